@@ -1,0 +1,30 @@
+# Everything a user runs by hand. `make demo` and `make test` set themselves up.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# uv does not read pip's find-links by itself.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+# The newest torch this is tested with. For another: make setup TORCH='torch==2.11.*'
+TORCH ?= torch<2.14
+# cpu, cu130, auto, …: where uv looks for torch (Linux with no GPU: cpu is 10 times smaller).
+TORCH_BACKEND ?=
+UV_PIP := $(BIN)/uv pip install --quiet --python $(BIN)/python $(if $(TORCH_BACKEND),--torch-backend=$(TORCH_BACKEND))
+# Where the tests find the full data sets; the tests that need one are skipped without it.
+export NTK_DATA_DIR ?= $(wildcard ../shared/data)
+
+.PHONY: help setup demo test test-fast lint types format check clean
+
+help:            ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+setup: $(VENV)/.installed  ## a virtual environment with everything in it (.venv)
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"python 3.11 or newer is needed, this is {sys.version.split()[0]}; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(UV_PIP) --editable '.[dev]' '$(TORCH)'
+	touch $@
+
+clean:           ## remove the environment and every cache (never runs/)
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info

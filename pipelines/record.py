@@ -1,0 +1,225 @@
+"""What a run leaves on disk: configuration, environment, one JSON line a round, weights.
+
+Every write goes to a temporary file in the same folder, is flushed to the disk and renamed over
+the old one, so that a run killed at any moment is found whole, at its last completed step.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import PipelineError
+
+try:
+    import fcntl
+except ImportError:  # not POSIX: two processes in one run directory are not noticed
+    fcntl = None
+
+FORMAT = 1
+CONFIG, ENVIRONMENT, ROUNDS = "config.json", "environment.json", "rounds.jsonl"
+_PACKAGES = ("ntk-lookahead", "torch", "torchvision", "jax", "jaxlib", "neural-tangents", "numpy")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory as read.
+
+    Attributes:
+        path: the directory.
+        config: what was asked for, as written in config.json.
+        environment: one entry for each time the run was started or resumed.
+        rounds: one object for each completed round, in order.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    environment: tuple[dict[str, Any], ...]
+    rounds: tuple[dict[str, Any], ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether the budget is spent and the last network evaluated."""
+        return len(self.rounds) == self.config["cycles"] + 1
+
+    def weights(self, round_number: int) -> Path:
+        """The file that holds the weights trained in a round."""
+        return self.path / f"weights-{round_number:03d}.safetensors"
+
+
+def write(path: Path, content: str) -> None:
+    """Replace a file by new content, all or nothing.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; the old file is untouched.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read(path: Path) -> Run:
+    """Read a run directory, complete or not.
+
+    Raises:
+        PipelineError: it is not a run directory, or one of its files cannot be understood.
+    """
+    if not (path / CONFIG).is_file():
+        raise PipelineError(f"{path} is not a run directory: it has no {CONFIG}.")
+    config = _parse(path / CONFIG, (path / CONFIG).read_text(encoding="utf-8"))
+    if config.get("format") != FORMAT:
+        raise PipelineError(
+            f"{path} was written in record format {config.get('format')!r}; this version reads "
+            f"format {FORMAT}. Use the version of ntk-lookahead that wrote it."
+        )
+    environment = path / ENVIRONMENT
+    starts = _parse(environment, environment.read_text("utf-8")) if environment.is_file() else []
+    rounds = path / ROUNDS
+    lines = rounds.read_text(encoding="utf-8").splitlines() if rounds.is_file() else []
+    parsed = tuple(_parse(rounds, line, number) for number, line in enumerate(lines, start=1))
+    if [line.get("round") for line in parsed] != list(range(len(parsed))):
+        raise PipelineError(f"{rounds} does not hold rounds 0, 1, 2, … in order; it was edited.")
+    return Run(path, config, tuple(starts), parsed)
+
+
+def _parse(path: Path, text: str, line: int | None = None) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"{path}, line {line}" if line else f"{path}"
+        raise PipelineError(
+            f"{where} is not valid JSON ({error}). The run writes it whole or not at all, so "
+            "something else changed it: restore it, or start the run in a new directory."
+        ) from error
+
+
+def open_run(path: Path, config: dict[str, Any]) -> Run:
+    """Start a run in a directory, or take up the one that is there.
+
+    Args:
+        path: the directory, made if it is not there.
+        config: what is asked for now; JSON-able.
+
+    Raises:
+        PipelineError: the directory holds a run made with another configuration, or other files.
+    """
+    config = {"format": FORMAT, **json.loads(json.dumps(config))}
+    path.mkdir(parents=True, exist_ok=True)
+    if not (path / CONFIG).exists():
+        foreign = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")]
+        if foreign:
+            raise PipelineError(
+                f"{path} is not empty and holds no {CONFIG} (found {', '.join(foreign[:3])}); "
+                "give --run an empty or new directory."
+            )
+        write(path / CONFIG, json.dumps(config, indent=1) + "\n")
+    run = read(path)
+    differing = _differences(run.config, config)
+    if differing:
+        raise PipelineError(
+            f"{path} holds a run made with another configuration: {'; '.join(differing)}. "
+            "Resume it with the settings it was started with, or give --run another directory."
+        )
+    starts = [*run.environment, environment()]
+    write(path / ENVIRONMENT, json.dumps(starts, indent=1) + "\n")
+    return Run(path, run.config, tuple(starts), run.rounds)
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key in sorted({*old, *new}):
+        before, now = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(now, dict):
+            found += _differences(before, now, f"{prefix}{key}.")
+        elif before != now:
+            found.append(f"{prefix}{key} is {before!r} there, {now!r} here")
+    return found
+
+
+def append(run: Run, line: dict[str, Any]) -> Run:
+    """Add a completed round and drop the weights of the rounds before it."""
+    rounds = (*run.rounds, json.loads(json.dumps(line, allow_nan=False)))
+    write(run.path / ROUNDS, "".join(json.dumps(entry) + "\n" for entry in rounds))
+    for stale in run.path.glob("weights-*.safetensors"):
+        if stale != run.weights(len(rounds) - 1):
+            stale.unlink()
+    return Run(run.path, run.config, run.environment, rounds)
+
+
+@contextmanager
+def only_writer(path: Path) -> Iterator[None]:
+    """Hold a run directory; a second process that wants it is refused.
+
+    Raises:
+        PipelineError: another process is working in it.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    with (path / ".lock").open("w") as lock:
+        if fcntl is not None:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise PipelineError(
+                    f"another process is working in {path}; wait for it, or give --run another "
+                    "directory."
+                ) from error
+        yield
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine, commit and command line of this process, for the record."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "versions": versions,
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):  # no git, or not a checkout: nothing to record
+        return None
+    return answer.stdout.strip()

@@ -1,0 +1,134 @@
+"""Networks by name: from a name, an image shape and a number of classes to a torch module.
+
+The table holds the networks of both papers with the stems for small images that SPEC.md, section
+6, names; `module:factory` is a network of one's own. Every one is probed before it is handed out.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from torch import nn
+
+from trainer.errors import NetworkError
+from trainer.networks.cnn import cnn
+from trainer.networks.resnet import resnet18
+from trainer.networks.vgg import vgg11_bn
+from trainer.networks.wide_resnet import wide_resnet
+from trainer.predict import forward, placement
+from trainer.randomness import seeded
+from trainer.tables import lookup
+
+Argument = int | float | str
+NETWORKS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
+    {"wide_resnet": wide_resnet, "resnet18": resnet18, "vgg11_bn": vgg11_bn, "cnn": cnn}
+)
+
+
+def build(
+    name: str,
+    input_shape: tuple[int, int, int],
+    classes: int,
+    rng: np.random.Generator,
+    arguments: Mapping[str, Argument] = MappingProxyType({}),
+) -> nn.Module:
+    """A freshly initialised network, in eval mode, on the CPU.
+
+    Args:
+        name: a row of NETWORKS, or `module:factory`, which is imported and called as
+            `factory(input_shape=…, classes=…, **arguments)`.
+        input_shape: (channels, height, width) of one image.
+        classes: how many logits.
+        rng: where the initial weights come from; torch's global seed is left as it was.
+        arguments: of the network, such as `{"stages": 1, "widen": 4}`.
+
+    Raises:
+        UnknownNameError: the name is in no row.
+        NetworkError: an argument is unknown or out of range, the factory cannot be loaded, or
+            what it returns does not map two blank images to (2, classes) finite logits.
+    """
+    if len(input_shape) != 3 or min(input_shape) < 1:
+        raise NetworkError(
+            f"input_shape is {tuple(input_shape)}; it must be (channels, height, width), each ≥ 1"
+        )
+    if classes < 2:
+        raise NetworkError(f"classes is {classes}; a classifier needs at least 2")
+    factory = _load(name) if ":" in name else lookup(NETWORKS, name, "network")
+    _check_names(name, factory, arguments)
+    with seeded(rng, torch.device("cpu")):
+        try:
+            network = factory(input_shape=tuple(input_shape), classes=classes, **arguments)
+        except TypeError as error:
+            raise NetworkError(
+                f"{name} could not be called with input_shape, classes and "
+                f"{dict(arguments)}: {error}"
+            ) from error
+    if not isinstance(network, nn.Module):
+        raise NetworkError(
+            f"{name} returned a {type(network).__name__}; it must return a torch.nn.Module"
+        )
+    network.eval()
+    _probe(name, network, input_shape, classes)
+    return network
+
+
+def parameter_count(network: nn.Module) -> int:
+    """How many numbers training changes."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+def _load(name: str) -> Callable[..., object]:
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise NetworkError(
+            f"network {name!r}: cannot import {module_name!r} ({error}); start in the folder that "
+            "holds it, or put that folder on PYTHONPATH"
+        ) from error
+    factory = getattr(module, attribute, None)
+    if factory is None:
+        raise NetworkError(f"network {name!r}: {module_name} has no attribute {attribute!r}")
+    if not callable(factory):
+        raise NetworkError(
+            f"network {name!r} is a {type(factory).__name__}, which cannot be called; it must be a "
+            "function of input_shape and classes that returns a torch.nn.Module"
+        )
+    return factory
+
+
+def _check_names(
+    name: str, factory: Callable[..., object], arguments: Mapping[str, Argument]
+) -> None:
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except ValueError:  # written in C, without a signature: the call itself will tell
+        return
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    known = [p.name for p in parameters if p.name not in ("input_shape", "classes")]
+    for argument in arguments:
+        if argument not in known:
+            raise NetworkError(
+                f"network {name!r} has no argument {argument!r}. "
+                + (f"Known: {', '.join(known)}." if known else "It takes none.")
+            )
+
+
+def _probe(name: str, network: nn.Module, input_shape: tuple[int, int, int], classes: int) -> None:
+    device, dtype = placement(network)
+    try:
+        with torch.no_grad():
+            output = forward(network, torch.zeros((2, *input_shape), device=device, dtype=dtype))
+    except NetworkError as error:
+        raise NetworkError(f"network {name!r}, tried on two blank images: {error}") from error
+    if output.shape[1] != classes:
+        raise NetworkError(
+            f"network {name!r} returns {output.shape[1]} logits an image; the data have "
+            f"{classes} classes"
+        )
+    if not bool(torch.isfinite(output).all()):
+        raise NetworkError(f"network {name!r} returns logits for a blank image that are not finite")

@@ -1,0 +1,32 @@
+"""The plain convolutional network of [D]: three convolutions and a linear layer."""
+
+import torch
+from torch import nn
+
+
+class CNN(nn.Module):
+    """3×3 convolutions 32 → 64 → 128 with ReLU, mean over pixels, linear."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        """Draw the initial weights from torch's generator."""
+        super().__init__()
+        layers: list[nn.Module] = []
+        for width in (32, 64, 128):
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+            channels = width
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(channels, classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(batch, channels, height, width) → (batch, classes) logits."""
+        return self.head(self.features(images).mean(dim=(2, 3)))
+
+
+def cnn(input_shape: tuple[int, int, int], classes: int) -> CNN:
+    """The CNN of SPEC.md, section 6: 94,538 parameters at 3 channels and 10 classes.
+
+    Args:
+        input_shape: (channels, height, width); any height and width.
+        classes: how many logits.
+    """
+    return CNN(input_shape[0], classes)

@@ -1,0 +1,111 @@
+"""From a trained network and normalised images to logits, in eval mode and batch by batch.
+
+Whatever maps images to something other than one finite row of logits an image is refused here,
+so that nothing downstream has to ask again.
+"""
+
+from itertools import chain
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Num
+from torch import nn
+
+from trainer.errors import DataError, NetworkError
+
+
+def placement(network: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """The device and the floating dtype of a network: those of its first floating tensor."""
+    for tensor in chain(network.parameters(), network.buffers()):
+        if tensor.is_floating_point():
+            return tensor.device, tensor.dtype
+    return torch.device("cpu"), torch.float32
+
+
+def to_tensor(
+    images: Num[np.ndarray, "examples channels height width"], network: nn.Module
+) -> torch.Tensor:
+    """A copy of images with the device and dtype of the network.
+
+    Raises:
+        DataError: the images are not floating point, so nobody normalised them.
+    """
+    if not np.issubdtype(images.dtype, np.floating):
+        raise DataError(
+            f"images have dtype {images.dtype}; a network needs normalised floating point images: "
+            "pass them through Dataset.normalise first"
+        )
+    device, dtype = placement(network)
+    return torch.tensor(np.ascontiguousarray(images), device=device, dtype=dtype)
+
+
+def forward(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """The network's logits for one batch, in whatever mode and gradient context it is called.
+
+    Args:
+        network: maps (batch, channels, height, width) to (batch, classes).
+        images: one batch.
+
+    Raises:
+        NetworkError: it fails on these images, or returns anything but a (batch, classes) tensor.
+    """
+    try:
+        output = network(images)
+    except RuntimeError as error:
+        raise NetworkError(
+            f"the network failed on images of shape {tuple(images.shape)} "
+            f"(batch, channels, height, width): {error}"
+        ) from error
+    if not isinstance(output, torch.Tensor):
+        raise NetworkError(
+            f"the network returned a {type(output).__name__}; it must return one tensor of logits "
+            "of shape (batch, classes): wrap it in a module that picks the logits out"
+        )
+    if output.ndim != 2 or output.shape[0] != images.shape[0]:
+        raise NetworkError(
+            f"the network returned a tensor of shape {tuple(output.shape)} for "
+            f"{images.shape[0]} images; it must return logits of shape ({images.shape[0]}, classes)"
+        )
+    return output
+
+
+def logits(
+    network: nn.Module,
+    images: Num[np.ndarray, "examples channels height width"],
+    batch_size: int = 512,
+) -> Float32[np.ndarray, "examples classes"]:
+    """Eval-mode logits of every image; the same for any batch size up to rounding.
+
+    Args:
+        network: in eval mode; its own device is used and its state is left as it was.
+        images: normalised, floating point.
+        batch_size: how many images go through the network at once.
+
+    Raises:
+        NetworkError: the network is in train mode, does not return (batch, classes) logits, or
+            returns one that is not finite; the message gives the first such image.
+        DataError: the images are not floating point.
+    """
+    if batch_size < 1:
+        raise NetworkError(f"batch_size is {batch_size}; it must be at least 1")
+    training = [name or "the network itself" for name, m in network.named_modules() if m.training]
+    if training:
+        raise NetworkError(
+            f"{len(training)} modules are in train mode, the first of them {training[0]}; "
+            "BatchNorm and dropout would make an image's logits depend on its batch: call network.eval()"
+        )
+    rows = []
+    with torch.no_grad():
+        for start in range(0, max(len(images), 1), batch_size):
+            batch = to_tensor(images[start : start + batch_size], network)
+            rows.append(forward(network, batch).float().cpu().numpy())
+            finite = np.isfinite(rows[-1]).all(axis=1)
+            if not finite.all():
+                index = start + int(np.argmin(finite))
+                cause = (
+                    "the image itself has non-finite pixels"
+                    if not np.isfinite(images[index]).all()
+                    else "the image is finite, so the weights or running statistics are not"
+                )
+                raise NetworkError(f"the logits of image {index} are not finite; {cause}")
+    return np.concatenate(rows)

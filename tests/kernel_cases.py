@@ -1,0 +1,50 @@
+"""Small models and random problems that the kernel's tests share."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from kernel.model import Model
+from kernel.ntk import Kernel
+
+
+def linear_model(features: int, classes: int, rng: np.random.Generator) -> Model:
+    """f(x) = W x: its Jacobian is X itself."""
+    weights = {"weight": jnp.asarray(rng.normal(size=(classes, features)))}
+    return Model(_linear, weights, {})
+
+
+def _linear(params, frozen, images):
+    return images @ params["weight"].T
+
+
+def mlp(features: int, hidden: int, classes: int, rng: np.random.Generator) -> Model:
+    """Two layers with biases and a frozen scale."""
+    params = {
+        "first.weight": jnp.asarray(rng.normal(size=(hidden, features)) / np.sqrt(features)),
+        "first.bias": jnp.asarray(rng.normal(size=hidden)),
+        "second.weight": jnp.asarray(rng.normal(size=(classes, hidden)) / np.sqrt(hidden)),
+        "second.bias": jnp.asarray(rng.normal(size=classes)),
+    }
+    return Model(_mlp, params, {"scale": jnp.asarray(1.7)})
+
+
+def _mlp(params, frozen, images):
+    hidden = jnp.tanh(images @ params["first.weight"].T + params["first.bias"])
+    return frozen["scale"] * (hidden @ params["second.weight"].T + params["second.bias"])
+
+
+def scalar_kernel(examples: int, rng: np.random.Generator, rank: int | None = None) -> Kernel:
+    """A random positive semi-definite kernel in float64."""
+    features = rng.normal(size=(examples, rank or 2 * examples))
+    return Kernel(features @ features.T, "float64")
+
+
+def full_kernel(examples: int, classes: int, rng: np.random.Generator) -> Kernel:
+    """A random kernel with C×C blocks."""
+    rows = examples * classes
+    features = rng.normal(size=(rows, 2 * rows))
+    return Kernel((features @ features.T).reshape(examples, classes, examples, classes), "float64")
+
+
+def one_hot(labels: np.ndarray, classes: int) -> np.ndarray:
+    return np.eye(classes)[labels]

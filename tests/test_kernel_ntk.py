@@ -1,0 +1,150 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kernel.compat import nt
+from kernel.errors import KernelError
+from kernel.gradients import per_example_gradients
+from kernel.model import Model
+from kernel.ntk import KINDS, cast, empirical_ntk
+from tests.kernel_cases import linear_model, mlp
+
+SHAPES = [(1, 3, 4, 2), (7, 2, 3, 3), (12, 5, 8, 4)]  # examples, features, hidden, classes
+
+
+def contract(theta, kind):
+    """Reduce the whole kernel (examples, examples, classes, classes) by definition."""
+    classes = theta.shape[-1]
+    return {
+        "single": theta[..., 0, 0],
+        "sum": theta.sum(axis=(-1, -2)) / classes,
+        "trace": np.trace(theta, axis1=-2, axis2=-1) / classes,
+        "full": theta.transpose(0, 2, 1, 3),
+    }[kind]
+
+
+def test_linear_model_has_the_gram_matrix_of_its_inputs(rng):
+    images = rng.normal(size=(6, 4))
+    model = linear_model(4, 3, rng)
+    for kind in ("single", "sum", "trace"):
+        kernel = empirical_ntk(model, images, kind, precision="float64")
+        np.testing.assert_allclose(kernel.values, images @ images.T, rtol=1e-12)
+    full = empirical_ntk(model, images, "full", precision="float64").values
+    expected = np.einsum("ij,cd->icjd", images @ images.T, np.eye(3))
+    np.testing.assert_allclose(full, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kinds_against_neural_tangents(kind, shape, rng):
+    examples, features, hidden, classes = shape
+    model = mlp(features, hidden, classes, rng)
+    images = rng.normal(size=(examples, features))
+    theta = nt.empirical_ntk_fn(
+        lambda params, x: model.function(params, model.frozen, x), trace_axes=(), implementation=1
+    )(jnp.asarray(images), None, model.params)
+    kernel = empirical_ntk(model, images, kind, precision="float64", chunk=5)
+    np.testing.assert_allclose(kernel.values, contract(np.asarray(theta), kind), rtol=1e-11)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_invariant_to_chunks_groups_and_order(kind, rng):
+    model = mlp(5, 8, 3, rng)
+    images = rng.normal(size=(11, 5))
+    reference = empirical_ntk(model, images, kind, precision="float64", chunk=11).values
+    rows = 11 * (3 if kind == "full" else 1)
+    one_array_at_a_time = 2 * rows * 8 * 40 / 2**30  # first.weight, the largest, has 40 entries
+    for chunk in (1, 4, 64):
+        split = empirical_ntk(
+            model, images, kind, precision="float64", chunk=chunk, memory_gib=one_array_at_a_time
+        )
+        np.testing.assert_allclose(split.values, reference, rtol=1e-12)
+    order = rng.permutation(11)
+    permuted = empirical_ntk(model, images[order], kind, precision="float64").values
+    expected = reference[order][:, order] if kind != "full" else reference[order][:, :, order]
+    np.testing.assert_allclose(permuted, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_symmetric_and_positive_semi_definite(kind, rng):
+    values = empirical_ntk(mlp(4, 3, 2, rng), rng.normal(size=(20, 4)), kind).values
+    rows = values.reshape(int(np.sqrt(values.size)), -1)
+    np.testing.assert_allclose(rows, rows.T, rtol=1e-6, atol=1e-5)
+    assert np.linalg.eigvalsh(rows).min() > -1e-4 * np.trace(rows) / len(rows)
+
+
+def test_float32_is_close_to_float64(rng):
+    model = mlp(6, 32, 3, rng)
+    images = rng.normal(size=(9, 6))
+    exact = empirical_ntk(model, images, "trace", precision="float64")
+    quick = empirical_ntk(model, images, "trace", precision="float32")
+    assert quick.precision == "float32"
+    assert quick.values.dtype == np.float64
+    np.testing.assert_allclose(quick.values, exact.values, rtol=1e-4, atol=1e-5)
+
+
+def test_frozen_arrays_are_not_differentiated(rng):
+    model = mlp(3, 4, 2, rng)
+    gradients = per_example_gradients(model, jnp.ones((2, 3)), jnp.ones(2))
+    assert gradients.shape == (2, sum(leaf.size for leaf in jax.tree.leaves(model.params)))
+
+
+def test_compiles_once_for_new_weights_and_other_numbers_of_images(rng):
+    traces = []
+
+    def counted(params, frozen, images):
+        traces.append(images.shape)
+        return images @ params["weight"].T
+
+    for examples in (9, 14, 30):
+        model = Model(counted, {"weight": jnp.asarray(rng.normal(size=(2, 3)))}, {})
+        empirical_ntk(model, rng.normal(size=(examples, 3)), chunk=8)
+    # one trace to learn the number of classes and one to compile
+    assert len(traces) <= 2 * 3 - 2
+
+
+def test_progress_counts_every_example_once_a_pass(rng):
+    seen = []
+    empirical_ntk(
+        mlp(3, 4, 2, rng),
+        rng.normal(size=(10, 3)),
+        "trace",
+        chunk=4,
+        progress=lambda *a: seen.append(a),
+    )
+    assert seen == [(4, 20), (8, 20), (10, 20), (14, 20), (18, 20), (20, 20)]
+
+
+def test_cast_keeps_integers(rng):
+    model = Model(lambda p, f, x: x, {"a": jnp.ones(2)}, {"steps": jnp.asarray(3)})
+    single = cast(model, "float32")
+    assert single.params["a"].dtype == jnp.float32
+    assert single.frozen["steps"].dtype == jnp.int64
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "singel"}, "unknown kernel kind 'singel'"),
+        ({"chunk": 0}, "chunk must be at least 1"),
+        ({"memory_gib": 1e-9}, "GiB are allowed"),
+        ({"images": np.zeros((0, 3))}, "at least one image"),
+    ],
+)
+def test_bad_requests(change, message, rng):
+    request = {"images": np.ones((2, 3)), "kind": "single", **change}
+    with pytest.raises(KernelError, match=message):
+        empirical_ntk(mlp(3, 4, 2, rng), request.pop("images"), request.pop("kind"), **request)
+
+
+def test_not_finite_gradients_name_the_images(rng):
+    images = rng.normal(size=(8, 3))
+    images[5, 1] = np.nan
+    with pytest.raises(KernelError, match=r"images \[5\]"):
+        empirical_ntk(mlp(3, 4, 2, rng), images, chunk=3)
+
+
+def test_a_network_with_nothing_to_train_is_refused():
+    with pytest.raises(KernelError, match="no trainable parameter"):
+        empirical_ntk(Model(lambda p, f, x: x, {}, {}), np.ones((2, 3)))

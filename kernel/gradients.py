@@ -5,6 +5,7 @@ the chosen parameters, by `vmap(grad)`. This is the plain form; a faster one mus
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +19,25 @@ def parameter_sizes(params: Params) -> tuple[int, ...]:
     return tuple(leaf.size for leaf in jax.tree.leaves(params))
 
 
+class Group(NamedTuple):
+    """Some columns of the Jacobian: whole parameter arrays, or a part of one.
+
+    Attributes:
+        leaves: which parameter arrays, by their place in `jax.tree.leaves`.
+        width: None for whole arrays; else the number of entries of a part of the only array.
+        part: which part, from 0; entries past the end of the array count as zeros.
+    """
+
+    leaves: tuple[int, ...]
+    width: int | None = None
+    part: int = 0
+
+
 def per_example_gradients(
     model: Model,
     images: Float[Array, "batch ..."],
     projection: Float[Array, " classes"],
-    leaves: tuple[int, ...] | None = None,
+    group: Group | None = None,
 ) -> Float[Array, "batch parameters"]:
     """Row i is ∂(v · f(x_i))/∂θ, flattened.
 
@@ -30,24 +45,28 @@ def per_example_gradients(
         model: the network; its dtype is the dtype of the result.
         images: one row an example, of the same dtype as the parameters.
         projection: v, the weights of the logits.
-        leaves: which parameter arrays to differentiate, by their place in `jax.tree.leaves`;
-            all of them if None.
+        group: which columns; all parameters if None.
 
     Returns:
         Gradients with the chosen arrays flattened and laid side by side in that order.
     """
-    chosen = tuple(range(len(parameter_sizes(model.params)))) if leaves is None else leaves
-    return _gradients(model.function, chosen, model.params, model.frozen, images, projection)
+    leaves, width, part = group or Group(tuple(range(len(parameter_sizes(model.params)))))
+    start = jnp.asarray((width or 0) * part)
+    return _gradients(
+        model.function, leaves, width, model.params, model.frozen, images, projection, start
+    )
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _gradients(
     function: Function,
     chosen: tuple[int, ...],
+    width: int | None,
     params: Params,
     frozen: Frozen,
     images: Array,
     projection: Array,
+    start: Array,
 ) -> Array:
     leaves, structure = jax.tree.flatten(params)
 
@@ -60,4 +79,8 @@ def _gradients(
 
     per_example = jax.vmap(jax.grad(projected), in_axes=(None, 0))
     gradients = per_example([leaves[place] for place in chosen], images)
-    return jnp.concatenate([leaf.reshape(len(images), -1) for leaf in gradients], axis=1)
+    rows = jnp.concatenate([leaf.reshape(len(images), -1) for leaf in gradients], axis=1)
+    if width is None:
+        return rows
+    padded = jnp.pad(rows, ((0, 0), (0, -rows.shape[1] % width)))
+    return jax.lax.dynamic_slice_in_dim(padded, start, width, axis=1)

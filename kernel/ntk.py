@@ -2,7 +2,7 @@
 
 From a model and images to Θ(x,x') = J(x)J(x')ᵀ, whole or reduced to a scalar-valued kernel. The
 parameters are split into groups whose Jacobian fits in the memory given; each group's Jacobian is
-formed once and its Gram matrix added, so no example's gradient is ever computed twice.
+formed once and its Gram matrix added, so that no entry of the Jacobian is kept or contracted twice.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from kernel.errors import KernelError
-from kernel.gradients import parameter_sizes, per_example_gradients
+from kernel.gradients import Group, parameter_sizes, per_example_gradients
 from kernel.model import Model
 
 Kind = Literal["single", "sum", "trace", "full"]
@@ -62,7 +62,7 @@ def empirical_ntk(
         progress: called with the number of example-passes done and their total.
 
     Raises:
-        KernelError: unknown kind; no images; a parameter array too large for the memory given;
+        KernelError: unknown kind; no images; not even one parameter fits in the memory given;
             gradients that are not finite.
     """
     if kind not in KINDS:
@@ -134,28 +134,32 @@ def _projections(kind: str, classes: int) -> tuple[np.ndarray, float]:
 
 def _parameter_groups(
     model: Model, rows: int, precision: Precision, memory_gib: float
-) -> list[tuple[int, ...]]:
-    """Consecutive parameter arrays whose Jacobian, with one working copy, fits in the memory."""
-    column = 2 * rows * np.dtype(precision).itemsize
-    room = memory_gib * GIB
-    groups: list[tuple[int, ...]] = []
+) -> list[Group]:
+    """Consecutive parameter arrays whose Jacobian, with one working copy, fits in the memory.
+
+    An array that does not fit by itself is taken in parts of equal width.
+    """
+    columns = int(memory_gib * GIB / (2 * rows * np.dtype(precision).itemsize))
+    if columns < 1:
+        raise KernelError(
+            f"one column of the Jacobian of {rows:,} rows does not fit in {memory_gib:g} GiB: "
+            "raise the kernel's memory or score fewer candidates."
+        )
+    groups: list[Group] = []
     current: tuple[int, ...] = ()
-    used = 0.0
+    used = 0
     for place, size in enumerate(parameter_sizes(model.params)):
-        if size * column > room:
-            raise KernelError(
-                f"the gradients of one parameter array of {size:,} entries for {rows:,} rows need "
-                f"{size * column / GIB:.1f} GiB and {memory_gib:g} GiB are allowed: raise the "
-                "kernel's memory, score fewer candidates, or use a narrower network."
-            )
-        if current and used + size * column > room:
-            groups.append(current)
-            current, used = (), 0.0
-        current = (*current, place)
-        used += size * column
-    if not current:
+        if current and used + size > columns:
+            groups.append(Group(current))
+            current, used = (), 0
+        if size > columns:
+            groups += [Group((place,), columns, part) for part in range(-(-size // columns))]
+        else:
+            current, used = (*current, place), used + size
+    groups += [Group(current)] if current else []
+    if not groups:
         raise KernelError("the network has no trainable parameter, so its kernel is zero.")
-    return [*groups, current]
+    return groups
 
 
 def _chunk_gradients(
@@ -164,7 +168,7 @@ def _chunk_gradients(
     start: int,
     chunk: int,
     projection: np.ndarray,
-    group: tuple[int, ...],
+    group: Group,
 ) -> jax.Array:
     """Gradients of one chunk; the last is padded with repeats so that one shape is compiled."""
     places = np.minimum(np.arange(start, start + chunk), len(images) - 1)

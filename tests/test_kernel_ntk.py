@@ -54,10 +54,11 @@ def test_invariant_to_chunks_groups_and_order(kind, rng):
     images = rng.normal(size=(11, 5))
     reference = empirical_ntk(model, images, kind, precision="float64", chunk=11).values
     rows = 11 * (3 if kind == "full" else 1)
-    one_array_at_a_time = 2 * rows * 8 * 40 / 2**30  # first.weight, the largest, has 40 entries
-    for chunk in (1, 4, 64):
+    column = 2 * rows * 8 / 2**30
+    # the arrays have 8, 40, 3 and 24 entries: whole, one at a time, in parts
+    for chunk, columns in ((1, 75), (4, 40), (64, 7)):
         split = empirical_ntk(
-            model, images, kind, precision="float64", chunk=chunk, memory_gib=one_array_at_a_time
+            model, images, kind, precision="float64", chunk=chunk, memory_gib=column * columns
         )
         np.testing.assert_allclose(split.values, reference, rtol=1e-12)
     order = rng.permutation(11)
@@ -128,7 +129,7 @@ def test_cast_keeps_integers(rng):
     [
         ({"kind": "singel"}, "unknown kernel kind 'singel'"),
         ({"chunk": 0}, "chunk must be at least 1"),
-        ({"memory_gib": 1e-9}, "GiB are allowed"),
+        ({"memory_gib": 1e-9}, "does not fit in 1e-09 GiB"),
         ({"images": np.zeros((0, 3))}, "at least one image"),
     ],
 )

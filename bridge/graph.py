@@ -1,0 +1,204 @@
+"""From a PyTorch module to a `Program`, by way of `torch.export`.
+
+The module is copied, exported with a free batch dimension and made functional; only operators
+that have no row of ours are decomposed. What cannot become a pure function of one image is
+refused here, with the reason and the line it comes from (DESIGN: the bridge).
+"""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+
+from bridge.errors import BridgeError
+from bridge.ops import OPERATORS
+from bridge.program import DType, Node, Program, Ref, Site, Weight, references
+from bridge.refusal import check, explain, module_path, operator_name, user_line
+
+# Arguments that say where memory lies, which means nothing in JAX.
+_LAYOUT = (torch.device, torch.layout, torch.memory_format)
+
+
+class Lifted(NamedTuple):
+    """A program and the tensors that its weights stand for.
+
+    Attributes:
+        program: the pure function.
+        tensors: every parameter and buffer of the module and every constant of its graph, by
+            canonical name: a tied one has the first of its names.
+        trainable: names of the parameters that have a gradient.
+        constants: names of what is not in the module's state dict.
+    """
+
+    program: Program
+    tensors: dict[str, torch.Tensor]
+    trainable: frozenset[str]
+    constants: frozenset[str]
+
+
+def lift(module: nn.Module, images: torch.Tensor) -> Lifted:
+    """The program of a module on the CPU, in eval mode, that the caller does not need again.
+
+    Raises:
+        BridgeError: the module cannot be exported, uses an operator without a row, depends on
+            randomness or batch statistics, changes a buffer, or has parameters it never uses.
+    """
+    exported = _export(module, images)
+    graph, signature = exported.graph, exported.graph_signature
+    for output in signature.output_specs:
+        if output.kind is not OutputKind.USER_OUTPUT:
+            raise BridgeError(
+                f"the network's forward changes {output.target!r}, so that its logits depend on "
+                "what it saw before; in eval mode it must leave its buffers alone"
+            )
+
+    canonical = _canonical_names(module)
+    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    persistent = module.state_dict().keys()
+    constants = {name for name in tensors if name not in persistent}
+    weights: dict[str, Weight] = {}
+    images_name = ""
+    for spec in signature.input_specs:
+        node_name = getattr(spec.arg, "name", "")
+        if spec.kind is InputKind.USER_INPUT:
+            images_name = node_name
+        elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            weights[node_name] = Weight(canonical[str(spec.target)])
+        else:
+            name = f"constant:{spec.target}"
+            constant = exported.constants[str(spec.target)]
+            if not isinstance(constant, torch.Tensor):
+                raise BridgeError(
+                    f"the network holds {spec.target!r}, a {type(constant).__name__}, and uses it "
+                    "in forward; only tensors can be mirrored"
+                )
+            tensors[name] = constant
+            constants.add(name)
+            weights[node_name] = Weight(name)
+
+    _whole_batch_norm(graph)
+    live = _live(graph)
+    check(live)
+    nodes = tuple(_node(node, weights) for node in live)
+    (output,) = graph.output_node().all_input_nodes
+    trainable = frozenset(n for n, p in module.named_parameters() if p.requires_grad)
+    sites = _sites(nodes, trainable)
+    unused = trainable - {name for site in sites for name in site.parameters}
+    if unused:
+        raise BridgeError(
+            f"the logits do not depend on {len(unused)} trainable parameter(s): "
+            f"{', '.join(sorted(unused))}; remove them, or freeze them with requires_grad_(False)"
+        )
+    return Lifted(
+        Program(images_name, nodes, Ref(output.name), sites),
+        tensors,
+        trainable,
+        frozenset(constants),
+    )
+
+
+def _export(module: nn.Module, images: torch.Tensor) -> ExportedProgram:
+    shapes = ({0: torch.export.Dim.DYNAMIC},)
+    with warnings.catch_warnings():
+        # torch 2.13 warns of its own use of LeafSpec when it makes a graph functional.
+        warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
+        try:
+            exported = torch.export.export(module, (images,), dynamic_shapes=shapes)
+            table = torch.export.default_decompositions()
+            rows = {op: table[op] for op in list(table) if str(op) not in OPERATORS}
+            return exported.run_decompositions(rows)
+        except Exception as error:
+            raise BridgeError(explain(error)) from error
+
+
+def _canonical_names(module: nn.Module) -> dict[str, str]:
+    """Every name of a parameter or buffer to the first name of the same tensor."""
+    names: dict[int, str] = {}
+    every = [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]
+    return {name: names.setdefault(id(tensor), name) for name, tensor in every}
+
+
+def _whole_batch_norm(graph: fx.Graph) -> None:
+    """Put eval-mode BatchNorm, which loses its name when made functional, back as one output."""
+    for node in list(graph.nodes):
+        if node.target != torch.ops.aten._native_batch_norm_legit_no_training.default:
+            continue
+        *tensors, momentum, eps = node.args
+        with graph.inserting_before(node):
+            whole = graph.call_function(
+                torch.ops.aten.batch_norm.default, (*tensors, False, momentum, eps, False)
+            )
+        whole.meta = {**node.meta, "val": node.meta["val"][0]}
+        for output in list(node.users):
+            output.replace_all_uses_with(whole)
+            graph.erase_node(output)
+        graph.erase_node(node)
+
+
+def _live(graph: fx.Graph) -> list[fx.Node]:
+    """The calls that the logits depend on, in order."""
+    needed: set[fx.Node] = set()
+    stack = [graph.output_node()]
+    while stack:
+        node = stack.pop()
+        if node not in needed:
+            needed.add(node)
+            stack.extend(node.all_input_nodes)
+    return [
+        node for node in graph.nodes if node in needed and node.op not in ("placeholder", "output")
+    ]
+
+
+def _node(node: fx.Node, weights: Mapping[str, Weight]) -> Node:
+    def convert(value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            return weights.get(value.name, Ref(value.name))
+        if isinstance(value, torch.dtype):
+            return DType(str(value).removeprefix("torch."))
+        if isinstance(value, (list, tuple)):
+            return tuple(convert(part) for part in value)
+        return None if isinstance(value, _LAYOUT) else value
+
+    op, args = operator_name(node), node.args
+    if op == "aten.squeeze.default":  # which axes go is known now, and is not the batch
+        op, args = "aten.squeeze.dims", (args[0], _unit_axes(args[0]))
+    return Node(
+        name=node.name,
+        op=op,
+        args=tuple(convert(argument) for argument in args),
+        kwargs={key: convert(value) for key, value in node.kwargs.items()},
+        module=module_path(node),
+        source=user_line(node.meta.get("stack_trace") or "").strip(" ()"),
+    )
+
+
+def _unit_axes(node: Any) -> tuple[int, ...]:
+    return tuple(i for i, n in enumerate(node.meta["val"].shape) if isinstance(n, int) and n == 1)
+
+
+def _sites(nodes: tuple[Node, ...], trainable: frozenset[str]) -> tuple[Site, ...]:
+    sites, seen = [], dict[str, int]()
+    for node in nodes:
+        names = tuple(weight.name for weight in references(node, Weight))
+        if not names:
+            continue
+        label = node.module or node.name
+        seen[label] = seen.get(label, 0) + 1
+        sites.append(
+            Site(
+                name=label if seen[label] == 1 else f"{label}#{seen[label]}",
+                op=node.op,
+                parameters=tuple(n for n in names if n in trainable),
+                buffers=tuple(n for n in names if n not in trainable),
+                node=node.name,
+                source=node.source,
+            )
+        )
+    return tuple(sites)

@@ -1,0 +1,141 @@
+"""Rows of the operator table for layers: convolution, linear, normalisation, softmax, dropout.
+
+From arrays in torch's layouts (images NCHW, kernels OIHW) to arrays in the same.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bridge.ops import Scalar, register
+from bridge.pooling import Sizes, per_axis
+
+
+@register("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default")
+@register("aten.conv1d.padding", "aten.conv2d.padding", "aten.conv3d.padding")
+def conv(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    stride: Sizes = 1,
+    padding: Sizes | str = 0,
+    dilation: Sizes = 1,
+    groups: int = 1,
+) -> Array:
+    """Cross-correlation; `same` pads the odd pixel at the end of an axis."""
+    rank = weight.ndim - 2
+    dilation = per_axis(dilation, rank)
+    if padding == "same":
+        reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+        edges = [(r // 2, r - r // 2) for r in reach]
+    elif isinstance(padding, str):
+        edges = [(0, 0)] * rank
+    else:
+        edges = [(p, p) for p in per_axis(padding, rank)]
+    dtype = jnp.result_type(x, weight)
+    y = jax.lax.conv_general_dilated(
+        x.astype(dtype),
+        weight.astype(dtype),
+        per_axis(stride, rank),
+        edges,
+        rhs_dilation=dilation,
+        feature_group_count=groups,
+    )
+    return y if bias is None else y + bias.reshape((-1,) + (1,) * rank)
+
+
+@register("aten.linear.default")
+def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
+    """Computes x Wᵀ + b over the last axis."""
+    y = jnp.matmul(x, weight.T)
+    return y if bias is None else y + bias
+
+
+@register("aten.matmul.default", "aten.mm.default", "aten.bmm.default")
+def matmul(x: Array, y: Array) -> Array:
+    """Matrix product over the last two axes."""
+    return jnp.matmul(x, y)
+
+
+@register("aten.addmm.default", "aten.baddbmm.default")
+def addmm(bias: Array, x: Array, y: Array, *, beta: Scalar = 1, alpha: Scalar = 1) -> Array:
+    """beta·bias + alpha·(x y)."""
+    return beta * bias + alpha * jnp.matmul(x, y)
+
+
+@register("aten.batch_norm.default")
+def batch_norm(
+    x: Array,
+    weight: Array | None,
+    bias: Array | None,
+    running_mean: Array,
+    running_var: Array,
+    training: bool,
+    momentum: Scalar,
+    eps: Scalar,
+    _cudnn: bool,
+) -> Array:
+    """Normalisation by running statistics along axis 1; the graph refuses batch statistics."""
+    shape = (-1,) + (1,) * (x.ndim - 2)
+    scale = jax.lax.rsqrt(running_var + eps)
+    if weight is not None:
+        scale = scale * weight
+    y = (x - running_mean.reshape(shape)) * scale.reshape(shape)
+    return y if bias is None else y + bias.reshape(shape)
+
+
+def _standardise(x: Array, axes: tuple[int, ...], eps: Scalar) -> Array:
+    centred = x - jnp.mean(x, axes, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.mean(centred**2, axes, keepdims=True) + eps)
+
+
+@register("aten.layer_norm.default")
+def layer_norm(
+    x: Array,
+    normalized_shape: Sequence[int],
+    weight: Array | None = None,
+    bias: Array | None = None,
+    eps: Scalar = 1e-5,
+    _cudnn: bool = True,
+) -> Array:
+    """Normalisation over the last axes of each example."""
+    y = _standardise(x, tuple(range(-len(normalized_shape), 0)), eps)
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+@register("aten.group_norm.default")
+def group_norm(
+    x: Array,
+    groups: int,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    eps: Scalar = 1e-5,
+    _cudnn: bool = True,
+) -> Array:
+    """Normalisation over groups of channels of each example."""
+    shape = (-1,) + (1,) * (x.ndim - 2)
+    y = _standardise(x.reshape((x.shape[0], groups, -1)), (2,), eps).reshape(x.shape)
+    y = y if weight is None else y * weight.reshape(shape)
+    return y if bias is None else y + bias.reshape(shape)
+
+
+@register("aten.softmax.int", "aten._softmax.default")
+def softmax(x: Array, dim: int, dtype: Any = None) -> Array:
+    """exp(x) over its sum along an axis."""
+    return jax.nn.softmax(x.astype(dtype) if isinstance(dtype, jnp.dtype) else x, dim)
+
+
+@register("aten.log_softmax.int", "aten._log_softmax.default")
+def log_softmax(x: Array, dim: int, dtype: Any = None) -> Array:
+    """Logarithm of the softmax."""
+    return jax.nn.log_softmax(x.astype(dtype) if isinstance(dtype, jnp.dtype) else x, dim)
+
+
+@register("aten.dropout.default", "aten.feature_dropout.default", "aten.alpha_dropout.default")
+def dropout(x: Array, p: Scalar, train: bool) -> Array:
+    """The identity; the graph refuses dropout that is switched on."""
+    return x

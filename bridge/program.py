@@ -1,0 +1,195 @@
+"""A network as a short list of operators, run by JAX.
+
+From parameters, frozen arrays and a batch of images to logits, one node after another through the
+table of `bridge.ops`; nothing of torch is needed. Any node that directly consumes a weight is a
+site: its output is what the certificate compares, and what a tap perturbs (SPEC.md, section 2).
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+# The rows of these enter the table.
+import bridge.layers
+import bridge.pooling
+import bridge.reductions
+import bridge.shapes  # noqa: F401
+from bridge.ops import OPERATORS
+
+Arrays = Mapping[str, Array]
+
+
+class Ref(NamedTuple):
+    """The output of an earlier node, or the images."""
+
+    node: str
+
+
+class Weight(NamedTuple):
+    """A parameter, a buffer or a constant tensor, by name."""
+
+    name: str
+
+
+class DType(NamedTuple):
+    """A dtype, by its NumPy name."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator call.
+
+    `args` and `kwargs` are those of the ATen schema: numbers, strings, None, tuples of these,
+    and Ref, Weight and DType in place of what is only known when the program runs.
+    """
+
+    name: str
+    op: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    module: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Site:
+    """A node that directly consumes a weight.
+
+    Attributes:
+        name: path of the module that the node belongs to, with `#2`, `#3`, … from its second
+            site on; the node's own name where the call is in no submodule.
+        op: ATen name of the operator.
+        parameters: trainable parameters consumed, by their canonical names.
+        buffers: other arrays consumed: buffers, parameters without gradient, constants.
+        node: name of the node.
+        source: line of the user's code.
+    """
+
+    name: str
+    op: str
+    parameters: tuple[str, ...]
+    buffers: tuple[str, ...]
+    node: str
+    source: str
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A pure function of (params, frozen, images) that holds no arrays itself.
+
+    It is hashed by identity: JAX's compilation caches live as long as the object, whatever
+    weights it is called with.
+
+    Attributes:
+        images: name under which nodes refer to the images.
+        nodes: in the order in which they run.
+        output: what is returned.
+        sites: every node that directly consumes a weight, in order.
+    """
+
+    images: str
+    nodes: tuple[Node, ...]
+    output: Ref
+    sites: tuple[Site, ...]
+
+    def __call__(self, params: Arrays, frozen: Arrays, x: Array) -> Array:
+        """Logits (batch, classes) of images (batch, channels, height, width)."""
+        return self._run(params, frozen, x, lambda _node, _inputs, output: output)
+
+    def activations(self, params: Arrays, frozen: Arrays, x: Array) -> tuple[Array, dict[str, Any]]:
+        """Logits, and the output of each site by its name."""
+        names = {site.node: site.name for site in self.sites}
+        outputs = {}
+
+        def observe(node: Node, _inputs: tuple[Array, ...], output: Any) -> Any:
+            if node.name in names:
+                outputs[names[node.name]] = output
+            return output
+
+        return self._run(params, frozen, x, observe), outputs
+
+    def tapped(
+        self, params: Arrays, frozen: Arrays, perturbations: Mapping[str, Any], x: Array
+    ) -> tuple[Array, dict[str, tuple[Array, ...]]]:
+        """Logits with a perturbation added to sites' outputs, and the inputs of those sites.
+
+        The gradient with respect to a perturbation of zeros is the cotangent δ of the site's
+        output; `at` with the same inputs is the site's operator, so that its vjp at δ is the
+        gradient with respect to the site's parameters. Map a tapped function of *one* example:
+        axis 0 of a site need not be the batch.
+
+        Args:
+            params: trainable parameters by name.
+            frozen: every other array by name.
+            perturbations: for each site to be tapped, an array shaped as its output.
+            x: images, (batch, channels, height, width).
+        """
+        names = {site.node: site.name for site in self.sites if site.name in perturbations}
+        taps = {}
+
+        def observe(node: Node, inputs: tuple[Array, ...], output: Any) -> Any:
+            if node.name not in names:
+                return output
+            taps[names[node.name]] = inputs
+            return jax.tree.map(jnp.add, output, perturbations[names[node.name]])
+
+        return self._run(params, frozen, x, observe), taps
+
+    def at(self, site: str) -> Callable[[Arrays, Arrays, tuple[Array, ...]], Any]:
+        """The operator of one site as a function of (params, frozen, inputs)."""
+        (label,) = [s.node for s in self.sites if s.name == site]
+        (node,) = [n for n in self.nodes if n.name == label]
+        refs = list(references(node, Ref))
+
+        def operator(params: Arrays, frozen: Arrays, inputs: tuple[Array, ...]) -> Any:
+            values = {ref.node: value for ref, value in zip(refs, inputs, strict=True)}
+            return _call(node, params, frozen, values)
+
+        return operator
+
+    def _run(
+        self,
+        params: Arrays,
+        frozen: Arrays,
+        x: Array,
+        observe: Callable[[Node, tuple[Array, ...], Any], Any],
+    ) -> Array:
+        values: dict[str, Any] = {self.images: x}
+        for node in self.nodes:
+            inputs = tuple(values[ref.node] for ref in references(node, Ref))
+            values[node.name] = observe(node, inputs, _call(node, params, frozen, values))
+        return values[self.output.node]
+
+
+def references(node: Node, kind: type) -> Iterator[Any]:
+    """What a node refers to, of one kind (Ref or Weight), each once, in order of appearance."""
+    seen = set()
+    leaves = jax.tree.leaves(
+        (node.args, dict(node.kwargs)), is_leaf=lambda leaf: isinstance(leaf, (Ref, Weight, DType))
+    )
+    for leaf in leaves:
+        if isinstance(leaf, kind) and leaf not in seen:
+            seen.add(leaf)
+            yield leaf
+
+
+def _call(node: Node, params: Arrays, frozen: Arrays, values: Mapping[str, Any]) -> Any:
+    def resolve(value: Any) -> Any:
+        if isinstance(value, Ref):
+            return values[value.node]
+        if isinstance(value, Weight):
+            return params[value.name] if value.name in params else frozen[value.name]
+        if isinstance(value, DType):
+            return jnp.dtype(value.name)
+        if isinstance(value, tuple):
+            return tuple(resolve(part) for part in value)
+        return value
+
+    arguments = [resolve(argument) for argument in node.args]
+    return OPERATORS[node.op](*arguments, **{k: resolve(v) for k, v in node.kwargs.items()})

@@ -1,0 +1,108 @@
+"""What in an exported graph has no place in a pure function of one image, and why.
+
+From nodes of `torch.export`'s graph, or the error it raised instead of one, to a `BridgeError`
+whose message names the layer, the line of the user's code and the way out.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from bridge.errors import BridgeError
+from bridge.ops import OPERATORS
+
+_TORCH = os.path.dirname(torch.__file__)
+_FRAME = re.compile(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)')
+
+
+def operator_name(node: fx.Node) -> str:
+    """Name of a call as the operator table has it, such as `aten.relu.default`."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target)
+    return f"{getattr(target, '__module__', '')}.{getattr(target, '__name__', target)}".lstrip("_")
+
+
+def check(nodes: list[fx.Node]) -> None:
+    """Refuse everything that is random, coupled or unknown, all of it in one message.
+
+    Raises:
+        BridgeError: a call draws random numbers or uses batch statistics, or has no row.
+    """
+    missing, impure = [], []
+    for node in nodes:
+        op, where = operator_name(node), _where(node)
+        reason = _impurity(node, op)
+        if reason:
+            impure.append(f"{where}: {reason}")
+        elif op not in OPERATORS:
+            missing.append(f"{op} in {where}")
+    if impure:
+        raise BridgeError("the network is not a function of one image:\n  " + "\n  ".join(impure))
+    if missing:
+        raise BridgeError(
+            f"{len(missing)} operator call(s) have no row in bridge.ops:\n  "
+            + "\n  ".join(missing)
+            + "\nadd each as a JAX function decorated with bridge.ops.register"
+        )
+
+
+def _impurity(node: fx.Node, op: str) -> str:
+    if "batch_norm" in op and op != "aten.batch_norm.default":
+        return (
+            "BatchNorm without running statistics makes an image's logits depend on its batch; "
+            "build it with track_running_stats=True and train it, or use GroupNorm"
+        )
+    if "dropout" in op and len(node.args) > 2 and node.args[2]:
+        return "dropout is on in eval mode; call F.dropout with training=self.training"
+    if "dropout" not in op and isinstance(node.target, torch._ops.OpOverload):
+        if torch.Tag.nondeterministic_seeded in node.target.tags:
+            return f"{op} draws random numbers; a mirror must give the same logits every time"
+    return ""
+
+
+def module_path(node: fx.Node) -> str:
+    """Path of the innermost module that a call belongs to; empty for the network itself."""
+    stack: Mapping[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
+    paths = [re.sub(r"@\d+$", "", path) for key, (path, _) in stack.items() if "empty" not in key]
+    return paths[-1] if paths else ""
+
+
+def _where(node: fx.Node) -> str:
+    module = module_path(node)
+    label = f"layer {module!r}" if module else "the network's own forward"
+    return label + user_line(node.meta.get("stack_trace") or "")
+
+
+def explain(error: Exception) -> str:
+    """What an error of `torch.export` means for the person who wrote the network."""
+    text = str(error)
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    where = user_line(text)
+    kind = type(error).__name__
+    if "DataDependent" in kind or "data-dependent" in text:
+        reason = (
+            "a Python branch, loop or .item() depends on the values of the images; write it with "
+            "torch.where, or take the branch outside forward"
+        )
+    elif "Constraint" in kind or "specializ" in text or "Dim.DYNAMIC" in text:
+        reason = (
+            "forward works for one batch size only; use x.shape[0] or -1 in place of a number, "
+            "and do not turn the batch size into an int"
+        )
+    else:
+        reason = f"{kind}: {first}"
+    return f"torch.export cannot turn the network into a graph{where}: {reason}"
+
+
+def user_line(text: str) -> str:
+    """The last line in a traceback that is not torch's own, as ` (file:line: code)`, or nothing."""
+    frames = [frame for frame in _FRAME.findall(text) if not frame[0].startswith(_TORCH)]
+    if not frames:
+        return ""
+    path, line, code = frames[-1]
+    return f" ({os.path.basename(path)}:{line}: {code.strip()})"

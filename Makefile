@@ -26,5 +26,27 @@ $(VENV)/.installed: pyproject.toml
 	$(UV_PIP) --editable '.[dev]' '$(TORCH)'
 	touch $@
 
+demo: setup       ## active learning on scikit-learn's digits: a table and a picture, about two minutes
+	$(BIN)/python -m pipelines.demo
+
+test: setup       ## every test (those that need the full data sets: NTK_DATA_DIR=DIR make test)
+	$(BIN)/python -m pytest -q
+
+test-fast: setup  ## the tests that take seconds
+	$(BIN)/python -m pytest -q -m 'not slow'
+
+lint: setup       ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup      ## pyright
+	$(BIN)/pyright
+
+format: setup     ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+check: lint types test  ## what CI runs
+
 clean:           ## remove the environment and every cache (never runs/)
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info

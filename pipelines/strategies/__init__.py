@@ -1,0 +1,17 @@
+"""The strategies by name; a new one is a function and a row here."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from pipelines.strategies import lookahead, uncertainty
+from pipelines.strategies.situation import Strategy
+
+STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
+    {
+        "random": uncertainty.random,
+        "entropy": uncertainty.entropy,
+        "margin": uncertainty.margin,
+        "least_confident": uncertainty.least_confident,
+        "mlmoc": lookahead.mlmoc,
+    }
+)

@@ -1,0 +1,51 @@
+"""The command line of a data set's script: settings from arguments, failures in plain words."""
+
+import errno
+import sys
+
+import tyro
+from rich.console import Console
+
+from bridge.errors import BridgeError
+from kernel.errors import KernelError
+from pipelines.config import RunConfig
+from pipelines.errors import PipelineError
+from pipelines.run import run
+from trainer.errors import TrainerError
+
+EXPECTED = (TrainerError, BridgeError, KernelError, PipelineError)
+FAILED, INTERRUPTED = 2, 130
+
+
+def main(defaults: RunConfig) -> None:
+    """Run a data set's script with its own default values.
+
+    Exits with status 2 after a failure that has a message, 130 after Ctrl-C.
+    """
+    console = Console()
+    try:
+        config = tyro.cli(
+            RunConfig, default=defaults, description=f"Active learning on {defaults.dataset}."
+        )
+        run(config, console)
+    except EXPECTED as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(_explain(error))
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on after the last round shown", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(FAILED)
+
+
+def _explain(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"the disk is full ({error}). Every completed round is on disk: make room and give "
+            "the same command again."
+        )
+    return f"{error}. Completed rounds are on disk: mend this and give the same command again."

@@ -1,0 +1,123 @@
+"""The settings of a run; the command line is made from these dataclasses.
+
+Every data set's script holds only values for them; see the paper's values in docs/mathematics.md.
+"""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from pipelines.errors import PipelineError
+from pipelines.strategies import STRATEGIES
+from pipelines.strategies.situation import KernelConfig
+from trainer.fit import TrainConfig
+from trainer.tables import lookup
+
+DATA_DIR_VARIABLE = "NTK_DATA_DIR"
+# Where a run finds its files and what it runs on is no part of what it computes.
+_MACHINE = ("data_dir", "run", "download", "device")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """One active-learning run: train, score, query, label, again, until the budget is spent.
+
+    Attributes:
+        dataset: the data set.
+        strategy: how the batch is chosen: random, entropy, margin, least_confident, mlmoc.
+        seed: the one seed of everything random.
+        initial: labels at the start, drawn uniformly.
+        query: labels bought in each cycle.
+        subset: candidates drawn afresh from the pool each cycle; None scores the whole pool.
+        cycles: how many times a batch is queried.
+        network: wide_resnet, resnet18, vgg11_bn, cnn, or your own as module:factory.
+        network_args: arguments of the network, as name=value.
+        image_size: pixels of a side that images are resized to, for data sets whose images differ
+            in size.
+        data_dir: folder of the data set (for `images`: the folder or archive of images itself);
+            by default the environment variable NTK_DATA_DIR, then ./data.
+        download: fetch the data set into data_dir when it is not there and can be fetched.
+        run: directory of the run's record; by default runs/DATASET-STRATEGY-seedN. An unfinished
+            run found there is resumed.
+        device: where the network is trained; auto takes a GPU if there is one.
+        train: training of the network in each cycle.
+        kernel: kernel of the look-ahead strategies.
+    """
+
+    dataset: tyro.conf.Suppress[str]
+    strategy: str = "mlmoc"
+    seed: int = 0
+    initial: int = 100
+    query: int = 20
+    subset: int | None = None
+    cycles: int = 10
+    network: str = "wide_resnet"
+    network_args: tuple[str, ...] = ()
+    image_size: int | None = None
+    data_dir: Path | None = None
+    download: bool = True
+    run: Path | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    kernel: KernelConfig = dataclasses.field(default_factory=KernelConfig)
+
+    def __post_init__(self):
+        """Refuse what can be seen to be wrong before anything is read or computed.
+
+        Raises:
+            UnknownNameError: a strategy that is not there.
+            PipelineError: a number out of range, or a network argument that is not name=value.
+        """
+        lookup(STRATEGIES, self.strategy, "strategy")
+        for name, least in (("seed", 0), ("initial", 1), ("query", 1), ("cycles", 0)):
+            if getattr(self, name) < least:
+                what = " (the labelled set would be empty)" if name == "initial" else ""
+                raise PipelineError(
+                    f"{name} must be {least} or more, not {getattr(self, name)}{what}."
+                )
+        if self.subset is not None and self.subset < self.query:
+            raise PipelineError(
+                f"subset is {self.subset} and query is {self.query}: a batch cannot be larger "
+                "than the candidates it is chosen from; raise subset or lower query."
+            )
+        _ = self.network_arguments
+
+    @property
+    def network_arguments(self) -> dict[str, int | float | str]:
+        """The network's arguments, numbers as numbers."""
+        return dict(_name_and_value(argument) for argument in self.network_args)
+
+    @property
+    def data_folder(self) -> Path:
+        """Where the data set is looked for."""
+        return self.data_dir or Path(os.environ.get(DATA_DIR_VARIABLE) or "data")
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the record is written."""
+        return self.run or Path("runs") / f"{self.dataset}-{self.strategy}-seed{self.seed}"
+
+    def record(self) -> dict[str, Any]:
+        """What is computed, JSON-able: everything but the machine's own places."""
+        values = dataclasses.asdict(self)
+        for name in _MACHINE:
+            del values[name]
+        values["network_args"] = self.network_arguments
+        return values
+
+
+def _name_and_value(argument: str) -> tuple[str, int | float | str]:
+    name, equals, text = argument.partition("=")
+    if not (name and equals and text):
+        raise PipelineError(
+            f"network argument {argument!r} is not of the form name=value, such as widen=2."
+        )
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return name, text
+    return name, value if isinstance(value, int | float) else text

@@ -1,0 +1,150 @@
+"""One query for people with their own loop: which images of mine should be labelled next?
+
+From a trained network, all images and the labels so far to data-set indices, with every score.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import nn
+
+from bridge.mirror import mirror
+from bridge.parity import certify
+from pipelines.errors import PipelineError
+from pipelines.seeds import generator
+from pipelines.stages import Stages
+from pipelines.strategies import STRATEGIES
+from pipelines.strategies.probabilities import probabilities
+from pipelines.strategies.situation import KernelConfig, Query, Situation
+from trainer.pool import Pool
+from trainer.predict import logits
+from trainer.tables import lookup
+
+PROBE = 4
+
+
+def query(
+    model: nn.Module,
+    images: np.ndarray | torch.Tensor,
+    labelled: Mapping[int, int],
+    batch_size: int,
+    strategy: str = "mlmoc",
+    *,
+    subset: int | None = None,
+    loss: str = "l2",
+    kernel: KernelConfig | None = None,
+    seed: int = 0,
+    stages: Stages | None = None,
+) -> Query:
+    """Choose the next images to label.
+
+    Args:
+        model: your trained network in eval mode: (batch, channels, height, width) → (batch,
+            classes) logits.
+        images: float (examples, channels, height, width), all of them, labelled or not, exactly
+            as the network takes them (normalised, not augmented).
+        labelled: the labels so far, {index into images: class from 0}.
+        batch_size: how many to choose.
+        strategy: random, entropy, margin, least_confident or mlmoc.
+        subset: score only so many unlabelled images, drawn at random; None scores all.
+        loss: what the network was trained with, `l2` on one-hot labels or `cross_entropy`; it
+            decides how logits become probabilities. Look-ahead assumes `l2`.
+        kernel: how a look-ahead kernel is computed.
+        seed: of the subset, of random choice and of ties.
+        stages: where time and memory are noted and progress is shown.
+
+    Returns:
+        The chosen indices into `images`, best first, with their scores, every candidate's score
+        and diagnostics.
+
+    Raises:
+        UnknownNameError: no such strategy.
+        PipelineError: images, labels, loss or sizes that cannot be used.
+        NetworkError: the network is in train mode or does not return one row of logits an image.
+        DataError: labelled indices that are out of range.
+        BridgeError: the network cannot be mirrored, or its mirror disagrees with it.
+        KernelError: the kernel cannot be computed in the memory given, or is singular.
+    """
+    choose = lookup(STRATEGIES, strategy, "strategy")
+    lookup(dict.fromkeys(("l2", "cross_entropy")), loss, "loss")
+    array = _checked_images(images)
+    pool, labels = _checked_labels(labelled, len(array))
+    if batch_size > len(pool.unlabelled):
+        raise PipelineError(
+            f"a query of {batch_size} images was asked for and {len(pool.unlabelled)} are not "
+            "labelled yet; lower batch_size."
+        )
+    if subset is not None and subset < batch_size:
+        raise PipelineError(
+            f"subset is {subset} and batch_size is {batch_size}: a batch cannot be larger than "
+            "the candidates it is chosen from."
+        )
+    stages = stages or Stages()
+    candidates = pool.candidates(subset, generator(seed, "subset"))
+    with stages("predict"):
+        labelled_logits = logits(model, array[pool.labelled])
+        candidate_logits = logits(model, array[candidates])
+    classes = candidate_logits.shape[1]
+    outside = [i for i, label in zip(pool.labelled, labels, strict=True) if label >= classes]
+    if outside:
+        raise PipelineError(
+            f"image {outside[0]} is labelled {labelled[int(outside[0])]} and the network has "
+            f"{classes} logits: labels go from 0 to {classes - 1}. Either the label is wrong or "
+            "the network has the wrong number of classes."
+        )
+
+    def mirrored():
+        probe = array[candidates[:PROBE]] if len(candidates) > 1 else array[:PROBE]
+        twin = mirror(model, probe)
+        return twin, certify(model, twin, probe).as_dict()
+
+    situation = Situation(
+        labelled=pool.labelled,
+        labels=labels,
+        candidates=candidates,
+        labelled_logits=labelled_logits,
+        candidate_logits=candidate_logits,
+        probabilities=probabilities(candidate_logits, loss),
+        images=lambda indices: array[indices],
+        mirror=mirrored,
+        kernel=kernel or KernelConfig(),
+        stages=stages,
+    )
+    return choose(situation, batch_size, generator(seed, strategy))
+
+
+def _checked_images(images: np.ndarray | torch.Tensor) -> np.ndarray:
+    array = images.detach().cpu().numpy() if isinstance(images, torch.Tensor) else images
+    if not isinstance(array, np.ndarray) or array.ndim != 4:
+        found = f"shape {array.shape}" if isinstance(array, np.ndarray) else type(images).__name__
+        raise PipelineError(
+            f"images are {found}; they must be an array or tensor of shape (examples, channels, "
+            "height, width)."
+        )
+    if not np.issubdtype(array.dtype, np.floating):
+        raise PipelineError(
+            f"images have dtype {array.dtype}; give them as the network takes them: floating "
+            "point and normalised."
+        )
+    bad = np.flatnonzero(~np.isfinite(array).all(axis=(1, 2, 3)))
+    if len(bad):
+        raise PipelineError(f"images {bad[:5].tolist()} hold NaN or infinite values.")
+    return array.astype(np.float32, copy=False)
+
+
+def _checked_labels(labelled: Mapping[int, int], examples: int) -> tuple[Pool, np.ndarray]:
+    if not isinstance(labelled, Mapping):
+        raise PipelineError(
+            f"labelled is a {type(labelled).__name__}; it must be the labels so far as a mapping "
+            "{index into images: class}."
+        )
+    if not labelled:
+        raise PipelineError("the labelled set is empty: label a few images at random first.")
+    wrong = [(i, c) for i, c in labelled.items() if int(c) != c or c < 0]
+    if wrong:
+        raise PipelineError(
+            f"image {wrong[0][0]} is labelled {wrong[0][1]!r}; labels are whole numbers from 0."
+        )
+    pool = Pool.of(examples, np.fromiter(labelled, np.int64, len(labelled)))
+    return pool, np.array([labelled[int(i)] for i in pool.labelled], np.int64)

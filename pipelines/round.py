@@ -1,0 +1,142 @@
+"""One round: train, freeze, evaluate, score the candidates, query a batch, have it labelled.
+
+From the pool and the network as the last round left them to the record of this one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from bridge import export
+from bridge.mirror import Mirror, mirror
+from bridge.parity import certify
+from pipelines.config import RunConfig
+from pipelines.record import Run
+from pipelines.seeds import generator
+from pipelines.stages import Stages
+from pipelines.strategies import STRATEGIES
+from pipelines.strategies.probabilities import probabilities
+from pipelines.strategies.situation import Situation
+from trainer.data import Dataset
+from trainer.fit import fit
+from trainer.oracle import Oracle, missing_classes
+from trainer.pool import Pool
+from trainer.predict import logits
+
+PROBE = 4  # images on which a mirror is certified each round
+
+
+class Bridge:
+    """Carries the network's weights over to one JAX mirror, which is compiled once a run."""
+
+    def __init__(self, network: nn.Module):
+        """Nothing is exported before a strategy asks for the mirror."""
+        self._network = network
+        self._mirror: Mirror | None = None
+
+    def cross(self, run: Run, round_number: int, probe: np.ndarray):
+        """The mirror with the weights that a round exported, and its certificate.
+
+        Raises:
+            BridgeError: the network cannot be mirrored, or the mirror disagrees with it.
+        """
+        weights = export.read(run.weights(round_number))
+        if self._mirror is None:
+            self._mirror = mirror(self._network, probe)
+        self._mirror = self._mirror.with_weights(weights)
+        return self._mirror, certify(self._network, self._mirror, probe).as_dict()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What stays the same from round to round."""
+
+    config: RunConfig
+    dataset: Dataset
+    network: nn.Module
+    bridge: Bridge
+    oracle: Oracle
+    stages: Callable[[], Stages]
+
+
+def play(setting: Setting, run: Run, pool: Pool, labels: np.ndarray) -> dict[str, Any]:
+    """Train on the labelled set, evaluate, and unless this is the last round query a batch.
+
+    Args:
+        setting: what stays the same.
+        run: the rounds so far; this one is the next.
+        pool: what is labelled and what is not.
+        labels: int64 (labelled,), the answers for `pool.labelled`, in that order.
+
+    Returns:
+        The line of the record; the weights are on disk before it is returned.
+    """
+    config, dataset, network = setting.config, setting.dataset, setting.network
+    round_number, stages = len(run.rounds), setting.stages()
+    labelled_images = dataset.normalise(dataset.train_images[pool.labelled])
+    with stages("fit") as advance:
+        rng = generator(config.seed, "fit", round_number)
+        fitted = fit(network, labelled_images, labels, config.train, rng, advance)
+        export.save(network, run.weights(round_number), {"round": str(round_number)})
+    with stages("evaluate"):
+        test_logits = logits(network, dataset.normalise(dataset.test_images))
+        accuracy = float(np.mean(test_logits.argmax(axis=1) == dataset.test_labels))
+    line = {
+        "round": round_number,
+        "labelled": len(pool.labelled),
+        "test_accuracy": accuracy,
+        "train_accuracy": fitted.train_accuracy,
+        "fit": {
+            "steps": fitted.steps,
+            "epochs": fitted.epochs,
+            "fitted": fitted.fitted,
+            "stopped": fitted.stopped,
+            "residual_rms": fitted.residual_rms,
+        },
+        "missing_classes": list(missing_classes(labels, dataset.class_names)),
+    }
+    if round_number == config.cycles:
+        queried = {"candidates": 0, "indices": [], "scores": [], "labels": [], "diagnostics": {}}
+    else:
+        queried = _query(setting, run, pool, labels, stages)
+    return line | queried | {"seconds": stages.seconds, "peak_memory_mib": stages.peak_memory_mib}
+
+
+def _query(
+    setting: Setting, run: Run, pool: Pool, labels: np.ndarray, stages: Stages
+) -> dict[str, Any]:
+    config, dataset, network = setting.config, setting.dataset, setting.network
+    round_number = len(run.rounds)
+
+    def images(indices: np.ndarray) -> np.ndarray:
+        return dataset.normalise(dataset.train_images[indices])
+
+    with stages("predict"):
+        rng = generator(config.seed, "subset", round_number)
+        candidates = pool.candidates(config.subset, rng)
+        labelled_logits = logits(network, images(pool.labelled))
+        candidate_logits = logits(network, images(candidates))
+    situation = Situation(
+        labelled=pool.labelled,
+        labels=labels,
+        candidates=candidates,
+        labelled_logits=labelled_logits,
+        candidate_logits=candidate_logits,
+        probabilities=probabilities(candidate_logits, config.train.loss),
+        images=images,
+        mirror=lambda: setting.bridge.cross(run, round_number, images(candidates[:PROBE])),
+        kernel=config.kernel,
+        stages=stages,
+    )
+    strategy = STRATEGIES[config.strategy]
+    query = strategy(situation, config.query, generator(config.seed, config.strategy, round_number))
+    return {
+        "candidates": len(candidates),
+        "indices": query.indices.tolist(),
+        "scores": query.scores.tolist(),
+        "labels": setting.oracle(query.indices).tolist(),
+        "diagnostics": query.diagnostics,
+    }

@@ -1,0 +1,124 @@
+"""Rounds until the budget is spent: from settings to a run directory, resumed wherever it stood."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import nn
+
+from bridge import export
+from pipelines import record, table
+from pipelines.config import RunConfig
+from pipelines.errors import PipelineError
+from pipelines.record import Run
+from pipelines.round import Bridge, Setting, play
+from pipelines.seeds import generator
+from pipelines.stages import Stages
+from trainer import data
+from trainer.data import Dataset
+from trainer.memory import keep_large_blocks
+from trainer.networks import build
+from trainer.oracle import DatasetOracle
+from trainer.pool import Pool
+
+
+def run(config: RunConfig, console: Console | None = None) -> Run:
+    """Carry out a run, or the rest of it.
+
+    Args:
+        config: what to do and where to record it.
+        console: where progress and a row a round are shown; nothing is shown without one.
+
+    Returns:
+        The complete run, as its directory holds it.
+
+    Raises:
+        TrainerError, BridgeError, KernelError, PipelineError: each with one plain message; what
+            was recorded before stays.
+        OSError: a file cannot be written; the last completed round is safe.
+    """
+    keep_large_blocks()
+    console = console or Console(quiet=True)
+    with console.status("reading the data"):
+        dataset = data.load(
+            config.dataset,
+            config.data_folder,
+            image_size=config.image_size,
+            download=config.download,
+        )
+    _check_budget(config, dataset)
+    network = _network(config, dataset)
+    with record.only_writer(config.run_folder):
+        so_far = record.open_run(config.run_folder, config.record() | {"data": describe(dataset)})
+        return _rounds(config, dataset, network, so_far, console)
+
+
+def _rounds(
+    config: RunConfig, dataset: Dataset, network: nn.Module, run: Run, console: Console
+) -> Run:
+    oracle = DatasetOracle(dataset.train_labels)
+    setting = Setting(config, dataset, network, Bridge(network), oracle, lambda: Stages(console))
+    start = generator(config.seed, "initial")
+    pool = Pool.initial(len(dataset.train_images), config.initial, start)
+    labels = oracle(pool.labelled)
+    for line in run.rounds:
+        pool, labels = _acquire(pool, labels, line)
+    table.heading(console, config, run)
+    if run.rounds and not run.complete:
+        export.restore(network, export.read(run.weights(len(run.rounds) - 1)))
+    while not run.complete:
+        line = play(setting, run, pool, labels)
+        run = record.append(run, line)
+        table.row(console, line)
+        pool, labels = _acquire(pool, labels, line)
+    table.ending(console, run)
+    return run
+
+
+def _acquire(pool: Pool, labels: np.ndarray, line: dict[str, Any]) -> tuple[Pool, np.ndarray]:
+    if not line["indices"]:
+        return pool, labels
+    answers = np.asarray(line["labels"], np.int64)
+    return pool.acquire(np.asarray(line["indices"], np.int64)), np.concatenate([labels, answers])
+
+
+def _check_budget(config: RunConfig, dataset: Dataset) -> None:
+    examples = len(dataset.train_images)
+    wanted = config.initial + config.cycles * config.query
+    if wanted > examples:
+        raise PipelineError(
+            f"{config.initial} initial labels and {config.cycles} queries of {config.query} need "
+            f"{wanted} images and {dataset.name} has {examples} to label: lower initial, query or "
+            "cycles."
+        )
+
+
+def _network(config: RunConfig, dataset: Dataset) -> nn.Module:
+    _, channels, height, width = dataset.train_images.shape
+    network = build(
+        config.network,
+        (channels, height, width),
+        dataset.classes,
+        generator(config.seed, "weights"),
+        config.network_arguments,
+    )
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise PipelineError("device is cuda and torch sees no GPU here; use --device cpu or auto.")
+    on_gpu = config.device != "cpu" and torch.cuda.is_available()
+    return network.to("cuda" if on_gpu else "cpu")
+
+
+def describe(dataset: Dataset) -> dict[str, Any]:
+    """What the record says of the data: enough to notice that they are not the same any more."""
+    digest = hashlib.sha256()
+    for array in (dataset.train_images, dataset.train_labels, dataset.test_images):
+        digest.update(np.ascontiguousarray(array).data)
+    return {
+        "name": dataset.name,
+        "classes": list(dataset.class_names),
+        "train": list(dataset.train_images.shape),
+        "test": len(dataset.test_images),
+        "sha256": digest.hexdigest()[:16],
+    }

@@ -1,0 +1,18 @@
+"""SVHN with the look-ahead paper's values ([L]): 1000 labels, 1000 a cycle."""
+
+from pipelines.cli import main
+from pipelines.config import RunConfig
+from trainer.fit import TrainConfig
+
+DEFAULTS = RunConfig(
+    dataset="svhn",
+    initial=1000,
+    query=1000,
+    subset=6000,
+    network="wide_resnet",
+    network_args=("stages=2", "widen=10"),
+    train=TrainConfig(augmentation="crop"),
+)
+
+if __name__ == "__main__":
+    main(DEFAULTS)

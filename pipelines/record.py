@@ -141,7 +141,11 @@ def open_run(path: Path, config: dict[str, Any]) -> Run:
         write(path / CONFIG, json.dumps(config, indent=1) + "\n")
     run = read(path)
     differing = _differences(run.config, config)
-    if differing:
+    if differing and not run.rounds:
+        # nothing was computed with the old settings yet
+        write(path / CONFIG, json.dumps(config, indent=1) + "\n")
+        run = read(path)
+    elif differing:
         raise PipelineError(
             f"{path} holds a run made with another configuration: {'; '.join(differing)}. "
             "Resume it with the settings it was started with, or give --run another directory."

@@ -1,0 +1,58 @@
+"""Data flows one way: data → trainer → bridge → kernel → strategies → pipelines → report."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FORBIDDEN = {
+    "trainer": {"jax", "neural_tangents", "bridge", "kernel", "pipelines"},
+    "bridge": {"trainer", "pipelines", "neural_tangents"},
+    "kernel": {"torch", "torchvision", "trainer", "bridge", "pipelines"},
+    "pipelines": {"neural_tangents", "torchvision", "tests", "benchmarks"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+    return found
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_no_arrow_points_back(package):
+    for path in sorted((ROOT / package).rglob("*.py")):
+        if path == ROOT / "kernel" / "compat.py":
+            continue  # the one place for neural-tangents
+        wrong = {name for name in imports(path) if name.split(".")[0] in FORBIDDEN[package]}
+        assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}"
+
+
+def test_strategies_do_not_know_the_loop():
+    for path in (ROOT / "pipelines" / "strategies").glob("*.py"):
+        wrong = imports(path) & {f"pipelines.{m}" for m in ("run", "round", "config", "record")}
+        assert not wrong, f"{path.name} imports {sorted(wrong)}"
+
+
+def test_only_compat_touches_neural_tangents():
+    for package in FORBIDDEN:
+        for path in (ROOT / package).rglob("*.py"):
+            if path.name != "compat.py":
+                assert not any(name.startswith("neural_tangents") for name in imports(path)), path
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [("trainer.fit", "jax"), ("kernel.lookahead", "torch"), ("kernel.compat", "torch")],
+)
+def test_what_is_loaded(module, absent):
+    """The arrows hold for what is imported in turn, too."""
+    code = f"import sys, {module}; sys.exit({absent!r} in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -92,7 +92,7 @@ def logits(
     if training:
         raise NetworkError(
             f"{len(training)} modules are in train mode, the first of them {training[0]}; "
-            "BatchNorm and dropout would make an image's logits depend on its batch: call network.eval()"
+            "BatchNorm and dropout make logits depend on the batch: call eval() on the network"
         )
     rows = []
     with torch.no_grad():

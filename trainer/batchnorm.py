@@ -1,0 +1,113 @@
+"""BatchNorm outside training: frozen statistics, or statistics counted again on given images.
+
+With frozen statistics the network is a function of one image, which the empirical NTK needs
+(SPEC.md, section 2).
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import nn
+
+from trainer.predict import forward, to_tensor
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def freeze(network: nn.Module) -> None:
+    """Eval mode for the whole network: running statistics stand still, dropout is off."""
+    network.eval()
+
+
+def has_batchnorm(network: nn.Module) -> bool:
+    """Whether training statistics of a batch enter the network anywhere."""
+    return any(isinstance(module, BATCH_NORMS) for module in network.modules())
+
+
+def reestimate(
+    network: nn.Module,
+    images: Float[np.ndarray, "examples channels height width"],
+    batch_size: int = 512,
+) -> None:
+    """Set every running mean and variance to those of the given images; leave the network frozen.
+
+    The statistics are exact for any batch size: layers are counted in the order in which they
+    run, each on inputs that the layers before it have already normalised by their new statistics.
+    The variance is the population's (divided by the count), so afterwards the frozen network gives
+    these images the logits that it would give them in train mode as one batch.
+
+    Args:
+        network: its running statistics change, its parameters do not.
+        images: normalised, not augmented, at least one.
+        batch_size: how many images go through the network at once.
+    """
+    freeze(network)
+    tensor = to_tensor(images, network)
+    batches = tensor.split(batch_size)
+    with torch.no_grad():
+        for norm in _in_order_of_use(network, batches[0][:1]):
+            moments = _Moments()
+            _watched(norm, moments.add, lambda: [forward(network, batch) for batch in batches])
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            norm.running_mean.copy_(moments.mean())
+            norm.running_var.copy_(moments.variance())
+
+
+class _Moments:
+    """Count, sum and centred sum of squares for each channel, in float64, batch after batch."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._mean = torch.zeros(())
+        self._squares = torch.zeros(())
+
+    def add(self, inputs: torch.Tensor) -> None:
+        """Merge one batch (Chan, Golub & LeVeque 1983)."""
+        flat = inputs.double().transpose(0, 1).flatten(start_dim=1)
+        count = flat.shape[1]
+        mean = flat.mean(dim=1)
+        squares = (flat - mean[:, None]).square().sum(dim=1)
+        total = self._count + count
+        difference = mean - self._mean.to(mean.device)
+        self._squares = self._squares.to(mean.device) + squares
+        self._squares = self._squares + difference.square() * (self._count * count / total)
+        self._mean = self._mean.to(mean.device) + difference * (count / total)
+        self._count = total
+
+    def mean(self) -> torch.Tensor:
+        return self._mean
+
+    def variance(self) -> torch.Tensor:
+        return self._squares / self._count
+
+
+def _watched(
+    norm: nn.Module, look: Callable[[torch.Tensor], None], run: Callable[[], object]
+) -> None:
+    """Show `look` every input of `norm` while `run` runs."""
+    handle = norm.register_forward_pre_hook(lambda _, inputs: look(inputs[0]))
+    try:
+        run()
+    finally:
+        handle.remove()
+
+
+def _in_order_of_use(network: nn.Module, image: torch.Tensor) -> list[nn.BatchNorm2d]:
+    """The layers with running statistics that a forward pass reaches, in its order, once each."""
+    order: list[nn.BatchNorm2d] = []
+
+    def note(module: nn.Module, _: object) -> None:
+        if module not in order:
+            order.append(module)  # pyright: ignore[reportArgumentType]
+
+    norms = [m for m in network.modules() if isinstance(m, BATCH_NORMS)]
+    handles = [m.register_forward_pre_hook(note) for m in norms if m.running_mean is not None]
+    try:
+        forward(network, image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return order

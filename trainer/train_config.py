@@ -1,0 +1,129 @@
+"""How a network is trained: one frozen record, every field checked when it is made.
+
+The defaults are those of [L] (SPEC.md, section 6), with a floor on the optimiser's steps that
+few labels need.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from trainer.errors import TrainerError
+
+Loss = Literal["l2", "cross_entropy"]
+Optimiser = Literal["sgd", "adam"]
+Stop = Literal["schedule", "fitted"]
+Augmentation = Literal["none", "crop", "flip_crop"]
+Statistics = Literal["running", "labelled"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of one call of `trainer.fit.fit`."""
+
+    loss: Loss = "l2"
+    """l2: squared error to one-hot labels, mean over batch and classes ([L]); or cross-entropy."""
+    optimiser: Optimiser = "sgd"
+    """sgd: momentum and a OneCycle schedule ([L]); adam: a constant rate ([D])."""
+    learning_rate: float | None = None
+    """The highest rate of the schedule; by default 1.25 for sgd and 0.001 for adam."""
+    momentum: float = 0.9
+    """Of sgd."""
+    nesterov: bool = True
+    """Of sgd."""
+    weight_decay: float = 1e-4
+    """Of either optimiser, on every parameter."""
+    batch_size: int = 128
+    """The largest batch."""
+    smallest_batch: int = 16
+    """The floor on steps cuts no batch below this: BatchNorm needs some images to count on."""
+    epochs: int = 200
+    """Passes over the labelled set in one schedule, or more where `min_steps` asks for them."""
+    min_steps: int = 1000
+    """A schedule has at least so many steps: by smaller batches first, then by more epochs."""
+    stop: Stop | None = None
+    """schedule: at its end; fitted: as soon as `target_accuracy` is reached, at the end of an
+    epoch. By default schedule for l2 ([L]) and fitted for cross_entropy ([D])."""
+    target_accuracy: float = 0.99
+    """Eval-mode accuracy on the labelled set, not augmented, from which it counts as fitted."""
+    extensions: int = 2
+    """How many more schedules, each at half the rate, a labelled set gets that is not fitted."""
+    restarts: int = 6
+    """How often training that diverges goes back to its start with half the rate."""
+    augmentation: Augmentation = "none"
+    """crop: shifts by up to an eighth of the size; flip_crop: and mirror images."""
+    statistics: Statistics = "running"
+    """Of BatchNorm, once trained: running averages, or counted again on the labelled images."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained with.
+
+        Raises:
+            TrainerError: naming the field, its value and what it may be.
+        """
+        for name, choices in (
+            ("loss", get_args(Loss)),
+            ("optimiser", get_args(Optimiser)),
+            ("augmentation", get_args(Augmentation)),
+            ("statistics", get_args(Statistics)),
+            ("stop", (None, *get_args(Stop))),
+        ):
+            value = getattr(self, name)
+            _require(value in choices, name, value, f"one of {', '.join(map(str, choices))}")
+        for name in ("batch_size", "smallest_batch", "epochs"):
+            _require(_whole(self, name, 1), name, getattr(self, name), "a whole number from 1")
+        for name in ("min_steps", "extensions", "restarts"):
+            _require(_whole(self, name, 0), name, getattr(self, name), "a whole number from 0")
+        rate = self.peak_learning_rate
+        _require(0 < rate < math.inf, "learning_rate", rate, "positive and finite")
+        _require(0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
+        _require(
+            0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "0 or positive"
+        )
+        _require(
+            0 < self.target_accuracy <= 1, "target_accuracy", self.target_accuracy, "in (0, 1]"
+        )
+        if self.optimiser == "sgd" and self.nesterov and self.momentum == 0:
+            raise TrainerError(
+                "nesterov is true with momentum 0; give a momentum or set nesterov to false"
+            )
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The highest rate of the schedule, the optimiser's own default filled in."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 1.25 if self.optimiser == "sgd" else 1e-3
+
+    @property
+    def stopping_rule(self) -> Stop:
+        """When a schedule ends, the loss's own default filled in."""
+        if self.stop is not None:
+            return self.stop
+        return "schedule" if self.loss == "l2" else "fitted"
+
+    def plan(self, labelled: int) -> tuple[int, int]:
+        """How one schedule cuts a labelled set: (batches an epoch, epochs).
+
+        A batch of 100 images an epoch is too few steps for OneCycle to climb to its rate without
+        the loss blowing up on a wide network, and smaller batches give more steps for the same
+        arithmetic. So the floor on steps is met by smaller batches as far as `smallest_batch`
+        allows, and only then by more epochs.
+
+        Args:
+            labelled: how many images, at least 1.
+        """
+        for_size = math.ceil(labelled / self.batch_size)
+        for_steps = math.ceil(self.min_steps / self.epochs)
+        batches = max(for_size, min(for_steps, labelled // self.smallest_batch), 1)
+        return batches, max(self.epochs, math.ceil(self.min_steps / batches))
+
+
+def _whole(config: TrainConfig, name: str, least: int) -> bool:
+    value = getattr(config, name)
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _require(holds: bool, name: str, value: object, wanted: str) -> None:
+    if not holds:
+        raise TrainerError(f"{name} is {value!r}; it must be {wanted}")

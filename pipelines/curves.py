@@ -17,6 +17,7 @@ from pipelines.groups import REFERENCE, Group, field
 
 STAGE = "seconds_"  # prefix of the columns that hold a stage's seconds
 TRAINING_STAGES = ("fit", "evaluate")  # every strategy pays these alike: not part of a query
+QUERY_STAGES = ("predict", "certificate", "kernel", "posterior", "select")  # in this order
 
 
 class Interval(NamedTuple):
@@ -137,10 +138,12 @@ def query_seconds(rounds: pd.DataFrame) -> pd.DataFrame:
     process also compiles.
     """
     queries = rounds[rounds["queried"] > 0]
-    known = [f"{STAGE}{stage}" for stage in TRAINING_STAGES]
-    stages = [str(name) for name in rounds if str(name).startswith(STAGE) and name not in known]
-    table = pd.DataFrame(queries.groupby("strategy", sort=False)[stages].median())
-    return table.set_axis([name.removeprefix(STAGE) for name in stages], axis="columns")
+    recorded = [str(name).removeprefix(STAGE) for name in rounds if str(name).startswith(STAGE)]
+    stages = [stage for stage in QUERY_STAGES if stage in recorded]
+    stages += [stage for stage in recorded if stage not in (*TRAINING_STAGES, *stages)]
+    columns = [f"{STAGE}{stage}" for stage in stages]
+    table = pd.DataFrame(queries.groupby("strategy", sort=False)[columns].median())
+    return table.set_axis(stages, axis="columns")
 
 
 def summary(rounds: pd.DataFrame) -> pd.DataFrame:
@@ -170,8 +173,9 @@ def summary(rounds: pd.DataFrame) -> pd.DataFrame:
             "fits": len(own),
             "unfitted": sum(not fitted for fitted in own["fitted"]),
             f"{STAGE}fit": own.reindex(columns=[f"{STAGE}fit"])[f"{STAGE}fit"].median(),
-            f"{STAGE}query": queries.sum(axis="columns").median(),
             "peak_memory_mib": own["peak_memory_mib"].max(),
+            f"{STAGE}query": queries.sum(axis="columns").median(),
+            **dict.fromkeys(stages, math.nan),
         }
         if name in medians.index:
             row |= dict(zip(stages, medians.loc[name], strict=True))

@@ -1,0 +1,283 @@
+"""Run directories → learning curves, difference from random, times, a table: PNG, CSV, one page.
+
+    python -m pipelines.report runs/* --out report
+
+Runs are averaged over seeds only where everything else is equal; every interval is a 95% Student t
+interval over seeds.
+"""
+
+import io
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import tyro
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipelines import curves, pictures, record
+from pipelines import page as html
+from pipelines.caveats import caveats
+from pipelines.errors import PipelineError
+from pipelines.groups import Group, groups
+
+_DOTS = 200  # a inch: 1400 pixels across
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report wrote.
+
+    Attributes:
+        out: the folder.
+        page: the HTML page, which needs no other file.
+        figures: PNG files.
+        rounds: CSV, one line for each round of each run.
+        table: CSV of the tables, one line for each strategy of each group.
+        sections: what the page shows, a section for each group of comparable runs.
+        warnings: what concerns no single section.
+    """
+
+    out: Path
+    page: Path
+    figures: tuple[Path, ...]
+    rounds: Path
+    table: Path
+    sections: tuple[html.Section, ...]
+    warnings: tuple[str, ...]
+
+
+def report(runs: Sequence[Path], out: Path) -> Report:
+    """Read run directories and write everything about them into a folder.
+
+    Args:
+        runs: run directories, or folders that hold some at any depth.
+        out: the folder, made if it is not there; files of an earlier report are replaced.
+
+    Raises:
+        PipelineError: no run, a broken one, none with a completed round, or a folder that cannot
+            be written.
+    """
+    found = [record.read(path) for path in find(runs)]
+    empty = [str(run.path) for run in found if not run.rounds]
+    if len(empty) == len(found):
+        raise PipelineError(
+            f"no completed round yet in {', '.join(empty)}; a report can be made as soon as one "
+            "run has evaluated its first network."
+        )
+    warnings = [f"No completed round yet, left out: {', '.join(empty)}."] if empty else []
+    tables, sections, pngs = [], [], {}
+    for group in groups([run for run in found if run.rounds]):
+        rounds = curves.tidy(group)
+        drawn = _figures(group, rounds)
+        stem = _stem(group, {name.rpartition("-")[0] for name in pngs})
+        pngs |= {f"{stem}-{name}.png": png for name, _, png in drawn}
+        tables.append(rounds)
+        sections.append(
+            html.Section(
+                title=group.title,
+                warnings=caveats(group, rounds),
+                summary=curves.summary(rounds),
+                pictures=tuple((alt, png) for _, alt, png in drawn),
+                settings=group.settings,
+                runs=tuple(_row(run) for run in group.runs),
+            )
+        )
+    made = Report(
+        out=out,
+        page=out / "report.html",
+        figures=tuple(out / name for name in pngs),
+        rounds=out / "rounds.csv",
+        table=out / "table.csv",
+        sections=tuple(sections),
+        warnings=tuple(warnings),
+    )
+    table = pd.concat(
+        [section.summary.assign(group=section.title) for section in sections], ignore_index=True
+    )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for path, png in zip(made.figures, pngs.values(), strict=True):
+            path.write_bytes(png)
+        record.write(made.rounds, pd.concat(tables, ignore_index=True).to_csv(index=False))
+        record.write(made.table, table.to_csv(index=False))
+        record.write(made.page, html.page(sections, warnings))
+    except OSError as error:
+        raise PipelineError(
+            f"the report cannot be written into {out} ({error}); give --out a folder that can be "
+            "written, on a disk with some space."
+        ) from error
+    return made
+
+
+def find(paths: Sequence[Path]) -> list[Path]:
+    """The run directories that are given, or that lie at any depth in the folders given.
+
+    Raises:
+        PipelineError: there are none, or one of the paths does not exist or is a file.
+    """
+    found: dict[Path, Path] = {}  # by what it resolves to: the same run twice is one run
+    for path in paths:
+        if not path.is_dir():
+            what = "is a file, not a run directory" if path.exists() else "does not exist"
+            raise PipelineError(f"{path} {what}; give run directories, or a folder that has some.")
+        inside = sorted(path.rglob(record.CONFIG))
+        here = [path] if (path / record.CONFIG).is_file() else [file.parent for file in inside]
+        if not here:
+            raise PipelineError(
+                f"no run found in {path}: neither it nor a folder below it has a {record.CONFIG}. "
+                "Give run directories, or a folder that has some."
+            )
+        for run in here:
+            found.setdefault(run.resolve(), run)
+    if not found:
+        raise PipelineError("no run given; give run directories, or a folder that has some.")
+    return list(found.values())
+
+
+def _stem(group: Group, taken: set[str]) -> str:
+    """Start of the group's file names: data set and network, in letters that any disk takes."""
+    words = f"{group.settings['dataset']}-{group.settings['network']}"
+    stem = re.sub(r"[^A-Za-z0-9_.]+", "-", words).strip("-.") or "runs"
+    names = [stem, *(f"{stem}-{number}" for number in range(2, len(taken) + 3))]
+    return next(name for name in names if name not in taken)
+
+
+def _figures(group: Group, rounds: pd.DataFrame) -> list[tuple[str, str, bytes]]:
+    """(name, what is seen, PNG) of each figure that the records allow."""
+    what = _setup(group)
+    mean = f"Mean and 95% confidence (Student t) over seeds; {_seeds(rounds)}."
+    learning, difference = curves.curve(rounds), curves.difference(rounds)
+    seconds = curves.query_seconds(rounds)
+    fit, residual = curves.curve(rounds, "train_accuracy"), curves.curve(rounds, "residual_rms")
+    unfitted = rounds.loc[~rounds["fitted"].astype(bool)]
+    crosses = "; crosses: single fits that did not reach their labels" if len(unfitted) else ""
+    drawn = [("accuracy", pictures.accuracy(learning, f"{what} {mean}"))]
+    if len(difference):
+        paired = mean.replace("over seeds", "of the differences between runs of the same seed")
+        drawn.append(("difference", pictures.difference(difference, f"{what} {paired}")))
+    if len(seconds.columns):
+        middle = "Medians over seeds and rounds, training and evaluation not included;"
+        caption = f"{what} {middle} {_seeds(rounds)}."
+        drawn.append(("time", pictures.query_time(seconds, caption)))
+    caption = f"{what} Means over seeds{crosses}; {_seeds(rounds)}."
+    drawn.append(("training", pictures.training(fit, residual, unfitted, caption)))
+    alts = {
+        "accuracy": "Test accuracy against the number of labels",
+        "difference": "Accuracy minus that of random against the number of labels",
+        "time": "Median seconds of a query by strategy and stage",
+        "training": "Training accuracy and residual against the number of labels",
+    }
+    return [(name, f"{alts[name]}, {group.title}", _png(figure)) for name, figure in drawn]
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DOTS)
+    return buffer.getvalue()
+
+
+def _setup(group: Group) -> str:
+    counts = {"initial": "initial labels", "query": "a query", "subset": "candidates"}
+    told = [
+        f"{group.settings[key]} {word}" for key, word in counts.items() if key in group.settings
+    ]
+    return f"{group.title}: {', '.join(told)}." if told else f"{group.title}."
+
+
+def _seeds(rounds: pd.DataFrame) -> str:
+    told = {}
+    for name in curves.strategies(rounds):
+        own = rounds.loc[rounds["strategy"] == name, "seed"].unique().tolist()
+        listed = html.seeds(" ".join(map(str, own)))
+        told[name] = f"n = {len(own)} (seed{'s' if len(own) > 1 else ''} {listed})"
+    if len(set(told.values())) == 1:
+        return next(iter(told.values()))
+    return ", ".join(f"{name} {text}" for name, text in told.items())
+
+
+def _row(run: record.Run) -> tuple[str, ...]:
+    """What the page says of a run, under `html.RUN_COLUMNS`."""
+    last = run.environment[-1] if run.environment else {}
+    versions = {"python": last.get("python"), **last.get("versions", {})}
+    listed = [f"{name} {version}" for name, version in versions.items() if version]
+    if last.get("commit"):
+        listed.append(f"commit {last['commit']}")
+    machine = [str(last[key]) for key in ("platform", "device") if last.get(key)]
+    if last.get("cpus"):
+        machine.append(f"{last['cpus']} CPUs")
+    return (
+        str(run.path),
+        str(run.config["strategy"]),
+        str(run.config["seed"]),
+        f"{len(run.rounds)} of {run.config['cycles'] + 1}",
+        ", ".join(listed),
+        ", ".join(machine),
+    )
+
+
+def show(made: Report, console: Console) -> None:
+    """Print the tables, the warnings and where the files are."""
+    for section in made.sections:
+        header, rows = html.accuracies(section.summary)
+        wanted = [i for i, name in enumerate(header) if name not in ("seeds", "pairs")]
+        kept = [[row[i] for i in wanted] for row in (header, *rows)]
+        _print(console, section.title, kept)
+        header, rows = html.timings(section.summary)
+        _print(console, html.TIMES, [header, *rows])
+        for warning in section.warnings:
+            console.print(f"[yellow]![/yellow] {escape(warning)}")
+    for warning in made.warnings:
+        console.print(f"[yellow]![/yellow] {escape(warning)}")
+    console.print(escape(html.NOTE), style="dim")
+    console.print(f"{len(made.figures)} figures, {made.rounds.name}, {made.table.name} and")
+    console.print(escape(str(made.page)), style="bold", soft_wrap=True)
+
+
+def _print(console: Console, title: str, rows: Sequence[Sequence[str]]) -> None:
+    table = Table(
+        box=box.SIMPLE_HEAD, padding=0, collapse_padding=True, pad_edge=False, show_edge=False
+    )
+    for number, name in enumerate(rows[0]):
+        table.add_column(
+            escape(name),
+            justify="right" if number else "left",
+            no_wrap=number > 0,
+            overflow="fold",
+        )
+    for row in rows[1:]:
+        table.add_row(*map(escape, row))
+    console.print(f"\n[bold]{escape(title)}[/bold]")
+    console.print(table)
+
+
+def main(
+    runs: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN…", help_behavior_hint="")],
+    /,
+    out: Path = Path("report"),
+) -> None:
+    """Learning curves, difference from random, query times and a table of recorded runs.
+
+    Runs are averaged over seeds where everything but strategy, seed and length is equal, and stand
+    in groups apart where it is not. Writes PNG figures, the data as CSV, and report.html, which
+    needs no other file.
+
+    Args:
+        runs: run directories, or folders that hold some at any depth.
+        out: folder to write into, made if it is not there.
+    """
+    try:
+        show(report(runs, out), Console())
+    except PipelineError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main, prog="python -m pipelines.report")

@@ -1,0 +1,179 @@
+"""From arrays of pixels and labels to a checked, immutable data set with its normalisation.
+
+Images stay `uint8` in memory and become float32 when `normalise` is called. Mean and standard
+deviation are those of the train images, counted exactly.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Int64, Shaped, UInt8
+
+from trainer.errors import DataError
+
+_CHUNK = 4096  # examples counted at a time: bincount makes an int64 copy of what it counts
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set for classification, in memory.
+
+    Attributes:
+        name: such as `mnist`; `cifar10-jpeg` when CIFAR-10 was read from lossy JPEG files.
+        train_images: the pool that is labelled image by image, uint8, NCHW.
+        train_labels: class of each train image, 0 to classes-1.
+        test_images: never queried, same size and channels.
+        test_labels: class of each test image.
+        class_names: name of each class, in the order of the labels.
+        mean: mean of each channel over the train images, pixels in [0, 1].
+        std: standard deviation likewise; 1 for a channel that never changes.
+        flip: whether a horizontal flip keeps the label.
+
+    Raises:
+        DataError: arrays that do not fit each other, or labels that name no class.
+    """
+
+    name: str
+    train_images: UInt8[np.ndarray, "examples channels height width"]
+    train_labels: Int64[np.ndarray, " examples"]
+    test_images: UInt8[np.ndarray, "tests channels height width"]
+    test_labels: Int64[np.ndarray, " tests"]
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip: bool
+
+    def __post_init__(self) -> None:
+        """Check that the arrays belong together."""
+        if self.classes < 2:
+            raise DataError(
+                f"{self.name} has {self.classes} class(es) ({', '.join(self.class_names)}); "
+                "classification needs at least 2."
+            )
+        for split in ("train", "test"):
+            _check_split(
+                f"{self.name} {split}",
+                getattr(self, f"{split}_images"),
+                getattr(self, f"{split}_labels"),
+                self.classes,
+            )
+        if self.train_images.shape[1:] != self.test_images.shape[1:]:
+            raise DataError(
+                f"{self.name}: train images are {self.train_images.shape[1:]} and test images "
+                f"{self.test_images.shape[1:]} (channels, height, width); they must be the same."
+            )
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are."""
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of every image."""
+        _, channels, height, width = self.train_images.shape
+        return channels, height, width
+
+    def normalise(
+        self, images: Shaped[np.ndarray, "batch channels height width"]
+    ) -> Float32[np.ndarray, "batch channels height width"]:
+        """Pixels as a network sees them: (x/255 - mean) / std, float32.
+
+        Raises:
+            DataError: images that are not uint8, or have another number of channels.
+        """
+        if images.dtype != np.uint8 or images.shape[1] != len(self.mean):
+            raise DataError(
+                f"got images of type {images.dtype} with {images.shape[1]} channel(s); {self.name} "
+                f"normalises uint8 images (0 to 255) with {len(self.mean)} channel(s)."
+            )
+        mean = np.array(self.mean, np.float32)[:, None, None]
+        std = np.array(self.std, np.float32)[:, None, None]
+        result = images.astype(np.float32)
+        result /= 255
+        result -= mean
+        result /= std
+        return result
+
+
+def assemble(
+    name: str,
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    class_names: Sequence[str],
+    *,
+    flip: bool,
+) -> Dataset:
+    """A data set from (images, labels) of each split, its mean and std counted here.
+
+    Raises:
+        DataError: arrays that do not fit each other.
+    """
+    mean, std = moments(train[0])
+    return Dataset(
+        name=name,
+        train_images=train[0],
+        train_labels=np.asarray(train[1], np.int64),
+        test_images=test[0],
+        test_labels=np.asarray(test[1], np.int64),
+        class_names=tuple(class_names),
+        mean=mean,
+        std=std,
+        flip=flip,
+    )
+
+
+def moments(
+    images: UInt8[np.ndarray, "examples channels height width"],
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, pixels in [0, 1], from exact counts.
+
+    A channel that never changes gets the deviation 1, so that dividing by it is harmless.
+    """
+    channels = images.shape[1]
+    counts = np.zeros((channels, 256))
+    for start in range(0, len(images), _CHUNK):
+        chunk = images[start : start + _CHUNK]
+        for channel in range(channels):
+            counts[channel] += np.bincount(chunk[:, channel].ravel(), minlength=256)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    values = np.arange(256) / 255
+    mean = share @ values
+    variance = np.einsum("cv,cv->c", share, (values[None, :] - mean[:, None]) ** 2)
+    constant = np.count_nonzero(counts, axis=1) <= 1
+    std = np.where(constant, 1.0, np.sqrt(variance))
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def stratified_split(
+    labels: Int64[np.ndarray, " examples"], fraction: float, rng: np.random.Generator
+) -> tuple[Int64[np.ndarray, " train"], Int64[np.ndarray, " tests"]]:
+    """Indices for train and for test, both ascending: the same fraction of every class for test.
+
+    A class of n gives round(fraction * n) images, at least one.
+    """
+    chosen = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        size = max(1, round(fraction * len(members)))
+        chosen.append(rng.permutation(members)[:size])
+    test = np.sort(np.concatenate(chosen)).astype(np.int64)
+    train = np.setdiff1d(np.arange(len(labels)), test).astype(np.int64)
+    return train, test
+
+
+def _check_split(what: str, images: np.ndarray, labels: np.ndarray, classes: int) -> None:
+    if len(images) == 0:
+        raise DataError(f"{what} has no images; at least one is needed.")
+    if len(images) != len(labels):
+        raise DataError(
+            f"{what} has {len(images)} images and {len(labels)} labels; there must be one label "
+            "for each image: the files do not belong together."
+        )
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(wrong):
+        raise DataError(
+            f"{what}: label out of range: image {wrong[0]} has label {labels[wrong[0]]}, and "
+            f"{classes} classes have labels 0 to {classes - 1} ({len(wrong)} such labels)."
+        )

@@ -140,7 +140,7 @@ def frame(curve: pd.DataFrame, scale: float, include: Sequence[float] = ()) -> t
     """Limits that show the means, and as much of the intervals as does not squash them."""
     mean = np.append(curve["mean"].to_numpy(dtype=float) * scale, include)
     bottom, top = float(mean.min()), float(mean.max())
-    room = max(0.75 * (top - bottom), 1.0)
+    room = max(0.75 * (top - bottom), 2.0)
     low = float(np.nanmin(np.append(curve["low"].to_numpy(dtype=float) * scale, bottom)))
     high = float(np.nanmax(np.append(curve["high"].to_numpy(dtype=float) * scale, top)))
     low, high = max(low, bottom - room), min(high, top + room)

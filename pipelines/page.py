@@ -146,7 +146,7 @@ def accuracies(summary: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
         [
             row["strategy"],
             str(row["n"]),
-            seeds(row["seeds"]),
+            seed_ranges(row["seeds"]),
             str(row["labels"]),
             _percent(row, "final"),
             _percent(row, "average"),
@@ -174,7 +174,7 @@ def timings(summary: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def seeds(listed: str) -> str:
+def seed_ranges(listed: str) -> str:
     """Seeds as ranges: "0 1 2 5" → "0–2, 5"."""
     numbers = sorted(map(int, listed.split()))
     starts = [n for n in numbers if n - 1 not in numbers]

@@ -5,6 +5,7 @@ seeds and settings, so that a figure can leave the page it came with.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from pipelines.drawing import (
     COLOURS,
     INK,
     LEFT,
+    NORMAL,
     QUIET,
     SMALL,
     canvas,
@@ -28,7 +30,8 @@ from pipelines.drawing import (
     short,
 )
 
-_LABELS = "Number of labels"
+_LABELS, _POINTS = "Number of labels", "Accuracy minus random (points)"
+_DIFFERENCE = "Difference from random, same seed"
 _TOGETHER = 4  # so many bands can be told apart in one pair of axes
 _STAGES = {
     "predict": "#56b4e9",
@@ -58,7 +61,7 @@ def difference(curve: pd.DataFrame, caption: str) -> Figure:
 
     A panel for each strategy, the others' means behind, where bands would cover each other.
     """
-    names, unit = strategies(curve), "Accuracy minus random (points)"
+    names = strategies(curve)
     if len(names) > _TOGETHER:
         return _difference_panels(curve, caption)
     figure, (axes,) = canvas(caption, 3.4, right=0.62 + name_width(names))
@@ -67,7 +70,7 @@ def difference(curve: pd.DataFrame, caption: str) -> Figure:
         line(axes, curve, name, 100.0, 0.14)
     axes.set_ylim(*frame(curve, 100.0, include=[0.0]))
     label_ticks(axes, curve, 8)
-    finish(axes, "Difference from random, same seed", _LABELS, unit)
+    finish(axes, _DIFFERENCE, _LABELS, _POINTS)
     name_curves(axes, curve, 100.0, 3.4)
     return figure
 
@@ -96,12 +99,15 @@ def _difference_panels(curve: pd.DataFrame, caption: str) -> Figure:
             axes.tick_params(labelleft=False)
         if place + columns < len(names):
             axes.tick_params(labelbottom=False)
-    height = figure.get_size_inches()[1]
-    figure.text(0.02, 0.53, "Accuracy minus random (points)", rotation=90, va="center", color=INK)
-    panels[columns * (rows - 1)].set_xlabel(_LABELS, color=INK)
-    figure.text(
-        0.75 / 7, 1 - 0.22 / height, "Difference from random, same seed", color=INK, weight="bold"
-    )
+    first, last = panels[0].get_position(), panels[columns * rows - columns].get_position()
+    inch = 1 / figure.get_size_inches()[1]
+    titles: list[tuple[float, float, str, dict[str, Any]]] = [
+        (0.02, (first.y1 + last.y0) / 2, _POINTS, {"rotation": 90, "va": "center"}),
+        ((first.x0 + 1) / 2, last.y0 - 0.4 * inch, _LABELS, {"ha": "center"}),
+        (first.x0, 1 - 0.24 * inch, _DIFFERENCE, {"weight": "bold", "fontsize": NORMAL + 1}),
+    ]
+    for x, y, text, style in titles:
+        figure.text(x, y, text, {"color": INK, "fontsize": NORMAL} | style)
     return figure
 
 
@@ -126,10 +132,11 @@ def training(
             line(axes, curve, name, scale, 0.0)
         axes.plot(unfitted["labelled"], unfitted[column] * scale, "x", color="#b00020", zorder=5)
         label_ticks(axes, curve, 6)
-    left.set_ylim(min(left.get_ylim()[0], 98.8), 100.15)
+    lowest = min([*fit["mean"], *unfitted["train_accuracy"]])
+    left.set_ylim(min(100 * lowest - 0.3, 98.8), 100.15)
     right.set_ylim(bottom=0)
     finish(left, "Fit of the labelled set", _LABELS, "Training accuracy (%)")
-    finish(right, "One-hot label minus prediction", _LABELS, "Residual, rms")
+    finish(right, "Residual", _LABELS, "One-hot minus prediction, rms")
     name_curves(right, residual, 1.0, 2.3)
     return figure
 
@@ -143,7 +150,7 @@ def query_time(seconds: pd.DataFrame, caption: str) -> Figure:
     """
     names, stages = [str(name) for name in seconds.index], [str(name) for name in seconds]
     columns = 5
-    top = 0.48 + 0.2 * math.ceil(len(stages) / columns)
+    top = 0.36 + 0.2 * math.ceil(len(stages) / columns)
     left = max(0.35 + name_width(names), LEFT)
     figure, (axes,) = canvas(caption, 0.2 + 0.28 * len(names), left=left, top=top)
     start, others = np.zeros(len(names)), iter(COLOURS * len(stages))

@@ -6,7 +6,6 @@ Runs are averaged over seeds only where everything else is equal; every interval
 interval over seeds.
 """
 
-import io
 import re
 import sys
 from collections.abc import Sequence
@@ -16,19 +15,17 @@ from typing import Annotated
 
 import pandas as pd
 import tyro
-from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines import curves, pictures, record
+from pipelines import curves, record
 from pipelines import page as html
 from pipelines.caveats import caveats
 from pipelines.errors import PipelineError
+from pipelines.figures import figures
 from pipelines.groups import Group, groups
-
-_DOTS = 200  # a inch: 1400 pixels across
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ def report(runs: Sequence[Path], out: Path) -> Report:
     tables, sections, pngs = [], [], {}
     for group in groups([run for run in found if run.rounds]):
         rounds = curves.tidy(group)
-        drawn = _figures(group, rounds)
+        drawn = figures(group, rounds)
         stem = _stem(group, {name.rpartition("-")[0] for name in pngs})
         pngs |= {f"{stem}-{name}.png": png for name, _, png in drawn}
         tables.append(rounds)
@@ -106,9 +103,9 @@ def report(runs: Sequence[Path], out: Path) -> Report:
         out.mkdir(parents=True, exist_ok=True)
         for path, png in zip(made.figures, pngs.values(), strict=True):
             path.write_bytes(png)
-        record.write(made.rounds, pd.concat(tables, ignore_index=True).to_csv(index=False))
-        record.write(made.table, table.to_csv(index=False))
-        record.write(made.page, html.page(sections, warnings))
+        made.rounds.write_text(pd.concat(tables, ignore_index=True).to_csv(index=False), "utf-8")
+        made.table.write_text(table.to_csv(index=False), "utf-8")
+        made.page.write_text(html.page(sections, warnings), "utf-8")
     except OSError as error:
         raise PipelineError(
             f"the report cannot be written into {out} ({error}); give --out a folder that can be "
@@ -148,59 +145,6 @@ def _stem(group: Group, taken: set[str]) -> str:
     stem = re.sub(r"[^A-Za-z0-9_.]+", "-", words).strip("-.") or "runs"
     names = [stem, *(f"{stem}-{number}" for number in range(2, len(taken) + 3))]
     return next(name for name in names if name not in taken)
-
-
-def _figures(group: Group, rounds: pd.DataFrame) -> list[tuple[str, str, bytes]]:
-    """(name, what is seen, PNG) of each figure that the records allow."""
-    what = _setup(group)
-    mean = f"Mean and 95% confidence (Student t) over seeds; {_seeds(rounds)}."
-    learning, difference = curves.curve(rounds), curves.difference(rounds)
-    seconds = curves.query_seconds(rounds)
-    fit, residual = curves.curve(rounds, "train_accuracy"), curves.curve(rounds, "residual_rms")
-    unfitted = rounds.loc[~rounds["fitted"].astype(bool)]
-    crosses = "; crosses: single fits that did not reach their labels" if len(unfitted) else ""
-    drawn = [("accuracy", pictures.accuracy(learning, f"{what} {mean}"))]
-    if len(difference):
-        paired = mean.replace("over seeds", "of the differences between runs of the same seed")
-        drawn.append(("difference", pictures.difference(difference, f"{what} {paired}")))
-    if len(seconds.columns):
-        middle = "Medians over seeds and rounds, training and evaluation not included;"
-        caption = f"{what} {middle} {_seeds(rounds)}."
-        drawn.append(("time", pictures.query_time(seconds, caption)))
-    caption = f"{what} Means over seeds{crosses}; {_seeds(rounds)}."
-    drawn.append(("training", pictures.training(fit, residual, unfitted, caption)))
-    alts = {
-        "accuracy": "Test accuracy against the number of labels",
-        "difference": "Accuracy minus that of random against the number of labels",
-        "time": "Median seconds of a query by strategy and stage",
-        "training": "Training accuracy and residual against the number of labels",
-    }
-    return [(name, f"{alts[name]}, {group.title}", _png(figure)) for name, figure in drawn]
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DOTS)
-    return buffer.getvalue()
-
-
-def _setup(group: Group) -> str:
-    counts = {"initial": "initial labels", "query": "a query", "subset": "candidates"}
-    told = [
-        f"{group.settings[key]} {word}" for key, word in counts.items() if key in group.settings
-    ]
-    return f"{group.title}: {', '.join(told)}." if told else f"{group.title}."
-
-
-def _seeds(rounds: pd.DataFrame) -> str:
-    told = {}
-    for name in curves.strategies(rounds):
-        own = rounds.loc[rounds["strategy"] == name, "seed"].unique().tolist()
-        listed = html.seeds(" ".join(map(str, own)))
-        told[name] = f"n = {len(own)} (seed{'s' if len(own) > 1 else ''} {listed})"
-    if len(set(told.values())) == 1:
-        return next(iter(told.values()))
-    return ", ".join(f"{name} {text}" for name, text in told.items())
 
 
 def _row(run: record.Run) -> tuple[str, ...]:

@@ -1,0 +1,76 @@
+"""Small records with known numbers, for the tests of the report."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipelines import record
+
+ENVIRONMENT = {
+    "python": "3.11.9",
+    "platform": "Linux",
+    "cpus": 2,
+    "versions": {"torch": "2.13.0"},
+    "commit": "abc",
+}
+
+
+def line(number: int, accuracy: float, last: bool, **changes: Any) -> dict[str, Any]:
+    return {
+        "round": number,
+        "labelled": 10 + 5 * number,
+        "test_accuracy": accuracy,
+        "train_accuracy": 1.0,
+        "fit": {"steps": 3, "epochs": 3, "fitted": True, "stopped": "fitted", "residual_rms": 0.1},
+        "missing_classes": [],
+        "candidates": 50,
+        "indices": [] if last else [1, 2, 3, 4, 5],
+        "scores": [],
+        "labels": [],
+        "diagnostics": {},
+        "seconds": {"fit": 9.0, "evaluate": 4.0, "predict": 1.0, "select": 0.5},
+        "peak_memory_mib": 2048.0,
+    } | changes
+
+
+def run(
+    strategy: str,
+    seed: int,
+    accuracies: list[float],
+    *,
+    cycles: int | None = None,
+    path: str = "",
+    lines: dict[int, dict[str, Any]] | None = None,
+    environment: dict[str, Any] = ENVIRONMENT,
+    **settings: Any,
+) -> record.Run:
+    """A run with these test accuracies; `lines` changes entries of rounds, `settings` the rest."""
+    cycles = len(accuracies) - 1 if cycles is None else cycles
+    config = {
+        "format": record.FORMAT,
+        "dataset": "digits",
+        "network": "cnn",
+        "strategy": strategy,
+        "seed": seed,
+        "initial": 10,
+        "query": 5,
+        "subset": 50,
+        "cycles": cycles,
+        "train": {"loss": "l2", "epochs": 3},
+    }
+    rounds = tuple(
+        line(i, accuracy, i == cycles) | (lines or {}).get(i, {})
+        for i, accuracy in enumerate(accuracies)
+    )
+    where = Path(path or f"{strategy}-{seed}")
+    return record.Run(where, config | settings, (environment,), rounds)
+
+
+def store(made: record.Run, root: Path) -> Path:
+    """Write a run as a run directory."""
+    folder = root / made.path
+    folder.mkdir(parents=True)
+    (folder / record.CONFIG).write_text(json.dumps(made.config))
+    (folder / record.ENVIRONMENT).write_text(json.dumps(made.environment))
+    (folder / record.ROUNDS).write_text("".join(json.dumps(entry) + "\n" for entry in made.rounds))
+    return folder

@@ -107,7 +107,7 @@ class Program:
         names = {site.node: site.name for site in self.sites}
         outputs = {}
 
-        def observe(node: Node, _inputs: tuple[Array, ...], output: Any) -> Any:
+        def observe(node: Node, _inputs: tuple[Any, ...], output: Any) -> Any:
             if node.name in names:
                 outputs[names[node.name]] = output
             return output
@@ -133,7 +133,7 @@ class Program:
         names = {site.node: site.name for site in self.sites if site.name in perturbations}
         taps = {}
 
-        def observe(node: Node, inputs: tuple[Array, ...], output: Any) -> Any:
+        def observe(node: Node, inputs: tuple[Any, ...], output: Any) -> Any:
             if node.name not in names:
                 return output
             taps[names[node.name]] = inputs
@@ -147,7 +147,7 @@ class Program:
         (node,) = [n for n in self.nodes if n.name == label]
         refs = list(references(node, Ref))
 
-        def operator(params: Arrays, frozen: Arrays, inputs: tuple[Array, ...]) -> Any:
+        def operator(params: Arrays, frozen: Arrays, inputs: tuple[Any, ...]) -> Any:
             values = {ref.node: value for ref, value in zip(refs, inputs, strict=True)}
             return _call(node, params, frozen, values)
 

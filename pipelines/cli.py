@@ -2,6 +2,8 @@
 
 import errno
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import tyro
 from rich.console import Console
@@ -18,16 +20,26 @@ FAILED, INTERRUPTED = 2, 130
 
 
 def main(defaults: RunConfig) -> None:
-    """Run a data set's script with its own default values.
-
-    Exits with status 2 after a failure that has a message, 130 after Ctrl-C.
-    """
-    console = Console()
-    try:
+    """Run a data set's script with its own default values."""
+    with plainly():
         config = tyro.cli(
-            RunConfig, default=defaults, description=f"Active learning on {defaults.dataset}."
+            RunConfig,
+            default=defaults,
+            prog=f"python -m pipelines.{defaults.dataset}",
+            description=f"Active learning on {defaults.dataset}.",
         )
-        run(config, console)
+        run(config, Console())
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Say what went wrong in plain words instead of a traceback.
+
+    Exits with status 2 after a failure that has a message, 130 after Ctrl-C. Whatever else is
+    raised is a defect and keeps its traceback.
+    """
+    try:
+        yield
     except EXPECTED as error:
         _fail(str(error))
     except OSError as error:

@@ -18,7 +18,7 @@ from pipelines.seeds import generator
 from pipelines.stages import Stages
 from trainer import data
 from trainer.data import Dataset
-from trainer.memory import keep_large_blocks
+from trainer.memory import keep_freed_blocks
 from trainer.networks import build
 from trainer.oracle import DatasetOracle
 from trainer.pool import Pool
@@ -39,7 +39,7 @@ def run(config: RunConfig, console: Console | None = None) -> Run:
             was recorded before stays.
         OSError: a file cannot be written; the last completed round is safe.
     """
-    keep_large_blocks()
+    keep_freed_blocks()
     console = console or Console(quiet=True)
     with console.status("reading the data"):
         dataset = data.load(
@@ -48,7 +48,7 @@ def run(config: RunConfig, console: Console | None = None) -> Run:
             image_size=config.image_size,
             download=config.download,
         )
-    _check_budget(config, dataset)
+    _check_fit(config, dataset)
     network = _network(config, dataset)
     with record.only_writer(config.run_folder):
         so_far = record.open_run(config.run_folder, config.record() | {"data": describe(dataset)})
@@ -70,6 +70,8 @@ def _rounds(
         export.restore(network, export.read(run.weights(len(run.rounds) - 1)))
     while not run.complete:
         line = play(setting, run, pool, labels)
+        if not run.rounds:
+            line["initial"] = {"indices": pool.labelled.tolist(), "labels": labels.tolist()}
         run = record.append(run, line)
         table.row(console, line)
         pool, labels = _acquire(pool, labels, line)
@@ -84,7 +86,12 @@ def _acquire(pool: Pool, labels: np.ndarray, line: dict[str, Any]) -> tuple[Pool
     return pool.acquire(np.asarray(line["indices"], np.int64)), np.concatenate([labels, answers])
 
 
-def _check_budget(config: RunConfig, dataset: Dataset) -> None:
+def _check_fit(config: RunConfig, dataset: Dataset) -> None:
+    if config.train.augmentation == "flip_crop" and not dataset.flip:
+        raise PipelineError(
+            f"a mirror image of {dataset.name} is not of the same class, and train.augmentation is "
+            "flip_crop; use crop or none."
+        )
     examples = len(dataset.train_images)
     wanted = config.initial + config.cycles * config.query
     if wanted > examples:

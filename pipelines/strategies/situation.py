@@ -29,7 +29,7 @@ class KernelConfig:
         ridge: λ ≥ 0 added to the diagonal of the labelled block, in units of the kernel.
         precision: of gradients and their contraction; factorisations are in float64 always.
         memory_gib: what the Jacobian may take; less means more passes, never another result.
-        chunk: images differentiated at a time.
+        chunk: images differentiated at a time; few on a CPU, hundreds on a GPU.
     """
 
     kind: Literal["single", "sum", "trace", "full"] = "single"
@@ -37,7 +37,7 @@ class KernelConfig:
     ridge: float = 0.0
     precision: Literal["float32", "float64"] = "float32"
     memory_gib: float = 4.0
-    chunk: int = 64
+    chunk: int = 8
 
     def __post_init__(self):
         """Refuse values that no kernel can be computed with."""

@@ -1,0 +1,113 @@
+import errno
+import importlib
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from pipelines import cli, record
+from pipelines.config import RunConfig
+from trainer.data import DATASETS
+
+OWN = ["--network", "tests.own_network:make", "--network-args", "hidden=4"]
+SMALL = [*OWN, "--cycles", "1", "--subset", "20", "--train.epochs", "2", "--train.min-steps", "2"]
+
+
+def command(monkeypatch, *arguments, script="digits"):
+    monkeypatch.setattr("sys.argv", [f"pipelines.{script}", *map(str, arguments)])
+    module = importlib.import_module(f"pipelines.{script}")
+    module.main(module.DEFAULTS)
+
+
+def failure(monkeypatch, capsys, *arguments, script="digits"):
+    with pytest.raises(SystemExit) as stop:
+        command(monkeypatch, *arguments, script=script)
+    assert stop.value.code == cli.FAILED
+    said = capsys.readouterr().err
+    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", said).split())
+
+
+@pytest.mark.parametrize("script", DATASETS)
+def test_every_data_set_has_a_script_of_values(script):
+    defaults = importlib.import_module(f"pipelines.{script}").DEFAULTS
+    assert isinstance(defaults, RunConfig)
+    assert defaults.dataset == script
+    assert defaults.run_folder == Path(f"runs/{script}-mlmoc-seed0")
+
+
+def test_help_is_readable(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command(monkeypatch, "--help", script="mnist")
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    for option in ("--strategy", "--seed", "--train.min-steps", "--kernel.kind", "--data-dir"):
+        assert option in shown
+    assert "python -m pipelines.mnist" in shown
+
+
+def test_a_run_from_the_command_line(monkeypatch, capsys, tmp_path):
+    command(monkeypatch, *SMALL, "--run", tmp_path / "run", "--strategy", "margin", "--seed", "3")
+    result = record.read(tmp_path / "run")
+    assert result.complete
+    assert (result.config["strategy"], result.config["seed"]) == ("margin", 3)
+    assert result.config["network_args"] == {"hidden": 4}
+    assert result.config["train"]["min_steps"] == 2
+    assert "test acc" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--strategy", "entorpy"], "unknown strategy 'entorpy': did you mean 'entropy'?"),
+        (["--network", "vgg"], "unknown network 'vgg': did you mean 'vgg11_bn'?"),
+        (["--subset", "5"], "subset is 5 and query is 10"),
+        (["--initial", "99999"], "images and digits has"),
+        (["--stratgy", "mlmoc"], "--strategy"),
+        (["--kernel.kind", "sigle"], "'single', 'sum', 'trace', 'full'"),
+        (["--kernel.memory-gib", "0"], "kernel.memory_gib must be above 0"),
+        (["--train.epochs", "0"], "epochs is 0; it must be a whole number from 1"),
+        (["--device", "cuda"], "torch sees no GPU"),
+    ],
+)
+def test_failures_are_one_plain_message(arguments, message, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    said = failure(monkeypatch, capsys, *arguments, "--run", tmp_path / "run")
+    assert message in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_data_directory_that_is_not_there(monkeypatch, capsys, tmp_path):
+    gone = tmp_path / "gone"
+    said = failure(monkeypatch, capsys, "--data-dir", gone, "--no-download", script="mnist")
+    assert str(gone) in said
+
+
+def test_the_environment_variable_names_the_data_directory(monkeypatch):
+    defaults = importlib.import_module("pipelines.mnist").DEFAULTS
+    monkeypatch.setenv("NTK_DATA_DIR", "/somewhere")
+    assert defaults.data_folder == Path("/somewhere")
+    monkeypatch.delenv("NTK_DATA_DIR")
+    assert defaults.data_folder == Path("data")
+
+
+def test_a_full_disk(monkeypatch, capsys, tmp_path):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    said = failure(monkeypatch, capsys, *SMALL, "--run", tmp_path / "run")
+    assert "the disk is full" in said
+    assert "give the same command again" in said
+
+
+def test_ctrl_c(monkeypatch, capsys, tmp_path):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipelines.run.play", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        command(monkeypatch, *SMALL, "--run", tmp_path / "run")
+    assert stop.value.code == cli.INTERRUPTED
+    assert "the same command goes on" in capsys.readouterr().err

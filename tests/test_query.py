@@ -1,0 +1,132 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipelines.errors import PipelineError
+from pipelines.query import query
+from pipelines.strategies import STRATEGIES
+from pipelines.strategies.situation import KernelConfig
+from trainer.errors import DataError, NetworkError, TrainerError
+
+
+class Small(nn.Module):
+    """A network as people write them."""
+
+    def __init__(self, classes=3):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, classes)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.conv(x)))
+        return self.head(x.mean(dim=(2, 3)))
+
+
+class Pair(Small):
+    def forward(self, x):
+        logits = super().forward(x)
+        return logits, logits.softmax(1)
+
+
+@pytest.fixture
+def model():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Small().eval()
+
+
+@pytest.fixture
+def images(rng):
+    return rng.normal(size=(30, 1, 6, 6)).astype(np.float32)
+
+
+LABELLED = {4: 0, 17: 1, 2: 2, 21: 1}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_indices_are_those_of_the_images(strategy, model, images):
+    result = query(model, images, LABELLED, 5, strategy)
+    assert result.indices.dtype == np.int64
+    assert len(set(result.indices.tolist())) == 5
+    assert not set(result.indices.tolist()) & set(LABELLED)
+    assert set(result.candidates.tolist()) == set(range(30)) - set(LABELLED)
+    by_index = dict(zip(result.candidates.tolist(), result.candidate_scores, strict=True))
+    assert [by_index[i] for i in result.indices.tolist()] == result.scores.tolist()
+    assert result.scores.tolist() == sorted(result.candidate_scores, reverse=True)[:5]
+    again = query(model, torch.tensor(images), LABELLED, 5, strategy)
+    np.testing.assert_array_equal(again.indices, result.indices)
+
+
+def test_the_model_is_left_as_it_was(model, images):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    query(model, images, LABELLED, 2)
+    assert not model.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_order_of_the_labels_does_not_matter(model, images):
+    one = query(model, images, LABELLED, 5)
+    other = query(model, images, dict(reversed(LABELLED.items())), 5)
+    np.testing.assert_array_equal(one.indices, other.indices)
+    np.testing.assert_allclose(one.scores, other.scores, rtol=1e-5)
+
+
+def test_subset_and_seed(model, images):
+    result = query(model, images, LABELLED, 3, "random", subset=10, seed=5)
+    assert len(result.candidates) == 10
+    other = query(model, images, LABELLED, 3, "random", subset=10, seed=6)
+    assert result.candidates.tolist() != other.candidates.tolist()
+
+
+@pytest.mark.parametrize("kind", ["single", "sum", "trace", "full"])
+@pytest.mark.parametrize("reference", ["network", "linearised"])
+def test_every_kernel_option_is_used(kind, reference, model, images):
+    settings = KernelConfig(kind=kind, reference=reference, precision="float64", ridge=0.1)
+    result = query(model, images, LABELLED, 3, kernel=settings)
+    assert (result.diagnostics["kind"], result.diagnostics["reference"]) == (kind, reference)
+    assert result.diagnostics["ridge"] == 0.1
+    assert (result.candidate_scores > 0).all()
+
+
+def test_a_duplicate_of_a_labelled_image_scores_zero(model, images):
+    images[9] = images[17]
+    result = query(model, images, LABELLED, 3)
+    assert result.candidate_scores[result.candidates == 9] == 0
+    assert result.diagnostics["determined"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"strategy": "mlmc"}, TrainerError, "unknown strategy 'mlmc': did you mean 'mlmoc'"),
+        ({"loss": "hinge"}, TrainerError, "unknown loss 'hinge'"),
+        ({"batch_size": 27}, PipelineError, "query of 27 images was asked for and 26 are not"),
+        ({"batch_size": 0}, PipelineError, "query of 0 images"),
+        ({"subset": 2, "batch_size": 3}, PipelineError, "subset is 2 and batch_size is 3"),
+        ({"labelled": {}}, PipelineError, "labelled set is empty"),
+        ({"labelled": [1, 2]}, PipelineError, "labelled is a list"),
+        ({"labelled": {1: 3}}, PipelineError, "image 1 is labelled 3 and the network has 3 logits"),
+        ({"labelled": {1: -1}}, PipelineError, "image 1 is labelled -1"),
+        ({"labelled": {1: 0.5}}, PipelineError, "image 1 is labelled 0.5"),
+        ({"labelled": {30: 0}}, DataError, "30"),
+        ({"images": np.zeros((30, 6, 6), np.float32)}, PipelineError, r"shape \(30, 6, 6\)"),
+        ({"images": np.zeros((30, 1, 6, 6), np.uint8)}, PipelineError, "dtype uint8"),
+        ({"images": np.zeros((30, 2, 6, 6), np.float32)}, NetworkError, "2"),
+        ({"images": [1]}, PipelineError, "images are list"),
+        ({"model": Small().train()}, NetworkError, r"train mode"),
+        ({"model": Pair().eval()}, NetworkError, "tuple"),
+    ],
+)
+def test_bad_input(change, error, message, model, images):
+    given = {"model": model, "images": images, "labelled": LABELLED, "batch_size": 3, **change}
+    with pytest.raises(error, match=message):
+        query(**given)
+
+
+def test_images_that_are_not_numbers_are_named(model, images):
+    images[7, 0, 0, 0] = np.nan
+    with pytest.raises(PipelineError, match=r"images \[7\] hold NaN"):
+        query(model, images, LABELLED, 2)

@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from lzma import LZMAError
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from trainer.errors import DataError
 from trainer.files import reading
+
+Stream = io.BytesIO | io.BufferedReader
 
 _JUNK = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
 _ARCHIVE_FAILURES = (
@@ -39,7 +41,7 @@ class Member(NamedTuple):
     """
 
     parts: tuple[str, ...]
-    open: Callable[[], IO[bytes]] | None
+    open: Callable[[], Stream] | None
 
 
 def members(path: Path) -> Iterator[Member]:
@@ -69,8 +71,8 @@ def _sound(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _guarded(path: Path, member: Member) -> Callable[[], IO[bytes]]:
-    def opened() -> IO[bytes]:
+def _guarded(path: Path, member: Member) -> Callable[[], Stream]:
+    def opened() -> Stream:
         if member.open is None:
             raise DataError(f"{path}: {'/'.join(member.parts)} is a folder, not a file.")
         with _sound(path), reading(f"{path}/{'/'.join(member.parts)}"):
@@ -125,9 +127,19 @@ def _walk_tar(path: Path) -> Iterator[Member]:
                 yield Member(_parts(entry.name), None)
             elif entry.isfile():
                 yield Member(_parts(entry.name), lambda entry=entry: _tar_content(archive, entry))
+        _check_end(archive)
 
 
-def _tar_content(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[bytes]:
+def _check_end(archive: tarfile.TarFile) -> None:
+    """Look for the zeros that end a tar: tarfile takes one cut between two files for whole."""
+    if archive.fileobj is None:
+        raise tarfile.ReadError("it was closed while it was read")
+    archive.fileobj.seek(archive.offset)
+    if len(archive.fileobj.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("unexpected end, the closing block of zeros is missing")
+
+
+def _tar_content(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> Stream:
     stream = archive.extractfile(entry)
     return io.BytesIO(stream.read() if stream is not None else b"")
 

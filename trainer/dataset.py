@@ -12,6 +12,8 @@ from jaxtyping import Float32, Int64, Shaped, UInt8
 
 from trainer.errors import DataError
 
+Split = tuple[np.ndarray, np.ndarray]  # images, labels
+
 _CHUNK = 4096  # examples counted at a time: bincount makes an int64 copy of what it counts
 
 
@@ -46,23 +48,12 @@ class Dataset:
 
     def __post_init__(self) -> None:
         """Check that the arrays belong together."""
-        if self.classes < 2:
-            raise DataError(
-                f"{self.name} has {self.classes} class(es) ({', '.join(self.class_names)}); "
-                "classification needs at least 2."
-            )
-        for split in ("train", "test"):
-            _check_split(
-                f"{self.name} {split}",
-                getattr(self, f"{split}_images"),
-                getattr(self, f"{split}_labels"),
-                self.classes,
-            )
-        if self.train_images.shape[1:] != self.test_images.shape[1:]:
-            raise DataError(
-                f"{self.name}: train images are {self.train_images.shape[1:]} and test images "
-                f"{self.test_images.shape[1:]} (channels, height, width); they must be the same."
-            )
+        _check(
+            self.name,
+            (self.train_images, self.train_labels),
+            (self.test_images, self.test_labels),
+            self.class_names,
+        )
 
     @property
     def classes(self) -> int:
@@ -99,8 +90,8 @@ class Dataset:
 
 def assemble(
     name: str,
-    train: tuple[np.ndarray, np.ndarray],
-    test: tuple[np.ndarray, np.ndarray],
+    train: Split,
+    test: Split,
     class_names: Sequence[str],
     *,
     flip: bool,
@@ -110,6 +101,7 @@ def assemble(
     Raises:
         DataError: arrays that do not fit each other.
     """
+    _check(name, train, test, class_names)
     mean, std = moments(train[0])
     return Dataset(
         name=name,
@@ -161,6 +153,21 @@ def stratified_split(
     test = np.sort(np.concatenate(chosen)).astype(np.int64)
     train = np.setdiff1d(np.arange(len(labels)), test).astype(np.int64)
     return train, test
+
+
+def _check(name: str, train: Split, test: Split, class_names: Sequence[str]) -> None:
+    if len(class_names) < 2:
+        raise DataError(
+            f"{name} has {len(class_names)} class(es) ({', '.join(class_names)}); classification "
+            "needs at least 2."
+        )
+    _check_split(f"{name} train", *train, len(class_names))
+    _check_split(f"{name} test", *test, len(class_names))
+    if train[0].shape[1:] != test[0].shape[1:]:
+        raise DataError(
+            f"{name}: train images are {train[0].shape[1:]} and test images {test[0].shape[1:]} "
+            "(channels, height, width); they must be the same."
+        )
 
 
 def _check_split(what: str, images: np.ndarray, labels: np.ndarray, classes: int) -> None:

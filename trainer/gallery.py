@@ -7,12 +7,12 @@ lie, so that a compressed tar is quick too; only the decoded pixels of the wante
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 
-from trainer.archives import members
+from trainer.archives import Stream, members
 from trainer.errors import DataError
 from trainer.pixels import Header, decode, quiet, read_header
 
@@ -80,7 +80,7 @@ def read_pixels(
     return result
 
 
-def _each(path: Path, files: Sequence[Parts]) -> Iterator[tuple[int, IO[bytes]]]:
+def _each(path: Path, files: Sequence[Parts]) -> Iterator[tuple[int, Stream]]:
     """Position in `files` and content of each, in the order in which they lie."""
     positions = {parts: position for position, parts in enumerate(files)}
     remaining = set(positions)

@@ -8,12 +8,13 @@ import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from trainer.archives import Stream
 from trainer.errors import DataError
 
 _ORIENTATION = 0x0112
@@ -46,7 +47,7 @@ class Header(NamedTuple):
     grayscale: bool
 
 
-def read_header(stream: IO[bytes], name: str) -> Header:
+def read_header(stream: Stream, name: str) -> Header:
     """Size and kind of an image, without decoding its pixels where the format allows it.
 
     Raises:
@@ -61,7 +62,7 @@ def read_header(stream: IO[bytes], name: str) -> Header:
 
 
 def decode(
-    stream: IO[bytes], name: str, height: int, width: int, channels: int
+    stream: Stream, name: str, height: int, width: int, channels: int
 ) -> UInt8[np.ndarray, "channels height width"]:
     """The pixels of an image, scaled to cover height x width and cropped around the centre.
 

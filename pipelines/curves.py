@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from pipelines.groups import REFERENCE, Group, field
+from pipelines.groups import REFERENCE, Group, field, subject
 
 STAGE = "seconds_"  # prefix of the columns that hold a stage's seconds
 TRAINING_STAGES = ("fit", "evaluate")  # every strategy pays these alike: not part of a query
-QUERY_STAGES = ("predict", "certificate", "kernel", "posterior", "select")  # in this order
+QUERY_STAGES = ("predict", "certificate", "kernel", "posterior", "score", "select")  # in this order
 
 
 class Interval(NamedTuple):
@@ -46,7 +46,7 @@ def tidy(group: Group) -> pd.DataFrame:
     Raises:
         PipelineError: a round lacks an entry that the report needs.
     """
-    rows = []
+    rows, (dataset, network) = [], subject(group.settings)
     for run in group.runs:
         for entry in run.rounds:
             where = f"round {entry['round']} of {run.path}"
@@ -55,8 +55,8 @@ def tidy(group: Group) -> pd.DataFrame:
                 {
                     "group": group.title,
                     "run": str(run.path),
-                    "dataset": run.config["dataset"],
-                    "network": run.config["network"],
+                    "dataset": dataset,
+                    "network": network,
                     "strategy": run.config["strategy"],
                     "seed": run.config["seed"],
                     "round": entry["round"],
@@ -68,7 +68,9 @@ def tidy(group: Group) -> pd.DataFrame:
                     "fitted": field(fit, "fitted", f"the fit in {where}"),
                     "steps": fit.get("steps"),
                     "missing_classes": " ".join(map(str, entry.get("missing_classes", ()))),
-                    "peak_memory_mib": entry.get("peak_memory_mib"),
+                    "peak_memory_mib": max(
+                        entry.get("peak_memory_mib", {}).values(), default=math.nan
+                    ),
                     **{f"{STAGE}{stage}": value for stage, value in seconds.items()},
                 }
             )

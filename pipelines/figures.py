@@ -56,10 +56,17 @@ def _png(figure: Figure) -> bytes:
 
 
 def _setup(group: Group) -> str:
-    counts = {"initial": "initial labels", "query": "a query", "subset": "candidates"}
+    """What the group is called, and the settings that a figure must not be without."""
+    prefix = "network_args."
     told = [
-        f"{group.settings[key]} {word}" for key, word in counts.items() if key in group.settings
+        f"{key.removeprefix(prefix)} {value}"
+        for key, value in group.settings.items()
+        if key.startswith(prefix)
     ]
+    counts = {"initial": "initial labels", "query": "a query", "subset": "candidates"}
+    for key, word in counts.items():
+        if group.settings.get(key) is not None:
+            told.append(f"{group.settings[key]} {word}")
     return f"{group.title}: {', '.join(told)}." if told else f"{group.title}."
 
 

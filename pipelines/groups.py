@@ -13,8 +13,10 @@ from pipelines.errors import PipelineError
 from pipelines.record import Run
 
 REFERENCE = "random"
-# What may differ between runs of one group. `cycles` only says how far a run goes.
-_APART = ("format", "strategy", "seed", "cycles")
+# What may differ between runs of one group. `cycles` only says how far a run goes; the others, how
+# much is computed at a time.
+_APART = {"format", "strategy", "seed", "cycles", "kernel.memory_gib", "kernel.chunk"}
+_KERNEL = "kernel."
 
 
 @dataclass(frozen=True)
@@ -35,29 +37,60 @@ class Group:
 
 
 def groups(runs: Sequence[Run]) -> tuple[Group, ...]:
-    """Sort runs into groups that differ in nothing but strategy, seed and length.
+    """Sort runs with at least one round into groups that may be compared.
+
+    The settings of a kernel say nothing about a strategy that computes none: such runs, random's
+    above all, are in the group of every kernel that the other settings were run with.
 
     Raises:
         PipelineError: a configuration lacks data set, network, strategy or seed.
     """
-    found: dict[str, list[Run]] = {}
+    plain: dict[str, list[Run]] = {}  # by the settings that count for every strategy
+    found: dict[str, dict[str, list[Run]]] = {}  # by those, then by the kernel's
+    settings: dict[str, dict[str, Any]] = {}
     for run in runs:
         for name in ("dataset", "network", "strategy", "seed", "cycles"):
             field(run.config, name, f"config.json of {run.path}")
-        found.setdefault(json.dumps(_settings(run), sort_keys=True, default=str), []).append(run)
-    settings = [_settings(members[0]) for members in found.values()]
+        all_of_it = {key: value for key, value in _flat(run.config).items() if key not in _APART}
+        others = {key: value for key, value in all_of_it.items() if not key.startswith(_KERNEL)}
+        shared, exact = _key(others), _key(all_of_it)
+        if any(line.get("diagnostics") for line in run.rounds):
+            found.setdefault(shared, {}).setdefault(exact, []).append(run)
+        else:
+            plain.setdefault(shared, []).append(run)
+        settings |= {shared: others, exact: all_of_it}
+    members = {
+        key: [*plain.get(shared, ()), *own]
+        for shared, by_kernel in found.items()
+        for key, own in by_kernel.items()
+    }
+    members |= {key: own for key, own in plain.items() if key not in found}
     made = []
-    for own, members in zip(settings, found.values(), strict=True):
-        alike = [other for other in settings if _subject(other) == _subject(own)]
-        differing = [key for key in sorted({*own}.union(*alike)) if not _same(key, alike)]
-        shown = ", ".join(f"{key} = {own.get(key, 'not set')}" for key in differing)
-        kept, dropped = _one_per_seed(members)
-        made.append(Group(_subject(own) + (f" · {shown}" if shown else ""), own, kept, dropped))
+    for key, own in members.items():
+        kept, dropped = _one_per_seed(own)
+        title = _title(settings[key], [settings[other] for other in members])
+        made.append(Group(title, settings[key], kept, dropped))
     return tuple(sorted(made, key=lambda group: group.title))
 
 
-def _settings(run: Run) -> dict[str, Any]:
-    return _flat({key: value for key, value in run.config.items() if key not in _APART})
+def _key(settings: dict[str, Any]) -> str:
+    return json.dumps(settings, sort_keys=True, default=str)
+
+
+def _title(own: dict[str, Any], settings: Sequence[dict[str, Any]]) -> str:
+    """Data set and network, and in what the settings differ from others of these two."""
+    alike = [other for other in settings if subject(other) == subject(own)]
+    shown = []
+    for key in sorted({*own}.union(*alike)):
+        values = [other.get(key) for other in alike if key in other or _KERNEL not in key]
+        if any(value != values[0] for value in values) and (key in own or _KERNEL not in key):
+            shown.append(f"{key} = {own.get(key, 'not set')}")
+    return " · ".join([*subject(own), *([", ".join(shown)] if shown else [])])
+
+
+def subject(settings: dict[str, Any]) -> tuple[str, str]:
+    """Data set, under the name it gives itself (a lossy copy says so), and network."""
+    return str(settings.get("data.name", settings["dataset"])), str(settings["network"])
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -68,14 +101,6 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def _subject(settings: dict[str, Any]) -> str:
-    return f"{settings['dataset']} · {settings['network']}"
-
-
-def _same(key: str, settings: Sequence[dict[str, Any]]) -> bool:
-    return all(key in other and other[key] == settings[0].get(key) for other in settings)
 
 
 def _one_per_seed(runs: Sequence[Run]) -> tuple[tuple[Run, ...], tuple[Run, ...]]:

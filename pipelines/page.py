@@ -160,15 +160,21 @@ def accuracies(summary: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def timings(summary: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table of times."""
+def timings(summary: pd.DataFrame, least: float = 0.0) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of times.
+
+    Args:
+        summary: of `curves.summary`.
+        least: leave out stages shorter than this part of the longest query.
+    """
+    enough = least * summary[f"{STAGE}query"].max()
     stages = [name for name in map(str, summary) if name.startswith(STAGE)]
-    stages.sort(key=[f"{STAGE}fit", *stages].index)  # training first, then the query and its parts
+    stages = [name for name in stages if not summary[name].max() < enough]
     names = [name.removeprefix(STAGE) for name in stages]
     header = ["strategy", *names, "memory"]
     rows = []
     for row in summary.to_dict("records"):
-        memory = row["peak_memory_mib"]
+        memory = float(row["peak_memory_mib"])
         size = "—" if pd.isna(memory) else f"{memory / 1024:.1f} GiB"
         rows.append([row["strategy"], *(duration(float(row[name])) for name in stages), size])
     return header, rows

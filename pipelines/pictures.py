@@ -38,7 +38,8 @@ _STAGES = {
     "certificate": "#f0c75e",
     "kernel": "#0072b2",
     "posterior": "#d55e00",
-    "select": "#009e73",
+    "score": "#009e73",
+    "select": "#cc79a7",
 }
 
 
@@ -149,7 +150,7 @@ def query_time(seconds: pd.DataFrame, caption: str) -> Figure:
         caption: what stands below.
     """
     names, stages = [str(name) for name in seconds.index], [str(name) for name in seconds]
-    columns = 5
+    columns = 6
     top = 0.36 + 0.2 * math.ceil(len(stages) / columns)
     left = max(0.35 + name_width(names), LEFT)
     figure, (axes,) = canvas(caption, 0.2 + 0.28 * len(names), left=left, top=top)
@@ -183,6 +184,7 @@ def query_time(seconds: pd.DataFrame, caption: str) -> Figure:
         frameon=False,
         fontsize=SMALL,
         handlelength=1.0,
+        columnspacing=1.2,
         borderaxespad=0.1,
         title="Time of one query",
         title_fontproperties={"size": 10.5, "weight": "bold"},

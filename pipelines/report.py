@@ -25,7 +25,9 @@ from pipelines import page as html
 from pipelines.caveats import caveats
 from pipelines.errors import PipelineError
 from pipelines.figures import figures
-from pipelines.groups import Group, groups
+from pipelines.groups import Group, groups, subject
+
+_SHOWN = 0.005  # stages below this part of the longest query are in the page only: 80 columns
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def find(paths: Sequence[Path]) -> list[Path]:
 
 def _stem(group: Group, taken: set[str]) -> str:
     """Start of the group's file names: data set and network, in letters that any disk takes."""
-    words = f"{group.settings['dataset']}-{group.settings['network']}"
+    words = "-".join(subject(group.settings))
     stem = re.sub(r"[^A-Za-z0-9_.]+", "-", words).strip("-.") or "runs"
     names = [stem, *(f"{stem}-{number}" for number in range(2, len(taken) + 3))]
     return next(name for name in names if name not in taken)
@@ -174,7 +176,7 @@ def show(made: Report, console: Console) -> None:
         wanted = [i for i, name in enumerate(header) if name not in ("seeds", "pairs")]
         kept = [[row[i] for i in wanted] for row in (header, *rows)]
         _print(console, section.title, kept)
-        header, rows = html.timings(section.summary)
+        header, rows = html.timings(section.summary, _SHOWN)
         _print(console, html.TIMES, [header, *rows])
         for warning in section.warnings:
             console.print(f"[yellow]![/yellow] {escape(warning)}")
@@ -219,8 +221,9 @@ def main(
     """
     try:
         show(report(runs, out), Console())
-    except PipelineError as error:
-        sys.exit(f"error: {error}")
+    except (PipelineError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

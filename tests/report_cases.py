@@ -29,7 +29,7 @@ def line(number: int, accuracy: float, last: bool, **changes: Any) -> dict[str, 
         "labels": [],
         "diagnostics": {},
         "seconds": {"fit": 9.0, "evaluate": 4.0, "predict": 1.0, "select": 0.5},
-        "peak_memory_mib": 2048.0,
+        "peak_memory_mib": {"fit": 1024.0, "predict": 2048.0},
     } | changes
 
 

@@ -115,6 +115,7 @@ def test_summary_by_hand():
     ).set_index("strategy")
     assert summary.index.tolist() == ["random", "margin"]
     assert summary.loc["margin", ["labels", "n", "seeds", "pairs"]].tolist() == [20, 1, "0", 1]
+    assert summary.loc["margin", "peak_memory_mib"] == 2048.0
     assert summary.loc["margin", "final"] == pytest.approx(0.6)
     assert summary.loc["margin", "average"] == pytest.approx(0.5)  # rounds 1 and 2
     assert summary.loc["margin", "final_minus_random"] == pytest.approx(0.2)
@@ -169,6 +170,31 @@ def test_a_setting_that_only_some_runs_have_is_named():
         "digits · cnn · ridge = 0.1",
         "digits · cnn · ridge = not set",
     ]
+
+
+def test_strategies_without_a_kernel_are_compared_with_every_kernel():
+    def kernel(kind, chunk=8):
+        return {"kind": kind, "memory_gib": 4.0, "chunk": chunk}
+
+    lines = {0: {"diagnostics": {"kind": "any"}}}
+    random = run("random", 0, [0.1, 0.2], kernel=kernel("single"))
+    single = run("mlmoc", 0, [0.1, 0.2], kernel=kernel("single"), lines=lines)
+    larger = run("mlmoc", 1, [0.1, 0.2], kernel=kernel("single", chunk=64), lines=lines)
+    trace = run("mlmoc", 0, [0.1, 0.2], kernel=kernel("trace"), lines=lines)
+    assert [(group.title, group.runs) for group in groups([trace, single, larger, random])] == [
+        ("digits · cnn · kernel.kind = single", (random, single, larger)),
+        ("digits · cnn · kernel.kind = trace", (random, trace)),
+    ]
+    other = run("random", 1, [0.1], kernel=kernel("trace"))
+    (group,) = groups([random, other])
+    assert group.runs == (random, other)
+    assert not any(key.startswith("kernel") for key in group.settings)
+
+
+def test_data_are_called_by_the_name_they_give_themselves():
+    (group,) = groups([run("random", 0, [0.1], data={"name": "digits-jpeg", "sha256": "a"})])
+    assert group.title == "digits-jpeg · cnn"
+    assert curves.tidy(group)["dataset"].tolist() == ["digits-jpeg"]
 
 
 def test_the_same_seed_twice_counts_once_the_longer_run():

@@ -145,7 +145,7 @@ def test_runs_are_found_at_any_depth_and_once(runs):
 
 
 def test_missing_memory_and_unknown_stages_are_no_obstacle(tmp_path):
-    changes = {"peak_memory_mib": None, "seconds": {"fit": 1.0, "thinking": 2.0}}
+    changes = {"peak_memory_mib": {}, "seconds": {"fit": 1.0, "thinking": 2.0}}
     store(run("margin", 0, [0.5, 0.6], lines={0: changes, 1: changes}), tmp_path / "runs")
     made = report([tmp_path / "runs"], tmp_path / "out")
     assert "thinking" in made.page.read_text("utf-8")
@@ -199,9 +199,10 @@ def test_the_command_prints_the_table_and_where_the_page_is(runs, tmp_path, caps
     assert "report.html" in printed
 
 
-def test_the_command_ends_in_one_line_on_bad_input(tmp_path):
-    with pytest.raises(SystemExit, match="error: .*nowhere does not exist"):
+def test_the_command_ends_in_one_line_on_bad_input(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
         main((tmp_path / "nowhere",), out=tmp_path / "out")
+    assert re.fullmatch("error: .*nowhere does not exist.*\n", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bridge.ops import Scalar, register
-from bridge.pooling import Sizes, per_axis
+from bridge.pooling import Sizes, Windows, per_axis, visit
 
 
 @register("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default")
@@ -27,24 +27,47 @@ def conv(
 ) -> Array:
     """Cross-correlation; `same` pads the odd pixel at the end of an axis."""
     rank = weight.ndim - 2
-    dilation = per_axis(dilation, rank)
+    stride, dilation = per_axis(stride, rank), per_axis(dilation, rank)
+    reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
     if padding == "same":
-        reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
         edges = [(r // 2, r - r // 2) for r in reach]
     elif isinstance(padding, str):
         edges = [(0, 0)] * rank
     else:
         edges = [(p, p) for p in per_axis(padding, rank)]
     dtype = jnp.result_type(x, weight)
-    y = jax.lax.conv_general_dilated(
-        x.astype(dtype),
-        weight.astype(dtype),
-        per_axis(stride, rank),
-        edges,
-        rhs_dilation=dilation,
-        feature_group_count=groups,
-    )
+    x, weight = x.astype(dtype), weight.astype(dtype)
+    if groups == 1 and any(n <= r for n, r in zip(x.shape[2:], reach, strict=True)):
+        y = _conv_of_small_images(x, weight, stride, edges, dilation)
+    else:
+        y = jax.lax.conv_general_dilated(
+            x, weight, stride, edges, rhs_dilation=dilation, feature_group_count=groups
+        )
     return y if bias is None else y + bias.reshape((-1,) + (1,) * rank)
+
+
+def _conv_of_small_images(
+    x: Array,
+    weight: Array,
+    stride: tuple[int, ...],
+    edges: list[tuple[int, int]],
+    dilation: tuple[int, ...],
+) -> Array:
+    """The same as one matrix product over windows.
+
+    XLA's CPU backend falls back to scalar loops for a kernel larger than its image: 80 times
+    slower than this for 512 channels of 2×2, as in the last block of a VGG.
+    """
+    kernel = weight.shape[2:]
+    counts = tuple(
+        (n + low + high - d * (k - 1) - 1) // s + 1
+        for n, k, s, d, (low, high) in zip(
+            x.shape[2:], kernel, stride, dilation, edges, strict=True
+        )
+    )
+    windows = Windows(kernel, stride, tuple(low for low, _ in edges), dilation, counts)
+    columns = jnp.stack(list(visit(x, windows, 0)), axis=2)
+    return jnp.einsum("nck...,ock->no...", columns, weight.reshape(*weight.shape[:2], -1))
 
 
 @register("aten.linear.default")

@@ -28,6 +28,8 @@ from bridge.program import Arrays, Program, Site
 TOLERANCE_FLOAT32 = 1e-4
 TOLERANCE_FLOAT64 = 1e-10
 TOLERANCE_GRADIENTS = 1e-9
+# How many images of the probe have their gradients compared: the dearest part of a certificate.
+GRADIENTS = 2
 # A layer or a gradient this much smaller than the largest of its kind is judged on that scale:
 # where the exact value is 0, what is left is rounding.
 _FLOOR = 1e-6
@@ -47,7 +49,7 @@ class Certificate:
         logits_float64: of the logits in float64.
         activations: of the sites' outputs in float64.
         worst_activation: the site where it was seen.
-        gradients: of the per-example gradients in float64.
+        gradients: of the per-example gradients of two images in float64.
         worst_gradient: the parameter where it was seen.
         batch: of the logits of one image alone against the same in its batch, float64.
         tolerance_float32: largest error allowed for `logits_float32`.
@@ -76,22 +78,22 @@ class Certificate:
 
 
 class _Evidence(NamedTuple):
-    """What the mirror computes for n images, in float64.
+    """What the mirror computes for n images, in float64; gradients for the first m of them.
 
     Attributes:
         logits: (n, classes).
         activations: the output of each site.
         leaks: for each site, and `""` for the logits, how far the rows of other images move when
             image 0 does; 0 where axis 0 is not the batch.
-        alone: (n, classes), logits of each image in a batch of its own.
-        gradients: of `alone @ direction`, for each trainable parameter (n, *shape).
+        alone: (m, classes), logits of each of the first m images in a batch of its own.
+        gradients: of `alone @ direction`, for each trainable parameter (m, *shape).
     """
 
-    logits: Array
+    logits: Any
     activations: dict[str, Any]
-    leaks: dict[str, Array]
-    alone: Array
-    gradients: dict[str, Array]
+    leaks: dict[str, Any]
+    alone: Any
+    gradients: dict[str, Any]
 
 
 def certify(module: nn.Module, mirror: Mirror, probe: np.ndarray) -> Certificate:
@@ -119,10 +121,13 @@ def certify(module: nn.Module, mirror: Mirror, probe: np.ndarray) -> Certificate
     if not np.isfinite(plain).all():
         raise ParityError("the network's own logits for the probe are not finite; train it again")
     direction = np.cos(1.0 + np.arange(plain.shape[1]))  # no two logits weighed alike
-    theirs = reference.evidence(module, probe, direction)
+    theirs = reference.evidence(module, probe, direction, GRADIENTS)
     exact = mirror.astype(jnp.float64)
-    ours: _Evidence = jax.device_get(
-        _evidence(mirror.function, exact.params, exact.frozen, jnp.asarray(probe, float), direction)
+    ours = jax.tree.map(
+        np.asarray,
+        _evidence(
+            mirror.function, exact.params, exact.frozen, jnp.asarray(probe, float), direction
+        ),
     )
     if ours.logits.shape != theirs.logits.shape:
         raise ParityError(
@@ -142,7 +147,7 @@ def certify(module: nn.Module, mirror: Mirror, probe: np.ndarray) -> Certificate
     )
     _check_coupling(mirror, ours.leaks)
     batch = _worst(
-        [("", ours.alone, ours.logits)],
+        [("", ours.alone, ours.logits[:GRADIENTS])],
         TOLERANCE_FLOAT64,
         lambda _: "between an image alone and the same image in a batch",
     )
@@ -184,7 +189,7 @@ def _evidence(
         row = program(parameters, frozen, image[None])[0]
         return row @ direction, row
 
-    gradients, alone = jax.lax.map(lambda image: jax.grad(project, has_aux=True)(params, image), x)
+    gradients, alone = jax.vmap(jax.grad(project, has_aux=True), (None, 0))(params, x[:GRADIENTS])
     return _Evidence(
         logits=logits,
         activations=activations,

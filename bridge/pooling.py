@@ -22,13 +22,13 @@ Sizes = int | Sequence[int]
 
 
 def per_axis(value: Sizes, rank: int) -> tuple[int, ...]:
-    """One number an axis."""
+    """One number an axis, from one for all of them or one for each."""
     values = (value,) if isinstance(value, int) else tuple(value)
     return values * rank if len(values) == 1 else values
 
 
-class _Pooling(NamedTuple):
-    """Where the windows of a pooling layer lie, one entry an axis."""
+class Windows(NamedTuple):
+    """Where the windows of a layer lie, one entry an axis; `counts` is the size of its output."""
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
@@ -39,7 +39,7 @@ class _Pooling(NamedTuple):
 
 def _pooling(
     x: Array, kernel: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, ceil_mode: bool
-) -> _Pooling:
+) -> Windows:
     rank = len(kernel) if isinstance(kernel, Sequence) else x.ndim - 2
     kernel = per_axis(kernel, rank)
     stride = per_axis(stride, rank) or kernel
@@ -51,21 +51,21 @@ def _pooling(
         if ceil_mode and (count - 1) * s >= size + p:  # a window must start inside the image
             count -= 1
         counts.append(count)
-    return _Pooling(kernel, stride, padding, dilation, tuple(counts))
+    return Windows(kernel, stride, padding, dilation, tuple(counts))
 
 
-def _windows(x: Array, pooling: _Pooling, fill: Scalar) -> Iterator[Array]:
+def visit(x: Array, windows: Windows, fill: Scalar) -> Iterator[Array]:
     """The values at each offset in the window, in the order in which torch visits them."""
-    rank = len(pooling.kernel)
+    rank = len(windows.kernel)
     edges = [(0, 0, 0)] * (x.ndim - rank)
-    for size, k, s, p, d, count in zip(x.shape[-rank:], *pooling, strict=True):
+    for size, k, s, p, d, count in zip(x.shape[-rank:], *windows, strict=True):
         edges.append((p, (count - 1) * s + d * (k - 1) + 1 - size - p, 0))
     padded = jax.lax.pad(x, jnp.asarray(fill, x.dtype), edges)
-    for offset in itertools.product(*(range(k) for k in pooling.kernel)):
+    for offset in itertools.product(*(range(k) for k in windows.kernel)):
         spans = [
             slice(o * d, o * d + (count - 1) * s + 1, s)
             for o, d, s, count in zip(
-                offset, pooling.dilation, pooling.stride, pooling.counts, strict=True
+                offset, windows.dilation, windows.stride, windows.counts, strict=True
             )
         ]
         yield padded[(..., *spans)]
@@ -82,9 +82,9 @@ def max_pool(
 ) -> Array:
     """Maximum of each window; the first of ties has the gradient, and a NaN wins."""
     pooling = _pooling(x, kernel, stride, padding, dilation, ceil_mode)
-    windows = _windows(x, pooling, -math.inf)
-    best = next(windows)
-    for value in windows:
+    values = visit(x, pooling, -math.inf)
+    best = next(values)
+    for value in values:
         best = jnp.where((value > best) | jnp.isnan(value), value, best)
     return best
 
@@ -101,14 +101,14 @@ def avg_pool(
 ) -> Array:
     """Mean of each window; what `ceil_mode` adds past the padding is never counted."""
     pooling = _pooling(x, kernel, stride, padding, 1, ceil_mode)
-    total = functools.reduce(jnp.add, _windows(x, pooling, 0))
+    total = functools.reduce(jnp.add, visit(x, pooling, 0))
     if divisor_override is not None:
         return total / divisor_override
     ones = jnp.ones(x.shape[-len(pooling.kernel) :], x.dtype)
     if count_include_pad:
         ones = jnp.pad(ones, [(p, p) for p in pooling.padding], constant_values=1)
         pooling = pooling._replace(padding=(0,) * len(pooling.kernel))
-    return total / functools.reduce(jnp.add, _windows(ones, pooling, 0))
+    return total / functools.reduce(jnp.add, visit(ones, pooling, 0))
 
 
 @register("aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default")

@@ -37,7 +37,7 @@ class Evidence(NamedTuple):
     Attributes:
         logits: (n, classes).
         calls: in the order in which the module made them.
-        gradients: for each trainable parameter (n, *shape), the gradients of `logits @ direction`.
+        gradients: for each trainable parameter (m, *shape), the gradients of `logits @ direction`.
     """
 
     logits: np.ndarray
@@ -56,13 +56,16 @@ def logits(module: nn.Module, images: np.ndarray, dtype: torch.dtype) -> np.ndar
         return to_numpy(_run(on_cpu(module, dtype), torch.tensor(images, dtype=dtype)))
 
 
-def evidence(module: nn.Module, images: np.ndarray, direction: np.ndarray) -> Evidence:
+def evidence(
+    module: nn.Module, images: np.ndarray, direction: np.ndarray, examples: int
+) -> Evidence:
     """Run a float64 copy of the module and watch it.
 
     Args:
         module: in eval mode.
         images: (n, channels, height, width).
         direction: (classes,); per-example gradients are those of `logits @ direction`.
+        examples: how many images, m, to form gradients for.
 
     Raises:
         BridgeError: the module cannot be run in float64.
@@ -76,7 +79,7 @@ def evidence(module: nn.Module, images: np.ndarray, direction: np.ndarray) -> Ev
     trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
     project = torch.tensor(direction, dtype=torch.float64)
     rows: dict[str, list[np.ndarray]] = {name: [] for name in trainable}
-    for i in range(len(x) if trainable else 0):
+    for i in range(min(examples, len(x)) if trainable else 0):
         value = _run(network, x[i : i + 1]).reshape(-1) @ project
         gradients = torch.autograd.grad(value, list(trainable.values()), materialize_grads=True)
         for name, gradient in zip(trainable, gradients, strict=True):

@@ -87,7 +87,8 @@ def _acquire(pool: Pool, labels: np.ndarray, line: dict[str, Any]) -> tuple[Pool
 
 
 def _check_fit(config: RunConfig, dataset: Dataset) -> None:
-    if config.train.augmentation == "flip_crop" and not dataset.flip:
+    known = config.dataset != "images"  # of a person's own images only that person can tell
+    if known and config.train.augmentation == "flip_crop" and not dataset.flip:
         raise PipelineError(
             f"a mirror image of {dataset.name} is not of the same class, and train.augmentation is "
             "flip_crop; use crop or none."

@@ -167,9 +167,9 @@ def timings(summary: pd.DataFrame, least: float = 0.0) -> tuple[list[str], list[
         summary: of `curves.summary`.
         least: leave out stages shorter than this part of the longest query.
     """
-    enough = least * summary[f"{STAGE}query"].max()
+    enough = least * max([*summary[f"{STAGE}query"].dropna(), 0.0])
     stages = [name for name in map(str, summary) if name.startswith(STAGE)]
-    stages = [name for name in stages if not summary[name].max() < enough]
+    stages = [name for name in stages if any(value >= enough for value in summary[name])]
     names = [name.removeprefix(STAGE) for name in stages]
     header = ["strategy", *names, "memory"]
     rows = []

@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from pipelines.errors import PipelineError
-from pipelines.page import seed_ranges
+from pipelines.page import seed_ranges, timings
 from pipelines.pictures import duration
 from pipelines.report import find, main, report, show
 from tests.report_cases import run, store
@@ -189,6 +189,18 @@ def test_a_folder_that_cannot_be_written_is_named(runs, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(PipelineError, match="cannot be written into .*file.*--out"):
         report([runs], tmp_path / "file" / "out")
+
+
+def test_the_terminal_leaves_out_stages_that_take_no_time(tmp_path):
+    seconds = {"fit": 1.0, "predict": 0.001, "kernel": 50.0, "select": 0.0}
+    lines = {0: {"seconds": seconds, "diagnostics": {"kind": "any"}}}
+    store(run("mlmoc", 0, [0.5, 0.6], lines=lines), tmp_path / "runs")
+    made = report([tmp_path / "runs"], tmp_path / "out")
+    all_stages, _ = timings(made.sections[0].summary)
+    shown, rows = timings(made.sections[0].summary, 0.01)
+    assert all_stages == ["strategy", "fit", "query", "predict", "kernel", "select", "memory"]
+    assert shown == ["strategy", "fit", "query", "kernel", "memory"]
+    assert rows == [["mlmoc", "5 s", "50 s", "50 s", "2.0 GiB"]]
 
 
 def test_the_command_prints_the_table_and_where_the_page_is(runs, tmp_path, capsys):

@@ -161,6 +161,15 @@ def test_hopeless_divergence_is_an_error_and_the_weights_are_those_of_the_start(
     assert not network.training
 
 
+def test_divergence_in_the_last_step_is_divergence_too(digits):
+    images, labels = digits
+    config = TrainConfig(
+        optimiser="adam", learning_rate=1e30, epochs=1, min_steps=0, restarts=0, extensions=0
+    )
+    with pytest.raises(FitError, match="diverged 1 times"):
+        fit(network_of(), images, labels, config, generator())
+
+
 def test_the_fitted_rule_stops_early(digits):
     images, labels = digits
     config = TrainConfig(stop="fitted", target_accuracy=0.3, epochs=50, min_steps=100)

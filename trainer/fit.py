@@ -16,17 +16,15 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-import scipy.special
 import torch
 from jaxtyping import Integer, Num
 from torch import nn
-from torch.nn import functional
 
-from trainer import augmentation, batchnorm
+from trainer import augmentation, batchnorm, objective
 from trainer.errors import FitError
-from trainer.predict import forward, logits, placement, to_tensor
+from trainer.predict import NotFiniteError, forward, logits, placement, to_tensor
 from trainer.randomness import seeded
-from trainer.train_config import Loss, TrainConfig
+from trainer.train_config import TrainConfig
 
 __all__ = ["FitResult", "Progress", "TrainConfig", "fit"]
 
@@ -104,27 +102,15 @@ def _fit(
     """Schedule after schedule until the labels are fitted or a limit is reached."""
     answers = logits(network, images)
     _check_range(labels, classes=answers.shape[1])
-    ceiling = 2 * max(_loss(guess, labels, config.loss) for guess in (0 * answers, answers))
-
-    batches, epochs = config.plan(len(labels))
+    ceiling = 2 * max(_loss(guess, labels, config) for guess in (0 * answers, answers))
     rate = config.peak_learning_rate
     history: list[float] = []
     restarts = extensions = 0
     while True:
         start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-        expected = (len(history) + epochs) * batches
-        diverged = False
         with seeded(rng, placement(network)[0]):
-            for loss in _schedule(network, images, labels, config, rate, rng):
-                history.append(loss)
-                tell(len(history) * batches, expected, f"loss {loss:.4f}")
-                diverged = not loss <= ceiling
-                if diverged or (
-                    config.stopping_rule == "fitted"
-                    and _accuracy(logits(network, images), labels) >= config.target_accuracy
-                ):
-                    break
-        if diverged:
+            answers = _schedule(network, images, labels, config, rate, ceiling, rng, history, tell)
+        if answers is None:
             network.load_state_dict(start)
             if restarts == config.restarts:
                 raise FitError(
@@ -134,17 +120,14 @@ def _fit(
                 )
             restarts += 1
         else:
-            if config.statistics == "labelled":
-                batchnorm.reestimate(network, images)
-            answers = logits(network, images)
-            accuracy = _accuracy(answers, labels)
+            accuracy = objective.accuracy(answers, labels)
             fitted = accuracy >= config.target_accuracy
             if fitted or extensions == config.extensions:
                 break
             extensions += 1
         rate /= 2
 
-    steps = len(history) * batches
+    steps = len(history) * config.plan(len(labels))[0]
     stopped = (
         f"{'fitted' if fitted else 'NOT fitted'}: train accuracy {accuracy:.3f} (target "
         f"{config.target_accuracy:g}) after {steps} steps in {1 + extensions} schedule(s) and "
@@ -156,7 +139,7 @@ def _fit(
         epochs=len(history),
         learning_rate=rate,
         train_accuracy=accuracy,
-        residual_rms=_residual_rms(answers, labels, config.loss),
+        residual_rms=objective.residual_rms(answers, labels, config.loss),
         loss_history=tuple(history),
         fitted=fitted,
         stopped=stopped,
@@ -164,6 +147,40 @@ def _fit(
 
 
 def _schedule(
+    network: nn.Module,
+    images: np.ndarray,
+    labels: np.ndarray,
+    config: TrainConfig,
+    rate: float,
+    ceiling: float,
+    rng: np.random.Generator,
+    history: list[float],
+    tell: Progress,
+) -> np.ndarray | None:
+    """One schedule: the logits of the labelled images after it, or None where it diverged.
+
+    Each epoch's mean loss goes to the end of `history`; one above `ceiling` is divergence.
+    """
+    batches, epochs = config.plan(len(labels))
+    expected = (len(history) + epochs) * batches
+    try:
+        for loss in _epochs(network, images, labels, config, rate, rng):
+            history.append(loss)
+            tell(len(history) * batches, expected, f"loss {loss:.4f}")
+            if not loss <= ceiling:
+                return None
+            if config.stopping_rule == "fitted":
+                answers = logits(network, images)
+                if objective.accuracy(answers, labels) >= config.target_accuracy:
+                    break
+        if config.statistics == "labelled":
+            batchnorm.reestimate(network, images)
+        return logits(network, images)
+    except NotFiniteError:
+        return None
+
+
+def _epochs(
     network: nn.Module,
     images: np.ndarray,
     labels: np.ndarray,
@@ -197,7 +214,7 @@ def _schedule(
             where = torch.tensor(chosen, device=pixels.device)
             batch = _augmented(pixels[where], config, rng)
             batch = batch.contiguous(memory_format=torch.channels_last)
-            loss = _mean_loss(forward(network, batch), targets[where], config.loss)
+            loss = objective.mean_loss(forward(network, batch), targets[where], config.loss)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -222,24 +239,9 @@ def _augmented(batch: torch.Tensor, config: TrainConfig, rng: np.random.Generato
     return augmentation.flip(shifted, rng) if config.augmentation == "flip_crop" else shifted
 
 
-def _mean_loss(answers: torch.Tensor, targets: torch.Tensor, loss: Loss) -> torch.Tensor:
-    if loss == "cross_entropy":
-        return functional.cross_entropy(answers, targets)
-    return functional.mse_loss(answers, functional.one_hot(targets, answers.shape[1]).to(answers))
-
-
-def _loss(answers: np.ndarray, labels: np.ndarray, loss: Loss) -> float:
+def _loss(answers: np.ndarray, labels: np.ndarray, config: TrainConfig) -> float:
     targets = torch.tensor(labels, dtype=torch.int64)
-    return _mean_loss(torch.tensor(answers), targets, loss).item()
-
-
-def _accuracy(answers: np.ndarray, labels: np.ndarray) -> float:
-    return float(np.mean(answers.argmax(axis=1) == labels))
-
-
-def _residual_rms(answers: np.ndarray, labels: np.ndarray, loss: Loss) -> float:
-    given = scipy.special.softmax(answers, axis=1) if loss == "cross_entropy" else answers
-    return float(np.sqrt(np.mean((np.eye(answers.shape[1])[labels] - given) ** 2)))
+    return objective.mean_loss(torch.tensor(answers), targets, config.loss).item()
 
 
 def _throttled(progress: Progress | None) -> Progress:

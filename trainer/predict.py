@@ -14,6 +14,10 @@ from torch import nn
 from trainer.errors import DataError, NetworkError
 
 
+class NotFiniteError(NetworkError):
+    """Logits that are not finite: of a bad image, or of weights that diverged."""
+
+
 def placement(network: nn.Module) -> tuple[torch.device, torch.dtype]:
     """The device and the floating dtype of a network: those of its first floating tensor."""
     for tensor in chain(network.parameters(), network.buffers()):
@@ -83,7 +87,7 @@ def logits(
 
     Raises:
         NetworkError: the network is in train mode, does not return (batch, classes) logits, or
-            returns one that is not finite; the message gives the first such image.
+            returns one that is not finite (NotFiniteError, naming the first such image).
         DataError: the images are not floating point.
     """
     if batch_size < 1:
@@ -107,5 +111,5 @@ def logits(
                     if not np.isfinite(images[index]).all()
                     else "the image is finite, so the weights or running statistics are not"
                 )
-                raise NetworkError(f"the logits of image {index} are not finite; {cause}")
+                raise NotFiniteError(f"the logits of image {index} are not finite; {cause}")
     return np.concatenate(rows)

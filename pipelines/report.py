@@ -27,6 +27,7 @@ from pipelines.errors import PipelineError
 from pipelines.figures import figures
 from pipelines.groups import Group, groups, subject
 
+_PAGE = "report.html"
 _SHOWN = 0.005  # stages below this part of the longest query are in the page only: 80 columns
 
 
@@ -91,7 +92,7 @@ def report(runs: Sequence[Path], out: Path) -> Report:
         )
     made = Report(
         out=out,
-        page=out / "report.html",
+        page=out / _PAGE,
         figures=tuple(out / name for name in pngs),
         rounds=out / "rounds.csv",
         table=out / "table.csv",
@@ -129,7 +130,7 @@ def find(paths: Sequence[Path]) -> list[Path]:
             raise PipelineError(f"{path} {what}; give run directories, or a folder that has some.")
         inside = sorted(path.rglob(record.CONFIG))
         here = [path] if (path / record.CONFIG).is_file() else [file.parent for file in inside]
-        if not here:
+        if not here and not (path / _PAGE).is_file():  # an earlier report among the runs is passed
             raise PipelineError(
                 f"no run found in {path}: neither it nor a folder below it has a {record.CONFIG}. "
                 "Give run directories, or a folder that has some."

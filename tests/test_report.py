@@ -1,8 +1,10 @@
+import dataclasses
 import io
 import json
 import re
 import stat
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,11 +12,14 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from bridge.parity import Certificate
+from pipelines.config import RunConfig
+from pipelines.curves import QUERY_STAGES, TRAINING_STAGES
 from pipelines.errors import PipelineError
 from pipelines.page import seed_ranges, timings
 from pipelines.pictures import duration
 from pipelines.report import find, main, report, show
-from tests.report_cases import run, store
+from tests.report_cases import line, run, store
 
 VOID = {"meta", "img"}
 
@@ -144,6 +149,11 @@ def test_runs_are_found_at_any_depth_and_once(runs):
     assert find([runs / "margin-0"]) == [runs / "margin-0"]
 
 
+def test_an_earlier_report_among_the_runs_is_passed_over(runs):
+    report([runs], runs / "report")
+    assert len(find(sorted(runs.iterdir()))) == 4
+
+
 def test_missing_memory_and_unknown_stages_are_no_obstacle(tmp_path):
     changes = {"peak_memory_mib": {}, "seconds": {"fit": 1.0, "thinking": 2.0}}
     store(run("margin", 0, [0.5, 0.6], lines={0: changes, 1: changes}), tmp_path / "runs")
@@ -238,3 +248,29 @@ def test_durations(seconds, text):
 def test_seeds_are_told_as_ranges():
     assert seed_ranges("0 1 2 5") == "0–2, 5"
     assert seed_ranges("3") == "3"
+
+
+def test_every_field_of_a_record_is_documented():
+    text = (Path(__file__).parents[1] / "docs" / "records.md").read_text("utf-8")
+    named = set(re.findall(r"`(\w+)`", text))
+    config = {"format", "data", *RunConfig("digits").record()}
+    assert config <= named, config - named
+    example = line(0, 0.5, last=False)
+    fields = {"initial", *example, *example["fit"]}
+    assert fields <= named, fields - named
+    certificate = {field.name for field in dataclasses.fields(Certificate)}
+    certificate = {name for name in certificate if not name.startswith("tolerance_")}
+    assert certificate <= named, certificate - named
+    assert {*TRAINING_STAGES, *QUERY_STAGES} <= named
+
+
+def test_the_example_in_the_documentation_runs(tmp_path, monkeypatch):
+    text = (Path(__file__).parents[1] / "docs" / "records.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    store(run("random", 0, [0.5, 0.6], path="runs/digits-random-seed0"), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    values = {}
+    exec(code, values)
+    assert values["complete"]
+    assert values["accuracies"] == {10: 0.5, 15: 0.6}
+    assert values["bought"] == [1, 2, 3, 4, 5]

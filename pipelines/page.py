@@ -31,19 +31,22 @@ img { display: block; width: 100%; max-width: 46rem; height: auto; background: #
   border-radius: 6px; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums;
-  margin: .6rem 0; }
+  margin: .6rem 0; overflow-wrap: normal; }
 caption { text-align: left; font-weight: 600; padding: .3rem 0; }
 th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; }
-table.plain td, table.plain th { text-align: left; white-space: normal; vertical-align: top; }
+table.plain td { white-space: normal; overflow-wrap: anywhere; }
+table.plain td, table.plain th { text-align: left; vertical-align: top; }
 .warnings { background: var(--warn); border-left: 4px solid var(--warn-line);
   padding: .5rem 1rem; margin: 1rem 0; }
 .warnings ul { margin: .2rem 0; padding-left: 1.2rem; }
 p, .note { max-width: 46rem; } .note { color: var(--soft); font-size: .88rem; }
 summary { cursor: pointer; font-weight: 600; }
 @media print { body { max-width: none; padding: 0; font-size: 10pt; }
-  figure, table, .warnings { break-inside: avoid; } details { display: block; } }
+  figure, tr, .warnings { break-inside: avoid; } .wide { overflow: visible; }
+  table { font-size: 8pt; } th { white-space: normal; } th, td { padding: .15rem .35rem; }
+  img { max-width: 14cm; } }
 """
 
 NOTE = (
@@ -110,7 +113,7 @@ def _section(section: Section) -> str:
             f'<p class="note">{escape(NOTE)}</p>',
             figures,
             _table(*seconds, TIMES),
-            "<details><summary>Settings</summary>",
+            "<details open><summary>Settings</summary>",
             _table(("setting", "value"), settings, "", "plain"),
             "</details><details open><summary>Runs</summary>",
             _table(RUN_COLUMNS, section.runs, "", "plain"),

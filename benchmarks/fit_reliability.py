@@ -41,6 +41,9 @@ class Settings:
     dataset: str = "mnist"
     widen: int = 2
     seeds: int = 20
+    first_seed: int = 0
+    compared: int = 20
+    """How many of the seeds are also trained a second cycle and by fixed steps."""
     initial: int = 100
     query: int = 20
     augmentation: Augmentation = "crop"
@@ -63,7 +66,7 @@ class Row(NamedTuple):
 
 
 def measure(settings: Settings, seed: int) -> list[Row]:
-    """The three rows of one seed."""
+    """The rows of one seed: one, or three where it is compared."""
     torch.set_num_threads(1)
     keep_freed_blocks()
     dataset = data.load(settings.dataset, settings.data_dir, download=False)
@@ -87,10 +90,14 @@ def measure(settings: Settings, seed: int) -> list[Row]:
         residual = np.sqrt(np.mean((np.eye(dataset.classes)[labels[:count]] - answers) ** 2))
         rows.append(Row(seed, training, steps, float(train), float(residual), float(test), seconds))
 
-    for training, count in (("rule", settings.initial), ("rule, warm", len(drawn))):
+    compared = seed - settings.first_seed < settings.compared
+    cycles = (("rule", settings.initial), ("rule, warm", len(drawn)))
+    for training, count in cycles if compared else cycles[:1]:
         began = time.perf_counter()
         result = fit(network, images[:count], labels[:count], config, rng)
         note(training, count, began, result.steps)
+    if not compared:
+        return rows
     network.load_state_dict(start)
     began = time.perf_counter()
     first = slice(settings.initial)
@@ -134,9 +141,10 @@ def main(settings: Settings) -> None:
     context = multiprocessing.get_context("spawn")
     rows: list[Row] = []
     with ProcessPoolExecutor(settings.workers, context) as pool:
-        for three in pool.map(partial(measure, settings), range(settings.seeds)):
-            rows += three
-            for row in three:
+        seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
+        for measured in pool.map(partial(measure, settings), seeds):
+            rows += measured
+            for row in measured:
                 print(
                     f"seed {row.seed:3}  {row.training:10}  steps {row.steps:5}"
                     f"  train {row.train:.3f}  residual {row.residual:.3f}"

@@ -9,6 +9,7 @@ Jacobian contraction (implementation 1) and NTK-vector products (2) work. Struct
 
 import sys
 from types import ModuleType
+from typing import Any
 
 import jax.core
 import jax.extend.core
@@ -47,6 +48,8 @@ def _put_names_back() -> None:
 
 _put_names_back()
 
-import neural_tangents as nt  # noqa: E402
+import neural_tangents  # noqa: E402
+
+nt: Any = neural_tangents  # its own annotations do not fit the JAX of today
 
 __all__ = ["nt"]

@@ -91,31 +91,45 @@ def read(path: Path) -> Run:
     """
     if not (path / CONFIG).is_file():
         raise PipelineError(f"{path} is not a run directory: it has no {CONFIG}.")
-    config = _parse(path / CONFIG, (path / CONFIG).read_text(encoding="utf-8"))
+    config = _parse(path / CONFIG, _text(path / CONFIG))
     if config.get("format") != FORMAT:
         raise PipelineError(
             f"{path} was written in record format {config.get('format')!r}; this version reads "
             f"format {FORMAT}. Use the version of ntk-lookahead that wrote it."
         )
     environment = path / ENVIRONMENT
-    starts = _parse(environment, environment.read_text("utf-8")) if environment.is_file() else []
+    starts = _parse(environment, _text(environment), list) if environment.is_file() else []
     rounds = path / ROUNDS
-    lines = rounds.read_text(encoding="utf-8").splitlines() if rounds.is_file() else []
-    parsed = tuple(_parse(rounds, line, number) for number, line in enumerate(lines, start=1))
+    lines = _text(rounds).splitlines() if rounds.is_file() else []
+    parsed = tuple(_parse(rounds, line, dict, number) for number, line in enumerate(lines, start=1))
     if [line.get("round") for line in parsed] != list(range(len(parsed))):
         raise PipelineError(f"{rounds} does not hold rounds 0, 1, 2, … in order; it was edited.")
     return Run(path, config, tuple(starts), parsed)
 
 
-def _parse(path: Path, text: str, line: int | None = None) -> Any:
+def _text(path: Path) -> str:
     try:
-        return json.loads(text)
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise _changed(f"{path} is not UTF-8 text ({error})") from error
+
+
+def _parse(path: Path, text: str, kind: type = dict, line: int | None = None) -> Any:
+    where = f"{path}, line {line}" if line else f"{path}"
+    try:
+        value = json.loads(text)
     except json.JSONDecodeError as error:
-        where = f"{path}, line {line}" if line else f"{path}"
-        raise PipelineError(
-            f"{where} is not valid JSON ({error}). The run writes it whole or not at all, so "
-            "something else changed it: restore it, or start the run in a new directory."
-        ) from error
+        raise _changed(f"{where} is not valid JSON ({error})") from error
+    if not isinstance(value, kind):
+        raise _changed(f"{where} holds a JSON {type(value).__name__}, not a {kind.__name__}")
+    return value
+
+
+def _changed(what: str) -> PipelineError:
+    return PipelineError(
+        f"{what}. The run writes it whole or not at all, so something else changed it: restore "
+        "it, or start the run in a new directory."
+    )
 
 
 def open_run(path: Path, config: dict[str, Any]) -> Run:

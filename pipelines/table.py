@@ -46,4 +46,5 @@ def row(console: Console, line: dict[str, Any]) -> None:
 
 def ending(console: Console, run: Run) -> None:
     """Where the record is and what to do with it."""
-    console.print(f"record: {run.path}   (python -m pipelines.report {run.path})", highlight=False)
+    console.print(f"record: {run.path}", highlight=False, soft_wrap=True)
+    console.print(f"next:   python -m pipelines.report {run.path}", highlight=False, soft_wrap=True)

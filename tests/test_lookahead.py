@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -71,23 +73,22 @@ def test_against_neural_tangents_prediction(kind, rng):
     logits = np.asarray(model.function(model.params, model.frozen, jnp.asarray(images)))
     f_l, f_u = logits[:labelled], logits[labelled:]
     targets = one_hot(rng.integers(classes, size=labelled), classes)
-    apply = lambda params, x: model.function(params, model.frozen, x)  # noqa: E731
+    outputs = classes if kind == "full" else 1
     axes = () if kind == "full" else (-1,)
-    if kind == "full":
-        theta_fn = nt.empirical_ntk_fn(apply, trace_axes=(), implementation=1)
-    else:
-        first = lambda params, x: apply(params, x)[:, :1]  # noqa: E731
-        theta_fn = nt.empirical_ntk_fn(first, trace_axes=(-1,), implementation=1)
+
+    def apply(params, inputs, **kwargs):
+        return model.function(params, model.frozen, inputs)[:, :outputs]
+
+    ntk = nt.empirical_ntk_fn(apply, trace_axes=axes, implementation=1)
     expected = []
     for candidate in range(candidates):
         rows = [*range(labelled), labelled + candidate]
         label = one_hot(f_u[candidate].argmax(keepdims=True), classes)
-        y = np.concatenate([targets, label])
-        predict = nt.predict.gradient_descent_mse(
-            theta_fn(images[rows], None, model.params), y, trace_axes=axes, diag_reg=0.0
-        )
-        k_td = theta_fn(images[labelled:], images[rows], model.params)
-        _, after = predict(None, logits[rows], f_u, k_td)
+        y = jnp.asarray(np.concatenate([targets, label]))
+        k_dd: Any = ntk(images[rows], None, model.params)
+        k_td: Any = ntk(images[labelled:], images[rows], model.params)
+        predict = nt.predict.gradient_descent_mse(k_dd, y, trace_axes=axes, diag_reg=0.0)
+        _, after = predict(None, jnp.asarray(logits[rows]), jnp.asarray(f_u), k_td)
         expected.append(np.linalg.norm(np.asarray(after) - f_u, axis=1).sum())
     kernel = empirical_ntk(model, images, kind, precision="float64")
     result = posterior(kernel, targets, f_l, f_u)

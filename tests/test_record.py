@@ -65,6 +65,12 @@ def test_broken_files_are_named(tmp_path):
     (tmp_path / "rounds.jsonl").write_text('{"round": 1}\n')
     with pytest.raises(PipelineError, match="in order"):
         record.read(tmp_path)
+    (tmp_path / "rounds.jsonl").write_text("3")
+    with pytest.raises(PipelineError, match="line 1 holds a JSON int, not a dict"):
+        record.read(tmp_path)
+    (tmp_path / "rounds.jsonl").write_bytes(b"\xff")
+    with pytest.raises(PipelineError, match="is not UTF-8"):
+        record.read(tmp_path)
     (tmp_path / "config.json").write_text('{"format": 99}')
     with pytest.raises(PipelineError, match="record format 99; this version reads format 1"):
         record.read(tmp_path)

@@ -13,7 +13,7 @@ import tyro
 
 from pipelines.errors import PipelineError
 from pipelines.strategies import STRATEGIES
-from pipelines.strategies.situation import KernelConfig
+from pipelines.strategies.kernel_config import KernelConfig
 from trainer.fit import TrainConfig
 from trainer.tables import lookup
 

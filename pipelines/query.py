@@ -15,13 +15,10 @@ from pipelines.errors import PipelineError
 from pipelines.seeds import generator
 from pipelines.stages import Stages
 from pipelines.strategies import STRATEGIES
-from pipelines.strategies.probabilities import probabilities
-from pipelines.strategies.situation import KernelConfig, Query, Situation
+from pipelines.strategies.kernel_config import KernelConfig
+from pipelines.strategies.situation import Query, Situation, situate
 from trainer.pool import Pool
-from trainer.predict import logits
 from trainer.tables import lookup
-
-PROBE = 4
 
 
 def query(
@@ -82,36 +79,36 @@ def query(
         )
     stages = stages or Stages()
     candidates = pool.candidates(subset, generator(seed, "subset"))
-    with stages("predict"):
-        labelled_logits = logits(model, array[pool.labelled])
-        candidate_logits = logits(model, array[candidates])
-    classes = candidate_logits.shape[1]
-    outside = [i for i, label in zip(pool.labelled, labels, strict=True) if label >= classes]
-    if outside:
-        raise PipelineError(
-            f"image {outside[0]} is labelled {labelled[int(outside[0])]} and the network has "
-            f"{classes} logits: labels go from 0 to {classes - 1}. Either the label is wrong or "
-            "the network has the wrong number of classes."
-        )
 
-    def mirrored():
-        probe = array[candidates[:PROBE]] if len(candidates) > 1 else array[:PROBE]
+    def mirrored(probe: np.ndarray):
         twin = mirror(model, probe)
         return twin, certify(model, twin, probe).as_dict()
 
-    situation = Situation(
-        labelled=pool.labelled,
-        labels=labels,
-        candidates=candidates,
-        labelled_logits=labelled_logits,
-        candidate_logits=candidate_logits,
-        probabilities=probabilities(candidate_logits, loss),
-        images=lambda indices: array[indices],
+    situation = situate(
+        model,
+        lambda indices: array[indices],
+        pool,
+        labels,
+        candidates,
+        loss=loss,
         mirror=mirrored,
         kernel=kernel or KernelConfig(),
         stages=stages,
     )
+    _check_classes(situation)
     return choose(situation, batch_size, generator(seed, strategy))
+
+
+def _check_classes(situation: Situation) -> None:
+    classes = situation.candidate_logits.shape[1]
+    outside = np.flatnonzero(situation.labels >= classes)
+    if len(outside):
+        index, label = situation.labelled[outside[0]], situation.labels[outside[0]]
+        raise PipelineError(
+            f"image {index} is labelled {label} and the network has {classes} logits: labels go "
+            f"from 0 to {classes - 1}. Either the label is wrong or the network has the wrong "
+            "number of classes."
+        )
 
 
 def _checked_images(images: np.ndarray | torch.Tensor) -> np.ndarray:

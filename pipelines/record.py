@@ -16,6 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from pipelines.errors import PipelineError
 
 try:
@@ -222,6 +224,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
+        "device": f"{jax.default_backend()} {jax.devices()[0].device_kind}",
         "versions": versions,
         "commit": _commit(),
     }

@@ -18,15 +18,12 @@ from pipelines.record import Run
 from pipelines.seeds import generator
 from pipelines.stages import Stages
 from pipelines.strategies import STRATEGIES
-from pipelines.strategies.probabilities import probabilities
-from pipelines.strategies.situation import Situation
+from pipelines.strategies.situation import situate
 from trainer.data import Dataset
 from trainer.fit import fit
 from trainer.oracle import Oracle, missing_classes
 from trainer.pool import Pool
 from trainer.predict import logits
-
-PROBE = 4  # images on which a mirror is certified each round
 
 
 class Bridge:
@@ -114,20 +111,15 @@ def _query(
     def images(indices: np.ndarray) -> np.ndarray:
         return dataset.normalise(dataset.train_images[indices])
 
-    with stages("predict"):
-        rng = generator(config.seed, "subset", round_number)
-        candidates = pool.candidates(config.subset, rng)
-        labelled_logits = logits(network, images(pool.labelled))
-        candidate_logits = logits(network, images(candidates))
-    situation = Situation(
-        labelled=pool.labelled,
-        labels=labels,
-        candidates=candidates,
-        labelled_logits=labelled_logits,
-        candidate_logits=candidate_logits,
-        probabilities=probabilities(candidate_logits, config.train.loss),
-        images=images,
-        mirror=lambda: setting.bridge.cross(run, round_number, images(candidates[:PROBE])),
+    candidates = pool.candidates(config.subset, generator(config.seed, "subset", round_number))
+    situation = situate(
+        network,
+        images,
+        pool,
+        labels,
+        candidates,
+        loss=config.train.loss,
+        mirror=lambda probe: setting.bridge.cross(run, round_number, probe),
         kernel=config.kernel,
         stages=stages,
     )

@@ -6,7 +6,7 @@ from torch import nn
 from pipelines.errors import PipelineError
 from pipelines.query import query
 from pipelines.strategies import STRATEGIES
-from pipelines.strategies.situation import KernelConfig
+from pipelines.strategies.kernel_config import KernelConfig
 from trainer.errors import DataError, NetworkError, TrainerError
 
 
@@ -72,6 +72,10 @@ def test_the_order_of_the_labels_does_not_matter(model, images):
     other = query(model, images, dict(reversed(LABELLED.items())), 5)
     np.testing.assert_array_equal(one.indices, other.indices)
     np.testing.assert_allclose(one.scores, other.scores, rtol=1e-5)
+
+
+def test_one_candidate_and_one_label(model, images):
+    assert query(model, images[:2], {1: 0}, 1).indices.tolist() == [0]
 
 
 def test_subset_and_seed(model, images):

@@ -7,7 +7,9 @@ from scipy.optimize import minimize
 from skactiveml.pool import uncertainty_scores
 
 from pipelines.errors import PipelineError
+from pipelines.stages import Stages
 from pipelines.strategies import STRATEGIES
+from pipelines.strategies.kernel_config import KernelConfig
 from pipelines.strategies.probabilities import probabilities, simplex_projection
 from pipelines.strategies.situation import Situation, top
 
@@ -33,6 +35,8 @@ def situation(p: np.ndarray, candidates: np.ndarray | None = None) -> Situation:
         probabilities=p,
         images=lambda indices: np.zeros((len(indices), 1, 2, 2), np.float32),
         mirror=no_mirror,
+        kernel=KernelConfig(),
+        stages=Stages(),
     )
 
 

@@ -4,53 +4,21 @@ Indices are those of the whole data set everywhere; a strategy never sees places
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from torch import nn
 
 from bridge.mirror import Mirror
-from kernel.lookahead import REFERENCES
-from kernel.ntk import KINDS
 from pipelines.errors import PipelineError
 from pipelines.stages import Stages
-from trainer.tables import lookup
+from pipelines.strategies.kernel_config import KernelConfig
+from pipelines.strategies.probabilities import probabilities
+from trainer.pool import Pool
+from trainer.predict import logits
 
-
-@dataclass(frozen=True)
-class KernelConfig:
-    """How look-ahead strategies compute and use the kernel.
-
-    Attributes:
-        kind: single (∇f¹·∇f¹, the paper's text), sum, trace (C times the cost) or full (C² times
-            the memory).
-        reference: MLMOC compares with the trained network (`network`, the paper's) or with the
-            linearised network fitted to the labels (`linearised`, free of drift).
-        ridge: λ ≥ 0 added to the diagonal of the labelled block, in units of the kernel.
-        precision: of gradients and their contraction; factorisations are in float64 always.
-        memory_gib: what the Jacobian may take; less means more passes, never another result.
-        chunk: images differentiated at a time; few on a CPU, hundreds on a GPU.
-    """
-
-    kind: Literal["single", "sum", "trace", "full"] = "single"
-    reference: Literal["network", "linearised"] = "network"
-    ridge: float = 0.0
-    precision: Literal["float32", "float64"] = "float32"
-    memory_gib: float = 4.0
-    chunk: int = 8
-
-    def __post_init__(self):
-        """Refuse values that no kernel can be computed with."""
-        lookup(dict.fromkeys(KINDS), self.kind, "kernel kind")
-        lookup(dict.fromkeys(REFERENCES), self.reference, "reference")
-        lookup(dict.fromkeys(("float32", "float64")), self.precision, "precision")
-        for name, least in (("ridge", 0), ("chunk", 1)):
-            if getattr(self, name) < least:
-                raise PipelineError(
-                    f"kernel.{name} must be {least} or more, not {getattr(self, name)}."
-                )
-        if not self.memory_gib > 0:
-            raise PipelineError(f"kernel.memory_gib must be above 0, not {self.memory_gib}.")
+PROBE = 4  # images on which a mirror is certified
 
 
 class Query(NamedTuple):
@@ -96,8 +64,54 @@ class Situation:
     probabilities: np.ndarray
     images: Callable[[np.ndarray], np.ndarray]
     mirror: Callable[[], tuple[Mirror, dict[str, Any]]]
-    kernel: KernelConfig = field(default_factory=KernelConfig)
-    stages: Stages = field(default_factory=Stages)
+    kernel: KernelConfig
+    stages: Stages
+
+
+def situate(
+    network: nn.Module,
+    images: Callable[[np.ndarray], np.ndarray],
+    pool: Pool,
+    labels: np.ndarray,
+    candidates: np.ndarray,
+    *,
+    loss: str,
+    mirror: Callable[[np.ndarray], tuple[Mirror, dict[str, Any]]],
+    kernel: KernelConfig,
+    stages: Stages,
+) -> Situation:
+    """Ask the network for its logits and put together what a strategy looks at.
+
+    Args:
+        network: in eval mode.
+        images: data-set indices → images as the network takes them.
+        pool: what is labelled.
+        labels: int64 (labelled,), the class of each of `pool.labelled`.
+        candidates: data-set indices.
+        loss: what the network was trained with; it decides how logits become probabilities.
+        mirror: a probe batch → the mirror and its certificate; called only to look ahead.
+        kernel: how they compute their kernel.
+        stages: where time, memory and progress are noted.
+
+    Raises:
+        NetworkError: the network is in train mode or does not return one row of logits an image.
+    """
+    with stages("predict"):
+        labelled_logits = logits(network, images(pool.labelled))
+        candidate_logits = logits(network, images(candidates))
+    probe = np.concatenate([candidates, pool.labelled])[:PROBE]
+    return Situation(
+        labelled=pool.labelled,
+        labels=labels,
+        candidates=candidates,
+        labelled_logits=labelled_logits,
+        candidate_logits=candidate_logits,
+        probabilities=probabilities(candidate_logits, loss),
+        images=images,
+        mirror=lambda: mirror(images(probe)),
+        kernel=kernel,
+        stages=stages,
+    )
 
 
 class Strategy(Protocol):

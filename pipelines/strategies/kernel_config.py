@@ -1,0 +1,45 @@
+"""The settings of the look-ahead kernel, checked when they are made."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from kernel.lookahead import REFERENCES
+from kernel.ntk import KINDS
+from pipelines.errors import PipelineError
+from trainer.tables import lookup
+
+
+@dataclass(frozen=True)
+class KernelConfig:
+    """How look-ahead strategies compute and use the kernel.
+
+    Attributes:
+        kind: single (∇f¹·∇f¹, the paper's text), sum, trace (C times the cost) or full (C² times
+            the memory).
+        reference: MLMOC compares with the trained network (`network`, the paper's) or with the
+            linearised network fitted to the labels (`linearised`, free of drift).
+        ridge: λ ≥ 0 added to the diagonal of the labelled block, in units of the kernel.
+        precision: of gradients and their contraction; factorisations are in float64 always.
+        memory_gib: what the Jacobian may take; less means more passes, never another result.
+        chunk: images differentiated at a time; few on a CPU, hundreds on a GPU.
+    """
+
+    kind: Literal["single", "sum", "trace", "full"] = "single"
+    reference: Literal["network", "linearised"] = "network"
+    ridge: float = 0.0
+    precision: Literal["float32", "float64"] = "float32"
+    memory_gib: float = 4.0
+    chunk: int = 8
+
+    def __post_init__(self):
+        """Refuse values that no kernel can be computed with."""
+        lookup(dict.fromkeys(KINDS), self.kind, "kernel kind")
+        lookup(dict.fromkeys(REFERENCES), self.reference, "reference")
+        lookup(dict.fromkeys(("float32", "float64")), self.precision, "precision")
+        for name, least in (("ridge", 0), ("chunk", 1)):
+            if getattr(self, name) < least:
+                raise PipelineError(
+                    f"kernel.{name} must be {least} or more, not {getattr(self, name)}."
+                )
+        if not self.memory_gib > 0:
+            raise PipelineError(f"kernel.memory_gib must be above 0, not {self.memory_gib}.")

@@ -9,8 +9,6 @@ TORCH ?= torch<2.14
 # cpu, cu130, auto, …: where uv looks for torch (Linux with no GPU: cpu is 10 times smaller).
 TORCH_BACKEND ?=
 UV_PIP := $(BIN)/uv pip install --quiet --python $(BIN)/python $(if $(TORCH_BACKEND),--torch-backend=$(TORCH_BACKEND))
-# Where the tests find the full data sets; the tests that need one are skipped without it.
-export NTK_DATA_DIR ?= $(wildcard ../shared/data)
 
 .PHONY: help setup demo test test-fast lint types format check clean
 

@@ -2,7 +2,7 @@
 
 From a posterior to one score a candidate, for all candidates at once. Labelling x' with y' moves
 the prediction at x by W[x,x']·R_x' with W = S/(s+λ), so that nothing is solved for a candidate by
-itself (SPEC §3; [L] Eqs. 12 and 13, with the errata).
+itself ([L] Eqs. 12 and 13; docs/mathematics.md, 3, with the errata).
 """
 
 from typing import Literal

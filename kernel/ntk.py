@@ -1,8 +1,9 @@
-"""The empirical Neural Tangent Kernel of a network between all images of a set (SPEC §2).
+"""The empirical Neural Tangent Kernel of a network between all images of a set.
 
-From a model and images to Θ(x,x') = J(x)J(x')ᵀ, whole or reduced to a scalar-valued kernel. The
-parameters are split into groups whose Jacobian fits in the memory given; each group's Jacobian is
-formed once and its Gram matrix added, so that no entry of the Jacobian is kept or contracted twice.
+From a model and images to Θ(x,x') = J(x)J(x')ᵀ, whole or reduced to a scalar-valued kernel
+(docs/mathematics.md, 2). The parameters are split into groups whose Jacobian fits in the memory
+given; each group's Jacobian is formed once and its Gram matrix added, so that no entry of the
+Jacobian is kept or contracted twice.
 """
 
 from collections.abc import Callable

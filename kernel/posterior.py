@@ -1,8 +1,9 @@
-"""The posterior of kernel regression on the labelled set, at every candidate (SPEC §1).
+"""The posterior of kernel regression on the labelled set, at every candidate.
 
 From kernel blocks, targets and logits to S (what remains to be learnt at each candidate and how
 candidates move together), D (what the linearised network would still change by fitting its labels)
-and G = f_U + D. One Cholesky factor and one triangular solve, in float64, for all candidates.
+and G = f_U + D. One Cholesky factor and one triangular solve, in float64, for all
+candidates (docs/mathematics.md, 1).
 """
 
 from collections.abc import Sequence

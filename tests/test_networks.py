@@ -24,8 +24,8 @@ def without_type_checks(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "shape", "arguments", "count"),
     [
-        ("wide_resnet", (1, 28, 28), {"stages": 1, "widen": 4}, 232_330),  # SPEC.md, section 6
-        ("cnn", (3, 32, 32), {}, 94_538),  # SPEC.md, section 6
+        ("wide_resnet", (1, 28, 28), {"stages": 1, "widen": 4}, 232_330),
+        ("cnn", (3, 32, 32), {}, 94_538),
         ("resnet18", (3, 32, 32), {}, 11_173_962),  # the published count of the CIFAR stem
         # torchvision's vgg11_bn without its three dense layers, with one of 512 × 10.
         ("vgg11_bn", (3, 32, 32), {}, 9_225_984 + 5_130),

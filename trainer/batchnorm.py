@@ -1,7 +1,7 @@
 """BatchNorm outside training: frozen statistics, or statistics counted again on given images.
 
 With frozen statistics the network is a function of one image, which the empirical NTK needs
-(SPEC.md, section 2).
+(docs/mathematics.md, 2).
 """
 
 from collections.abc import Callable

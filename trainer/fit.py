@@ -1,7 +1,7 @@
 """Train a network on the labelled images: from images and labels to weights that fit them.
 
 Optimiser and schedule are fresh at every call, so a warm start is the same call on the same network
-(SPEC.md, section 6). Look-ahead scores suppose that the labels are fitted, so training goes on
+(docs/mathematics.md, 5). Look-ahead scores suppose that the labels are fitted, so training goes on
 until they are, within limits, and the result says whether it got there:
 
 1. A floor on the steps of a schedule (`TrainConfig.plan`). With 100 labels, one batch an epoch

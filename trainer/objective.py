@@ -1,6 +1,6 @@
 """What training minimises and what it is judged by: from logits and labels to a number.
 
-Both losses of SPEC.md, section 6, and the accuracy and residual that a record states.
+Both papers' losses (docs/mathematics.md, 5) and the accuracy and residual that a record states.
 """
 
 import numpy as np

@@ -1,6 +1,6 @@
 """How a network is trained: one frozen record, every field checked when it is made.
 
-The defaults are those of [L] (SPEC.md, section 6), with a floor on the optimiser's steps that
+The defaults are those of [L] (docs/mathematics.md, 5), with a floor on the optimiser's steps that
 few labels need.
 """
 

@@ -13,7 +13,7 @@ from pipelines.strategies.situation import Query, Situation, top
 
 
 def mlmoc(situation: Situation, batch_size: int, rng: np.random.Generator) -> Query:
-    """Most likely model output change (SPEC §3): the batch is the highest scores."""
+    """Most likely model output change (docs/mathematics.md, 3): the batch is the highest scores."""
     settings, stages = situation.kernel, situation.stages
     with stages("certificate"):
         mirror, certificate = situation.mirror()

@@ -1,4 +1,4 @@
-"""Random choice and the three classical uncertainty scores (SPEC §5).
+"""Random choice and the three classical uncertainty scores (docs/mathematics.md, 4).
 
 From class probabilities of the candidates to scores, higher = query first.
 """

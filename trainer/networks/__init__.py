@@ -1,7 +1,7 @@
 """Networks by name: from a name, an image shape and a number of classes to a torch module.
 
-The table holds the networks of both papers with the stems for small images that SPEC.md, section
-6, names; `module:factory` is a network of one's own. Every one is probed before it is handed out.
+The table holds the networks of both papers with stems for small images (docs/mathematics.md, 5);
+`module:factory` is a network of one's own. Every one is probed before it is handed out.
 """
 
 import importlib

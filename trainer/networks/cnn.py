@@ -23,7 +23,7 @@ class CNN(nn.Module):
 
 
 def cnn(input_shape: tuple[int, int, int], classes: int) -> CNN:
-    """The CNN of SPEC.md, section 6: 94,538 parameters at 3 channels and 10 classes.
+    """The CNN of [D]: 94,538 parameters at 3 channels and 10 classes.
 
     Args:
         input_shape: (channels, height, width); any height and width.

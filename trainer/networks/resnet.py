@@ -1,4 +1,4 @@
-"""ResNet18 with the stem for small images (SPEC.md, section 6): torchvision's, restemmed."""
+"""ResNet18 with the stem for small images (docs/mathematics.md, 5): torchvision's, restemmed."""
 
 from torch import nn
 

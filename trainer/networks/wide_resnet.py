@@ -1,4 +1,4 @@
-"""Pre-activation wide residual networks with biased convolutions (SPEC.md, section 6, [L]).
+"""Pre-activation wide residual networks with biased convolutions ([L]; docs/mathematics.md, 5).
 
 The stem has 16k channels and residual stage i has 16k·2ⁱ: one stage ends at width 32k, two at 64k.
 Blocks are those of Zagoruyko & Komodakis (2016) without dropout.

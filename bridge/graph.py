@@ -167,8 +167,8 @@ def _node(node: fx.Node, weights: Mapping[str, Weight]) -> Node:
         return None if isinstance(value, _LAYOUT) else value
 
     op, args = operator_name(node), node.args
-    if op == "aten.squeeze.default":  # which axes go is known now, and is not the batch
-        op, args = "aten.squeeze.dims", (args[0], _unit_axes(args[0]))
+    if op.startswith("aten.squeeze."):  # which axes go is known now, and is never the batch
+        op, args = "aten.squeeze.dims", (args[0], _unit_axes(*args))
     return Node(
         name=node.name,
         op=op,
@@ -179,8 +179,12 @@ def _node(node: fx.Node, weights: Mapping[str, Weight]) -> Node:
     )
 
 
-def _unit_axes(node: Any) -> tuple[int, ...]:
-    return tuple(i for i, n in enumerate(node.meta["val"].shape) if isinstance(n, int) and n == 1)
+def _unit_axes(node: Any, dims: Any = None) -> tuple[int, ...]:
+    """Axes of size 1, among those that are named; the batch has a symbol for a size."""
+    shape = node.meta["val"].shape
+    named = range(len(shape)) if dims is None else [dims] if isinstance(dims, int) else dims
+    axes = sorted({axis % len(shape) for axis in named})
+    return tuple(axis for axis in axes if isinstance(shape[axis], int) and shape[axis] == 1)
 
 
 def _sites(nodes: tuple[Node, ...], trainable: frozenset[str]) -> tuple[Site, ...]:
@@ -189,7 +193,7 @@ def _sites(nodes: tuple[Node, ...], trainable: frozenset[str]) -> tuple[Site, ..
         names = tuple(weight.name for weight in references(node, Weight))
         if not names:
             continue
-        label = node.module or node.name
+        label = node.module or node.op.split(".")[1]
         seen[label] = seen.get(label, 0) + 1
         sites.append(
             Site(

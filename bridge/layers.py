@@ -1,4 +1,4 @@
-"""Rows of the operator table for layers: convolution, linear, normalisation, softmax, dropout.
+"""Rows of the operator table for layers: convolution, linear, normalisation, softmax.
 
 From arrays in torch's layouts (images NCHW, kernels OIHW) to arrays in the same.
 """
@@ -146,19 +146,13 @@ def group_norm(
     return y if bias is None else y + bias.reshape(shape)
 
 
-@register("aten.softmax.int", "aten._softmax.default")
+@register("aten.softmax.int")
 def softmax(x: Array, dim: int, dtype: Any = None) -> Array:
     """exp(x) over its sum along an axis."""
-    return jax.nn.softmax(x.astype(dtype) if isinstance(dtype, jnp.dtype) else x, dim)
+    return jax.nn.softmax(x if dtype is None else x.astype(dtype), dim)
 
 
-@register("aten.log_softmax.int", "aten._log_softmax.default")
+@register("aten.log_softmax.int")
 def log_softmax(x: Array, dim: int, dtype: Any = None) -> Array:
     """Logarithm of the softmax."""
-    return jax.nn.log_softmax(x.astype(dtype) if isinstance(dtype, jnp.dtype) else x, dim)
-
-
-@register("aten.dropout.default", "aten.feature_dropout.default", "aten.alpha_dropout.default")
-def dropout(x: Array, p: Scalar, train: bool) -> Array:
-    """The identity; the graph refuses dropout that is switched on."""
-    return x
+    return jax.nn.log_softmax(x if dtype is None else x.astype(dtype), dim)

@@ -6,30 +6,26 @@ exact independence of each image's logits from the rest of its batch (SPEC.md, s
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from jax import Array
 from torch import nn
 
-from bridge import reference
+from bridge import evidence, reference
 from bridge.errors import BridgeError, ParityError
 from bridge.export import to_numpy
 from bridge.mirror import Mirror
-from bridge.program import Arrays, Program, Site
+from bridge.program import Site, Weight, references
 
 # Largest error that is let through, relative to the largest value of what is compared.
 TOLERANCE_FLOAT32 = 1e-4
 TOLERANCE_FLOAT64 = 1e-10
 TOLERANCE_GRADIENTS = 1e-9
-# How many images of the probe have their gradients compared: the dearest part of a certificate.
-GRADIENTS = 2
 # A layer or a gradient this much smaller than the largest of its kind is judged on that scale:
 # where the exact value is 0, what is left is rounding.
 _FLOOR = 1e-6
@@ -77,25 +73,6 @@ class Certificate:
         return dataclasses.asdict(self)
 
 
-class _Evidence(NamedTuple):
-    """What the mirror computes for n images, in float64; gradients for the first m of them.
-
-    Attributes:
-        logits: (n, classes).
-        activations: the output of each site.
-        leaks: for each site, and `""` for the logits, how far the rows of other images move when
-            image 0 does; 0 where axis 0 is not the batch.
-        alone: (m, classes), logits of each of the first m images in a batch of its own.
-        gradients: of `alone @ direction`, for each trainable parameter (m, *shape).
-    """
-
-    logits: Any
-    activations: dict[str, Any]
-    leaks: dict[str, Any]
-    alone: Any
-    gradients: dict[str, Any]
-
-
 def certify(module: nn.Module, mirror: Mirror, probe: np.ndarray) -> Certificate:
     """Compare a mirror with its network.
 
@@ -121,11 +98,11 @@ def certify(module: nn.Module, mirror: Mirror, probe: np.ndarray) -> Certificate
     if not np.isfinite(plain).all():
         raise ParityError("the network's own logits for the probe are not finite; train it again")
     direction = np.cos(1.0 + np.arange(plain.shape[1]))  # no two logits weighed alike
-    theirs = reference.evidence(module, probe, direction, GRADIENTS)
+    theirs = reference.evidence(module, probe, direction, evidence.GRADIENTS)
     exact = mirror.astype(jnp.float64)
     ours = jax.tree.map(
         np.asarray,
-        _evidence(
+        evidence.evidence(
             mirror.function, exact.params, exact.frozen, jnp.asarray(probe, float), direction
         ),
     )
@@ -135,7 +112,8 @@ def certify(module: nn.Module, mirror: Mirror, probe: np.ndarray) -> Certificate
             f"{theirs.logits.shape}; mirror the network again"
         )
 
-    pairs = _pairs(mirror.function.sites, theirs.calls)
+    sites = [s for s in mirror.function.sites if not mirror.constants.issuperset(_weights(s))]
+    pairs = _pairs(sites, theirs.calls)
     activations = _worst(
         [(site.name, ours.activations[site.name], call.output) for site, call in pairs],
         TOLERANCE_FLOAT64,
@@ -147,7 +125,7 @@ def certify(module: nn.Module, mirror: Mirror, probe: np.ndarray) -> Certificate
     )
     _check_coupling(mirror, ours.leaks)
     batch = _worst(
-        [("", ours.alone, ours.logits[:GRADIENTS])],
+        [("", ours.alone, ours.logits[: evidence.GRADIENTS])],
         TOLERANCE_FLOAT64,
         lambda _: "between an image alone and the same image in a batch",
     )
@@ -157,14 +135,16 @@ def certify(module: nn.Module, mirror: Mirror, probe: np.ndarray) -> Certificate
         lambda name: f"in the per-example gradients of {_describe_parameter(mirror, name)}",
     )
     single = mirror.astype(jnp.float32)
-    ours32 = _logits(mirror.function, single.params, single.frozen, jnp.asarray(probe, "float32"))
+    ours32 = evidence.logits(
+        mirror.function, single.params, single.frozen, jnp.asarray(probe, "float32")
+    )
     logits32 = _worst(
         [("", np.asarray(ours32), plain)], TOLERANCE_FLOAT32, lambda _: "in the logits (float32)"
     )
     return Certificate(
         examples=len(probe),
         parameters=len(mirror.params),
-        sites=len(mirror.function.sites),
+        sites=len(sites),
         compared=len(pairs),
         logits_float32=logits32.error,
         logits_float64=logits64.error,
@@ -174,39 +154,6 @@ def certify(module: nn.Module, mirror: Mirror, probe: np.ndarray) -> Certificate
         worst_gradient=gradients.name,
         batch=batch.error,
     )
-
-
-@partial(jax.jit, static_argnums=0)
-def _evidence(
-    program: Program, params: Arrays, frozen: Arrays, x: Array, direction: Array
-) -> _Evidence:
-    tangent = jnp.zeros_like(x).at[0].set(jnp.cos(jnp.arange(x[0].size)).reshape(x[0].shape))
-    (logits, activations), (moved, moves) = jax.jvp(
-        lambda images: program.activations(params, frozen, images), (x,), (tangent,)
-    )
-
-    def project(parameters: Arrays, image: Array) -> tuple[Array, Array]:
-        row = program(parameters, frozen, image[None])[0]
-        return row @ direction, row
-
-    gradients, alone = jax.vmap(jax.grad(project, has_aux=True), (None, 0))(params, x[:GRADIENTS])
-    return _Evidence(
-        logits=logits,
-        activations=activations,
-        leaks={name: _leak(move, len(x)) for name, move in {**moves, "": moved}.items()},
-        alone=alone,
-        gradients=gradients,
-    )
-
-
-_logits = jax.jit(lambda program, params, frozen, x: program(params, frozen, x), static_argnums=0)
-
-
-def _leak(move: Any, examples: int) -> Array:
-    """Largest movement of the rows of images that stood still."""
-    rows = [leaf[1:] for leaf in jax.tree.leaves(move) if leaf.ndim and len(leaf) == examples]
-    sizes = [jnp.max(jnp.abs(row)) for row in rows if jnp.issubdtype(row.dtype, jnp.floating)]
-    return jnp.max(jnp.stack(sizes)) if sizes else jnp.zeros(())
 
 
 class _Worst(NamedTuple):
@@ -239,12 +186,15 @@ def _worst(
     return worst
 
 
-def _pairs(sites: Iterable[Site], calls: Iterable[reference.Call]) -> list[tuple[Site, Any]]:
+def _weights(site: Site) -> tuple[str, ...]:
+    return site.parameters + site.buffers
+
+
+def _pairs(sites: list[Site], calls: Sequence[reference.Call]) -> list[tuple[Site, Any]]:
     """Sites with the torch calls they stand for: the k-th to consume the same weight."""
-    sites, calls = list(sites), list(calls)
     partners: dict[int, int] = {}
     for weight in {name for call in calls for name in call.weights}:
-        ours = [i for i, site in enumerate(sites) if weight in site.parameters + site.buffers]
+        ours = [i for i, site in enumerate(sites) if weight in _weights(site)]
         theirs = [j for j, call in enumerate(calls) if weight in call.weights]
         if len(ours) == len(theirs):
             partners |= dict(zip(ours, theirs, strict=True))
@@ -276,7 +226,8 @@ def _check_weights(module: nn.Module, mirror: Mirror) -> None:
 
 
 def _check_coverage(mirror: Mirror) -> None:
-    unused = set(mirror.params) - {name for site in mirror.sites for name in site.parameters}
+    used = {w.name for node in mirror.function.nodes for w in references(node, Weight)}
+    unused = set(mirror.params) - used
     if unused:
         raise ParityError(f"the mirror never uses {', '.join(sorted(unused))}; mirror it again")
 

@@ -112,7 +112,7 @@ def avg_pool(
 
 
 @register("aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default")
-@register("aten.adaptive_avg_pool3d.default", "aten._adaptive_avg_pool2d.default")
+@register("aten.adaptive_avg_pool3d.default")
 def adaptive_avg_pool(x: Array, output_size: Sequence[int]) -> Array:
     """Mean over windows that share out each axis: from ⌊i·n/m⌋ to ⌈(i+1)·n/m⌉."""
     rank = len(output_size)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 # The rows of these enter the table.
+import bridge.activations
 import bridge.layers
 import bridge.pooling
 import bridge.reductions
@@ -63,7 +64,7 @@ class Site:
 
     Attributes:
         name: path of the module that the node belongs to, with `#2`, `#3`, … from its second
-            site on; the node's own name where the call is in no submodule.
+            site on; the operator's name in place of a path where the call is in no submodule.
         op: ATen name of the operator.
         parameters: trainable parameters consumed, by their canonical names.
         buffers: other arrays consumed: buffers, parameters without gradient, constants.

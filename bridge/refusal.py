@@ -57,11 +57,12 @@ def _impurity(node: fx.Node, op: str) -> str:
             "BatchNorm without running statistics makes an image's logits depend on its batch; "
             "build it with track_running_stats=True and train it, or use GroupNorm"
         )
-    if "dropout" in op and len(node.args) > 2 and node.args[2]:
-        return "dropout is on in eval mode; call F.dropout with training=self.training"
-    if "dropout" not in op and isinstance(node.target, torch._ops.OpOverload):
+    if isinstance(node.target, torch._ops.OpOverload):
         if torch.Tag.nondeterministic_seeded in node.target.tags:
-            return f"{op} draws random numbers; a mirror must give the same logits every time"
+            return (
+                f"{op} draws random numbers in eval mode; if it is dropout, call F.dropout with "
+                "training=self.training"
+            )
     return ""
 
 

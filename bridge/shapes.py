@@ -3,7 +3,6 @@
 From arrays to arrays; sizes are Python numbers, the batch's among them.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +15,7 @@ from bridge.ops import Scalar, register
 Shape = Sequence[int]
 
 
-@register("aten.contiguous.default", "aten.clone.default", "aten.alias.default")
-@register("aten.lift_fresh_copy.default", "aten.positive.default")
+@register("aten.clone.default")
 def identity(x: Array, **_layout: Any) -> Array:
     """The same values; memory layout means nothing here."""
     return x
@@ -29,18 +27,10 @@ def detach(x: Array) -> Array:
     return jax.lax.stop_gradient(x)
 
 
-@register("aten.to.dtype", "aten._to_copy.default", "aten.to.dtype_layout", "aten.to.device")
-def to(x: Array, *placement: Any, dtype: Any = None, **_layout: Any) -> Array:
+@register("aten._to_copy.default")
+def to(x: Array, *, dtype: Any = None, **_layout: Any) -> Array:
     """Another dtype; the device means nothing here."""
-    for value in placement:
-        dtype = value if isinstance(value, jnp.dtype) else dtype
-    return x if dtype is None else jnp.asarray(x, dtype)
-
-
-@register("aten.type_as.default")
-def type_as(x: Array, other: Array) -> Array:
-    """The dtype of another array."""
-    return x.astype(other.dtype)
+    return x if dtype is None else x.astype(dtype)
 
 
 @register("aten.sym_size.int")
@@ -55,24 +45,10 @@ def getitem(values: Sequence[Any], index: int) -> Any:
     return values[index]
 
 
-@register("aten.view.default", "aten.reshape.default", "aten._unsafe_view.default")
+@register("aten.view.default")
 def view(x: Array, shape: Shape) -> Array:
     """The same values in another shape."""
     return jnp.reshape(x, tuple(shape))
-
-
-@register("aten.flatten.using_ints")
-def flatten(x: Array, start_dim: int = 0, end_dim: int = -1) -> Array:
-    """Several axes made one."""
-    start, end = start_dim % max(x.ndim, 1), end_dim % max(x.ndim, 1)
-    return x.reshape((*x.shape[:start], math.prod(x.shape[start : end + 1]), *x.shape[end + 1 :]))
-
-
-@register("aten.unflatten.int")
-def unflatten(x: Array, dim: int, sizes: Shape) -> Array:
-    """One axis made several."""
-    dim %= x.ndim
-    return x.reshape((*x.shape[:dim], *sizes, *x.shape[dim + 1 :]))
 
 
 @register("aten.permute.default")
@@ -87,17 +63,16 @@ def transpose(x: Array, dim0: int, dim1: int) -> Array:
     return jnp.swapaxes(x, dim0, dim1)
 
 
-@register("aten.t.default", "aten.numpy_T.default")
+@register("aten.t.default")
 def reverse_axes(x: Array) -> Array:
     """Axes in reverse order."""
     return x.T
 
 
-@register("aten.squeeze.dim", "aten.squeeze.dims")
-def squeeze(x: Array, dims: int | Shape) -> Array:
-    """Axes of size 1 left out; others that are named stay."""
-    dims = (dims,) if isinstance(dims, int) else dims
-    return jnp.squeeze(x, tuple(d for d in dims if x.shape[d] == 1))
+@register("aten.squeeze.dims")
+def squeeze(x: Array, dims: Shape) -> Array:
+    """Axes of size 1 left out; the graph has taken the batch from those that are named."""
+    return jnp.squeeze(x, tuple(dims))
 
 
 @register("aten.unsqueeze.default")
@@ -111,12 +86,6 @@ def expand(x: Array, sizes: Shape, **_implicit: Any) -> Array:
     """Axes of size 1 repeated; −1 keeps a size."""
     old = (1,) * (len(sizes) - x.ndim) + x.shape
     return jnp.broadcast_to(x, tuple(o if n == -1 else n for n, o in zip(sizes, old, strict=True)))
-
-
-@register("aten.expand_as.default")
-def expand_as(x: Array, other: Array) -> Array:
-    """Repeated to the shape of another array."""
-    return jnp.broadcast_to(x, other.shape)
 
 
 @register("aten.repeat.default")
@@ -181,7 +150,7 @@ def stack(tensors: Sequence[Array], dim: int = 0) -> Array:
     return jnp.stack(tuple(tensors), dim)
 
 
-@register("aten.split.Tensor", "aten.split.sizes", "aten.split_with_sizes.default")
+@register("aten.split.Tensor", "aten.split_with_sizes.default")
 def split(x: Array, size: int | Shape, dim: int = 0) -> tuple[Array, ...]:
     """Parts of one size, the last one smaller, or of given sizes."""
     total = x.shape[dim]
@@ -190,12 +159,6 @@ def split(x: Array, size: int | Shape, dim: int = 0) -> tuple[Array, ...]:
     else:
         edges = [sum(size[: i + 1]) for i in range(len(size) - 1)]
     return tuple(jnp.split(x, edges, dim))
-
-
-@register("aten.chunk.default")
-def chunk(x: Array, chunks: int, dim: int = 0) -> tuple[Array, ...]:
-    """At most so many parts of one size, the last one smaller."""
-    return split(x, -(-x.shape[dim] // chunks), dim)
 
 
 @register("aten.unbind.int")
@@ -210,11 +173,9 @@ def flip(x: Array, dims: Shape) -> Array:
     return jnp.flip(x, tuple(dims))
 
 
-@register("aten.pad.default", "aten.constant_pad_nd.default")
-def pad(x: Array, widths: Shape, mode: Any = "constant", value: Scalar | None = None) -> Array:
+@register("aten.pad.default")
+def pad(x: Array, widths: Shape, mode: str = "constant", value: Scalar | None = None) -> Array:
     """Last axes padded, or cropped where a width is negative; widths from the last axis on."""
-    if not isinstance(mode, str):  # constant_pad_nd has the value in this place
-        mode, value = "constant", mode
     pairs = [(0, 0)] * (x.ndim - len(widths) // 2)
     pairs += [(widths[i], widths[i + 1]) for i in range(len(widths) - 2, -2, -2)]
     if mode == "constant":

@@ -191,5 +191,4 @@ def _gram(jacobian: jax.Array) -> np.ndarray:
         # NumPy sees that both sides are the same array and does half the work
         rows = np.asarray(jacobian)
         return (rows @ rows.T).astype(np.float64)
-    product = jnp.matmul(jacobian, jacobian.T, precision=jax.lax.Precision.HIGHEST)
-    return np.asarray(product, np.float64)
+    return np.asarray(jacobian @ jacobian.T, np.float64)

@@ -6,11 +6,12 @@ until they are, within limits, and the result says whether it got there:
 
 1. A floor on the steps of a schedule (`TrainConfig.plan`). With 100 labels, one batch an epoch
    makes OneCycle climb to its rate in a few dozen steps, faster than a wide network adapts.
-2. A schedule that diverges (a loss that is not finite, or an epoch's loss above twice that of
-   answering zeros) starts again from the weights it had, with half the learning rate.
+2. A schedule that diverges (a loss that is not finite, or one above twice that of answering zeros
+   or of the start once half of it is over) starts again from its first weights at half the rate.
 3. A schedule that ends before the labels are fitted is followed by another at half the rate.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -159,15 +160,17 @@ def _schedule(
 ) -> np.ndarray | None:
     """One schedule: the logits of the labelled images after it, or None where it diverged.
 
-    Each epoch's mean loss goes to the end of `history`; one above `ceiling` is divergence.
+    Each epoch's mean loss goes to the end of `history`. One that is not finite is divergence, and
+    so is one above `ceiling` in the second half of the schedule.
     """
     batches, epochs = config.plan(len(labels))
     expected = (len(history) + epochs) * batches
     try:
-        for loss in _epochs(network, images, labels, config, rate, rng):
+        for epoch, loss in enumerate(_epochs(network, images, labels, config, rate, rng)):
             history.append(loss)
             tell(len(history) * batches, expected, f"loss {loss:.4f}")
-            if not loss <= ceiling:
+            # deep networks overshoot while the rate climbs and come back; later it is for good
+            if not math.isfinite(loss) or (2 * epoch >= epochs and loss > ceiling):
                 return None
             if config.stopping_rule == "fitted":
                 answers = logits(network, images)

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    MofNCompleteColumn,
     Progress,
     TaskID,
     TextColumn,
@@ -20,6 +21,7 @@ from rich.progress import (
 )
 
 Advance = Callable[..., None]
+_TEXT = 24  # characters of a stage's own words that leave the bar its place
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -61,7 +63,7 @@ class Stages:
         columns = (
             TextColumn("{task.description:>12}"),
             BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.total}"),
+            MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[text]}"),
@@ -70,7 +72,7 @@ class Stages:
             task: TaskID = progress.add_task(name, total=None, text="")
 
             def advance(done: int, total: int, text: str = "") -> None:
-                progress.update(task, completed=done, total=total, text=text)
+                progress.update(task, completed=done, total=total, text=text[:_TEXT])
 
             yield advance
 

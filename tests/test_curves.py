@@ -3,11 +3,11 @@ import math
 import numpy as np
 import pytest
 
-from pipelines import curves
-from pipelines.caveats import caveats
-from pipelines.drawing import look, spread
 from pipelines.errors import PipelineError
-from pipelines.groups import groups
+from pipelines.report import curves
+from pipelines.report.caveats import caveats
+from pipelines.report.drawing import look, spread
+from pipelines.report.groups import groups
 from tests.report_cases import ENVIRONMENT, run
 
 # Student's t at 0.975 in closed form, for one and two degrees of freedom.

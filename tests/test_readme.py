@@ -22,7 +22,9 @@ def test_make_targets_and_modules_named_exist():
     for target in set(re.findall(r"^make (?:[A-Z_]+=\S+ )*([a-z-]+)", text, re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"make {target} is not a target"
     for module in set(re.findall(r"python -m ((?:pipelines|benchmarks)\.\w+)", text)):
-        assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), f"{module} does not exist"
+        path = ROOT / module.replace(".", "/")
+        found = path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
+        assert found, f"{module} does not exist"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -14,11 +14,12 @@ from rich.console import Console
 
 from bridge.parity import Certificate
 from pipelines.config import RunConfig
-from pipelines.curves import QUERY_STAGES, TRAINING_STAGES
 from pipelines.errors import PipelineError
-from pipelines.page import seed_ranges, timings
-from pipelines.pictures import duration
-from pipelines.report import find, main, report, show
+from pipelines.report import find, report, show
+from pipelines.report.__main__ import main
+from pipelines.report.curves import QUERY_STAGES, TRAINING_STAGES
+from pipelines.report.page import seed_ranges, timings
+from pipelines.report.pictures import duration
 from tests.report_cases import line, run, store
 
 VOID = {"meta", "img"}

@@ -1,31 +1,27 @@
 """Run directories → learning curves, difference from random, times, a table: PNG, CSV, one page.
 
-    python -m pipelines.report runs/* --out report
-
 Runs are averaged over seeds only where everything else is equal; every interval is a 95% Student t
 interval over seeds.
 """
 
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import pandas as pd
-import tyro
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines import curves, record
-from pipelines import page as html
-from pipelines.caveats import caveats
+from pipelines import record
 from pipelines.errors import PipelineError
-from pipelines.figures import figures
-from pipelines.groups import Group, groups, subject
+from pipelines.report import curves
+from pipelines.report import page as html
+from pipelines.report.caveats import caveats
+from pipelines.report.figures import figures
+from pipelines.report.groups import Group, groups, subject
 
 _PAGE = "report.html"
 _SHOWN = 0.005  # stages below this part of the longest query are in the page only: 80 columns
@@ -203,29 +199,3 @@ def _print(console: Console, title: str, rows: Sequence[Sequence[str]]) -> None:
         table.add_row(*map(escape, row))
     console.print(f"\n[bold]{escape(title)}[/bold]")
     console.print(table)
-
-
-def main(
-    runs: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN…", help_behavior_hint="")],
-    /,
-    out: Path = Path("report"),
-) -> None:
-    """Learning curves, difference from random, query times and a table of recorded runs.
-
-    Runs are averaged over seeds where everything but strategy, seed and length is equal, and stand
-    in groups apart where it is not. Writes PNG figures, the data as CSV, and report.html, which
-    needs no other file.
-
-    Args:
-        runs: run directories, or folders that hold some at any depth.
-        out: folder to write into, made if it is not there.
-    """
-    try:
-        show(report(runs, out), Console())
-    except (PipelineError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-if __name__ == "__main__":
-    tyro.cli(main, prog="python -m pipelines.report")

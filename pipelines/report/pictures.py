@@ -1,7 +1,7 @@
 """Aggregates → the figures of the report.
 
-Each function takes a table of `pipelines.curves` and the caption that stands below, which says n,
-seeds and settings, so that a figure can leave the page it came with.
+Each function takes a table of `pipelines.report.curves` and the caption that stands below, which
+says n, seeds and settings, so that a figure can leave the page it came with.
 """
 
 import math
@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pipelines.curves import strategies
-from pipelines.drawing import (
+from pipelines.report.curves import strategies
+from pipelines.report.drawing import (
     COLOURS,
     INK,
     LEFT,

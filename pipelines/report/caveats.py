@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 
 import pandas as pd
 
-from pipelines.curves import minus_random, strategies
-from pipelines.groups import REFERENCE, Group
 from pipelines.record import Run
+from pipelines.report.curves import minus_random, strategies
+from pipelines.report.groups import REFERENCE, Group
 
 _LISTED = 6  # so many runs are named; of the others, how many
 

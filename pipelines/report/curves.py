@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from pipelines.groups import REFERENCE, Group, field, subject
+from pipelines.report.groups import REFERENCE, Group, field, subject
 
 STAGE = "seconds_"  # prefix of the columns that hold a stage's seconds
 TRAINING_STAGES = ("fit", "evaluate")  # every strategy pays these alike: not part of a query

@@ -5,9 +5,9 @@ import io
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pipelines import curves, pictures
-from pipelines.groups import REFERENCE, Group
-from pipelines.page import seed_ranges
+from pipelines.report import curves, pictures
+from pipelines.report.groups import REFERENCE, Group
+from pipelines.report.page import seed_ranges
 
 _DOTS = 200  # an inch: 1400 pixels across
 

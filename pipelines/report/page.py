@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from pipelines.curves import STAGE
-from pipelines.pictures import duration
+from pipelines.report.curves import STAGE
+from pipelines.report.pictures import duration
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d1d1f; --soft: #5f6368; --line: #d8dadf;

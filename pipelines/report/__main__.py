@@ -1,0 +1,33 @@
+"""The command line of the report: python -m pipelines.report runs/* --out report."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from pipelines.cli import plainly
+from pipelines.report import report, show
+
+
+def main(
+    runs: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN…", help_behavior_hint="")],
+    /,
+    out: Path = Path("report"),
+) -> None:
+    """Learning curves, difference from random, query times and a table of recorded runs.
+
+    Runs are averaged over seeds where everything but strategy, seed and length is equal, and stand
+    in groups apart where it is not. Writes PNG figures, the data as CSV, and report.html, which
+    needs no other file.
+
+    Args:
+        runs: run directories, or folders that hold some at any depth.
+        out: folder to write into, made if it is not there.
+    """
+    with plainly():
+        show(report(runs, out), Console())
+
+
+if __name__ == "__main__":
+    tyro.cli(main, prog="python -m pipelines.report")

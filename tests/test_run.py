@@ -1,6 +1,5 @@
 import dataclasses
 import errno
-import json
 import os
 import signal
 import subprocess
@@ -204,11 +203,11 @@ def test_a_directory_of_another_configuration_is_refused(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
 def test_killed_at_ten_random_moments(tmp_path):
-    """Five runs, each killed twice and then left alone, end as the one that was never killed."""
+    """Three runs, killed three or four times each and then left alone, end as one never killed."""
 
     def start(folder: Path) -> subprocess.Popen:
         command = [sys.executable, "-m", "pipelines.digits", "--run", str(folder)]
-        command += ["--initial", "20", "--query", "5", "--subset", "60", "--cycles", "12"]
+        command += ["--initial", "20", "--query", "5", "--subset", "60", "--cycles", "5"]
         command += ["--network", "tests.own_network:make", "--network-args", "hidden=8"]
         command += ["--train.epochs", "20", "--train.min-steps", "400", "--train.extensions", "0"]
         return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
@@ -216,20 +215,18 @@ def test_killed_at_ten_random_moments(tmp_path):
     began = time.monotonic()
     assert start(tmp_path / "whole").wait() == 0
     took = time.monotonic() - began
-    whole = record.read(tmp_path / "whole")
-    moments_of = np.random.default_rng(0).uniform(0.3, 1.0, size=(5, 2)) * took
+    whole = comparable(record.read(tmp_path / "whole"))
+    waits = np.random.default_rng(0).uniform(0.3, 0.9, size=10) * took
     killed = 0
-    for number, moments_here in enumerate(moments_of):
+    for number, waits_here in enumerate(np.array_split(waits, 3)):
         folder = tmp_path / f"killed{number}"
-        for moment in moments_here:
+        for wait in waits_here:
             process = start(folder)
-            time.sleep(moment)
+            time.sleep(wait)
             process.send_signal(signal.SIGKILL)
             killed += process.wait() == -signal.SIGKILL
         assert start(folder).wait() == 0
-        result = record.read(folder)
-        assert comparable(result) == comparable(whole)
-        left = {path.name for path in folder.iterdir() if path.suffix == ".safetensors"}
-        assert left == {"weights-012.safetensors"}
-    assert killed >= 5, "the moments fell outside the runs"
-    assert json.loads((tmp_path / "whole" / "config.json").read_text())["seed"] == 0
+        assert comparable(record.read(folder)) == whole
+        left = [path.name for path in folder.iterdir() if path.suffix == ".safetensors"]
+        assert left == ["weights-005.safetensors"]
+    assert killed >= 3, "every run ended before its moment came"

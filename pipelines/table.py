@@ -10,6 +10,7 @@ from pipelines.record import Run
 _COLUMNS = (("round", 5), ("labels", 7), ("test acc", 9), ("train acc", 10), ("residual", 9))
 _TIMES = (("fit s", 7), ("query s", 8))
 _FIT = ("fit", "evaluate")
+_NAMED = 10  # classes without a label; the record has them all
 
 
 def heading(console: Console, config: RunConfig, run: Run) -> None:
@@ -41,7 +42,9 @@ def row(console: Console, line: dict[str, Any]) -> None:
         console.print(f"      the labels were not fitted: {line['fit']['stopped']}", style="yellow")
     missing = line["missing_classes"]
     if missing:
-        console.print(f"      no label yet of: {', '.join(missing)}", style="yellow")
+        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+        named = ", ".join(missing[:_NAMED])
+        console.print(f"      no label yet of: {named}{more}", style="yellow", highlight=False)
 
 
 def ending(console: Console, run: Run) -> None:

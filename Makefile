@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 # The newest torch this is tested with. For another: make setup TORCH='torch==2.11.*'
 TORCH ?= torch<2.14
-# cpu, cu130, auto, …: where uv looks for torch (Linux with no GPU: cpu is 10 times smaller).
+# cpu, cu130, auto, …: where uv looks for torch (Linux with no GPU: cpu is much smaller).
 TORCH_BACKEND ?=
 UV_PIP := $(BIN)/uv pip install --quiet --python $(BIN)/python $(if $(TORCH_BACKEND),--torch-backend=$(TORCH_BACKEND))
 

@@ -7,8 +7,6 @@ version of this format. Nothing is ever unpickled, and a file is replaced whole 
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +18,7 @@ import safetensors.numpy
 import torch
 from torch import nn
 
+from bridge.atomic import replace
 from bridge.errors import BridgeError
 
 FORMAT = "ntk-lookahead weights"
@@ -110,7 +109,13 @@ def save(module_or_weights: nn.Module | Weights, path: Path, provenance: Mapping
         "manifest": json.dumps(manifest),
         "provenance": json.dumps({**weights.provenance, **provenance}),
     }
-    _replace(path, safetensors.numpy.save(arrays, metadata))
+    try:
+        replace(Path(path), safetensors.numpy.save(arrays, metadata))
+    except OSError as error:
+        raise BridgeError(
+            f"cannot write the weights to {path}: {error.strerror}; what was there before is "
+            "untouched"
+        ) from error
 
 
 def read(path: Path) -> Weights:
@@ -205,28 +210,3 @@ def _check_manifest(path: Path, manifest: dict, arrays: dict[str, np.ndarray]) -
             )
         if _digest(arrays[name]) != entry["sha256"]:
             raise BridgeError(f"{path}: the values of {name} were changed after it was saved")
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write beside the target, force it to disk, then put it in the target's place."""
-    path = Path(path)
-    temporary = None
-    try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise BridgeError(
-            f"cannot write the weights to {path}: {error.strerror}; what was there before is "
-            "untouched"
-        ) from error

@@ -2,7 +2,7 @@
 
 The module is copied, exported with a free batch dimension and made functional; only operators
 that have no row of ours are decomposed. What cannot become a pure function of one image is
-refused here, with the reason and the line it comes from (DESIGN: the bridge).
+refused here, with the reason and the line it comes from.
 """
 
 import warnings

@@ -55,8 +55,8 @@ def _conv_of_small_images(
 ) -> Array:
     """The same as one matrix product over windows.
 
-    XLA's CPU backend falls back to scalar loops for a kernel larger than its image: 80 times
-    slower than this for 512 channels of 2×2, as in the last block of a VGG.
+    XLA's CPU backend falls back to scalar loops for a kernel larger than its image, as in
+    the last block of a VGG.
     """
     kernel = weight.shape[2:]
     counts = tuple(

@@ -1,8 +1,8 @@
 """The JAX twin of a PyTorch network: one pure function and its arrays.
 
 From a module in eval mode and two example images to a `Mirror`: trainable parameters by torch's
-own names, buffers and frozen parameters apart, and the sites at which parameters enter (SPEC.md,
-section 2: buffers are not parameters and are never differentiated).
+own names, buffers and frozen parameters apart, and the sites at which parameters enter (buffers are
+not parameters and are never differentiated).
 """
 
 import copy

@@ -2,7 +2,7 @@
 
 From a module, its mirror and a probe batch to a certificate of the largest errors: logits in
 float32 and float64, the output of every layer, per-example gradients of every parameter, and the
-exact independence of each image's logits from the rest of its batch (SPEC.md, section 2).
+exact independence of each image's logits from the rest of its batch (docs/mathematics.md, 2).
 """
 
 import dataclasses

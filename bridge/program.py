@@ -2,7 +2,7 @@
 
 From parameters, frozen arrays and a batch of images to logits, one node after another through the
 table of `bridge.ops`; nothing of torch is needed. Any node that directly consumes a weight is a
-site: its output is what the certificate compares, and what a tap perturbs (SPEC.md, section 2).
+site: its output is what the certificate compares, and what a tap perturbs (docs/mathematics.md, 2).
 """
 
 from collections.abc import Callable, Iterator, Mapping

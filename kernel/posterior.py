@@ -85,7 +85,7 @@ def posterior(
         SingularKernelError: no Cholesky factor with the largest jitter; duplicates are named.
     """
     labelled, classes = targets.shape
-    values = _as_matrix(kernel, labelled, targets, labelled_logits, candidate_logits, ridge)
+    values = _as_matrix(kernel, targets, labelled_logits, candidate_logits, ridge)
     split = labelled * (classes if kernel.values.ndim == 4 else 1)
     k_ll, k_lu, k_uu = values[:split, :split], values[:split, split:], values[split:, split:]
     names = list(range(labelled)) if identifiers is None else list(identifiers)
@@ -105,18 +105,18 @@ def posterior(
     )
 
 
-def _as_matrix(kernel, targets_count, targets, labelled_logits, candidate_logits, ridge) -> Array:
+def _as_matrix(kernel, targets, labelled_logits, candidate_logits, ridge) -> Array:
     """Check what was given and flatten (examples, classes) pairs of a full kernel to rows."""
-    if targets_count == 0:
+    labelled, classes = targets.shape
+    if labelled == 0:
         raise KernelError("the labelled set is empty; look-ahead needs at least one label.")
     if ridge < 0:
         raise KernelError(f"ridge must be 0 or more, not {ridge:g}.")
-    examples = targets_count + len(candidate_logits)
-    classes = targets.shape[1]
+    examples = labelled + len(candidate_logits)
     wanted = (examples, classes) * 2 if kernel.values.ndim == 4 else (examples, examples)
     if kernel.values.shape != wanted:
         raise KernelError(
-            f"the kernel has shape {kernel.values.shape}; {targets_count} labelled images and "
+            f"the kernel has shape {kernel.values.shape}; {labelled} labelled images and "
             f"{len(candidate_logits)} candidates of {classes} classes need {wanted}."
         )
     if labelled_logits.shape != targets.shape or candidate_logits.shape[1] != classes:

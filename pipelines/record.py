@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 
+from bridge.atomic import replace
 from pipelines.errors import PipelineError
 
 try:
@@ -54,35 +55,6 @@ class Run:
     def weights(self, round_number: int) -> Path:
         """The file that holds the weights trained in a round."""
         return self.path / f"weights-{round_number:03d}.safetensors"
-
-
-def write(path: Path, content: str) -> None:
-    """Replace a file by new content, all or nothing.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written; the old file is untouched.
-    """
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read(path: Path) -> Run:
@@ -153,12 +125,12 @@ def open_run(path: Path, config: dict[str, Any]) -> Run:
                 f"{path} is not empty and holds no {CONFIG} (found {', '.join(foreign[:3])}); "
                 "give --run an empty or new directory."
             )
-        write(path / CONFIG, json.dumps(config, indent=1) + "\n")
+        _write(path / CONFIG, json.dumps(config, indent=1) + "\n")
     run = read(path)
     differing = _differences(run.config, config)
     if differing and not run.rounds:
         # nothing was computed with the old settings yet
-        write(path / CONFIG, json.dumps(config, indent=1) + "\n")
+        _write(path / CONFIG, json.dumps(config, indent=1) + "\n")
         run = read(path)
     elif differing:
         raise PipelineError(
@@ -166,7 +138,7 @@ def open_run(path: Path, config: dict[str, Any]) -> Run:
             "Resume it with the settings it was started with, or give --run another directory."
         )
     starts = [*run.environment, environment()]
-    write(path / ENVIRONMENT, json.dumps(starts, indent=1) + "\n")
+    _write(path / ENVIRONMENT, json.dumps(starts, indent=1) + "\n")
     return Run(path, run.config, tuple(starts), run.rounds)
 
 
@@ -184,7 +156,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
 def append(run: Run, line: dict[str, Any]) -> Run:
     """Add a completed round and drop the weights of the rounds before it."""
     rounds = (*run.rounds, json.loads(json.dumps(line, allow_nan=False)))
-    write(run.path / ROUNDS, "".join(json.dumps(entry) + "\n" for entry in rounds))
+    _write(run.path / ROUNDS, "".join(json.dumps(entry) + "\n" for entry in rounds))
     for stale in run.path.glob("weights-*.safetensors"):
         if stale != run.weights(len(rounds) - 1):
             stale.unlink()
@@ -209,6 +181,10 @@ def only_writer(path: Path) -> Iterator[None]:
                     "directory."
                 ) from error
         yield
+
+
+def _write(path: Path, content: str) -> None:
+    replace(path, content.encode())
 
 
 def environment() -> dict[str, Any]:

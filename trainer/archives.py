@@ -27,7 +27,7 @@ _ARCHIVE_FAILURES = (
     EOFError,
     zlib.error,
     LZMAError,
-    NotImplementedError,  # a compression that this Python does not have
+    NotImplementedError,  # zipfile raises it for a compression that it cannot undo
     RuntimeError,  # zipfile: a password is needed
 )
 
@@ -85,8 +85,7 @@ def _walk_of(path: Path) -> Callable[[Path], Iterator[Member]]:
     with reading(path):
         if path.is_dir():
             return _walk_folder
-        with path.open("rb"):
-            pass  # absent and unreadable files are told apart from those of another kind
+        path.open("rb").close()  # raises where it is absent or unreadable, which is_zipfile hides
         if zipfile.is_zipfile(path):
             return _walk_zip
         if tarfile.is_tarfile(path):

@@ -1,8 +1,6 @@
 """Keep freed blocks in the process, so that every training step does not ask the kernel anew.
 
 glibc hands large blocks back to the kernel as soon as they are freed, and activations are large.
-Measured for one training step of the WideResNet of one stage and widen 2 at 28×28, 128 images, one
-of 2 shared cores: system time 23 ms of 0.18 s without, 1 ms of 0.15 s with.
 """
 
 import ctypes

@@ -115,20 +115,35 @@ class Program:
 
         return self._run(params, frozen, x, observe), outputs
 
+    def perturbations(self, params: Arrays, frozen: Arrays, x: Array) -> dict[str, list[Array]]:
+        """Zeros for `tapped`: for each site with a trainable parameter, one an output.
+
+        Whole numbers, such as the places of a maximum, are left out.
+        """
+        _, outputs = jax.eval_shape(self.activations, params, frozen, x)
+        return {
+            site.name: [
+                jnp.zeros(leaf.shape, leaf.dtype)
+                for leaf in jax.tree.leaves(outputs[site.name])
+                if jnp.issubdtype(leaf.dtype, jnp.inexact)
+            ]
+            for site in self.sites
+            if site.parameters
+        }
+
     def tapped(
-        self, params: Arrays, frozen: Arrays, perturbations: Mapping[str, Any], x: Array
-    ) -> tuple[Array, dict[str, tuple[Array, ...]]]:
+        self, params: Arrays, frozen: Arrays, perturbations: Mapping[str, list[Array]], x: Array
+    ) -> tuple[Array, dict[str, tuple[Any, ...]]]:
         """Logits with a perturbation added to sites' outputs, and the inputs of those sites.
 
         The gradient with respect to a perturbation of zeros is the cotangent δ of the site's
-        output; `at` with the same inputs is the site's operator, so that its vjp at δ is the
-        gradient with respect to the site's parameters. Map a tapped function of *one* example:
-        axis 0 of a site need not be the batch.
+        output; `pull` makes of it the gradient with respect to the site's parameters. Map a tapped
+        function of *one* example: axis 0 of a site need not be the batch.
 
         Args:
             params: trainable parameters by name.
             frozen: every other array by name.
-            perturbations: for each site to be tapped, an array shaped as its output.
+            perturbations: as from the method of that name, for the sites that are to be tapped.
             x: images, (batch, channels, height, width).
         """
         names = {site.node: site.name for site in self.sites if site.name in perturbations}
@@ -138,21 +153,42 @@ class Program:
             if node.name not in names:
                 return output
             taps[names[node.name]] = inputs
-            return jax.tree.map(jnp.add, output, perturbations[names[node.name]])
+            added = iter(perturbations[names[node.name]])
+            return jax.tree.map(
+                lambda leaf: leaf + next(added) if _differentiable(leaf) else leaf, output
+            )
 
         return self._run(params, frozen, x, observe), taps
 
-    def at(self, site: str) -> Callable[[Arrays, Arrays, tuple[Array, ...]], Any]:
-        """The operator of one site as a function of (params, frozen, inputs)."""
-        (label,) = [s.node for s in self.sites if s.name == site]
-        (node,) = [n for n in self.nodes if n.name == label]
-        refs = list(references(node, Ref))
+    def pull(
+        self,
+        site: str,
+        params: Arrays,
+        frozen: Arrays,
+        inputs: tuple[Any, ...],
+        cotangents: list[Array],
+    ) -> dict[str, Array]:
+        """The gradients of one site's own trainable parameters: the vjp of its operator alone.
 
-        def operator(params: Arrays, frozen: Arrays, inputs: tuple[Any, ...]) -> Any:
-            values = {ref.node: value for ref, value in zip(refs, inputs, strict=True)}
-            return _call(node, params, frozen, values)
+        A parameter that enters at several sites has the sum of what they give.
 
-        return operator
+        Args:
+            site: its name.
+            params: trainable parameters by name.
+            frozen: every other array by name.
+            inputs: of the site, as from `tapped`.
+            cotangents: of the site's outputs, one for each of its perturbations.
+        """
+        (chosen,) = [s for s in self.sites if s.name == site]
+        (node,) = [n for n in self.nodes if n.name == chosen.node]
+        values = {ref.node: value for ref, value in zip(references(node, Ref), inputs, strict=True)}
+
+        def outputs(own: Arrays) -> list[Array]:
+            output = _call(node, {**params, **own}, frozen, values)
+            return [leaf for leaf in jax.tree.leaves(output) if _differentiable(leaf)]
+
+        _, vjp = jax.vjp(outputs, {name: params[name] for name in chosen.parameters})
+        return vjp(cotangents)[0]
 
     def _run(
         self,
@@ -178,6 +214,10 @@ def references(node: Node, kind: type) -> Iterator[Any]:
         if isinstance(leaf, kind) and leaf not in seen:
             seen.add(leaf)
             yield leaf
+
+
+def _differentiable(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
 
 def _call(node: Node, params: Arrays, frozen: Arrays, values: Mapping[str, Any]) -> Any:

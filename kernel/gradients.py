@@ -1,7 +1,7 @@
 """Per-example gradients of projected logits, the rows of the Jacobian that a kernel is made of.
 
 From a model and a batch of images to one row an image: the gradient of v · f(x) with respect to
-the chosen parameters, by `vmap(grad)`. This is the plain form; a faster one must return the same.
+the chosen parameters: from taps where the network's layers can be tapped, else by `vmap(grad)`.
 """
 
 from functools import partial
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernel.model import Frozen, Function, Model, Params
+from kernel.taps import Tapped, tap_gradients
 
 
 def parameter_sizes(params: Params) -> tuple[int, ...]:
@@ -68,19 +69,50 @@ def _gradients(
     projection: Array,
     start: Array,
 ) -> Array:
+
+    def single(image: Array) -> list[Array]:
+        if isinstance(function, Tapped):
+            return _tapped_rows(function, chosen, params, frozen, image, projection)
+        return _plain_rows(function, chosen, params, frozen, image, projection)
+
+    gradients = jax.vmap(single)(images)
+    rows = jnp.concatenate([leaf.reshape(len(images), -1) for leaf in gradients], axis=1)
+    if width is None:
+        return rows
+    padded = jnp.pad(rows, ((0, 0), (0, -rows.shape[1] % width)))
+    return jax.lax.dynamic_slice_in_dim(padded, start, width, axis=1)
+
+
+def _plain_rows(
+    function: Function,
+    chosen: tuple[int, ...],
+    params: Params,
+    frozen: Frozen,
+    image: Array,
+    projection: Array,
+) -> list[Array]:
+    """Gradients of one image by `grad`: for any function, and the reference for taps."""
     leaves, structure = jax.tree.flatten(params)
 
-    def projected(selected: list[Array], image: Array) -> Array:
+    def projected(selected: list[Array]) -> Array:
         rebuilt = list(leaves)
         for place, leaf in zip(chosen, selected, strict=True):
             rebuilt[place] = leaf
         logits = function(jax.tree.unflatten(structure, rebuilt), frozen, image[None])
         return projection @ logits[0]
 
-    per_example = jax.vmap(jax.grad(projected), in_axes=(None, 0))
-    gradients = per_example([leaves[place] for place in chosen], images)
-    rows = jnp.concatenate([leaf.reshape(len(images), -1) for leaf in gradients], axis=1)
-    if width is None:
-        return rows
-    padded = jnp.pad(rows, ((0, 0), (0, -rows.shape[1] % width)))
-    return jax.lax.dynamic_slice_in_dim(padded, start, width, axis=1)
+    return jax.grad(projected)([leaves[place] for place in chosen])
+
+
+def _tapped_rows(
+    function: Tapped,
+    chosen: tuple[int, ...],
+    params: dict[str, Array],
+    frozen: dict[str, Array],
+    image: Array,
+    projection: Array,
+) -> list[Array]:
+    """The same from taps."""
+    names = [sorted(params)[place] for place in chosen]  # the order of jax.tree.leaves
+    gradients = tap_gradients(function, params, frozen, image, projection, names)
+    return [gradients[name] for name in names]

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from bridge.mirror import mirror
 from bridge.parity import certify
+from bridge.trace import mirror
 from pipelines.errors import PipelineError
 from pipelines.seeds import generator
 from pipelines.stages import Stages

@@ -11,8 +11,10 @@ import numpy as np
 from torch import nn
 
 from bridge import export
-from bridge.mirror import Mirror, mirror
+from bridge.mirror import Mirror
 from bridge.parity import certify
+from bridge.trace import mirror
+from bridge.weights import read
 from pipelines.config import RunConfig
 from pipelines.record import Run
 from pipelines.seeds import generator
@@ -40,7 +42,7 @@ class Bridge:
         Raises:
             BridgeError: the network cannot be mirrored, or the mirror disagrees with it.
         """
-        weights = export.read(run.weights(round_number))
+        weights = read(run.weights(round_number))
         if self._mirror is None:
             self._mirror = mirror(self._network, probe)
         self._mirror = self._mirror.with_weights(weights)

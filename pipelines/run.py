@@ -9,6 +9,7 @@ from rich.console import Console
 from torch import nn
 
 from bridge import export
+from bridge.weights import read
 from pipelines import record, table
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
@@ -67,7 +68,7 @@ def _rounds(
         pool, labels = _acquire(pool, labels, line)
     table.heading(console, config, run)
     if run.rounds and not run.complete:
-        export.restore(network, export.read(run.weights(len(run.rounds) - 1)))
+        export.restore(network, read(run.weights(len(run.rounds) - 1)))
     while not run.complete:
         line = play(setting, run, pool, labels)
         if not run.rounds:

@@ -50,7 +50,13 @@ def test_only_compat_touches_neural_tangents():
 
 @pytest.mark.parametrize(
     ("module", "absent"),
-    [("trainer.fit", "jax"), ("kernel.lookahead", "torch"), ("kernel.compat", "torch")],
+    [
+        ("trainer.fit", "jax"),
+        ("kernel.lookahead", "torch"),
+        ("kernel.compat", "torch"),
+        ("bridge.mirror", "torch"),
+        ("bridge.weights", "torch"),
+    ],
 )
 def test_what_is_loaded(module, absent):
     """The arrows hold for what is imported in turn, too."""

@@ -12,6 +12,7 @@ from torch import nn
 
 from bridge import export
 from bridge.errors import BridgeError
+from bridge.weights import Weights, read, save
 from tests.small_networks import build
 
 
@@ -42,7 +43,7 @@ def test_a_round_trip_is_bit_exact(tmp_path: Path, dtype: torch.dtype) -> None:
     network.get_buffer("norm.num_batches_tracked").add_(7)
     path = tmp_path / "w.safetensors"
     export.save(network, path, {"seed": "0"})
-    weights = export.read(path)
+    weights = read(path)
     assert weights.provenance == {"seed": "0"}
     assert weights.buffers["norm.num_batches_tracked"].shape == ()
     other = build("wide_resnet", seed=1).to(dtype)
@@ -55,9 +56,9 @@ def test_a_round_trip_is_bit_exact(tmp_path: Path, dtype: torch.dtype) -> None:
 
 def test_arrays_that_are_not_contiguous_keep_their_values(tmp_path: Path) -> None:
     array = np.arange(24.0).reshape(2, 3, 4).transpose(2, 0, 1)
-    weights = export.Weights({"a": array, "b": array[::2, :, ::-1]}, {"s": np.array(3)})
-    export.save(weights, tmp_path / "w", {})
-    back = export.read(tmp_path / "w")
+    weights = Weights({"a": array, "b": array[::2, :, ::-1]}, {"s": np.array(3)})
+    save(weights, tmp_path / "w")
+    back = read(tmp_path / "w")
     np.testing.assert_array_equal(back.params["a"], array)
     np.testing.assert_array_equal(back.params["b"], array[::2, :, ::-1])
     assert back.buffers["s"].shape == ()
@@ -78,7 +79,7 @@ def test_memory_is_copied_both_ways() -> None:
 def test_tied_weights_are_saved_once(tmp_path: Path) -> None:
     network = build("tied")
     export.save(network, tmp_path / "w", {})
-    weights = export.read(tmp_path / "w")
+    weights = read(tmp_path / "w")
     assert "first.weight" in weights.params
     assert "second.weight" not in weights.params
     other = build("tied", seed=1)
@@ -90,28 +91,28 @@ def test_tied_weights_are_saved_once(tmp_path: Path) -> None:
 def test_a_truncated_file_is_refused(saved: Path, kept: int) -> None:
     saved.write_bytes(saved.read_bytes()[:kept])
     with pytest.raises(BridgeError, match="not a whole safetensors file"):
-        export.read(saved)
+        read(saved)
 
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "w"
     torch.save({"a": torch.ones(2)}, path)
     with pytest.raises(BridgeError, match="not a whole safetensors file"):
-        export.read(path)
+        read(path)
     safetensors.numpy.save_file({"a": np.ones(2)}, path)
     with pytest.raises(BridgeError, match="without this project's manifest"):
-        export.read(path)
+        read(path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(BridgeError, match=r"gone\.safetensors: No such file"):
-        export.read(tmp_path / "gone.safetensors")
+        read(tmp_path / "gone.safetensors")
 
 
 def test_another_version_is_refused(saved: Path) -> None:
     rewrite(saved, version="99")
     with pytest.raises(BridgeError, match="format version 99; this program reads 1"):
-        export.read(saved)
+        read(saved)
 
 
 def test_a_changed_shape_is_refused(saved: Path) -> None:
@@ -119,7 +120,7 @@ def test_a_changed_shape_is_refused(saved: Path) -> None:
     manifest["head.weight"]["shape"] = [8, 5]
     rewrite(saved, manifest=json.dumps(manifest))
     with pytest.raises(BridgeError, match=r"head.weight is float32 \(5, 8\), its manifest says"):
-        export.read(saved)
+        read(saved)
 
 
 def test_a_missing_entry_is_refused(saved: Path) -> None:
@@ -127,14 +128,14 @@ def test_a_missing_entry_is_refused(saved: Path) -> None:
     del manifest["head.bias"]
     rewrite(saved, manifest=json.dumps(manifest))
     with pytest.raises(BridgeError, match="manifest and contents differ in head.bias"):
-        export.read(saved)
+        read(saved)
 
 
 @pytest.mark.parametrize("manifest", ["{", "[]", '{"head.bias": 3}', "null"])
 def test_a_damaged_manifest_is_refused(saved: Path, manifest: str) -> None:
     rewrite(saved, manifest=manifest)
     with pytest.raises(BridgeError, match="manifest"):
-        export.read(saved)
+        read(saved)
 
 
 def test_changed_values_are_refused(saved: Path) -> None:
@@ -142,7 +143,7 @@ def test_changed_values_are_refused(saved: Path) -> None:
     data[-1] ^= 1
     saved.write_bytes(data)
     with pytest.raises(BridgeError, match="were changed after it was saved"):
-        export.read(saved)
+        read(saved)
 
 
 def test_restore_lists_every_fault_and_changes_nothing() -> None:

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from bridge import export
 from bridge.errors import BridgeError
-from bridge.mirror import Mirror, mirror
+from bridge.mirror import Mirror
+from bridge.trace import mirror
 from tests.small_networks import CLASSES, NETWORKS, SHAPE, build
 from trainer import networks as project
 
@@ -65,30 +66,6 @@ def test_float64(pair) -> None:
     close(ours, theirs, 1e-12)
 
 
-def test_taps_form_the_gradient_of_every_parameter(pair) -> None:
-    _, twin = pair
-    twin = twin.astype(jnp.float64)
-    x = jnp.asarray(images(1), float)
-    program, params, frozen = twin.function, twin.params, twin.frozen
-    direction = jnp.arange(1.0, CLASSES + 1)
-
-    @jax.jit
-    def from_taps():
-        value = lambda z: (lambda y, taps: (y[0] @ direction, taps))(
-            *program.tapped(params, frozen, z, x)
-        )
-        cotangents, taps = jax.grad(value, has_aux=True)(twin.zeros(x))
-        total = jax.tree.map(jnp.zeros_like, params)
-        for site in twin.sites:
-            _, pull = jax.vjp(lambda p, s=site: program.at(s.name)(p, frozen, taps[s.name]), params)
-            total = jax.tree.map(jnp.add, total, pull(cotangents[site.name])[0])
-        return total, jax.grad(lambda p: program(p, frozen, x)[0] @ direction)(params)
-
-    ours, reference = from_taps()
-    for name in params:
-        close(ours[name], np.asarray(reference[name]), 1e-12)
-
-
 @pytest.mark.parametrize("name", project.NETWORKS)
 def test_the_networks_of_the_project(name: str) -> None:
     shape = (1, 28, 28)  # at which a VGG comes down to single pixels
@@ -122,7 +99,9 @@ def test_sites_are_named_by_module_and_line() -> None:
     assert [site.name for site in twin.sites] == ["conv", "conv#2", "mul", "head"]
     assert twin.sites[0].op == "aten.conv2d.default"
     assert twin.sites[0].source.startswith("small_networks.py:")
-    activations = twin.activations(twin.params, jnp.asarray(images(2)))
+    program = twin.program
+    assert program is not None
+    _, activations = program.activations(twin.params, twin.frozen, jnp.asarray(images(2)))
     assert list(activations)[:4] == ["conv", "conv#2", "mul", "sub"]
     assert activations["conv"].shape == (2, 3, 8, 8)
 

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from bridge import export
 from bridge.errors import BridgeError, ParityError
-from bridge.mirror import Mirror, mirror
+from bridge.mirror import Mirror
 from bridge.ops import OPERATORS
 from bridge.parity import certify
 from bridge.program import Node
+from bridge.trace import mirror
 from tests.small_networks import CLASSES, NETWORKS, SHAPE, build
 from trainer import networks as project
 

@@ -112,7 +112,7 @@ def _export(module: nn.Module, images: torch.Tensor) -> ExportedProgram:
             rows = {op: table[op] for op in list(table) if str(op) not in OPERATORS}
             return exported.run_decompositions(rows)
         except Exception as error:
-            raise BridgeError(explain(error)) from error
+            raise explain(error) from error
 
 
 def _canonical_names(module: nn.Module) -> dict[str, str]:

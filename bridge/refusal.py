@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from bridge.errors import BridgeError
+from bridge.errors import BridgeError, ExportError
 from bridge.ops import OPERATORS
 
 _TORCH = os.path.dirname(torch.__file__)
@@ -79,12 +79,16 @@ def _where(node: fx.Node) -> str:
     return label + user_line(node.meta.get("stack_trace") or "")
 
 
-def explain(error: Exception) -> str:
-    """What an error of `torch.export` means for the person who wrote the network."""
+def explain(error: Exception) -> BridgeError:
+    """What an error of `torch.export` means for the person who wrote the network.
+
+    An `ExportError` only where another route may still take the network.
+    """
     text = str(error)
     first = next((line.strip() for line in text.splitlines() if line.strip()), "")
     where = user_line(text)
     kind = type(error).__name__
+    refusal = BridgeError
     if "DataDependent" in kind or "data-dependent" in text:
         reason = (
             "a Python branch, loop or .item() depends on the values of the images; write it with "
@@ -97,7 +101,8 @@ def explain(error: Exception) -> str:
         )
     else:
         reason = f"{kind}: {first}"
-    return f"torch.export cannot turn the network into a graph{where}: {reason}"
+        refusal = ExportError
+    return refusal(f"torch.export cannot turn the network into a graph{where}: {reason}")
 
 
 def user_line(text: str) -> str:

@@ -1,7 +1,8 @@
 """What the mirror computes for the parity certificate: the JAX side of `bridge.reference`.
 
-From a program, its arrays and a few images to logits, the output of every site, how far the
-outputs of one image move with another, and per-example gradients. Compiled once a program.
+From a function, its arrays and a few images to logits, the output of every site, how far the
+outputs of one image move with another, and per-example gradients, formed as the kernels form them.
+Compiled once a mirror.
 """
 
 from functools import partial
@@ -12,6 +13,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from bridge.program import Arrays, Program
+from kernel.gradients import image_gradients
+from kernel.model import Function
 
 # How many images of the probe have their gradients compared: the dearest part of a certificate.
 GRADIENTS = 2
@@ -22,7 +25,7 @@ class Evidence(NamedTuple):
 
     Attributes:
         logits: (n, classes).
-        activations: the output of each site.
+        activations: the output of each site; none if the function has no taps.
         leaks: for each site, and `""` for the logits, how far the rows of other images move when
             image 0 does; 0 where axis 0 is not the batch.
         alone: (m, classes), logits of each of the first m images in a batch of its own.
@@ -38,40 +41,42 @@ class Evidence(NamedTuple):
 
 @partial(jax.jit, static_argnums=0)
 def evidence(
-    program: Program, params: Arrays, frozen: Arrays, x: Array, direction: Array
+    function: Function, params: Arrays, frozen: Arrays, x: Array, direction: Array
 ) -> Evidence:
     """Everything that is compared in float64.
 
     Args:
-        program: the mirror's function.
+        function: the mirror's function.
         params: trainable parameters by name.
         frozen: every other array by name.
         x: images, (n, channels, height, width).
         direction: (classes,); per-example gradients are those of `logits @ direction`.
     """
+
+    def observed(images: Array) -> tuple[Array, dict[str, Any]]:
+        if isinstance(function, Program):
+            return function.activations(params, frozen, images)
+        return function(params, frozen, images), {}
+
     tangent = jnp.zeros_like(x).at[0].set(jnp.cos(jnp.arange(x[0].size)).reshape(x[0].shape))
-    (together, activations), (moved, moves) = jax.jvp(
-        lambda images: program.activations(params, frozen, images), (x,), (tangent,)
+    (together, activations), (moved, moves) = jax.jvp(observed, (x,), (tangent,))
+    first = x[:GRADIENTS]
+    leaves = jax.vmap(lambda image: image_gradients(function, params, frozen, image, direction))(
+        first
     )
-
-    def project(parameters: Arrays, image: Array) -> tuple[Array, Array]:
-        row = program(parameters, frozen, image[None])[0]
-        return row @ direction, row
-
-    gradients, alone = jax.vmap(jax.grad(project, has_aux=True), (None, 0))(params, x[:GRADIENTS])
     return Evidence(
         logits=together,
         activations=activations,
         leaks={name: _leak(move, len(x)) for name, move in {**moves, "": moved}.items()},
-        alone=alone,
-        gradients=gradients,
+        alone=jax.vmap(lambda image: function(params, frozen, image[None])[0])(first),
+        gradients=dict(zip(sorted(params), leaves, strict=True)),
     )
 
 
 @partial(jax.jit, static_argnums=0)
-def logits(program: Program, params: Arrays, frozen: Arrays, x: Array) -> Array:
+def logits(function: Function, params: Arrays, frozen: Arrays, x: Array) -> Array:
     """Logits (n, classes), in the dtype of the arrays."""
-    return program(params, frozen, x)
+    return function(params, frozen, x)
 
 
 def _leak(move: Any, examples: int) -> Array:

@@ -58,41 +58,33 @@ def per_example_gradients(
     )
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _gradients(
+def image_gradients(
     function: Function,
-    chosen: tuple[int, ...],
-    width: int | None,
     params: Params,
     frozen: Frozen,
-    images: Array,
-    projection: Array,
-    start: Array,
-) -> Array:
-
-    def single(image: Array) -> list[Array]:
-        if isinstance(function, Tapped):
-            return _tapped_rows(function, chosen, params, frozen, image, projection)
-        return _plain_rows(function, chosen, params, frozen, image, projection)
-
-    gradients = jax.vmap(single)(images)
-    rows = jnp.concatenate([leaf.reshape(len(images), -1) for leaf in gradients], axis=1)
-    if width is None:
-        return rows
-    padded = jnp.pad(rows, ((0, 0), (0, -rows.shape[1] % width)))
-    return jax.lax.dynamic_slice_in_dim(padded, start, width, axis=1)
-
-
-def _plain_rows(
-    function: Function,
-    chosen: tuple[int, ...],
-    params: Params,
-    frozen: Frozen,
-    image: Array,
-    projection: Array,
+    image: Float[Array, "..."],
+    projection: Float[Array, " classes"],
+    places: tuple[int, ...] | None = None,
 ) -> list[Array]:
-    """Gradients of one image by `grad`: for any function, and the reference for taps."""
+    """∂(v · f(x))/∂θ for one image: from taps if the function has them, else by `grad`.
+
+    Args:
+        function: the network.
+        params: its trainable parameters.
+        frozen: its other arrays.
+        image: one image, without a batch axis.
+        projection: v, the weights of the logits.
+        places: which parameter arrays, by their place in `jax.tree.leaves`; all if None.
+
+    Returns:
+        For each place an array shaped as the parameter.
+    """
     leaves, structure = jax.tree.flatten(params)
+    chosen = tuple(range(len(leaves))) if places is None else places
+    if isinstance(function, Tapped):
+        names = [sorted(params)[place] for place in chosen]  # the order of the leaves of a dict
+        gradients = tap_gradients(function, params, frozen, image, projection, names)
+        return [gradients[name] for name in names]
 
     def projected(selected: list[Array]) -> Array:
         rebuilt = list(leaves)
@@ -104,15 +96,22 @@ def _plain_rows(
     return jax.grad(projected)([leaves[place] for place in chosen])
 
 
-def _tapped_rows(
-    function: Tapped,
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _gradients(
+    function: Function,
     chosen: tuple[int, ...],
-    params: dict[str, Array],
-    frozen: dict[str, Array],
-    image: Array,
+    width: int | None,
+    params: Params,
+    frozen: Frozen,
+    images: Array,
     projection: Array,
-) -> list[Array]:
-    """The same from taps."""
-    names = [sorted(params)[place] for place in chosen]  # the order of jax.tree.leaves
-    gradients = tap_gradients(function, params, frozen, image, projection, names)
-    return [gradients[name] for name in names]
+    start: Array,
+) -> Array:
+    gradients = jax.vmap(
+        lambda image: image_gradients(function, params, frozen, image, projection, chosen)
+    )(images)
+    rows = jnp.concatenate([leaf.reshape(len(images), -1) for leaf in gradients], axis=1)
+    if width is None:
+        return rows
+    padded = jnp.pad(rows, ((0, 0), (0, -rows.shape[1] % width)))
+    return jax.lax.dynamic_slice_in_dim(padded, start, width, axis=1)

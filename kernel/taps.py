@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
+@runtime_checkable
 class Site(Protocol):
     """A place where trainable parameters enter the network."""
 

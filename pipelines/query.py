@@ -82,7 +82,7 @@ def query(
 
     def mirrored(probe: np.ndarray):
         twin = mirror(model, probe)
-        return twin, certify(model, twin, probe).as_dict()
+        return twin, certify(model, twin, probe).summary()
 
     situation = situate(
         model,

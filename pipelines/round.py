@@ -46,7 +46,7 @@ class Bridge:
         if self._mirror is None:
             self._mirror = mirror(self._network, probe)
         self._mirror = self._mirror.with_weights(weights)
-        return self._mirror, certify(self._network, self._mirror, probe).as_dict()
+        return self._mirror, certify(self._network, self._mirror, probe).summary()
 
 
 @dataclass(frozen=True)

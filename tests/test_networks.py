@@ -127,8 +127,23 @@ def make(input_shape, classes, hidden=8):
 def no_module(input_shape, classes):
     return 3
 
-def wrong_signature(width):
-    return nn.Identity()
+def plain():
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+
+class Plain(nn.Sequential):
+    def __init__(self, classes, hidden=4):
+        super().__init__(*make((1, 4, 4), classes, hidden))
+
+def needs(input_shape, classes, depth):
+    return make(input_shape, classes)
+
+def anything(**keywords):
+    return wide(**keywords)
+
+def wide(input_shape, classes, *, width):
+    return make(input_shape, classes)
+
+NETWORK = plain()
 
 def wrong_classes(input_shape, classes):
     return make(input_shape, classes + 1)
@@ -176,7 +191,9 @@ def test_own_factory_is_imported_and_called():
         ("broken_networks:make", "cannot import 'broken_networks'.*not_there_at_all"),
         ("own_networks:mkae", "own_networks has no attribute 'mkae'"),
         ("own_networks:constant", "is a int, which cannot be called"),
-        ("own_networks:wrong_signature", "could not be called with input_shape, classes"),
+        ("own_networks:needs", "needs the argument 'depth'.*--network-args depth=VALUE"),
+        ("own_networks:anything", "could not be called with input_shape, classes: .*'width'"),
+        ("own_networks:NETWORK", "is a network already; give a function that makes one"),
         ("own_networks:no_module", "returned a int; it must return a torch.nn.Module"),
         ("own_networks:wrong_classes", "returns 4 logits an image; the data have 3 classes"),
         ("own_networks:Pair", "two blank images: the network returned a tuple.*one tensor"),
@@ -188,6 +205,14 @@ def test_own_factory_is_imported_and_called():
 def test_own_factory_that_does_not_fit_is_refused(name, message):
     with pytest.raises(NetworkError, match=message):
         build(name, (1, 4, 4), 3, generator())
+
+
+@pytest.mark.usefixtures("own")
+def test_own_factory_need_not_take_the_shape_or_the_classes():
+    network = build("own_networks:plain", (1, 4, 4), 3, generator())
+    assert parameter_count(network) == 16 * 3 + 3
+    wider = build("own_networks:Plain", (1, 4, 4), 3, generator(), {"hidden": 6})
+    assert parameter_count(wider) == 16 * 6 + 6 + 6 * 3 + 3
 
 
 @pytest.mark.usefixtures("own")

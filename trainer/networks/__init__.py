@@ -4,8 +4,6 @@ The table holds the networks of both papers with stems for small images (docs/ma
 `module:factory` is a network of one's own. Every one is probed before it is handed out.
 """
 
-import importlib
-import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
@@ -15,6 +13,7 @@ from torch import nn
 
 from trainer.errors import NetworkError
 from trainer.networks.cnn import cnn
+from trainer.networks.factory import Argument, keywords_for, load
 from trainer.networks.resnet import resnet18
 from trainer.networks.vgg import vgg11_bn
 from trainer.networks.wide_resnet import wide_resnet
@@ -22,7 +21,6 @@ from trainer.predict import forward, placement
 from trainer.randomness import seeded
 from trainer.tables import lookup
 
-Argument = int | float | str
 NETWORKS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
     {"wide_resnet": wide_resnet, "resnet18": resnet18, "vgg11_bn": vgg11_bn, "cnn": cnn}
 )
@@ -39,7 +37,8 @@ def build(
 
     Args:
         name: a row of NETWORKS, or `module:factory`, which is imported and called as
-            `factory(input_shape=…, classes=…, **arguments)`.
+            `factory(input_shape=…, classes=…, **arguments)`, without those of the first two that
+            it does not take.
         input_shape: (channels, height, width) of one image.
         classes: how many logits.
         rng: where the initial weights come from; torch's global seed is left as it was.
@@ -47,8 +46,9 @@ def build(
 
     Raises:
         UnknownNameError: the name is in no row.
-        NetworkError: an argument is unknown or out of range, the factory cannot be loaded, or
-            what it returns does not map two blank images to (2, classes) finite logits.
+        NetworkError: an argument is unknown, missing or out of range, the factory cannot be
+            loaded, or what it returns does not map two blank images to (2, classes) finite
+            logits.
     """
     if len(input_shape) != 3 or min(input_shape) < 1:
         raise NetworkError(
@@ -56,15 +56,15 @@ def build(
         )
     if classes < 2:
         raise NetworkError(f"classes is {classes}; a classifier needs at least 2")
-    factory = _load(name) if ":" in name else lookup(NETWORKS, name, "network")
-    _check_names(name, factory, arguments)
+    factory = load(name) if ":" in name else lookup(NETWORKS, name, "network")
+    keywords = keywords_for(name, factory, tuple(input_shape), classes, arguments)
     with seeded(rng, torch.device("cpu")):
         try:
-            network = factory(input_shape=tuple(input_shape), classes=classes, **arguments)
+            network = factory(**keywords)
         except TypeError as error:
             raise NetworkError(
-                f"{name} could not be called with input_shape, classes and "
-                f"{dict(arguments)}: {error}"
+                f"network {name!r} could not be called with {', '.join(keywords) or 'nothing'}: "
+                f"{error}"
             ) from error
     if not isinstance(network, nn.Module):
         raise NetworkError(
@@ -78,44 +78,6 @@ def build(
 def parameter_count(network: nn.Module) -> int:
     """How many numbers training changes."""
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
-
-
-def _load(name: str) -> Callable[..., object]:
-    module_name, _, attribute = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
-        raise NetworkError(
-            f"network {name!r}: cannot import {module_name!r} ({error}); start in the folder that "
-            "holds it, or put that folder on PYTHONPATH"
-        ) from error
-    factory = getattr(module, attribute, None)
-    if factory is None:
-        raise NetworkError(f"network {name!r}: {module_name} has no attribute {attribute!r}")
-    if not callable(factory):
-        raise NetworkError(
-            f"network {name!r} is a {type(factory).__name__}, which cannot be called; it must be a "
-            "function of input_shape and classes that returns a torch.nn.Module"
-        )
-    return factory
-
-
-def _check_names(
-    name: str, factory: Callable[..., object], arguments: Mapping[str, Argument]
-) -> None:
-    try:
-        parameters = inspect.signature(factory).parameters.values()
-    except ValueError:  # written in C, without a signature: the call itself will tell
-        return
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return
-    known = [p.name for p in parameters if p.name not in ("input_shape", "classes")]
-    for argument in arguments:
-        if argument not in known:
-            raise NetworkError(
-                f"network {name!r} has no argument {argument!r}. "
-                + (f"Known: {', '.join(known)}." if known else "It takes none.")
-            )
 
 
 def _probe(name: str, network: nn.Module, input_shape: tuple[int, int, int], classes: int) -> None:

@@ -4,7 +4,6 @@ Every data set's script holds only values for them; see the paper's values in do
 """
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from pipelines.errors import PipelineError
 from pipelines.strategies import STRATEGIES
 from pipelines.strategies.kernel_config import KernelConfig
 from trainer.fit import TrainConfig
+from trainer.networks.factory import Argument, parse_arguments
 from trainer.tables import lookup
 
 DATA_DIR_VARIABLE = "NTK_DATA_DIR"
@@ -70,7 +70,8 @@ class RunConfig:
 
         Raises:
             UnknownNameError: a strategy that is not there.
-            PipelineError: a number out of range, or a network argument that is not name=value.
+            PipelineError: a number out of range.
+            NetworkError: a network argument that is not name=value.
         """
         lookup(STRATEGIES, self.strategy, "strategy")
         for name, least in (("seed", 0), ("initial", 1), ("query", 1), ("cycles", 0)):
@@ -87,9 +88,9 @@ class RunConfig:
         _ = self.network_arguments
 
     @property
-    def network_arguments(self) -> dict[str, int | float | str]:
+    def network_arguments(self) -> dict[str, Argument]:
         """The network's arguments, numbers as numbers."""
-        return dict(_name_and_value(argument) for argument in self.network_args)
+        return parse_arguments(self.network_args)
 
     @property
     def data_folder(self) -> Path:
@@ -108,16 +109,3 @@ class RunConfig:
             del values[name]
         values["network_args"] = self.network_arguments
         return values
-
-
-def _name_and_value(argument: str) -> tuple[str, int | float | str]:
-    name, equals, text = argument.partition("=")
-    if not (name and equals and text):
-        raise PipelineError(
-            f"network argument {argument!r} is not of the form name=value, such as widen=2."
-        )
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        return name, text
-    return name, value if isinstance(value, int | float) else text

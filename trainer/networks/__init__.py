@@ -13,7 +13,7 @@ from torch import nn
 
 from trainer.errors import NetworkError
 from trainer.networks.cnn import cnn
-from trainer.networks.factory import Argument, keywords_for, load
+from trainer.networks.factory import Argument, keywords_for, load, parse_arguments
 from trainer.networks.resnet import resnet18
 from trainer.networks.vgg import vgg11_bn
 from trainer.networks.wide_resnet import wide_resnet
@@ -21,6 +21,7 @@ from trainer.predict import forward, placement
 from trainer.randomness import seeded
 from trainer.tables import lookup
 
+__all__ = ["NETWORKS", "build", "parameter_count", "parse_arguments"]
 NETWORKS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
     {"wide_resnet": wide_resnet, "resnet18": resnet18, "vgg11_bn": vgg11_bn, "cnn": cnn}
 )

@@ -2,7 +2,8 @@
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
 
 from torch import nn
 
@@ -76,3 +77,25 @@ def keywords_for(
             )
     taken = {p.name for p in parameters}
     return {**{key: value for key, value in offered.items() if key in taken}, **arguments}
+
+
+def parse_arguments(texts: Iterable[str]) -> dict[str, Argument]:
+    """Arguments of a network from texts like `widen=2`; numbers become numbers.
+
+    Raises:
+        NetworkError: a text is not of that form.
+    """
+    return dict(_name_and_value(text) for text in texts)
+
+
+def _name_and_value(argument: str) -> tuple[str, Argument]:
+    name, equals, text = argument.partition("=")
+    if not (name and equals and text):
+        raise NetworkError(
+            f"network argument {argument!r} is not of the form name=value, such as widen=2."
+        )
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return name, text
+    return name, value if isinstance(value, int | float) else text

@@ -22,6 +22,8 @@ Kind = Literal["single", "sum", "trace", "full"]
 KINDS: tuple[Kind, ...] = ("single", "sum", "trace", "full")
 Precision = Literal["float32", "float64"]
 GIB = 2**30
+# Examples differentiated at a time.
+CHUNK = 8
 
 
 class Kernel(NamedTuple):
@@ -44,7 +46,7 @@ def empirical_ntk(
     kind: str = "single",
     *,
     precision: Precision = "float32",
-    chunk: int = 8,
+    chunk: int = CHUNK,
     memory_gib: float = 4.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Kernel:
@@ -77,11 +79,11 @@ def empirical_ntk(
     projections, scale = _projections(kind, _classes(model, images))
     # A row of the Jacobian for each logit of `full`; one pass after another for the others.
     rows_an_example = len(projections) if kind == "full" else 1
-    groups = _parameter_groups(model, len(images) * rows_an_example, precision, memory_gib)
+    groups = parameter_groups(model, len(images) * rows_an_example, precision, memory_gib)
     chunk = min(chunk, len(images))
     total = len(images) * len(projections) * len(groups)
     done = 0
-    gram = np.zeros((len(images) * rows_an_example,) * 2)
+    values = np.zeros((len(images) * rows_an_example,) * 2)
     for group in groups:
         jacobians = []
         for projection in projections:
@@ -93,14 +95,14 @@ def empirical_ntk(
                     progress(done, total)
             jacobians.append(jnp.concatenate(rows))
             if kind != "full":
-                gram += _gram(jacobians.pop())
+                values += gram(jacobians.pop())
         if kind == "full":
             stacked = jnp.stack(jacobians, axis=1)
-            gram += _gram(stacked.reshape(gram.shape[0], -1))
-    gram *= scale
+            values += gram(stacked.reshape(values.shape[0], -1))
+    values *= scale
     if kind == "full":
-        gram = gram.reshape(len(images), rows_an_example, len(images), rows_an_example)
-    return Kernel(gram, precision)
+        values = values.reshape(len(images), rows_an_example, len(images), rows_an_example)
+    return Kernel(values, precision)
 
 
 def cast(model: Model, dtype: Precision) -> Model:
@@ -133,7 +135,7 @@ def _projections(kind: str, classes: int) -> tuple[np.ndarray, float]:
     return np.eye(classes), 1.0 / classes if kind == "trace" else 1.0
 
 
-def _parameter_groups(
+def parameter_groups(
     model: Model, rows: int, precision: Precision, memory_gib: float
 ) -> list[Group]:
     """Consecutive parameter arrays whose Jacobian, with one working copy, fits in the memory.
@@ -186,7 +188,8 @@ def _chunk_gradients(
     return rows
 
 
-def _gram(jacobian: jax.Array) -> np.ndarray:
+def gram(jacobian: Float[jax.Array, "rows columns"]) -> Float[np.ndarray, "rows rows"]:
+    """J Jᵀ in float64, contracted in J's own dtype."""
     if jax.default_backend() == "cpu":
         # NumPy sees that both sides are the same array and does half the work
         rows = np.asarray(jacobian)

@@ -2,8 +2,9 @@
 
 The file holds every parameter and buffer by the names of torch's state dict (tied ones once), and
 in its metadata a manifest: kind, shape, dtype and SHA-256 of each, where they come from, and the
-version of this format. Nothing is ever unpickled, a file is replaced whole or not at all, and
-nothing of torch is needed.
+version of this format. Nothing is ever unpickled, a file is replaced whole or not at all, the same
+contents make the same bytes, and nothing of torch is needed. `bridge.portable` writes the same
+file with the network itself in it.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -22,9 +24,14 @@ from bridge.errors import BridgeError
 
 FORMAT = "ntk-lookahead weights"
 VERSION = 1
+# `constant` arrays belong to a network in the file and are in no state dict.
+KINDS = ("parameter", "buffer", "constant")
 _DTYPES: Mapping[str, np.dtype] = {
     "BOOL": np.dtype(bool),
     "U8": np.dtype(np.uint8),
+    "U16": np.dtype(np.uint16),
+    "U32": np.dtype(np.uint32),
+    "U64": np.dtype(np.uint64),
     "I8": np.dtype(np.int8),
     "I16": np.dtype(np.int16),
     "I32": np.dtype(np.int32),
@@ -42,13 +49,28 @@ class Weights:
 
     Attributes:
         params: parameters, trainable or not, by the names of torch's state dict.
-        buffers: what else the state dict holds, such as running statistics.
+        buffers: what else the state dict holds, such as running statistics; from a file of
+            `bridge.portable`, parameters without gradient too.
         provenance: where they come from, in the caller's words.
     """
 
     params: dict[str, np.ndarray]
     buffers: dict[str, np.ndarray]
     provenance: dict[str, str] = field(default_factory=dict)
+
+
+class Contents(NamedTuple):
+    """What is in a file.
+
+    Attributes:
+        groups: arrays by name, for each of `KINDS`.
+        provenance: where they come from.
+        extra: further strings beside them.
+    """
+
+    groups: dict[str, dict[str, np.ndarray]]
+    provenance: dict[str, str]
+    extra: dict[str, str]
 
 
 def save(weights: Weights, path: Path, provenance: Mapping[str, str] | None = None) -> None:
@@ -62,9 +84,35 @@ def save(weights: Weights, path: Path, provenance: Mapping[str, str] | None = No
     Raises:
         BridgeError: the file cannot be written (a full disk, a folder that is not there).
     """
+    groups = {"parameter": weights.params, "buffer": weights.buffers}
+    pack(Contents(groups, {**weights.provenance, **(provenance or {})}, {}), path)
+
+
+def read(path: Path) -> Weights:
+    """The weights in a file that `save` or `bridge.portable.save` wrote.
+
+    Raises:
+        BridgeError: the file is missing, truncated, not of this format or version, or its
+            arrays are not those of its manifest.
+    """
+    groups, provenance, _ = unpack(path)
+    return Weights(groups["parameter"], groups["buffer"], provenance)
+
+
+def pack(contents: Contents, path: Path) -> None:
+    """Write arrays and strings to one safetensors file.
+
+    Raises:
+        BridgeError: the file cannot be written, or an array has a dtype that it cannot hold.
+    """
     manifest, arrays = {}, {}
-    for kind, group in (("parameter", weights.params), ("buffer", weights.buffers)):
+    for kind, group in contents.groups.items():
         for name, given in group.items():
+            if given.dtype not in _DTYPES.values():
+                raise BridgeError(
+                    f"{name} is {given.dtype}, which a weight file cannot hold; it can hold "
+                    + ", ".join(dtype.name for dtype in _DTYPES.values())
+                )
             # ascontiguousarray makes a scalar a vector; safetensors scrambles anything else.
             array = np.ascontiguousarray(given).reshape(given.shape)
             arrays[name] = array
@@ -72,16 +120,17 @@ def save(weights: Weights, path: Path, provenance: Mapping[str, str] | None = No
                 "kind": kind,
                 "shape": list(array.shape),
                 "dtype": array.dtype.name,
-                "sha256": _digest(array),
+                "sha256": digest(array.tobytes()),
             }
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
         "manifest": json.dumps(manifest),
-        "provenance": json.dumps({**weights.provenance, **(provenance or {})}),
+        "provenance": json.dumps(contents.provenance),
+        **contents.extra,
     }
     try:
-        replace(Path(path), safetensors.numpy.save(arrays, metadata))
+        replace(Path(path), _sorted(safetensors.numpy.save(arrays, metadata)))
     except OSError as error:
         raise BridgeError(
             f"cannot write the weights to {path}: {error.strerror}; what was there before is "
@@ -89,8 +138,8 @@ def save(weights: Weights, path: Path, provenance: Mapping[str, str] | None = No
         ) from error
 
 
-def read(path: Path) -> Weights:
-    """The weights in a file that `save` wrote.
+def unpack(path: Path) -> Contents:
+    """Everything in a file, each array checked against the manifest; all arrays are copies.
 
     Raises:
         BridgeError: the file is missing, truncated, not of this format or version, or its
@@ -99,7 +148,7 @@ def read(path: Path) -> Weights:
     try:
         data = Path(path).read_bytes()
         entries = safetensors.deserialize(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        metadata = _header(data).get("__metadata__") or {}
     except OSError as error:
         raise BridgeError(f"cannot read the weights {path}: {error.strerror}") from error
     except (safetensors.SafetensorError, ValueError) as error:
@@ -107,7 +156,6 @@ def read(path: Path) -> Weights:
             f"{path} is not a whole safetensors file ({error}); it was cut short or is something "
             "else: save the weights again"
         ) from error
-    metadata = header.get("__metadata__") or {}
     if metadata.get("format") != FORMAT:
         raise BridgeError(
             f"{path} holds tensors without this project's manifest; load it into the torch module "
@@ -118,27 +166,41 @@ def read(path: Path) -> Weights:
             f"{path} has format version {metadata.get('version')}; this program reads {VERSION}"
         )
     try:
-        manifest = json.loads(metadata["manifest"])
-        provenance = json.loads(metadata["provenance"])
+        manifest = json.loads(metadata.pop("manifest"))
+        provenance = json.loads(metadata.pop("provenance"))
         arrays = {
             name: np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
             for name, entry in entries
         }
         _check_manifest(path, manifest, arrays)
+        groups: dict[str, dict[str, np.ndarray]] = {kind: {} for kind in KINDS}
+        for name, entry in manifest.items():
+            groups[entry["kind"]][name] = arrays[name].copy()
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, BridgeError):
             raise
         raise BridgeError(f"{path} has a damaged manifest ({error!r}); save it again") from error
-    kinds = {name: entry["kind"] for name, entry in manifest.items()}
-    return Weights(
-        params={name: arrays[name].copy() for name in kinds if kinds[name] == "parameter"},
-        buffers={name: arrays[name].copy() for name in kinds if kinds[name] == "buffer"},
-        provenance=provenance,
-    )
+    extra = {key: metadata[key] for key in metadata if key not in ("format", "version")}
+    return Contents(groups, provenance, extra)
 
 
-def _digest(array: np.ndarray) -> str:
-    return hashlib.sha256(array.tobytes()).hexdigest()
+def digest(data: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _header(data: bytes) -> dict:
+    return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+
+
+def _sorted(data: bytes) -> bytes:
+    """The same file with its metadata in order: safetensors writes them in a random one."""
+    header = _header(data)
+    body = data[8 + int.from_bytes(data[:8], "little") :]
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # arrays begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + body
 
 
 def _check_manifest(path: Path, manifest: dict, arrays: dict[str, np.ndarray]) -> None:
@@ -152,5 +214,5 @@ def _check_manifest(path: Path, manifest: dict, arrays: dict[str, np.ndarray]) -
                 f"{path}: {name} is {found[1]} {tuple(found[0])}, its manifest says "
                 f"{entry['dtype']} {tuple(entry['shape'])}; the file was changed"
             )
-        if _digest(arrays[name]) != entry["sha256"]:
+        if digest(arrays[name].tobytes()) != entry["sha256"]:
             raise BridgeError(f"{path}: the values of {name} were changed after it was saved")

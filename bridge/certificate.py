@@ -15,6 +15,8 @@ from bridge.errors import BridgeError, ParityError
 
 FORMAT = "ntk-lookahead certificate"
 VERSION = 1
+# What the record of a run leaves out.
+DETAILS = ("layers", "gradient_errors", "disagreements")
 # Largest error that is let through, relative to the largest value of what is compared.
 TOLERANCE_FLOAT32 = 1e-4
 TOLERANCE_FLOAT64 = 1e-10
@@ -111,7 +113,7 @@ class Certificate:
             {
                 field.name: getattr(self, field.name)
                 for field in dataclasses.fields(self)
-                if field.name not in ("layers", "gradient_errors", "disagreements")
+                if field.name not in DETAILS
             }
         )
 

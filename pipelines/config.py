@@ -36,6 +36,9 @@ class RunConfig:
         cycles: how many times a batch is queried.
         network: wide_resnet, resnet18, vgg11_bn, cnn, or your own as module:factory.
         network_args: arguments of the network, as name=value.
+        twin: your own JAX function in place of the mirror that is made of the network, as
+            module:function, called with the network (bridge.twin); for a network that cannot be
+            mirrored.
         image_size: pixels of a side that images are resized to, for data sets whose images differ
             in size.
         data_dir: folder of the data set (for `images`: the folder or archive of images itself);
@@ -57,6 +60,7 @@ class RunConfig:
     cycles: int = 10
     network: str = "wide_resnet"
     network_args: tuple[str, ...] = ()
+    twin: str | None = None
     image_size: int | None = None
     data_dir: Path | None = None
     download: bool = True

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from bridge import trace
+from bridge.export import weights_of
+from bridge.mirror import Mirror
 from bridge.parity import certify
-from bridge.trace import mirror
 from pipelines.errors import PipelineError
 from pipelines.seeds import generator
 from pipelines.stages import Stages
@@ -31,6 +33,7 @@ def query(
     subset: int | None = None,
     loss: str = "l2",
     kernel: KernelConfig | None = None,
+    mirror: Mirror | None = None,
     seed: int = 0,
     stages: Stages | None = None,
 ) -> Query:
@@ -48,6 +51,8 @@ def query(
         loss: what the network was trained with, `l2` on one-hot labels or `cross_entropy`; it
             decides how logits become probabilities. Look-ahead assumes `l2`.
         kernel: how a look-ahead kernel is computed.
+        mirror: your own mirror of the model, by `bridge.twin` or kept from an earlier query; it is
+            given the model's present weights. None makes one.
         seed: of the subset, of random choice and of ties.
         stages: where time and memory are noted and progress is shown.
 
@@ -81,7 +86,7 @@ def query(
     candidates = pool.candidates(subset, generator(seed, "subset"))
 
     def mirrored(probe: np.ndarray):
-        twin = mirror(model, probe)
+        twin = mirror.with_weights(weights_of(model)) if mirror else trace.mirror(model, probe)
         return twin, certify(model, twin, probe).summary()
 
     situation = situate(

@@ -16,6 +16,7 @@ from bridge.parity import certify
 from bridge.trace import mirror
 from bridge.weights import read
 from pipelines.config import RunConfig
+from pipelines.errors import PipelineError
 from pipelines.record import Run
 from pipelines.seeds import generator
 from pipelines.stages import Stages
@@ -23,6 +24,7 @@ from pipelines.strategies import STRATEGIES
 from pipelines.strategies.situation import situate
 from trainer.data import Dataset
 from trainer.fit import fit
+from trainer.networks.factory import load
 from trainer.oracle import Oracle, missing_classes
 from trainer.pool import Pool
 from trainer.predict import logits
@@ -31,9 +33,18 @@ from trainer.predict import logits
 class Bridge:
     """Carries the network's weights over to one JAX mirror, which is compiled once a run."""
 
-    def __init__(self, network: nn.Module):
-        """Nothing is exported before a strategy asks for the mirror."""
+    def __init__(self, network: nn.Module, twin: str | None = None):
+        """Nothing is exported before a strategy asks for the mirror.
+
+        Args:
+            network: whose mirror it is.
+            twin: `module:function` of a mirror of the user's own, called with the network.
+
+        Raises:
+            NetworkError: there is no such function.
+        """
         self._network = network
+        self._twin = None if twin is None else load(twin, "twin")
         self._mirror: Mirror | None = None
 
     def cross(self, run: Run, round_number: int, probe: np.ndarray):
@@ -44,9 +55,20 @@ class Bridge:
         """
         weights = read(run.weights(round_number))
         if self._mirror is None:
-            self._mirror = mirror(self._network, probe)
+            self._mirror = self._make(probe)
         self._mirror = self._mirror.with_weights(weights)
         return self._mirror, certify(self._network, self._mirror, probe).summary()
+
+    def _make(self, probe: np.ndarray) -> Mirror:
+        if self._twin is None:
+            return mirror(self._network, probe)
+        made = self._twin(self._network)
+        if not isinstance(made, Mirror):
+            raise PipelineError(
+                f"the twin is a {type(made).__name__}; its function must return a mirror, as "
+                "bridge.twin.twin does."
+            )
+        return made
 
 
 @dataclass(frozen=True)

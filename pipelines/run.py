@@ -60,7 +60,8 @@ def _rounds(
     config: RunConfig, dataset: Dataset, network: nn.Module, run: Run, console: Console
 ) -> Run:
     oracle = DatasetOracle(dataset.train_labels)
-    setting = Setting(config, dataset, network, Bridge(network), oracle, lambda: Stages(console))
+    bridge = Bridge(network, config.twin)
+    setting = Setting(config, dataset, network, bridge, oracle, lambda: Stages(console))
     start = generator(config.seed, "initial")
     pool = Pool.initial(len(dataset.train_images), config.initial, start)
     labels = oracle(pool.labelled)

@@ -12,34 +12,40 @@ from trainer.errors import NetworkError
 Argument = int | float | str
 
 
-def load(name: str) -> Callable[..., object]:
-    """Import the factory that `module:factory` names.
+def load(name: str, what: str = "network") -> Callable[..., object]:
+    """Import the function that `module:function` names.
+
+    Args:
+        name: the module, a colon, the function.
+        what: what the function makes, for the messages.
 
     Raises:
-        NetworkError: it cannot be imported, is not there, or cannot be called to make a network.
+        NetworkError: it cannot be imported, is not there, or cannot be called.
     """
-    module_name, _, attribute = name.partition(":")
+    module_name, colon, attribute = name.partition(":")
+    if not (module_name and colon and attribute):
+        raise NetworkError(f"{what} {name!r} is not of the form module:function")
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # noqa: BLE001 - a user's module may raise anything
         raise NetworkError(
-            f"network {name!r}: cannot import {module_name!r} ({type(error).__name__}: {error}); "
+            f"{what} {name!r}: cannot import {module_name!r} ({type(error).__name__}: {error}); "
             "start in the folder that holds it, or put that folder on PYTHONPATH"
         ) from error
-    factory = getattr(module, attribute, None)
-    if factory is None:
-        raise NetworkError(f"network {name!r}: {module_name} has no attribute {attribute!r}")
-    if isinstance(factory, nn.Module):
+    function = getattr(module, attribute, None)
+    if function is None:
+        raise NetworkError(f"{what} {name!r}: {module_name} has no attribute {attribute!r}")
+    if isinstance(function, nn.Module):
         raise NetworkError(
-            f"network {name!r} is a network already; give a function that makes one, so that every "
+            f"{what} {name!r} is a network already; give a function that makes one, so that every "
             "seed has initial weights of its own"
         )
-    if not callable(factory):
+    if not callable(function):
         raise NetworkError(
-            f"network {name!r} is a {type(factory).__name__}, which cannot be called; it must be a "
-            "function of input_shape and classes that returns a torch.nn.Module"
+            f"{what} {name!r} is a {type(function).__name__}, which cannot be called; it must be a "
+            f"function that makes the {what}"
         )
-    return factory
+    return function
 
 
 def keywords_for(

@@ -32,6 +32,13 @@ def leaky_relu(x: Array, negative_slope: Scalar = 0.01) -> Array:
     return jnp.where(x > 0, x, negative_slope * x)
 
 
+@register("aten.rrelu.default")
+def rrelu(x: Array, lower: Scalar = 1 / 8, upper: Scalar = 1 / 3, training: bool = False) -> Array:
+    """Leaky ReLU of the mean slope; the graph refuses slopes drawn at random."""
+    del training
+    return leaky_relu(x, (lower + upper) / 2)
+
+
 @register("aten.prelu.default")
 def prelu(x: Array, weight: Array) -> Array:
     """Leaky ReLU with a learnt slope, one for all channels or one a channel (axis 1)."""

@@ -15,9 +15,10 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from bridge.errors import BridgeError
+from bridge.folding import fold
 from bridge.ops import OPERATORS
 from bridge.program import DType, Node, Program, Ref, Site, Weight, references
-from bridge.refusal import check, explain, module_path, operator_name, user_line
+from bridge.refusal import check, explain, is_random, module_path, operator_name, user_line
 
 # Arguments that say where memory lies, which means nothing in JAX.
 _LAYOUT = (torch.device, torch.layout, torch.memory_format)
@@ -60,29 +61,35 @@ def lift(module: nn.Module, images: torch.Tensor) -> Lifted:
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     persistent = module.state_dict().keys()
     constants = {name for name in tensors if name not in persistent}
-    weights: dict[str, Weight] = {}
+    weights: dict[fx.Node, Any] = {}
+    held: dict[fx.Node, torch.Tensor] = {}
+    placeholders = {node.name: node for node in graph.nodes if node.op == "placeholder"}
     images_name = ""
     for spec in signature.input_specs:
-        node_name = getattr(spec.arg, "name", "")
+        node = placeholders[getattr(spec.arg, "name", "")]
         if spec.kind is InputKind.USER_INPUT:
-            images_name = node_name
+            images_name = node.name
         elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-            weights[node_name] = Weight(canonical[str(spec.target)])
+            weights[node] = Weight(canonical[str(spec.target)])
         else:
-            name = f"constant:{spec.target}"
             constant = exported.constants[str(spec.target)]
             if not isinstance(constant, torch.Tensor):
                 raise BridgeError(
                     f"the network holds {spec.target!r}, a {type(constant).__name__}, and uses it "
                     "in forward; only tensors can be mirrored"
                 )
-            tensors[name] = constant
-            constants.add(name)
-            weights[node_name] = Weight(name)
+            held[node] = constant
 
     _whole_batch_norm(graph)
-    live = _live(graph)
+    folded = fold(graph, held, is_random)
+    live = _live(graph, folded)
     check(live)
+    for node in [source for user in live for source in user.all_input_nodes if source in folded]:
+        weights[node] = folded[node]
+        if isinstance(folded[node], torch.Tensor):
+            weights[node] = Weight(f"constant:{node.name}")
+            tensors[weights[node].name] = folded[node]
+            constants.add(weights[node].name)
     nodes = tuple(_node(node, weights) for node in live)
     (output,) = graph.output_node().all_input_nodes
     trainable = frozenset(n for n, p in module.named_parameters() if p.requires_grad)
@@ -142,13 +149,13 @@ def _whole_batch_norm(graph: fx.Graph) -> None:
         graph.erase_node(node)
 
 
-def _live(graph: fx.Graph) -> list[fx.Node]:
-    """The calls that the logits depend on, in order."""
+def _live(graph: fx.Graph, folded: Mapping[fx.Node, Any]) -> list[fx.Node]:
+    """The calls that the logits depend on, but for those that are folded, in order."""
     needed: set[fx.Node] = set()
     stack = [graph.output_node()]
     while stack:
         node = stack.pop()
-        if node not in needed:
+        if node not in needed and node not in folded:
             needed.add(node)
             stack.extend(node.all_input_nodes)
     return [
@@ -156,10 +163,10 @@ def _live(graph: fx.Graph) -> list[fx.Node]:
     ]
 
 
-def _node(node: fx.Node, weights: Mapping[str, Weight]) -> Node:
+def _node(node: fx.Node, weights: Mapping[fx.Node, Any]) -> Node:
     def convert(value: Any) -> Any:
         if isinstance(value, fx.Node):
-            return weights.get(value.name, Ref(value.name))
+            return weights.get(value, Ref(value.name))
         if isinstance(value, torch.dtype):
             return DType(str(value).removeprefix("torch."))
         if isinstance(value, (list, tuple)):

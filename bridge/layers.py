@@ -1,4 +1,4 @@
-"""Rows of the operator table for layers: convolution, linear, normalisation, softmax.
+"""Rows of the operator table for layers: convolution, normalisation, softmax.
 
 From arrays in torch's layouts (images NCHW, kernels OIHW) to arrays in the same.
 """
@@ -70,23 +70,45 @@ def _conv_of_small_images(
     return jnp.einsum("nck...,ock->no...", columns, weight.reshape(*weight.shape[:2], -1))
 
 
-@register("aten.linear.default")
-def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
-    """Computes x Wᵀ + b over the last axis."""
-    y = jnp.matmul(x, weight.T)
-    return y if bias is None else y + bias
-
-
-@register("aten.matmul.default", "aten.mm.default", "aten.bmm.default")
-def matmul(x: Array, y: Array) -> Array:
-    """Matrix product over the last two axes."""
-    return jnp.matmul(x, y)
-
-
-@register("aten.addmm.default", "aten.baddbmm.default")
-def addmm(bias: Array, x: Array, y: Array, *, beta: Scalar = 1, alpha: Scalar = 1) -> Array:
-    """beta·bias + alpha·(x y)."""
-    return beta * bias + alpha * jnp.matmul(x, y)
+@register("aten.conv_transpose1d.default", "aten.conv_transpose2d.input")
+@register("aten.conv_transpose3d.input")
+def conv_transpose(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    stride: Sizes = 1,
+    padding: Sizes = 0,
+    output_padding: Sizes = 0,
+    groups: int = 1,
+    dilation: Sizes = 1,
+) -> Array:
+    """The transpose of a cross-correlation, whose kernels are (in, out / groups, …)."""
+    rank = weight.ndim - 2
+    stride, dilation = per_axis(stride, rank), per_axis(dilation, rank)
+    edges = [
+        (d * (k - 1) - p, d * (k - 1) - p + extra)
+        for d, k, p, extra in zip(
+            dilation,
+            weight.shape[2:],
+            per_axis(padding, rank),
+            per_axis(output_padding, rank),
+            strict=True,
+        )
+    ]
+    dtype = jnp.result_type(x, weight)
+    inputs, outputs, *kernel = weight.shape
+    turned = jnp.flip(weight, range(2, weight.ndim)).astype(dtype)
+    turned = turned.reshape(groups, inputs // groups, outputs, *kernel).swapaxes(1, 2)
+    y = jax.lax.conv_general_dilated(
+        x.astype(dtype),
+        turned.reshape(groups * outputs, inputs // groups, *kernel),
+        (1,) * rank,
+        edges,
+        lhs_dilation=stride,
+        rhs_dilation=dilation,
+        feature_group_count=groups,
+    )
+    return y if bias is None else y + bias.reshape((-1,) + (1,) * rank)
 
 
 @register("aten.batch_norm.default")
@@ -144,6 +166,38 @@ def group_norm(
     y = _standardise(x.reshape((x.shape[0], groups, -1)), (2,), eps).reshape(x.shape)
     y = y if weight is None else y * weight.reshape(shape)
     return y if bias is None else y + bias.reshape(shape)
+
+
+@register("aten.instance_norm.default")
+def instance_norm(
+    x: Array,
+    weight: Array | None,
+    bias: Array | None,
+    running_mean: Array | None,
+    running_var: Array | None,
+    use_input_stats: bool,
+    momentum: Scalar,
+    eps: Scalar,
+    _cudnn: bool,
+) -> Array:
+    """Normalisation of each channel of each example, by its own or by running statistics."""
+    if not use_input_stats and running_mean is not None and running_var is not None:
+        return batch_norm(x, weight, bias, running_mean, running_var, False, momentum, eps, _cudnn)
+    return group_norm(x, x.shape[1], weight, bias, eps)
+
+
+@register("aten.rms_norm.default")
+def rms_norm(
+    x: Array,
+    normalized_shape: Sequence[int],
+    weight: Array | None = None,
+    eps: Scalar | None = None,
+) -> Array:
+    """Division by the root mean square over the last axes of each example."""
+    axes = tuple(range(-len(normalized_shape), 0))
+    floor = float(jnp.finfo(x.dtype).eps) if eps is None else eps
+    y = x * jax.lax.rsqrt(jnp.mean(x**2, axes, keepdims=True) + floor)
+    return y if weight is None else y * weight
 
 
 @register("aten.softmax.int")

@@ -71,6 +71,32 @@ def visit(x: Array, windows: Windows, fill: Scalar) -> Iterator[Array]:
         yield padded[(..., *spans)]
 
 
+def _places(x: Array, rank: int) -> Array:
+    """Where each pixel lies in its image, counted row by row."""
+    shape = x.shape[-rank:]
+    return jnp.broadcast_to(jnp.arange(math.prod(shape)).reshape(shape), x.shape)
+
+
+@register("aten.max_pool2d_with_indices.default", "aten.max_pool3d_with_indices.default")
+def max_pool_with_indices(
+    x: Array,
+    kernel: Sizes,
+    stride: Sizes = (),
+    padding: Sizes = 0,
+    dilation: Sizes = 1,
+    ceil_mode: bool = False,
+) -> tuple[Array, Array]:
+    """Maximum of each window and where it is; the first of ties has the gradient, a NaN wins."""
+    pooling = _pooling(x, kernel, stride, padding, dilation, ceil_mode)
+    values = visit(x, pooling, -math.inf)
+    places = visit(_places(x, len(pooling.kernel)), pooling, 0)
+    best, where = next(values), next(places)
+    for value, place in zip(values, places, strict=True):
+        better = (value > best) | jnp.isnan(value)
+        best, where = jnp.where(better, value, best), jnp.where(better, place, where)
+    return best, where
+
+
 @register("aten.max_pool1d.default", "aten.max_pool2d.default", "aten.max_pool3d.default")
 def max_pool(
     x: Array,
@@ -80,13 +106,8 @@ def max_pool(
     dilation: Sizes = 1,
     ceil_mode: bool = False,
 ) -> Array:
-    """Maximum of each window; the first of ties has the gradient, and a NaN wins."""
-    pooling = _pooling(x, kernel, stride, padding, dilation, ceil_mode)
-    values = visit(x, pooling, -math.inf)
-    best = next(values)
-    for value in values:
-        best = jnp.where((value > best) | jnp.isnan(value), value, best)
-    return best
+    """Maximum of each window."""
+    return max_pool_with_indices(x, kernel, stride, padding, dilation, ceil_mode)[0]
 
 
 @register("aten.avg_pool1d.default", "aten.avg_pool2d.default", "aten.avg_pool3d.default")
@@ -111,18 +132,49 @@ def avg_pool(
     return total / functools.reduce(jnp.add, visit(ones, pooling, 0))
 
 
+def _shares(n: int, m: int) -> list[tuple[int, int]]:
+    """The m windows that share out an axis of n: from ⌊i·n/m⌋ to ⌈(i+1)·n/m⌉."""
+    return [(i * n // m, -(-(i + 1) * n // m)) for i in range(m)]
+
+
 @register("aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default")
 @register("aten.adaptive_avg_pool3d.default")
 def adaptive_avg_pool(x: Array, output_size: Sequence[int]) -> Array:
-    """Mean over windows that share out each axis: from ⌊i·n/m⌋ to ⌈(i+1)·n/m⌉."""
+    """Mean over windows that share out each axis."""
     rank = len(output_size)
     if all(size == 1 for size in output_size):
         return jnp.mean(x, tuple(range(-rank, 0)), keepdims=True)
     for axis, m in zip(range(-rank, 0), output_size, strict=True):
         n = x.shape[axis]
         shares = np.zeros((n, m))
-        for i in range(m):
-            start, end = i * n // m, -(-(i + 1) * n // m)
+        for i, (start, end) in enumerate(_shares(n, m)):
             shares[start:end, i] = 1 / (end - start)
         x = jnp.moveaxis(jnp.tensordot(x, jnp.asarray(shares, x.dtype), (axis, 0)), -1, axis)
     return x
+
+
+@register("aten.adaptive_max_pool2d.default", "aten.adaptive_max_pool3d.default")
+def adaptive_max_pool(x: Array, output_size: Sequence[int]) -> tuple[Array, Array]:
+    """Maximum over windows that share out each axis, and where it is; the first of ties counts."""
+    rank = len(output_size)
+    places = _places(x, rank)
+    # From the last axis on, the first of ties is the first in reading order.
+    for axis, m in zip(range(-1, -rank - 1, -1), reversed(output_size), strict=True):
+        values, where = [], []
+        for start, end in _shares(x.shape[axis], m):
+            window = jax.lax.slice_in_dim(x, start, end, axis=axis)
+            spots = jax.lax.slice_in_dim(places, start, end, axis=axis)
+            first = jnp.argmax(window, axis, keepdims=True)
+            values.append(jnp.take_along_axis(window, first, axis))
+            where.append(jnp.take_along_axis(spots, first, axis))
+        x, places = jnp.concatenate(values, axis), jnp.concatenate(where, axis)
+    return x, places
+
+
+@register("aten.im2col.default")
+def im2col(x: Array, kernel: Sizes, dilation: Sizes, padding: Sizes, stride: Sizes) -> Array:
+    """Windows as columns: (batch, channels · kernel, windows)."""
+    windows = _pooling(x, kernel, stride, padding, dilation, False)
+    columns = jnp.stack(list(visit(x, windows, 0)), axis=2)
+    size = x.shape[1] * math.prod(windows.kernel)
+    return columns.reshape(x.shape[0], size, math.prod(windows.counts))

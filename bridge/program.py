@@ -15,9 +15,14 @@ from jax import Array
 
 # The rows of these enter the table.
 import bridge.activations
+import bridge.arithmetic
+import bridge.indexing
 import bridge.layers
+import bridge.makers
 import bridge.pooling
+import bridge.products
 import bridge.reductions
+import bridge.resampling
 import bridge.shapes  # noqa: F401
 from bridge.ops import OPERATORS
 
@@ -92,35 +97,39 @@ class Program:
         nodes: in the order in which they run.
         output: what is returned.
         sites: every node that directly consumes a weight, in order.
+        one_by_one: the nodes were made for a batch of one image, because forward takes the size of
+            its batch as a plain number; a batch is mapped over, image by image.
     """
 
     images: str
     nodes: tuple[Node, ...]
     output: Ref
     sites: tuple[Site, ...]
+    one_by_one: bool = False
 
     def __call__(self, params: Arrays, frozen: Arrays, x: Array) -> Array:
         """Logits (batch, classes) of images (batch, channels, height, width)."""
-        return self._run(params, frozen, x, lambda _node, _inputs, output: output)
+
+        def logits(batch: Array) -> Array:
+            return self._run(params, frozen, batch, lambda _node, _inputs, output: output)
+
+        if self.one_by_one:
+            return jax.vmap(lambda image: logits(image[None])[0])(x)
+        return logits(x)
 
     def activations(self, params: Arrays, frozen: Arrays, x: Array) -> tuple[Array, dict[str, Any]]:
-        """Logits, and the output of each site by its name."""
-        names = {site.node: site.name for site in self.sites}
-        outputs = {}
-
-        def observe(node: Node, _inputs: tuple[Any, ...], output: Any) -> Any:
-            if node.name in names:
-                outputs[names[node.name]] = output
-            return output
-
-        return self._run(params, frozen, x, observe), outputs
+        """Logits, and the output of each site by its name; one by one, stacked over images."""
+        if not self.one_by_one:
+            return self._observed(params, frozen, x)
+        logits, outputs = jax.vmap(lambda image: self._observed(params, frozen, image[None]))(x)
+        return logits[:, 0], outputs
 
     def perturbations(self, params: Arrays, frozen: Arrays, x: Array) -> dict[str, list[Array]]:
         """Zeros for `tapped`: for each site with a trainable parameter, one an output.
 
         Whole numbers, such as the places of a maximum, are left out.
         """
-        _, outputs = jax.eval_shape(self.activations, params, frozen, x)
+        _, outputs = jax.eval_shape(self._observed, params, frozen, x)
         return {
             site.name: [
                 jnp.zeros(leaf.shape, leaf.dtype)
@@ -189,6 +198,17 @@ class Program:
 
         _, vjp = jax.vjp(outputs, {name: params[name] for name in chosen.parameters})
         return vjp(cotangents)[0]
+
+    def _observed(self, params: Arrays, frozen: Arrays, x: Array) -> tuple[Array, dict[str, Any]]:
+        names = {site.node: site.name for site in self.sites}
+        outputs = {}
+
+        def observe(node: Node, _inputs: tuple[Any, ...], output: Any) -> Any:
+            if node.name in names:
+                outputs[names[node.name]] = output
+            return output
+
+        return self._run(params, frozen, x, observe), outputs
 
     def _run(
         self,

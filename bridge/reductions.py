@@ -1,19 +1,18 @@
-"""Rows of the operator table that reduce an axis or make values from nothing.
+"""Rows of the operator table that reduce axes, or sum along them.
 
-From arrays, or from sizes, to arrays.
+From arrays to arrays. At ties and zeros the gradients are torch's own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bridge.ops import Scalar, Value, register
+from bridge.ops import Scalar, register
 
 Axes = int | Sequence[int] | None
-Shape = Sequence[int]
 
 
 def _axes(dim: Axes) -> int | tuple[int, ...] | None:
@@ -34,30 +33,83 @@ def sum_(x: Array, dim: Axes = None, keepdim: bool = False, *, dtype: Any = None
     return jnp.sum(x, _axes(dim), dtype=dtype, keepdims=keepdim)
 
 
+@register("aten.prod.dim_int", "aten.prod.default")
+def prod(x: Array, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None) -> Array:
+    """Product over one axis or all."""
+    return jnp.prod(x, dim, dtype=dtype, keepdims=keepdim)
+
+
+@register("aten.cumsum.default")
+def cumsum(x: Array, dim: int, *, dtype: Any = None) -> Array:
+    """Sums of the values up to each one along an axis."""
+    return jnp.cumsum(x, dim, dtype=dtype)
+
+
+@register("aten.cumprod.default")
+def cumprod(x: Array, dim: int, *, dtype: Any = None) -> Array:
+    """Products of the values up to each one along an axis."""
+    return jnp.cumprod(x, dim, dtype=dtype)
+
+
 @register("aten.var.correction")
-def var(x: Array, dim: Axes = None, *, correction: Scalar = 1, keepdim: bool = False) -> Array:
+def var(
+    x: Array, dim: Axes = None, *, correction: Scalar | None = None, keepdim: bool = False
+) -> Array:
     """Variance over axes, the sum of squares divided by (size − correction)."""
-    return jnp.var(x, _axes(dim), ddof=int(correction), keepdims=keepdim)
+    ddof = 1 if correction is None else correction
+    return jnp.var(x, _axes(dim), ddof=int(ddof), keepdims=keepdim)
 
 
-@register("aten.amax.default")
+@register("aten.std.correction")
+def std(
+    x: Array, dim: Axes = None, *, correction: Scalar | None = None, keepdim: bool = False
+) -> Array:
+    """Root of the variance, of gradient 0 where all values are the same."""
+    square = var(x, dim, correction=correction, keepdim=keepdim)
+    some = square > 0
+    return jnp.where(some, jnp.sqrt(jnp.where(some, square, 1)), square)
+
+
+@register("aten.var_mean.correction")
+def var_mean(x: Array, dim: Axes = None, **options: Any) -> tuple[Array, Array]:
+    """Variance and mean."""
+    return var(x, dim, **options), mean(x, dim, bool(options.get("keepdim")))
+
+
+@register("aten.amax.default", "aten.max.default")
 def amax(x: Array, dim: Axes = None, keepdim: bool = False) -> Array:
     """Maximum over axes; ties share the gradient."""
     return jnp.max(x, _axes(dim), keepdims=keepdim)
 
 
-@register("aten.amin.default")
+@register("aten.amin.default", "aten.min.default")
 def amin(x: Array, dim: Axes = None, keepdim: bool = False) -> Array:
     """Minimum over axes; ties share the gradient."""
     return jnp.min(x, _axes(dim), keepdims=keepdim)
 
 
+def _extreme(place: Callable[..., Array], x: Array, dim: int, keepdim: bool) -> tuple[Array, Array]:
+    where = place(x, dim, keepdims=True)
+    values = jnp.take_along_axis(x, where, dim)
+    return (values, where) if keepdim else (values.squeeze(dim), where.squeeze(dim))
+
+
 @register("aten.max.dim")
 def max_dim(x: Array, dim: int, keepdim: bool = False) -> tuple[Array, Array]:
     """Maximum over one axis and where it is; the first of ties has the gradient."""
-    where = jnp.argmax(x, dim, keepdims=True)
-    values = jnp.take_along_axis(x, where, dim)
-    return (values, where) if keepdim else (values.squeeze(dim), where.squeeze(dim))
+    return _extreme(jnp.argmax, x, dim, keepdim)
+
+
+@register("aten.min.dim")
+def min_dim(x: Array, dim: int, keepdim: bool = False) -> tuple[Array, Array]:
+    """Minimum over one axis and where it is; the first of ties has the gradient."""
+    return _extreme(jnp.argmin, x, dim, keepdim)
+
+
+@register("aten.any.default", "aten.any.dim", "aten.any.dims")
+def any_(x: Array, dim: Axes = None, keepdim: bool = False) -> Array:
+    """Whether some value is not 0."""
+    return jnp.any(x, _axes(dim), keepdims=keepdim)
 
 
 @register("aten.logsumexp.default")
@@ -72,57 +124,14 @@ def vector_norm(
 ) -> Array:
     """(Σ |x|^order)^(1/order) over axes; the norm of zeros has gradient 0."""
     x = x if dtype is None else x.astype(dtype)
-    total = jnp.sum(jnp.abs(x) ** order, _axes(dim), keepdims=keepdim)
+    size = x * jnp.sign(x)  # of slope 0 at 0
+    if order == jnp.inf:
+        return amax(size, dim, keepdim)
+    if order == -jnp.inf:
+        return amin(size, dim, keepdim)
+    if order == 0:
+        return jnp.sum(x != 0, _axes(dim), dtype=x.dtype, keepdims=keepdim)
+    whole = isinstance(order, float) and order.is_integer()
+    total = jnp.sum(size ** (int(order) if whole else order), _axes(dim), keepdims=keepdim)
     some = total > 0
     return jnp.where(some, jnp.where(some, total, 1) ** (1 / order), 0)
-
-
-@register("aten.full.default")
-def full(size: Shape, value: Value, *, dtype: Any = None, **_layout: Any) -> Array:
-    """One value everywhere."""
-    return jnp.full(tuple(size), value, dtype or _default_dtype(value))
-
-
-@register("aten.zeros.default")
-def zeros(size: Shape, *, dtype: Any = None, **_layout: Any) -> Array:
-    """Zeros, in float32 unless said."""
-    return jnp.zeros(tuple(size), dtype or jnp.float32)
-
-
-@register("aten.ones.default")
-def ones(size: Shape, *, dtype: Any = None, **_layout: Any) -> Array:
-    """Ones, in float32 unless said."""
-    return jnp.ones(tuple(size), dtype or jnp.float32)
-
-
-@register("aten.full_like.default")
-def full_like(x: Array, value: Value, *, dtype: Any = None, **_layout: Any) -> Array:
-    """One value in the shape of x."""
-    return jnp.full_like(x, value, dtype)
-
-
-@register("aten.zeros_like.default")
-def zeros_like(x: Array, *, dtype: Any = None, **_layout: Any) -> Array:
-    """Zeros in the shape of x."""
-    return jnp.zeros_like(x, dtype)
-
-
-@register("aten.ones_like.default")
-def ones_like(x: Array, *, dtype: Any = None, **_layout: Any) -> Array:
-    """Ones in the shape of x."""
-    return jnp.ones_like(x, dtype)
-
-
-@register("aten.arange.default", "aten.arange.start", "aten.arange.start_step")
-def arange(*bounds: Scalar, dtype: Any = None, **_layout: Any) -> Array:
-    """Numbers at equal steps; whole bounds give int64."""
-    whole = all(isinstance(b, int) for b in bounds)
-    return jnp.arange(*bounds, dtype=dtype or (jnp.int64 if whole else jnp.float32))
-
-
-def _default_dtype(value: Value) -> Any:
-    if isinstance(value, bool):
-        return jnp.bool_
-    if isinstance(value, (int, float)):
-        return jnp.int64 if isinstance(value, int) else jnp.float32
-    return value.dtype

@@ -167,6 +167,26 @@ def unbind(x: Array, dim: int = 0) -> tuple[Array, ...]:
     return tuple(select(x, dim, i) for i in range(x.shape[dim]))
 
 
+@register("aten.unfold.default")
+def unfold(x: Array, dim: int, size: int, step: int) -> Array:
+    """Windows along an axis, each along a new last one."""
+    count = (x.shape[dim] - size) // step + 1
+    starts = [_slice(x, dim, i, i + (count - 1) * step + 1, step) for i in range(size)]
+    return jnp.stack([x[start] for start in starts], -1)
+
+
+@register("aten.roll.default")
+def roll(x: Array, shifts: Shape, dims: Shape = ()) -> Array:
+    """Values moved along axes, from the end to the beginning; of all values where none is named."""
+    return jnp.roll(x, tuple(shifts), tuple(dims)) if dims else jnp.roll(x, shifts[0])
+
+
+@register("aten.diagonal.default")
+def diagonal(x: Array, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Array:
+    """Values at equal places of two axes, which go; the diagonal comes last."""
+    return jnp.diagonal(x, offset, dim1, dim2)
+
+
 @register("aten.flip.default")
 def flip(x: Array, dims: Shape) -> Array:
     """Axes reversed."""

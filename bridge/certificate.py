@@ -17,10 +17,6 @@ FORMAT = "ntk-lookahead certificate"
 VERSION = 1
 # What the record of a run leaves out.
 DETAILS = ("layers", "gradient_errors", "disagreements")
-# Largest error that is let through, relative to the largest value of what is compared.
-TOLERANCE_FLOAT32 = 1e-4
-TOLERANCE_FLOAT64 = 1e-10
-TOLERANCE_GRADIENTS = 1e-10
 
 
 @dataclass(frozen=True)

@@ -15,26 +15,16 @@ import torch
 from torch import nn
 
 from bridge import evidence, reference
-from bridge.certificate import (
-    TOLERANCE_FLOAT32,
-    TOLERANCE_FLOAT64,
-    TOLERANCE_GRADIENTS,
-    Certificate,
-    Layer,
-)
+from bridge.certificate import Certificate, Layer
 from bridge.errors import BridgeError, ParityError
 from bridge.matching import check_weights, pairs, weights_of_site
 from bridge.mirror import Mirror
-from bridge.program import Program, Site, Weight, references
+from bridge.program import Site, Weight, references
+from bridge.tolerances import tolerances
 
 # A layer or a gradient this much smaller than the largest of its kind is judged on that scale:
 # where the exact value is 0, what is left is rounding.
 _FLOOR = 1e-6
-# Operators whose derivative torch itself computes in less than float64, and how far off it is.
-_COARSE: Mapping[str, float] = {
-    "aten.hardsigmoid.default": 1e-6,
-    "aten.celu.default": 1e-6,
-}
 
 
 def certify(module: nn.Module, mirror: Mirror, probe: np.ndarray) -> Certificate:
@@ -82,32 +72,30 @@ def compare(module: nn.Module, mirror: Mirror, probe: np.ndarray) -> Certificate
     sites = list(program.sites) if program else []
     sites = [site for site in sites if not mirror.constants.issuperset(weights_of_site(site))]
     paired = pairs(sites, theirs.calls)
-    gradients_allowed, exceptions = _gradient_tolerance(program)
+    allowed = tolerances(program)
     activations = _measure(
         [(site.name, ours.activations[site.name], call.output) for site, call in paired],
-        TOLERANCE_FLOAT64,
+        allowed.values,
         lambda name: f"at layer {_describe(sites, name)}",
     )
     logits64 = _measure(
-        [("", ours.logits, theirs.logits)], TOLERANCE_FLOAT64, lambda _: "in the logits (float64)"
+        [("", ours.logits, theirs.logits)], allowed.values, lambda _: "in the logits (float64)"
     )
     batch = _measure(
         [("", ours.alone, ours.logits[: evidence.GRADIENTS])],
-        TOLERANCE_FLOAT64,
+        allowed.values,
         lambda _: "between an image alone and the same image in a batch",
     )
     gradients = _measure(
         [(name, ours.gradients[name], theirs.gradients[name]) for name in mirror.params],
-        gradients_allowed,
+        allowed.gradients,
         lambda name: f"in the per-example gradients of {_describe_parameter(sites, name)}",
     )
-    logits32 = _measure(
-        [("", ours32, plain)], TOLERANCE_FLOAT32, lambda _: "in the logits (float32)"
-    )
+    logits32 = _measure([("", ours32, plain)], allowed.float32, lambda _: "in the logits (float32)")
     coverage = _uncovered(mirror)
     coupling = _coupled(sites, ours.leaks)
     if not (logits64.faults or gradients.faults or coupling or batch.faults):
-        activations = _without_false_pairs(activations)
+        activations = _without_false_pairs(activations, allowed.values)
     return Certificate(
         route=mirror.route,
         examples=len(probe),
@@ -121,10 +109,10 @@ def compare(module: nn.Module, mirror: Mirror, probe: np.ndarray) -> Certificate
         gradients=gradients.worst,
         worst_gradient=gradients.where,
         batch=batch.worst,
-        tolerance_float32=TOLERANCE_FLOAT32,
-        tolerance_float64=TOLERANCE_FLOAT64,
-        tolerance_gradients=gradients_allowed,
-        exceptions=exceptions,
+        tolerance_float32=allowed.float32,
+        tolerance_float64=allowed.values,
+        tolerance_gradients=allowed.gradients,
+        exceptions=allowed.reasons,
         layers=tuple(
             Layer(s.name, s.op, s.source, weights_of_site(s), activations.errors.get(s.name))
             for s in sites
@@ -154,17 +142,6 @@ def _evidence_of(
         mirror.function, single.params, single.frozen, jnp.asarray(probe, "float32")
     )
     return jax.tree.map(np.asarray, ours), np.asarray(ours32)
-
-
-def _gradient_tolerance(program: Program | None) -> tuple[float, tuple[str, ...]]:
-    used = {node.op for node in program.nodes} if program else set()
-    coarse = sorted(used & _COARSE.keys())
-    reasons = tuple(
-        f"torch computes the derivative of {op} in less than float64: gradients are compared to "
-        f"{_COARSE[op]:.0e}"
-        for op in coarse
-    )
-    return max([TOLERANCE_GRADIENTS, *(_COARSE[op] for op in coarse)]), reasons
 
 
 class _Measured(NamedTuple):
@@ -206,12 +183,12 @@ def _measured(errors: dict[str, float], faults: list[str]) -> _Measured:
     return _Measured(errors, errors.get(where, 0.0), where, faults)
 
 
-def _without_false_pairs(activations: _Measured) -> _Measured:
+def _without_false_pairs(activations: _Measured, tolerance: float) -> _Measured:
     """Layers whose outputs differ although all that follows from them agrees were never a pair.
 
     A call of torch's may be several in the mirror, the first of which has its weight.
     """
-    kept = {name: e for name, e in activations.errors.items() if e <= TOLERANCE_FLOAT64}
+    kept = {name: e for name, e in activations.errors.items() if e <= tolerance}
     return _measured(kept, [])
 
 

@@ -1,0 +1,122 @@
+"""A certificate and a kernel's cost as tables for a person at a terminal.
+
+From the plain values of `bridge.certificate` and `kernel.estimate` to rich tables and sentences.
+"""
+
+from collections import Counter
+
+from rich.table import Table
+from rich.text import Text
+
+from bridge.certificate import Certificate, Layer
+from bridge.mirror import Mirror
+from kernel.estimate import Estimate
+
+
+def verdict(certificate: Certificate) -> Table:
+    """What was compared, the largest error, where it was seen, and what is allowed."""
+    table = Table("compared", "largest relative error", "allowed", "where", title="Certificate")
+    rows = [
+        ("logits, float32", certificate.logits_float32, certificate.tolerance_float32, ""),
+        ("logits, float64", certificate.logits_float64, certificate.tolerance_float64, ""),
+        ("one image against its batch", certificate.batch, certificate.tolerance_float64, ""),
+    ]
+    if certificate.compared:
+        rows.append(
+            (
+                f"outputs of {certificate.compared} of {certificate.sites} layers",
+                certificate.activations,
+                certificate.tolerance_float64,
+                certificate.worst_activation,
+            )
+        )
+    rows.append(
+        (
+            f"per-example gradients of {certificate.parameters} arrays",
+            certificate.gradients,
+            certificate.tolerance_gradients,
+            certificate.worst_gradient,
+        )
+    )
+    for name, error, allowed, where in rows:
+        style = "" if error <= allowed else "bold red"
+        table.add_row(name, f"{error:.1e}", f"{allowed:.0e}", Text(where), style=style)
+    return table
+
+
+def layers(certificate: Certificate, shown: int | None) -> Table:
+    """Layers with the errors of their outputs and gradients, in the order in which they run.
+
+    Args:
+        certificate: of the mirror.
+        shown: how many, the worst ones; all if None.
+    """
+    worst = sorted(certificate.layers, key=lambda layer: _badness(certificate, layer), reverse=True)
+    kept = set(worst[:shown])
+    title = "Tap sites" if shown is None or shown >= len(worst) else f"The {shown} worst tap sites"
+    table = Table("layer", "operator", "weights", "output", "gradients", "line", title=title)
+    for layer in certificate.layers:
+        if layer not in kept:
+            continue
+        gradient = _gradient(certificate, layer)
+        wrong = (layer.error or 0) > certificate.tolerance_float64 or (
+            gradient is not None and gradient > certificate.tolerance_gradients
+        )
+        table.add_row(
+            Text(layer.name),
+            layer.op.removeprefix("aten."),
+            Text(", ".join(name.rpartition(".")[2] for name in layer.weights)),
+            "—" if layer.error is None else f"{layer.error:.0e}",
+            "—" if gradient is None else f"{gradient:.0e}",
+            Text(layer.source),
+            style="bold red" if wrong else "",
+        )
+    return table
+
+
+def sizes(mirror: Mirror) -> str:
+    """Parameters and taps, in a sentence."""
+    trainable = sum(array.size for array in mirror.params.values())
+    text = f"{trainable:,} trainable parameters in {len(mirror.params)} arrays"
+    frozen = [name for name in mirror.frozen if name not in mirror.constants]
+    if frozen:
+        text += f", {len(frozen)} buffers and frozen arrays"
+    if mirror.program is None:
+        return (
+            f"{text}; no taps on the route {mirror.route}: kernels go through vmap(grad), and "
+            "layer-by-layer contractions are not to be had."
+        )
+    kinds = Counter(site.op.removeprefix("aten.") for site in mirror.sites)
+    listed = ", ".join(f"{count} × {op}" for op, count in kinds.most_common())
+    return f"{text}; {len(mirror.sites)} tap sites ({listed})."
+
+
+def cost(estimate: Estimate, memory_gib: float) -> str:
+    """What the kernel of many images would take here, in a sentence."""
+    passes = "one pass" if estimate.passes == 1 else f"{estimate.passes} passes"
+    return (
+        f"The kernel `single` between {estimate.examples:,} images would take about "
+        f"{_duration(estimate.gradient_seconds + estimate.gram_seconds)} on this machine: "
+        f"gradients {_duration(estimate.gradient_seconds)} in {passes} (a Jacobian of "
+        f"{estimate.jacobian_gib:.3g} GiB, {memory_gib:g} GiB at a time), products "
+        f"{_duration(estimate.gram_seconds)}; compiling took "
+        f"{_duration(estimate.compile_seconds)}. `trace` takes as many times that as there are "
+        "classes."
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _gradient(certificate: Certificate, layer: Layer) -> float | None:
+    errors = [
+        certificate.gradient_errors[n] for n in layer.weights if n in certificate.gradient_errors
+    ]
+    return max(errors, default=None)
+
+
+def _badness(certificate: Certificate, layer: Layer) -> float:
+    return max(layer.error or 0.0, _gradient(certificate, layer) or 0.0)

@@ -40,6 +40,7 @@ def encode(program: Program) -> str:
         "output": program.output.node,
         "nodes": nodes,
         "sites": sites,
+        "one_by_one": program.one_by_one,
     }
     return json.dumps(whole, allow_nan=False)
 
@@ -74,8 +75,14 @@ def decode(text: str) -> Program:
             )
             for site in whole["sites"]
         ]
+        if not isinstance(whole["one_by_one"], bool):
+            raise TypeError(f"{whole['one_by_one']!r} is not true or false")
         return Program(
-            _text(whole["images"]), tuple(nodes), Ref(_text(whole["output"])), tuple(sites)
+            _text(whole["images"]),
+            tuple(nodes),
+            Ref(_text(whole["output"])),
+            tuple(sites),
+            whole["one_by_one"],
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BridgeError(f"this is not the JSON of a program ({error!r})") from error

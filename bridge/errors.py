@@ -15,3 +15,7 @@ class ExportError(BridgeError):
 
 class ParityError(BridgeError):
     """PyTorch and the JAX mirror disagree; the message names the first layer that does."""
+
+
+class BatchSizeError(BridgeError):
+    """A network whose forward takes the size of its batch as a plain number."""

@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
-from bridge.errors import BridgeError
+from bridge.errors import BatchSizeError, BridgeError, ExportError
 from bridge.folding import fold
 from bridge.ops import OPERATORS
 from bridge.program import DType, Node, Program, Ref, Site, Weight, references
@@ -48,7 +48,7 @@ def lift(module: nn.Module, images: torch.Tensor) -> Lifted:
         BridgeError: the module cannot be exported, uses an operator without a row, depends on
             randomness or batch statistics, changes a buffer, or has parameters it never uses.
     """
-    exported = _export(module, images)
+    exported, one_by_one = _exported(module, images)
     graph, signature = exported.graph, exported.graph_signature
     for output in signature.output_specs:
         if output.kind is not OutputKind.USER_OUTPUT:
@@ -101,20 +101,34 @@ def lift(module: nn.Module, images: torch.Tensor) -> Lifted:
             f"{', '.join(sorted(unused))}; remove them, or freeze them with requires_grad_(False)"
         )
     return Lifted(
-        Program(images_name, nodes, Ref(output.name), sites),
+        Program(images_name, nodes, Ref(output.name), sites, one_by_one),
         tensors,
         trainable,
         frozenset(constants),
     )
 
 
-def _export(module: nn.Module, images: torch.Tensor) -> ExportedProgram:
-    shapes = ({0: torch.export.Dim.DYNAMIC},)
+def _exported(module: nn.Module, images: torch.Tensor) -> tuple[ExportedProgram, bool]:
+    """The graph for any batch, or else for a batch of one image, and which of the two."""
+    try:
+        return _export(module, images, {0: torch.export.Dim.DYNAMIC}), False
+    except BatchSizeError as refusal:
+        try:
+            alone = _export(module, images[:1], {})
+        except ExportError:  # what is wrong for one image is wrong for the batch size
+            raise refusal from None
+        (output,) = alone.graph.output_node().all_input_nodes
+        if output.meta["val"].ndim != 2 or output.meta["val"].shape[0] != 1:
+            raise refusal from None
+        return alone, True
+
+
+def _export(module: nn.Module, images: torch.Tensor, free: dict[int, Any]) -> ExportedProgram:
     with warnings.catch_warnings():
         # torch 2.13 warns of its own use of LeafSpec when it makes a graph functional.
         warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
         try:
-            exported = torch.export.export(module, (images,), dynamic_shapes=shapes)
+            exported = torch.export.export(module, (images,), dynamic_shapes=(free,))
             table = torch.export.default_decompositions()
             rows = {op: table[op] for op in list(table) if str(op) not in OPERATORS}
             return exported.run_decompositions(rows)

@@ -60,7 +60,9 @@ def compare(module: nn.Module, mirror: Mirror, probe: np.ndarray) -> Certificate
     if not np.isfinite(plain).all():
         raise ParityError("the network's own logits for the probe are not finite; train it again")
     direction = np.cos(1.0 + np.arange(plain.shape[1]))  # no two logits weighed alike
-    theirs = reference.evidence(module, probe, direction, evidence.GRADIENTS)
+    program = mirror.program
+    one_by_one = program is not None and program.one_by_one
+    theirs = reference.evidence(module, probe, direction, evidence.GRADIENTS, one_by_one)
     ours, ours32 = _evidence_of(mirror, probe, direction)
     if ours.logits.shape != theirs.logits.shape:
         raise ParityError(
@@ -68,7 +70,6 @@ def compare(module: nn.Module, mirror: Mirror, probe: np.ndarray) -> Certificate
             f"{theirs.logits.shape}; mirror the network again"
         )
 
-    program = mirror.program
     sites = list(program.sites) if program else []
     sites = [site for site in sites if not mirror.constants.issuperset(weights_of_site(site))]
     paired = pairs(sites, theirs.calls)

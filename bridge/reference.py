@@ -57,7 +57,11 @@ def logits(module: nn.Module, images: np.ndarray, dtype: torch.dtype) -> np.ndar
 
 
 def evidence(
-    module: nn.Module, images: np.ndarray, direction: np.ndarray, examples: int
+    module: nn.Module,
+    images: np.ndarray,
+    direction: np.ndarray,
+    examples: int,
+    one_by_one: bool = False,
 ) -> Evidence:
     """Run a float64 copy of the module and watch it.
 
@@ -66,6 +70,7 @@ def evidence(
         images: (n, channels, height, width).
         direction: (classes,); per-example gradients are those of `logits @ direction`.
         examples: how many images, m, to form gradients for.
+        one_by_one: run each image by itself for the calls, and stack what they return.
 
     Raises:
         BridgeError: the module cannot be run in float64.
@@ -73,9 +78,16 @@ def evidence(
     network = on_cpu(module, torch.float64)
     x = torch.tensor(images, dtype=torch.float64)
     tensors = [*network.named_parameters(), *network.named_buffers()]
-    watch = _Watch({id(tensor): name for name, tensor in tensors})
-    with watch:
-        outputs = _run(network, x)
+    names = {id(tensor): name for name, tensor in tensors}
+    outputs = _run(network, x)
+    if one_by_one:
+        alone = [_watched(network, image[None], names) for image in x]
+        calls = [
+            Call(together[0].weights, np.stack([call.output for call in together]))
+            for together in zip(*alone, strict=True)
+        ]
+    else:
+        calls = _watched(network, x, names)
     trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
     project = torch.tensor(direction, dtype=torch.float64)
     rows: dict[str, list[np.ndarray]] = {name: [] for name in trainable}
@@ -86,9 +98,16 @@ def evidence(
             rows[name].append(to_numpy(gradient))
     return Evidence(
         logits=to_numpy(outputs),
-        calls=tuple(watch.calls),
+        calls=tuple(calls),
         gradients={name: np.stack(values) for name, values in rows.items()},
     )
+
+
+def _watched(network: nn.Module, x: torch.Tensor, names: Mapping[int, str]) -> list[Call]:
+    watch = _Watch(names)
+    with watch, torch.no_grad():
+        _run(network, x)
+    return watch.calls
 
 
 def _run(network: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from bridge.errors import BridgeError, ExportError
+from bridge.errors import BatchSizeError, BridgeError, ExportError
 from bridge.ops import OPERATORS
 
 _TORCH = os.path.dirname(torch.__file__)
@@ -164,7 +164,7 @@ def explain(error: Exception) -> BridgeError:
     first = next((line.strip() for line in text.splitlines() if line.strip()), "")
     where = user_line(text)
     kind = type(error).__name__
-    refusal = BridgeError
+    refusal: type[BridgeError] = BridgeError
     if "DataDependent" in kind or "data-dependent" in text:
         reason = (
             "a Python branch, loop or .item() depends on the values of the images; write it with "
@@ -175,6 +175,7 @@ def explain(error: Exception) -> BridgeError:
             "forward works for one batch size only; use x.shape[0] or -1 in place of a number, "
             "and do not turn the batch size into an int"
         )
+        refusal = BatchSizeError
     else:
         reason = f"{kind}: {first}"
         refusal = ExportError

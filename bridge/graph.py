@@ -127,6 +127,8 @@ def _export(module: nn.Module, images: torch.Tensor, free: dict[int, Any]) -> Ex
     with warnings.catch_warnings():
         # torch 2.13 warns of its own use of LeafSpec when it makes a graph functional.
         warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
+        # Recurrent layers hold their parameters in a list as well, and refresh it.
+        warnings.filterwarnings("ignore", r"The tensor attributes? .*\._flat_weights", UserWarning)
         try:
             exported = torch.export.export(module, (images,), dynamic_shapes=(free,))
             table = torch.export.default_decompositions()
@@ -196,7 +198,7 @@ def _node(node: fx.Node, weights: Mapping[fx.Node, Any]) -> Node:
         args=tuple(convert(argument) for argument in args),
         kwargs={key: convert(value) for key, value in node.kwargs.items()},
         module=module_path(node),
-        source=user_line(node.meta.get("stack_trace") or "").strip(" ()"),
+        source=user_line(node.meta.get("stack_trace") or "")[2:-1],
     )
 
 

@@ -36,8 +36,8 @@ MIXING = frozenset(
 LAYERS = (
     "conv conv-groups conv-small-image transposed-stride linear addmm einsum attention "
     "attention-kept batch-norm layer-norm group-norm instance-norm rms-norm softmax "
-    "max-pool-padding avg-pool-no-count adaptive-uneven adaptive-max-uneven nearest bilinear-factor bicubic relu6 "
-    "hardswish gelu silu prelu mean var-mean std embedding"
+    "max-pool-padding avg-pool-no-count adaptive-uneven adaptive-max-uneven nearest "
+    "bilinear-factor bicubic relu6 hardswish gelu silu prelu mean var-mean std embedding"
 ).split()
 ROWWISE = [name for name in CASES if name not in MIXING and len(CASES[name].shape) > 2]
 
@@ -179,7 +179,7 @@ def test_a_row_may_be_added(monkeypatch: pytest.MonkeyPatch) -> None:
     register("aten.special_bessel_j0.default")(jnp.cos)
     with pytest.raises(BridgeError) as caught:
         lift(Unsupported().eval(), torch.ones(2, 3, 6, 6))
-    assert "bessel" not in str(caught.value).split("decorated")[0]
+    assert "aten.special_bessel_j0" not in str(caught.value)
 
 
 class Masked(nn.Module):

@@ -68,7 +68,7 @@ def layers(certificate: Certificate, shown: int | None) -> Table:
             Text(", ".join(name.rpartition(".")[2] for name in layer.weights)),
             "—" if layer.error is None else f"{layer.error:.0e}",
             "—" if gradient is None else f"{gradient:.0e}",
-            Text(layer.source),
+            Text(layer.source.partition(": ")[0]),
             style="bold red" if wrong else "",
         )
     return table

@@ -1,8 +1,9 @@
 """The command line of a data set's script: settings from arguments, failures in plain words."""
 
+import dataclasses
 import errno
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import tyro
@@ -28,7 +29,17 @@ def main(defaults: RunConfig) -> None:
             prog=f"python -m pipelines.{defaults.dataset}",
             description=f"Active learning on {defaults.dataset}.",
         )
-        run(config, Console())
+        run(_without_foreign_arguments(config, defaults, sys.argv[1:]), Console())
+
+
+def _without_foreign_arguments(
+    config: RunConfig, defaults: RunConfig, given: Sequence[str]
+) -> RunConfig:
+    """Another network than the script's has none of the script's arguments for it."""
+    chosen = any(word.replace("_", "-").startswith("--network-args") for word in given)
+    if chosen or config.network == defaults.network:
+        return config
+    return dataclasses.replace(config, network_args=())
 
 
 @contextmanager

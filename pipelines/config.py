@@ -35,10 +35,11 @@ class RunConfig:
         subset: candidates drawn afresh from the pool each cycle; None scores the whole pool.
         cycles: how many times a batch is queried.
         network: wide_resnet, resnet18, vgg11_bn, cnn, or your own as module:factory.
-        network_args: arguments of the network, as name=value.
+        network_args: arguments of the network, as name=value; those of the script are for its own
+            network, and another has none by default.
         twin: your own JAX function in place of the mirror that is made of the network, as
-            module:function, called with the network (bridge.twin); for a network that cannot be
-            mirrored.
+            module:function, called with the network and a few images; it returns what
+            bridge.twin.twin does. For a network that cannot be mirrored.
         image_size: pixels of a side that images are resized to, for data sets whose images differ
             in size.
         data_dir: folder of the data set (for `images`: the folder or archive of images itself);

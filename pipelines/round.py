@@ -38,7 +38,8 @@ class Bridge:
 
         Args:
             network: whose mirror it is.
-            twin: `module:function` of a mirror of the user's own, called with the network.
+            twin: `module:function` of a mirror of the user's own, called with the network and a
+                few images.
 
         Raises:
             NetworkError: there is no such function.
@@ -62,7 +63,7 @@ class Bridge:
     def _make(self, probe: np.ndarray) -> Mirror:
         if self._twin is None:
             return mirror(self._network, probe)
-        made = self._twin(self._network)
+        made = self._twin(self._network, probe)
         if not isinstance(made, Mirror):
             raise PipelineError(
                 f"the twin is a {type(made).__name__}; its function must return a mirror, as "

@@ -111,3 +111,29 @@ def test_ctrl_c(monkeypatch, capsys, tmp_path):
         command(monkeypatch, *SMALL, "--run", tmp_path / "run")
     assert stop.value.code == cli.INTERRUPTED
     assert "the same command goes on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kept"),
+    [
+        ((), {"stages": 1, "widen": 2}),
+        (("--network", "tests.own_network:make"), {}),
+        (("--network", "tests.own_network:make", "--network-args", "hidden=4"), {"hidden": 4}),
+        (("--network_args", "widen=2", "--network", "wide_resnet"), {"widen": 2}),
+    ],
+)
+def test_a_script_keeps_its_network_arguments_to_its_own_network(monkeypatch, arguments, kept):
+    seen = []
+    monkeypatch.setattr(cli, "run", lambda config, console: seen.append(config))
+    command(monkeypatch, *arguments, script="images")
+    assert seen[0].network_arguments == kept
+
+
+def test_a_twin_that_is_none_is_refused_before_training(monkeypatch, capsys, tmp_path):
+    said = failure(
+        monkeypatch, capsys, *SMALL, "--run", tmp_path / "a", "--twin", "tests.own_network:gone"
+    )
+    assert "twin 'tests.own_network:gone': tests.own_network has no attribute 'gone'" in said
+    assert not record.read(tmp_path / "a").rounds
+    said = failure(monkeypatch, capsys, *SMALL, "--run", tmp_path / "b", "--twin", "builtins:print")
+    assert "the twin is a NoneType; its function must return a mirror" in said

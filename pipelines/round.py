@@ -34,7 +34,7 @@ class Bridge:
     """Carries the network's weights over to one JAX mirror, which is compiled once a run."""
 
     def __init__(self, network: nn.Module, twin: str | None = None):
-        """Nothing is exported before a strategy asks for the mirror.
+        """No mirror is made before one is asked for.
 
         Args:
             network: whose mirror it is.
@@ -47,6 +47,15 @@ class Bridge:
         self._network = network
         self._twin = None if twin is None else load(twin, "twin")
         self._mirror: Mirror | None = None
+
+    def prepare(self, probe: np.ndarray) -> None:
+        """Make and certify the mirror now, so that what cannot be mirrored is not trained first.
+
+        Raises:
+            BridgeError: the network cannot be mirrored, or the mirror disagrees with it.
+        """
+        self._mirror = self._make(probe)
+        certify(self._network, self._mirror, probe)
 
     def cross(self, run: Run, round_number: int, probe: np.ndarray):
         """The mirror with the weights that a round exported, and its certificate.

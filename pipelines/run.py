@@ -17,6 +17,8 @@ from pipelines.record import Run
 from pipelines.round import Bridge, Setting, play
 from pipelines.seeds import generator
 from pipelines.stages import Stages
+from pipelines.strategies import LOOK_AHEAD
+from pipelines.strategies.situation import PROBE
 from trainer import data
 from trainer.data import Dataset
 from trainer.memory import keep_freed_blocks
@@ -70,6 +72,9 @@ def _rounds(
     table.heading(console, config, run)
     if run.rounds and not run.complete:
         export.restore(network, read(run.weights(len(run.rounds) - 1)))
+    if config.strategy in LOOK_AHEAD and config.cycles and not run.complete:
+        with console.status("mirroring the network"):
+            bridge.prepare(dataset.normalise(dataset.train_images[:PROBE]))
     while not run.complete:
         line = play(setting, run, pool, labels)
         if not run.rounds:

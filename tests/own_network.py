@@ -1,5 +1,6 @@
 """A person's own network, as `--network tests.own_network:make` finds it."""
 
+import torch
 from torch import nn
 
 
@@ -15,3 +16,12 @@ def make(input_shape, classes, hidden=16):
 
 def too_few_classes(input_shape, classes):
     return make(input_shape, classes - 1)
+
+
+class Noisy(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x + torch.rand_like(x))
+
+
+def noisy(input_shape, classes):
+    return Noisy(*make(input_shape, classes))

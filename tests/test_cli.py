@@ -137,3 +137,11 @@ def test_a_twin_that_is_none_is_refused_before_training(monkeypatch, capsys, tmp
     assert not record.read(tmp_path / "a").rounds
     said = failure(monkeypatch, capsys, *SMALL, "--run", tmp_path / "b", "--twin", "builtins:print")
     assert "the twin is a NoneType; its function must return a mirror" in said
+    assert not record.read(tmp_path / "b").rounds
+
+
+def test_a_network_that_cannot_be_mirrored_is_not_trained_first(monkeypatch, capsys, tmp_path):
+    options = ("--cycles", 1, "--subset", 20, "--run", tmp_path / "run")
+    said = failure(monkeypatch, capsys, "--network", "tests.own_network:noisy", *options)
+    assert "aten.rand_like.default draws random numbers in eval mode" in said
+    assert not record.read(tmp_path / "run").rounds

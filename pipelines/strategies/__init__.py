@@ -15,3 +15,5 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
         "mlmoc": lookahead.mlmoc,
     }
 )
+# Those that need a mirror of the network.
+LOOK_AHEAD = frozenset({"mlmoc"})

@@ -4,6 +4,7 @@ By way of `torch.export`; of `torch2jax` where torch.export refuses the module a
 route may take is refused here, with the reason.
 """
 
+import inspect
 import warnings
 
 import jax.numpy as jnp
@@ -40,6 +41,7 @@ def mirror(module: nn.Module, example: np.ndarray | torch.Tensor, route: str = "
     if route not in ROUTES:
         raise BridgeError(f"unknown route {route!r}; known: {', '.join(ROUTES)}")
     check_eval(module)
+    _check_python(module)
     network, images = on_cpu(module, example)
     check_output(network, images)
     if route == "torch2jax":
@@ -56,7 +58,18 @@ def mirror(module: nn.Module, example: np.ndarray | torch.Tensor, route: str = "
     return twin
 
 
+def _check_python(module: nn.Module) -> None:
+    scripted = [name for name, p in module.named_modules() if isinstance(p, torch.jit.ScriptModule)]
+    if scripted:
+        place = f"layer {scripted[0]!r}" if scripted[0] else "the network"
+        raise BridgeError(
+            f"{place} is compiled by TorchScript, which keeps its operators to itself; mirror the "
+            "nn.Module that it was made from"
+        )
+
+
 def _exported(network: nn.Module, images: torch.Tensor) -> Mirror:
+    _name_the_images(network)
     program, tensors, trainable, constants = lift(network, images)
     arrays = {name: jnp.array(to_numpy(tensor), copy=True) for name, tensor in tensors.items()}
     return Mirror(
@@ -65,6 +78,18 @@ def _exported(network: nn.Module, images: torch.Tensor) -> Mirror:
         frozen={name: array for name, array in arrays.items() if name not in trainable},
         constants=constants,
     )
+
+
+def _name_the_images(network: nn.Module) -> None:
+    """Give a forward of `*args`, as wrappers have it, one argument: torch.export asks its name."""
+    forward = network.forward
+
+    def named(images: torch.Tensor) -> torch.Tensor:
+        return forward(images)
+
+    first = next(iter(inspect.signature(forward).parameters.values()), None)
+    if first is not None and first.kind is inspect.Parameter.VAR_POSITIONAL:
+        network.forward = named
 
 
 def _converted(module: nn.Module, images: torch.Tensor, refusal: ExportError) -> Mirror:

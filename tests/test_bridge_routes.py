@@ -258,6 +258,44 @@ def test_torch2jax_is_not_loaded_for_what_torch_export_takes() -> None:
         assert mirror(build("tied"), images(2)).route == "torch.export"
 
 
+class Wrapper(nn.Module):
+    """What decorators and wrappers of modules leave of a signature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Small()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.inner(*args, **kwargs)
+
+
+WRAPPED: dict[str, Callable[[], nn.Module]] = {
+    "arguments of any number": Wrapper,
+    "DataParallel": lambda: nn.DataParallel(Small()),
+    "compiled": lambda: torch.compile(Small(), backend="eager"),  # type: ignore[return-value]
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_a_wrapper_has_taps_like_what_it_wraps(name: str) -> None:
+    network = seeded(WRAPPED[name])
+    forward = network.forward
+    twin = mirror(network, images(2))
+    assert twin.route == "torch.export"
+    assert network.forward == forward
+    assert certify(network, twin, images(3)).gradients < 1e-12
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_torchscript_is_refused() -> None:
+    part = torch.jit.script(nn.Linear(192, CLASSES).eval())
+    whole = torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(192, CLASSES)).eval())
+    with pytest.raises(BridgeError, match="the network is compiled by TorchScript"):
+        mirror(whole, images(2))
+    with pytest.raises(BridgeError, match="layer '1' is compiled by TorchScript"):
+        mirror(nn.Sequential(nn.Flatten(), part).eval(), images(2), route="torch2jax")
+
+
 def test_an_unknown_route_is_refused() -> None:
     with pytest.raises(BridgeError, match=r"unknown route 'onnx'; known: auto, torch\.export, tor"):
         mirror(build("tied"), images(2), route="onnx")

@@ -16,6 +16,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from bridge.errors import BatchSizeError, BridgeError, ExportError
 from bridge.folding import fold
+from bridge.intake import canonical_names
 from bridge.ops import OPERATORS
 from bridge.program import DType, Node, Program, Ref, Site, Weight, references
 from bridge.refusal import check, explain, is_random, module_path, operator_name, user_line
@@ -57,7 +58,7 @@ def lift(module: nn.Module, images: torch.Tensor) -> Lifted:
                 "what it saw before; in eval mode it must leave its buffers alone"
             )
 
-    canonical = _canonical_names(module)
+    canonical = canonical_names(module)
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     persistent = module.state_dict().keys()
     constants = {name for name in tensors if name not in persistent}
@@ -136,16 +137,6 @@ def _export(module: nn.Module, images: torch.Tensor, free: dict[int, Any]) -> Ex
             return exported.run_decompositions(rows)
         except Exception as error:
             raise explain(error) from error
-
-
-def _canonical_names(module: nn.Module) -> dict[str, str]:
-    """Every name of a parameter or buffer to the first name of the same tensor."""
-    names: dict[int, str] = {}
-    every = [
-        *module.named_parameters(remove_duplicate=False),
-        *module.named_buffers(remove_duplicate=False),
-    ]
-    return {name: names.setdefault(id(tensor), name) for name, tensor in every}
 
 
 def _whole_batch_norm(graph: fx.Graph) -> None:

@@ -14,8 +14,8 @@ FLOAT64 = 1e-10
 GRADIENTS = 1e-10
 # Operators whose derivative torch itself computes in less than float64, and how far off it is.
 _COARSE: Mapping[str, float] = {
-    "aten.hardsigmoid.default": 1e-6,
-    "aten.celu.default": 1e-6,
+    "aten.hardsigmoid.default": 1e-7,
+    "aten.celu.default": 1e-7,
 }
 # Of a network that casts to float32 or less by itself, whatever dtype it is run in.
 _LOW = ("float32", "float16", "bfloat16")

@@ -59,7 +59,7 @@ def test_every_block_runs_in_order(tmp_path: Path) -> None:
     assert "] twin" in whole
     assert "(12, 12) False" in whole
     assert (tmp_path / "runs" / "mine" / "rounds.jsonl").read_text().count("\n") == 2
-    assert (tmp_path / "runs" / "report" / "index.html").is_file()
+    assert (tmp_path / "report" / "report.html").is_file()
 
 
 def test_the_page_has_its_blocks() -> None:

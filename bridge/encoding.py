@@ -14,8 +14,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from bridge.errors import BridgeError
+from bridge.nodes import DType, Node, Ref, Site, Weight, references
 from bridge.ops import OPERATORS
-from bridge.program import DType, Node, Program, Ref, Site, Weight, references
+from bridge.program import Program
 
 _NAMED = {"ref": Ref, "weight": Weight, "dtype": DType}
 

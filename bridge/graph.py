@@ -17,8 +17,9 @@ from torch.export.graph_signature import InputKind, OutputKind
 from bridge.errors import BatchSizeError, BridgeError, ExportError
 from bridge.folding import fold
 from bridge.intake import canonical_names
+from bridge.nodes import DType, Node, Ref, Site, Weight, references
 from bridge.ops import OPERATORS
-from bridge.program import DType, Node, Program, Ref, Site, Weight, references
+from bridge.program import Program
 from bridge.refusal import check, explain, is_random, module_path, operator_name, user_line
 
 # Arguments that say where memory lies, which means nothing in JAX.

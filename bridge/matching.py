@@ -12,7 +12,7 @@ from torch import nn
 from bridge.errors import ParityError
 from bridge.export import to_numpy
 from bridge.mirror import Mirror
-from bridge.program import Site
+from bridge.nodes import Site
 from bridge.reference import Call
 
 

@@ -11,7 +11,8 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from bridge.errors import BridgeError
-from bridge.program import Program, Site
+from bridge.nodes import Site
+from bridge.program import Program
 from bridge.weights import Weights
 from kernel.model import Function, Model
 

@@ -19,7 +19,7 @@ from bridge.certificate import Certificate, Layer
 from bridge.errors import BridgeError, ParityError
 from bridge.matching import check_weights, pairs, weights_of_site
 from bridge.mirror import Mirror
-from bridge.program import Site, Weight, references
+from bridge.nodes import Site, Weight, references
 from bridge.tolerances import tolerances
 
 # A layer or a gradient this much smaller than the largest of its kind is judged on that scale:

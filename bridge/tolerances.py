@@ -7,7 +7,8 @@ value of what is compared.
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from bridge.program import DType, Node, Program, Ref, references
+from bridge.nodes import DType, Node, Ref, references
+from bridge.program import Program
 
 FLOAT32 = 1e-4
 FLOAT64 = 1e-10

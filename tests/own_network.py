@@ -19,8 +19,8 @@ def too_few_classes(input_shape, classes):
 
 
 class Noisy(nn.Sequential):
-    def forward(self, x):
-        return super().forward(x + torch.rand_like(x))
+    def forward(self, input):
+        return super().forward(input + torch.rand_like(input))
 
 
 def noisy(input_shape, classes):

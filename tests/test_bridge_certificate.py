@@ -17,9 +17,9 @@ from bridge import tables
 from bridge.certificate import DETAILS, Certificate
 from bridge.errors import BridgeError, ParityError
 from bridge.mirror import Mirror
+from bridge.nodes import Node
 from bridge.ops import OPERATORS
 from bridge.parity import certify, compare
-from bridge.program import Node
 from bridge.tolerances import FLOAT64, GRADIENTS
 from bridge.trace import mirror
 from kernel.estimate import estimate

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from bridge import export
 from bridge.errors import BridgeError, ParityError
 from bridge.mirror import Mirror
+from bridge.nodes import Node
 from bridge.ops import OPERATORS
 from bridge.parity import certify
-from bridge.program import Node
 from bridge.trace import mirror
 from tests.small_networks import CLASSES, NETWORKS, SHAPE, build
 from trainer import networks as project
@@ -37,9 +37,11 @@ def sabotage(twin: Mirror, module: str, op: str, change) -> Mirror:
         hit = node.module == module and node.op == op
         return dataclasses.replace(node, args=change(node.args)) if hit else node
 
-    nodes = tuple(replace(node) for node in twin.function.nodes)
-    assert nodes != twin.function.nodes
-    return dataclasses.replace(twin, function=dataclasses.replace(twin.function, nodes=nodes))
+    program = twin.program
+    assert program is not None
+    nodes = tuple(replace(node) for node in program.nodes)
+    assert nodes != program.nodes
+    return dataclasses.replace(twin, function=dataclasses.replace(program, nodes=nodes))
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -21,7 +21,8 @@ from bridge import export, portable, weights
 from bridge.encoding import decode, decode_value, encode, encode_value
 from bridge.errors import BridgeError
 from bridge.mirror import Mirror
-from bridge.program import DType, Node, Program, Ref, Site, Weight
+from bridge.nodes import DType, Node, Ref, Site, Weight
+from bridge.program import Program
 from bridge.trace import mirror
 from kernel.gradients import per_example_gradients
 from kernel.ntk import empirical_ntk

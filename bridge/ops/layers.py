@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bridge.ops import Scalar, register
-from bridge.pooling import Sizes, Windows, per_axis, visit
+from bridge.ops.pooling import Sizes, Windows, per_axis, visit
+from bridge.ops.table import Scalar, register
 
 
 @register("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default")

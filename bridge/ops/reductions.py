@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bridge.ops import Scalar, register
+from bridge.ops.table import Scalar, register
 
 Axes = int | Sequence[int] | None
 

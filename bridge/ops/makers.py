@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from bridge.ops import Scalar, Value, register
+from bridge.ops.table import Scalar, Value, register
 
 Shape = Sequence[int]
 

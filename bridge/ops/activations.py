@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bridge.ops import Scalar, Value, register
+from bridge.ops.table import Scalar, Value, register
 
 
 @register("aten.abs.default")

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bridge.ops import Scalar, register
-from bridge.reductions import vector_norm
+from bridge.ops.reductions import vector_norm
+from bridge.ops.table import Scalar, register
 
 
 @register("aten.linear.default")

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bridge.ops import Scalar, register
+from bridge.ops.table import Scalar, register
 
 Sizes = int | Sequence[int]
 

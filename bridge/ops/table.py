@@ -1,16 +1,4 @@
-"""The table of operators: from the name of an ATen operator to the JAX function that computes it.
-
-Each row is a function of the arguments of the ATen schema. The rows are in `bridge.arithmetic`,
-`bridge.activations`, `bridge.layers`, `bridge.products`, `bridge.pooling`, `bridge.resampling`,
-`bridge.shapes`, `bridge.indexing`, `bridge.reductions` and `bridge.makers`. To add one, from a
-module of your own as well, decorate its function before the network is mirrored:
-
-    >>> import jax.numpy as jnp
-    >>> from bridge.ops import register
-    >>> @register("aten.special_sinc.default")
-    ... def sinc(x):
-    ...     return jnp.sinc(x)
-"""
+"""The table itself: from the name of an ATen operator to the JAX function that computes it."""
 
 from collections.abc import Callable
 from typing import Any

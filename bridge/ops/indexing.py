@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bridge.ops import Value, register
+from bridge.ops.table import Value, register
 
 Places = Sequence[Array | None]
 

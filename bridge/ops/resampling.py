@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bridge.ops import register
+from bridge.ops.table import register
 
 Shape = Sequence[int]
 Scales = Sequence[float]

@@ -1,8 +1,14 @@
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from bridge.errors import ParityError
+from bridge.places import At, Places
+from bridge.trace import mirror
+from bridge.twin import twin
 from pipelines.errors import PipelineError
 from pipelines.query import query
 from pipelines.strategies import STRATEGIES
@@ -134,3 +140,51 @@ def test_images_that_are_not_numbers_are_named(model, images):
     images[7, 0, 0, 0] = np.nan
     with pytest.raises(PipelineError, match=r"images \[7\] hold NaN"):
         query(model, images, LABELLED, 2)
+
+
+def test_a_mirror_that_is_kept_is_given_the_present_weights(model, images):
+    kept = mirror(model, images[:2])
+    first = query(model, images, LABELLED, 3, mirror=kept)
+    np.testing.assert_array_equal(first.indices, query(model, images, LABELLED, 3).indices)
+    with torch.no_grad():
+        model.conv.weight.mul_(-2)
+    later = query(model, images, LABELLED, 3, mirror=kept)
+    np.testing.assert_array_equal(later.indices, query(model, images, LABELLED, 3).indices)
+    assert not np.array_equal(later.candidate_scores, first.candidate_scores)
+
+
+def test_a_twin_of_ones_own_is_certified_and_used(model, images):
+    def function(tree, x):
+        x = jax.lax.conv_general_dilated(
+            x, tree["w"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        x = (x + tree["b"] - tree["mean"]) / jnp.sqrt(tree["var"] + 1e-5)
+        x = jax.nn.relu(x * tree["scale"] + tree["shift"]).mean((1, 2))
+        return x @ tree["head"] + tree["bias"]
+
+    like = {
+        **{name: jnp.zeros(4) for name in ("b", "mean", "var", "scale", "shift")},
+        "w": jnp.zeros((3, 3, 1, 4)),
+        "head": jnp.zeros((4, 3)),
+        "bias": jnp.zeros(3),
+    }
+    names: dict[str, Places] = {
+        "conv.weight": At("w", axes=(2, 3, 1, 0)),
+        "conv.bias": "b",
+        "norm.weight": "scale",
+        "norm.bias": "shift",
+        "norm.running_mean": "mean",
+        "norm.running_var": "var",
+        "norm.num_batches_tracked": None,
+        "head.weight": At("head", axes=(1, 0)),
+        "head.bias": "bias",
+    }
+    own = twin(model, images[:2], function, like, names, layout="NHWC")
+    result = query(model, images, LABELLED, 5, mirror=own)
+    assert result.diagnostics["certificate"]["route"] == "twin"
+    usual = query(model, images, LABELLED, 5)
+    np.testing.assert_array_equal(result.indices, usual.indices)
+    np.testing.assert_allclose(result.candidate_scores, usual.candidate_scores, rtol=1e-4)
+    wrong = twin(model, images[:2], lambda t, x: -function(t, x), like, names, layout="NHWC")
+    with pytest.raises(ParityError, match="disagree in the logits"):
+        query(model, images, LABELLED, 5, mirror=wrong)

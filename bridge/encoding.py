@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from bridge.errors import BridgeError
-from bridge.nodes import DType, Node, Ref, Site, Weight, references
+from bridge.nodes import IMAGES, DType, Node, Ref, Site, Weight, references
 from bridge.ops import OPERATORS
 from bridge.program import Program
 
@@ -131,7 +131,7 @@ def faults(program: Program, trainable: Collection[str], frozen: Collection[str]
             if weight.name not in trainable and weight.name not in frozen:
                 yield f"{_place(node)} uses the array {weight.name!r}, which is not there"
         for dtype in references(node, DType):
-            if not _is_dtype(dtype.name):
+            if dtype.name != IMAGES and not _is_dtype(dtype.name):
                 yield f"{_place(node)} uses the dtype {dtype.name!r}, which JAX does not have"
         if node.name in known:
             yield f"{_place(node)} has the name of another"

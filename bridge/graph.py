@@ -17,7 +17,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from bridge.errors import BatchSizeError, BridgeError, ExportError
 from bridge.folding import fold
 from bridge.intake import canonical_names
-from bridge.nodes import DType, Node, Ref, Site, Weight, references
+from bridge.nodes import CONSTANT, IMAGES, DType, Node, Ref, Site, Weight, references
 from bridge.ops import OPERATORS
 from bridge.program import Program
 from bridge.refusal import check, explain, is_random, module_path, operator_name, user_line
@@ -89,7 +89,7 @@ def lift(module: nn.Module, images: torch.Tensor) -> Lifted:
     for node in [source for user in live for source in user.all_input_nodes if source in folded]:
         weights[node] = folded[node]
         if isinstance(folded[node], torch.Tensor):
-            weights[node] = Weight(f"constant:{node.name}")
+            weights[node] = Weight(f"{CONSTANT}{node.name}")
             tensors[weights[node].name] = folded[node]
             constants.add(weights[node].name)
     nodes = tuple(_node(node, weights) for node in live)
@@ -176,7 +176,7 @@ def _node(node: fx.Node, weights: Mapping[fx.Node, Any]) -> Node:
         if isinstance(value, fx.Node):
             return weights.get(value, Ref(value.name))
         if isinstance(value, torch.dtype):
-            return DType(str(value).removeprefix("torch."))
+            return DType(IMAGES if value is torch.float64 else str(value).removeprefix("torch."))
         if isinstance(value, (list, tuple)):
             return tuple(convert(part) for part in value)
         return None if isinstance(value, _LAYOUT) else value

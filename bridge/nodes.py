@@ -6,6 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 
+IMAGES = "images"
+# How the names of arrays begin that are in no state dict but in the graph.
+CONSTANT = "constant:"
+
 
 class Ref(NamedTuple):
     """The output of an earlier node, or the images."""
@@ -20,7 +24,7 @@ class Weight(NamedTuple):
 
 
 class DType(NamedTuple):
-    """A dtype, by its NumPy name."""
+    """A dtype, by its NumPy name, or IMAGES for that of the images."""
 
     name: str
 

@@ -160,12 +160,12 @@ def _measure(
     describe: Callable[[str], str],
 ) -> _Measured:
     items = list(items)
-    scales = {name: float(np.max(np.abs(theirs), initial=0)) for name, _, theirs in items}
+    scales = {name: _scale(theirs) for name, _, theirs in items}
     floor = max(_FLOOR * max(scales.values(), default=0), np.finfo(float).tiny)
     errors, faults = {}, []
     for name, ours, theirs in items:
         same = np.shape(ours) == theirs.shape  # or they would be broadcast
-        gap = np.abs(np.asarray(ours, float) - theirs) if same else np.inf
+        gap = _gap(np.asarray(ours, float), theirs) if same else np.inf
         difference = float(np.max(gap, initial=0))
         error = difference / max(scales[name], floor)
         errors[name] = error if error == error else np.inf  # a NaN is a disagreement
@@ -177,6 +177,16 @@ def _measure(
                 "the layer if that does not help"
             )
     return _measured(errors, faults)
+
+
+def _gap(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """Absolute differences; equal infinities, as of an attention mask, do not differ."""
+    with np.errstate(invalid="ignore"):
+        return np.where(ours == theirs, 0.0, np.abs(ours - theirs))
+
+
+def _scale(values: np.ndarray) -> float:
+    return float(np.max(np.abs(values), initial=0, where=np.isfinite(values)))
 
 
 def _measured(errors: dict[str, float], faults: list[str]) -> _Measured:

@@ -12,8 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
-from bridge.nodes import DType, Node, Ref, Site, Weight, references
+from bridge.nodes import CONSTANT, IMAGES, DType, Node, Ref, Site, Weight, references
 from bridge.ops import OPERATORS
 
 Arrays = Mapping[str, Array]
@@ -126,8 +127,10 @@ class Program:
         (node,) = [n for n in self.nodes if n.name == chosen.node]
         values = {ref.node: value for ref, value in zip(references(node, Ref), inputs, strict=True)}
 
+        dtype = params[chosen.parameters[0]].dtype  # that of the images, which are not here
+
         def outputs(own: Arrays) -> list[Array]:
-            output = _call(node, {**params, **own}, frozen, values)
+            output = _call(node, {**params, **own}, frozen, values, dtype)
             return [leaf for leaf in jax.tree.leaves(output) if _differentiable(leaf)]
 
         _, vjp = jax.vjp(outputs, {name: params[name] for name in chosen.parameters})
@@ -154,7 +157,8 @@ class Program:
         values: dict[str, Any] = {self.images: x}
         for node in self.nodes:
             inputs = tuple(values[ref.node] for ref in references(node, Ref))
-            values[node.name] = observe(node, inputs, _call(node, params, frozen, values))
+            output = _call(node, params, frozen, values, x.dtype)
+            values[node.name] = observe(node, inputs, output)
         return values[self.output.node]
 
 
@@ -162,14 +166,20 @@ def _differentiable(leaf: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
 
-def _call(node: Node, params: Arrays, frozen: Arrays, values: Mapping[str, Any]) -> Any:
+def _call(
+    node: Node, params: Arrays, frozen: Arrays, values: Mapping[str, Any], dtype: DTypeLike
+) -> Any:
+    """One operator; `dtype` is that of the images, which constants of the graph follow."""
+
     def resolve(value: Any) -> Any:
         if isinstance(value, Ref):
             return values[value.node]
         if isinstance(value, Weight):
-            return params[value.name] if value.name in params else frozen[value.name]
+            array = params[value.name] if value.name in params else frozen[value.name]
+            follows = value.name.startswith(CONSTANT) and _differentiable(array)
+            return jnp.asarray(array, dtype) if follows else array
         if isinstance(value, DType):
-            return jnp.dtype(value.name)
+            return jnp.dtype(dtype if value.name == IMAGES else value.name)
         if isinstance(value, tuple):
             return tuple(resolve(part) for part in value)
         return value

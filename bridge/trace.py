@@ -4,6 +4,7 @@ By way of `torch.export`; of `torch2jax` where torch.export refuses the module a
 route may take is refused here, with the reason.
 """
 
+import copy
 import inspect
 import warnings
 
@@ -15,7 +16,7 @@ from torch import nn
 from bridge import second_route
 from bridge.errors import BridgeError, ExportError
 from bridge.export import to_numpy
-from bridge.graph import lift
+from bridge.graph import Lifted, lift
 from bridge.intake import check_eval, check_memory, check_output, on_cpu
 from bridge.mirror import Mirror
 
@@ -70,7 +71,9 @@ def _check_python(module: nn.Module) -> None:
 
 def _exported(network: nn.Module, images: torch.Tensor) -> Mirror:
     _name_the_images(network)
-    program, tensors, trainable, constants = lift(network, images)
+    native = {n: t.dtype for n, t in [*network.named_parameters(), *network.named_buffers()]}
+    program, tensors, trainable, constants = _lifted(network, images)
+    tensors = {name: tensor.to(native.get(name, tensor.dtype)) for name, tensor in tensors.items()}
     arrays = {name: jnp.array(to_numpy(tensor), copy=True) for name, tensor in tensors.items()}
     return Mirror(
         function=program,
@@ -78,6 +81,18 @@ def _exported(network: nn.Module, images: torch.Tensor) -> Mirror:
         frozen={name: array for name, array in arrays.items() if name not in trainable},
         constants=constants,
     )
+
+
+def _lifted(network: nn.Module, images: torch.Tensor) -> Lifted:
+    """The program as float64 images see it: every other float dtype in it is the user's own word.
+
+    Traced in float32, `dtype=x.dtype` and `torch.float32` could not be told apart, and constants
+    would be rounded. A network that is tied to its dtype is traced in that.
+    """
+    try:
+        return lift(copy.deepcopy(network).double(), images.double())
+    except ExportError:
+        return lift(network, images)
 
 
 def _name_the_images(network: nn.Module) -> None:

@@ -92,7 +92,8 @@ def lift(module: nn.Module, images: torch.Tensor) -> Lifted:
             weights[node] = Weight(f"{CONSTANT}{node.name}")
             tensors[weights[node].name] = folded[node]
             constants.add(weights[node].name)
-    nodes = tuple(_node(node, weights) for node in live)
+    exact = images.dtype is torch.float64
+    nodes = tuple(_node(node, weights, exact) for node in live)
     (output,) = graph.output_node().all_input_nodes
     trainable = frozenset(n for n, p in module.named_parameters() if p.requires_grad)
     sites = _sites(nodes, trainable)
@@ -171,12 +172,13 @@ def _live(graph: fx.Graph, folded: Mapping[fx.Node, Any]) -> list[fx.Node]:
     ]
 
 
-def _node(node: fx.Node, weights: Mapping[fx.Node, Any]) -> Node:
+def _node(node: fx.Node, weights: Mapping[fx.Node, Any], exact: bool) -> Node:
     def convert(value: Any) -> Any:
         if isinstance(value, fx.Node):
             return weights.get(value, Ref(value.name))
         if isinstance(value, torch.dtype):
-            return DType(IMAGES if value is torch.float64 else str(value).removeprefix("torch."))
+            follows = exact and value is torch.float64
+            return DType(IMAGES if follows else str(value).removeprefix("torch."))
         if isinstance(value, (list, tuple)):
             return tuple(convert(part) for part in value)
         return None if isinstance(value, _LAYOUT) else value

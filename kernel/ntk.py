@@ -17,13 +17,16 @@ from jaxtyping import Float
 from kernel.errors import KernelError
 from kernel.gradients import Group, parameter_sizes, per_example_gradients
 from kernel.model import Model
+from kernel.sketch import fold, random_signs
 
-Kind = Literal["single", "sum", "trace", "full"]
-KINDS: tuple[Kind, ...] = ("single", "sum", "trace", "full")
+Kind = Literal["single", "sum", "trace", "rademacher", "full"]
+KINDS: tuple[Kind, ...] = ("single", "sum", "trace", "rademacher", "full")
 Precision = Literal["float32", "float64"]
 GIB = 2**30
 # Examples differentiated at a time.
 CHUNK = 8
+# Random projections of the logits for `rademacher`.
+PROBES = 4
 
 
 class Kernel(NamedTuple):
@@ -45,6 +48,9 @@ def empirical_ntk(
     images: Float[np.ndarray, "examples ..."],
     kind: str = "single",
     *,
+    probes: int = PROBES,
+    sketch: int | None = None,
+    rng: np.random.Generator | None = None,
     precision: Precision = "float32",
     chunk: int = CHUNK,
     memory_gib: float = 4.0,
@@ -53,56 +59,94 @@ def empirical_ntk(
     """The kernel of a network between all pairs of images.
 
     `single` is ∇f¹·∇f¹ of the first logit ([L]), `sum` that of Σ_c f_c/√C ([P]'s pNTK), `trace`
-    the mean over classes of Θ_cc, `full` every entry of Θ.
+    the mean over classes of Θ_cc, `rademacher` the mean over random ±1 projections r of the logits
+    of rᵀΘr/C, unbiased for `trace`, and `full` every entry of Θ.
 
     Args:
         model: the network, evaluated with frozen statistics.
         images: the examples, as the network takes them, without augmentation.
         kind: which kernel, one of `KINDS`.
+        probes: m, how many projections `rademacher` takes.
+        sketch: k, the number of dimensions that gradients are folded to before they are
+            contracted; None keeps them whole.
+        rng: where projections and the signs of a sketch come from.
         precision: of gradients and contraction; the result is stored in float64 either way.
         chunk: how many examples are differentiated at a time.
         memory_gib: GiB that the Jacobian may take; it decides the number of passes.
         progress: called with the number of example-passes done and their total.
 
     Raises:
-        KernelError: unknown kind; no images; not even one parameter fits in the memory given;
-            gradients that are not finite.
+        KernelError: unknown kind; no images; not even one parameter, or not the sketch, fits in
+            the memory given; a sketch of no or too many dimensions; no generator where one is
+            needed; gradients that are not finite.
     """
-    if kind not in KINDS:
-        raise KernelError(f"unknown kernel kind {kind!r}; known: {', '.join(KINDS)}.")
-    if len(images) == 0:
-        raise KernelError("a kernel needs at least one image, and there are none.")
-    if chunk < 1:
-        raise KernelError(f"chunk must be at least 1, not {chunk}.")
+    _check(kind, len(images), chunk, probes)
     model = cast(model, precision)
     images = np.asarray(images, precision)
-    projections, scale = _projections(kind, _classes(model, images))
+    projections, scale = _projections(kind, _classes(model, images), probes, rng)
     # A row of the Jacobian for each logit of `full`; one pass after another for the others.
     rows_an_example = len(projections) if kind == "full" else 1
-    groups = parameter_groups(model, len(images) * rows_an_example, precision, memory_gib)
+    rows = len(images) * rows_an_example
     chunk = min(chunk, len(images))
+    if sketch is None:
+        groups, signs = parameter_groups(model, rows, precision, memory_gib), None
+    else:
+        sizes = parameter_sizes(model.params)
+        signs = jnp.asarray(random_signs(sum(sizes), sketch, _given(rng, "a sketch")))
+        _check_sketch(rows, sketch, chunk * sum(sizes), precision, memory_gib)
+        groups = [Group(tuple(range(len(sizes))))]
     total = len(images) * len(projections) * len(groups)
     done = 0
-    values = np.zeros((len(images) * rows_an_example,) * 2)
+    values = np.zeros((rows, rows))
     for group in groups:
         jacobians = []
         for projection in projections:
-            rows = []
+            parts = []
             for start in range(0, len(images), chunk):
-                rows.append(_chunk_gradients(model, images, start, chunk, projection, group))
-                done += len(rows[-1])
+                part = _chunk_gradients(model, images, start, chunk, projection, group)
+                parts.append(part if signs is None else fold(part, signs, sketch))
+                done += len(part)
                 if progress is not None:
                     progress(done, total)
-            jacobians.append(jnp.concatenate(rows))
+            jacobians.append(jnp.concatenate(parts))
             if kind != "full":
                 values += gram(jacobians.pop())
         if kind == "full":
             stacked = jnp.stack(jacobians, axis=1)
-            values += gram(stacked.reshape(values.shape[0], -1))
+            values += gram(stacked.reshape(rows, -1))
     values *= scale
     if kind == "full":
         values = values.reshape(len(images), rows_an_example, len(images), rows_an_example)
     return Kernel(values, precision)
+
+
+def _check(kind: str, examples: int, chunk: int, probes: int) -> None:
+    if kind not in KINDS:
+        raise KernelError(f"unknown kernel kind {kind!r}; known: {', '.join(KINDS)}.")
+    if examples == 0:
+        raise KernelError("a kernel needs at least one image, and there are none.")
+    for name, value in (("chunk", chunk), ("probes", probes)):
+        if value < 1:
+            raise KernelError(f"{name} must be at least 1, not {value}.")
+
+
+def _check_sketch(
+    rows: int, sketch: int, chunk: int, precision: Precision, memory_gib: float
+) -> None:
+    """The sketch of every row, and the gradients of one chunk, each with one working copy."""
+    needed = 2 * (rows * sketch + chunk) * np.dtype(precision).itemsize / GIB
+    if needed > memory_gib:
+        raise KernelError(
+            f"a sketch of {sketch:,} dimensions for {rows:,} rows needs {needed:.3g} GiB and "
+            f"{memory_gib:g} GiB are given: raise the kernel's memory, or lower sketch, chunk or "
+            "the number of candidates."
+        )
+
+
+def _given(rng: np.random.Generator | None, what: str) -> np.random.Generator:
+    if rng is None:
+        raise KernelError(f"{what} is random: give it a generator as rng.")
+    return rng
 
 
 def cast(model: Model, dtype: Precision) -> Model:
@@ -126,12 +170,17 @@ def _classes(model: Model, images: np.ndarray) -> int:
     return logits.shape[1]
 
 
-def _projections(kind: str, classes: int) -> tuple[np.ndarray, float]:
+def _projections(
+    kind: str, classes: int, probes: int, rng: np.random.Generator | None
+) -> tuple[np.ndarray, float]:
     """Directions of the logits, one backward pass each, and the factor of their summed Gram."""
     if kind == "single":
         return np.eye(1, classes), 1.0
     if kind == "sum":
         return np.ones((1, classes)), 1.0 / classes
+    if kind == "rademacher":
+        signs = _given(rng, "the kind rademacher").choice((-1.0, 1.0), size=(probes, classes))
+        return signs, 1.0 / (probes * classes)
     return np.eye(classes), 1.0 / classes if kind == "trace" else 1.0
 
 

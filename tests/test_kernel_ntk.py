@@ -7,16 +7,23 @@ from kernel.compat import nt
 from kernel.errors import KernelError
 from kernel.gradients import per_example_gradients
 from kernel.model import Model
-from kernel.ntk import KINDS, cast, empirical_ntk
+from kernel.ntk import KINDS, PROBES, cast, empirical_ntk
 from tests.kernel_cases import linear_model, mlp
 
 SHAPES = [(1, 3, 4, 2), (7, 2, 3, 3), (12, 5, 8, 4)]  # examples, features, hidden, classes
 
 
+def seeded():
+    """The generator of every kernel here: its first draw is what `rademacher` projects on."""
+    return np.random.default_rng(7)
+
+
 def contract(theta, kind):
     """Reduce the whole kernel (examples, examples, classes, classes) by definition."""
     classes = theta.shape[-1]
+    probes = seeded().choice((-1.0, 1.0), size=(PROBES, classes))
     return {
+        "rademacher": np.einsum("pc,ijcd,pd->ij", probes, theta, probes) / (PROBES * classes),
         "single": theta[..., 0, 0],
         "sum": theta.sum(axis=(-1, -2)) / classes,
         "trace": np.trace(theta, axis1=-2, axis2=-1) / classes,
@@ -44,7 +51,7 @@ def test_kinds_against_neural_tangents(kind, shape, rng):
     theta = nt.empirical_ntk_fn(
         lambda params, x: model.function(params, model.frozen, x), trace_axes=(), implementation=1
     )(jnp.asarray(images), None, model.params)
-    kernel = empirical_ntk(model, images, kind, precision="float64", chunk=5)
+    kernel = empirical_ntk(model, images, kind, rng=seeded(), precision="float64", chunk=5)
     np.testing.assert_allclose(kernel.values, contract(np.asarray(theta), kind), rtol=1e-11)
 
 
@@ -52,24 +59,24 @@ def test_kinds_against_neural_tangents(kind, shape, rng):
 def test_invariant_to_chunks_groups_and_order(kind, rng):
     model = mlp(5, 8, 3, rng)
     images = rng.normal(size=(11, 5))
-    reference = empirical_ntk(model, images, kind, precision="float64", chunk=11).values
+    settings = {"kind": kind, "precision": "float64"}
+    reference = empirical_ntk(model, images, **settings, rng=seeded(), chunk=11).values
     rows = 11 * (3 if kind == "full" else 1)
     column = 2 * rows * 8 / 2**30
     # the arrays have 8, 40, 3 and 24 entries: whole, one at a time, in parts
     for chunk, columns in ((1, 75), (4, 40), (64, 7)):
-        split = empirical_ntk(
-            model, images, kind, precision="float64", chunk=chunk, memory_gib=column * columns
-        )
+        memory = {"chunk": chunk, "memory_gib": column * columns}
+        split = empirical_ntk(model, images, **settings, rng=seeded(), **memory)
         np.testing.assert_allclose(split.values, reference, rtol=1e-12)
     order = rng.permutation(11)
-    permuted = empirical_ntk(model, images[order], kind, precision="float64").values
+    permuted = empirical_ntk(model, images[order], **settings, rng=seeded()).values
     expected = reference[order][:, order] if kind != "full" else reference[order][:, :, order]
     np.testing.assert_allclose(permuted, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_symmetric_and_positive_semi_definite(kind, rng):
-    values = empirical_ntk(mlp(4, 3, 2, rng), rng.normal(size=(20, 4)), kind).values
+    values = empirical_ntk(mlp(4, 3, 2, rng), rng.normal(size=(20, 4)), kind, rng=rng).values
     rows = values.reshape(int(np.sqrt(values.size)), -1)
     np.testing.assert_allclose(rows, rows.T, rtol=1e-6, atol=1e-5)
     assert np.linalg.eigvalsh(rows).min() > -1e-4 * np.trace(rows) / len(rows)
@@ -131,6 +138,15 @@ def test_cast_keeps_integers(rng):
         ({"chunk": 0}, "chunk must be at least 1"),
         ({"memory_gib": 1e-9}, "does not fit in 1e-09 GiB"),
         ({"images": np.zeros((0, 3))}, "at least one image"),
+        ({"kind": "rademacher"}, "the kind rademacher is random: give it a generator"),
+        ({"kind": "rademacher", "probes": 0}, "probes must be at least 1"),
+        ({"sketch": 5}, "a sketch is random: give it a generator"),
+        ({"sketch": 0, "rng": np.random.default_rng(0)}, "a sketch of 0 dimensions was asked for"),
+        ({"sketch": 26, "rng": np.random.default_rng(0)}, "the network has 26 parameters"),
+        (
+            {"sketch": 5, "rng": np.random.default_rng(0), "memory_gib": 1e-8},
+            r"for 2 rows needs .* GiB and 1e-08 GiB are given",
+        ),
     ],
 )
 def test_bad_requests(change, message, rng):

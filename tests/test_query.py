@@ -9,6 +9,7 @@ from bridge.errors import ParityError
 from bridge.places import At, Places
 from bridge.trace import mirror
 from bridge.twin import twin
+from kernel.ntk import KINDS
 from pipelines.errors import PipelineError
 from pipelines.query import query
 from pipelines.strategies import STRATEGIES
@@ -91,7 +92,7 @@ def test_subset_and_seed(model, images):
     assert result.candidates.tolist() != other.candidates.tolist()
 
 
-@pytest.mark.parametrize("kind", ["single", "sum", "trace", "full"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reference", ["network", "linearised"])
 def test_every_kernel_option_is_used(kind, reference, model, images):
     settings = KernelConfig(kind=kind, reference=reference, precision="float64", ridge=0.1)
@@ -188,3 +189,15 @@ def test_a_twin_of_ones_own_is_certified_and_used(model, images):
     wrong = twin(model, images[:2], lambda t, x: -function(t, x), like, names, layout="NHWC")
     with pytest.raises(ParityError, match="disagree in the logits"):
         query(model, images, LABELLED, 5, mirror=wrong)
+
+
+def test_a_sketched_query_follows_from_its_seed(model, images):
+    def scores(seed, sketch):
+        settings = KernelConfig(kind="rademacher", probes=3, sketch=sketch, precision="float64")
+        result = query(model, images, LABELLED, 4, kernel=settings, seed=seed)
+        assert result.diagnostics["sketch"] == sketch
+        return result.candidate_scores
+
+    np.testing.assert_array_equal(scores(1, 24), scores(1, 24))
+    assert not np.array_equal(scores(1, 24), scores(2, 24))
+    assert not np.array_equal(scores(1, 24), scores(1, None))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kernel.lookahead import REFERENCES
-from kernel.ntk import KINDS
+from kernel.ntk import KINDS, PROBES
 from pipelines.errors import PipelineError
 from trainer.tables import lookup
 
@@ -14,8 +14,11 @@ class KernelConfig:
     """How look-ahead strategies compute and use the kernel.
 
     Attributes:
-        kind: single (∇f¹·∇f¹, the paper's text), sum, trace (C times the cost) or full (C² times
-            the memory).
+        kind: single (∇f¹·∇f¹, the paper's text), sum, trace (C times the cost), rademacher (trace
+            by random projections, `probes` times the cost) or full (C² times the memory).
+        probes: projections of the logits that rademacher takes.
+        sketch: dimensions that gradients are folded to before they are contracted; None keeps them
+            whole. The error is about 1/√sketch; memory and products shrink to sketch columns.
         reference: MLMOC compares with the trained network (`network`, the paper's) or with the
             linearised network fitted to the labels (`linearised`, free of drift).
         ridge: λ ≥ 0 added to the diagonal of the labelled block, in units of the kernel.
@@ -24,7 +27,9 @@ class KernelConfig:
         chunk: images differentiated at a time; few on a CPU, hundreds on a GPU.
     """
 
-    kind: Literal["single", "sum", "trace", "full"] = "single"
+    kind: Literal["single", "sum", "trace", "rademacher", "full"] = "single"
+    probes: int = PROBES
+    sketch: int | None = None
     reference: Literal["network", "linearised"] = "network"
     ridge: float = 0.0
     precision: Literal["float32", "float64"] = "float32"
@@ -36,7 +41,9 @@ class KernelConfig:
         lookup(dict.fromkeys(KINDS), self.kind, "kernel kind")
         lookup(dict.fromkeys(REFERENCES), self.reference, "reference")
         lookup(dict.fromkeys(("float32", "float64")), self.precision, "precision")
-        for name, least in (("ridge", 0), ("chunk", 1)):
+        if self.sketch is not None and self.sketch < 1:
+            raise PipelineError(f"kernel.sketch must be 1 or more, or none, not {self.sketch}.")
+        for name, least in (("ridge", 0), ("chunk", 1), ("probes", 1)):
             if getattr(self, name) < least:
                 raise PipelineError(
                     f"kernel.{name} must be {least} or more, not {getattr(self, name)}."

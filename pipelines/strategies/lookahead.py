@@ -23,6 +23,9 @@ def mlmoc(situation: Situation, batch_size: int, rng: np.random.Generator) -> Qu
             mirror.model(),
             images,
             settings.kind,
+            probes=settings.probes,
+            sketch=settings.sketch,
+            rng=rng.spawn(1)[0],
             precision=settings.precision,
             chunk=settings.chunk,
             memory_gib=settings.memory_gib,
@@ -43,6 +46,7 @@ def mlmoc(situation: Situation, batch_size: int, rng: np.random.Generator) -> Qu
     residual = targets - situation.labelled_logits
     diagnostics = {
         "kind": settings.kind,
+        "sketch": settings.sketch,
         "reference": settings.reference,
         "ridge": settings.ridge,
         "jitter": result.jitter,

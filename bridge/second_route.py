@@ -115,8 +115,8 @@ def _library() -> ModuleType:
     except ImportError as error:
         raise BridgeError(
             "torch2jax is not installed, and this route needs it: pip install "
-            "'ntk-lookahead[torch2jax]' (its licence is GPL-3.0, or MIT where its use is not "
-            "commercial); or write the network in JAX and use bridge.twin"
+            "'ntk-lookahead[torch2jax]' (its licence is GPL-3.0, or MIT in the cases that it "
+            "names); or write the network in JAX and use bridge.twin"
         ) from error
     return torch2jax
 

@@ -186,16 +186,24 @@ def main(settings: Settings) -> None:
     for name in settings.networks:
         rows.append(measure(name, settings))
         print(rows[-1], flush=True)
+        _write(rows, settings)
         jax.clear_caches()
         gc.collect()
-    text = f"{table(rows)}\nMachine: {machine()}; batch {settings.batch}, n = {settings.repeats}.\n"
-    print(text)
+    print(_text(rows, settings))
+
+
+def _write(rows: list[Row], settings: Settings) -> None:
+    """Both files so far; each network takes minutes."""
     if settings.markdown is not None:
-        settings.markdown.write_text(text, "utf-8")
+        settings.markdown.write_text(_text(rows, settings), "utf-8")
     if settings.json is not None:
         record = {"machine": machine(), "batch": settings.batch, "repeats": settings.repeats}
         rows_json = [row._asdict() for row in rows]
         settings.json.write_text(json.dumps(record | {"rows": rows_json}, indent=1) + "\n", "utf-8")
+
+
+def _text(rows: list[Row], settings: Settings) -> str:
+    return f"{table(rows)}\nMachine: {machine()}; batch {settings.batch}, n = {settings.repeats}.\n"
 
 
 if __name__ == "__main__":

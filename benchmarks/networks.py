@@ -30,6 +30,20 @@ def _plain(name: str, side: int = 64, **arguments: object) -> Entry:
     return Entry(lambda: getattr(models, name)(num_classes=CLASSES, **arguments), side)
 
 
+def _maxvit_t() -> nn.Module:
+    """Torchvision's builder with windows of 2 × 2: its own, of 7 × 7, need images of 224 px."""
+    return models.MaxVit(
+        input_size=(64, 64),
+        stem_channels=64,
+        partition_size=2,
+        block_channels=[64, 128, 256, 512],
+        block_layers=[2, 2, 5, 2],
+        head_dim=32,
+        stochastic_depth_prob=0.2,
+        num_classes=CLASSES,
+    )
+
+
 # Auxiliary heads give no logits in eval mode: a mirror refuses weights that nothing uses.
 _WITHOUT_AUXILIARY = {"aux_logits": False, "init_weights": False}
 
@@ -58,7 +72,7 @@ NETWORKS: Mapping[str, Entry] = MappingProxyType(
         "vit_b_16": _plain("vit_b_16", 32, image_size=32),
         "swin_t": _plain("swin_t"),
         "swin_v2_t": _plain("swin_v2_t"),
-        "maxvit_t": _plain("maxvit_t", 64, input_size=(64, 64), partition_size=2),
+        "maxvit_t": Entry(_maxvit_t, 64),
     }
 )
 

@@ -27,12 +27,13 @@ $(VENV)/.installed: pyproject.toml
 demo: setup       ## active learning on scikit-learn's digits: a table and a picture, about two minutes
 	$(BIN)/python -m pipelines.demo
 
-# One process a core; each is content with one thread.
+# Processes of the tests. The largest networks among them take up to 7 GB each.
+JOBS ?= 2
 test: setup       ## every test (those that need the full data sets: NTK_DATA_DIR=DIR make test)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
 test-fast: setup  ## the tests that take seconds
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m 'not slow'
 
 lint: setup       ## ruff: rules and format
 	$(BIN)/ruff check .

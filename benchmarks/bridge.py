@@ -139,9 +139,10 @@ def _taps_against_grad(twin: Mirror, image: np.ndarray) -> float:
     x = jnp.asarray(image, float)
     classes = jax.eval_shape(function, params, frozen, x[None]).shape[1]
     direction = jnp.cos(1.0 + jnp.arange(classes))
-    ours, theirs = jax.jit(
-        lambda p, f, x: [image_gradients(g, p, f, x, direction) for g in (function, plain)]
-    )(params, frozen, x)
+    ours, theirs = (  # apart, or the compiler would make one of the two
+        jax.jit(lambda p, f, x, g=g: image_gradients(g, p, f, x, direction))(params, frozen, x)
+        for g in (function, plain)
+    )
     scale = max(float(jnp.abs(leaf).max()) for leaf in theirs)
     return max(float(jnp.abs(a - b).max()) for a, b in zip(ours, theirs, strict=True)) / scale
 

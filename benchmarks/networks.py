@@ -94,6 +94,8 @@ def network(name: str, seed: int) -> nn.Module:
                 part.running_mean.normal_(0.0, 0.1)
                 part.running_var.uniform_(0.5, 1.5)
         for name, parameter in module.named_parameters():
-            if "layer_scale" in name or parameter.ndim == 1:  # scales and biases, often all alike
-                nn.init.normal_(parameter, float(name.endswith("weight")), 0.2)
+            alike = bool((parameter == parameter.flatten()[0]).all())
+            if alike or parameter.ndim == 1:  # scales, biases, a head that begins at zero
+                level = float(parameter.ndim == 1 and name.endswith("weight"))
+                nn.init.normal_(parameter, level, 0.2)
     return module.eval()

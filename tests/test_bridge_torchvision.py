@@ -4,8 +4,11 @@ Their architectures as they come, with ten classes; weights are random, and noth
 at a 0 or 1 that would hide a fault.
 """
 
+import gc
+from collections.abc import Iterator
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -93,6 +96,14 @@ def perturbed(network: nn.Module) -> nn.Module:
 
 def images(count: int, side: int) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(count, 3, side, side)).astype("float32")
+
+
+@pytest.fixture(autouse=True)
+def _freed() -> Iterator[None]:
+    """These are large: what was compiled for one is not kept for the next."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.mark.parametrize(

@@ -79,35 +79,32 @@ def evidence(
     x = torch.tensor(images, dtype=torch.float64)
     tensors = [*network.named_parameters(), *network.named_buffers()]
     names = {id(tensor): name for name, tensor in tensors}
-    outputs = _run(network, x)
+    outputs, calls = _watched(network, x, names)
     if one_by_one:
-        alone = [_watched(network, image[None], names) for image in x]
+        alone = [_watched(network, image[None], names)[1] for image in x]
         calls = [
             Call(together[0].weights, np.stack([call.output for call in together]))
             for together in zip(*alone, strict=True)
         ]
-    else:
-        calls = _watched(network, x, names)
     trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
     project = torch.tensor(direction, dtype=torch.float64)
-    rows: dict[str, list[np.ndarray]] = {name: [] for name in trainable}
-    for i in range(min(examples, len(x)) if trainable else 0):
+    count = min(examples, len(x)) if trainable else 0
+    rows = {name: np.empty((count, *p.shape)) for name, p in trainable.items()}
+    for i in range(count):
         value = _run(network, x[i : i + 1]).reshape(-1) @ project
         gradients = torch.autograd.grad(value, list(trainable.values()), materialize_grads=True)
         for name, gradient in zip(trainable, gradients, strict=True):
-            rows[name].append(to_numpy(gradient))
-    return Evidence(
-        logits=to_numpy(outputs),
-        calls=tuple(calls),
-        gradients={name: np.stack(values) for name, values in rows.items()},
-    )
+            rows[name][i] = gradient.numpy()
+    return Evidence(logits=to_numpy(outputs), calls=tuple(calls), gradients=rows)
 
 
-def _watched(network: nn.Module, x: torch.Tensor, names: Mapping[int, str]) -> list[Call]:
+def _watched(
+    network: nn.Module, x: torch.Tensor, names: Mapping[int, str]
+) -> tuple[torch.Tensor, list[Call]]:
     watch = _Watch(names)
     with watch, torch.no_grad():
-        _run(network, x)
-    return watch.calls
+        logits = _run(network, x)
+    return logits, watch.calls
 
 
 def _run(network: nn.Module, x: torch.Tensor) -> torch.Tensor:

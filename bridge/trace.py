@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from bridge import second_route
-from bridge.errors import BridgeError, ExportError
+from bridge.errors import BatchSizeError, BridgeError, ExportError
 from bridge.export import to_numpy
 from bridge.graph import Lifted, lift
 from bridge.intake import check_eval, check_memory, check_output, on_cpu
@@ -50,10 +50,10 @@ def mirror(module: nn.Module, example: np.ndarray | torch.Tensor, route: str = "
     else:
         try:
             twin = _exported(network, images)
-        except ExportError as refusal:
-            if route == "torch.export":
+        except (ExportError, BatchSizeError) as refusal:
+            check_memory(module, example)  # which would be the reason of it
+            if route == "torch.export" or isinstance(refusal, BatchSizeError):
                 raise
-            check_memory(module, example)
             return _converted(module, images, refusal)
     check_memory(module, example)
     return twin

@@ -64,7 +64,7 @@ def test_a_run_from_the_command_line(monkeypatch, capsys, tmp_path):
         (["--subset", "5"], "subset is 5 and query is 10"),
         (["--initial", "99999"], "images and digits has"),
         (["--stratgy", "mlmoc"], "--strategy"),
-        (["--kernel.kind", "sigle"], "'single', 'sum', 'trace', 'full'"),
+        (["--kernel.kind", "sigle"], "'single', 'sum', 'trace', 'rademacher', 'full'"),
         (["--kernel.memory-gib", "0"], "kernel.memory_gib must be above 0"),
         (["--train.epochs", "0"], "epochs is 0; it must be a whole number from 1"),
         (["--device", "cuda"], "torch sees no GPU"),

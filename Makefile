@@ -27,7 +27,7 @@ $(VENV)/.installed: pyproject.toml
 demo: setup       ## active learning on scikit-learn's digits: a table and a picture, about two minutes
 	$(BIN)/python -m pipelines.demo
 
-# Processes of the tests. The largest networks among them take up to 7 GB each.
+# Processes of the tests. The largest networks among them take gigabytes each.
 JOBS ?= 2
 test: setup       ## every test (those that need the full data sets: NTK_DATA_DIR=DIR make test)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal

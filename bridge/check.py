@@ -19,6 +19,7 @@ from bridge.errors import BridgeError
 from bridge.mirror import Mirror
 from bridge.parity import compare
 from bridge.trace import mirror
+from bridge.twin import made_by
 from bridge.weights import read
 from kernel.errors import KernelError
 from kernel.estimate import estimate
@@ -116,13 +117,7 @@ def check(settings: Check, console: Console) -> int:
 def _mirrored(settings: Check, network: nn.Module, probe: np.ndarray) -> Mirror:
     if settings.twin is None:
         return mirror(network, probe, route=settings.route)
-    made = load(settings.twin, "twin")(network, probe)
-    if not isinstance(made, Mirror):
-        raise BridgeError(
-            f"the twin is a {type(made).__name__}; its function must return a mirror, as "
-            "bridge.twin.twin does"
-        )
-    return made
+    return made_by(load(settings.twin, "twin"), network, probe)
 
 
 def _shape(text: str) -> tuple[int, int, int]:

@@ -137,6 +137,21 @@ def twin(
     return Mirror(mirrored, held.params, held.frozen, held.constants, route="twin")
 
 
+def made_by(function: Callable[..., object], module: nn.Module, images: np.ndarray) -> Mirror:
+    """What a person's `function(module, images)` returns, which must be a mirror.
+
+    Raises:
+        BridgeError: it is something else.
+    """
+    made = function(module, images)
+    if not isinstance(made, Mirror):
+        raise BridgeError(
+            f"the twin is a {type(made).__name__}; its function must return a mirror, as "
+            "bridge.twin.twin does"
+        )
+    return made
+
+
 def _check_function(
     function: Twin,
     params: dict[str, Array],

@@ -14,9 +14,9 @@ from bridge import export
 from bridge.mirror import Mirror
 from bridge.parity import certify
 from bridge.trace import mirror
+from bridge.twin import made_by
 from bridge.weights import read
 from pipelines.config import RunConfig
-from pipelines.errors import PipelineError
 from pipelines.record import Run
 from pipelines.seeds import generator
 from pipelines.stages import Stages
@@ -72,13 +72,7 @@ class Bridge:
     def _make(self, probe: np.ndarray) -> Mirror:
         if self._twin is None:
             return mirror(self._network, probe)
-        made = self._twin(self._network, probe)
-        if not isinstance(made, Mirror):
-            raise PipelineError(
-                f"the twin is a {type(made).__name__}; its function must return a mirror, as "
-                "bridge.twin.twin does."
-            )
-        return made
+        return made_by(self._twin, self._network, probe)
 
 
 @dataclass(frozen=True)

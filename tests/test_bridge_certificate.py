@@ -178,10 +178,14 @@ def hard() -> nn.Module:
 
 
 def test_a_network_that_casts_by_itself_is_held_to_what_it_keeps() -> None:
-    network = Casting().eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = Casting().eval()
     outcome = certify(network, mirror(network, images()), images())
     assert outcome.tolerance_float64 > FLOAT64
-    assert 1e-12 < outcome.logits_float64 < outcome.tolerance_float64
+    assert outcome.logits_float64 < outcome.tolerance_float64
+    # Rounding to float32 shows: a few logits may agree by luck, all gradients do not.
+    assert 1e-12 < outcome.gradients < outcome.tolerance_gradients
     assert any(
         "goes to a lower precision at test_bridge_certificate" in r for r in outcome.exceptions
     )
@@ -197,22 +201,24 @@ def test_an_operator_whose_derivative_torch_rounds_is_named() -> None:
     assert certify(ordinary, mirror(ordinary, images()), images()).exceptions == ()
 
 
+class Sliced(nn.Module):
+    """One indexing of torch's that is two steps in the mirror; counts of users are equal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.head = nn.Parameter(torch.randn(3, 3)), nn.Linear(3, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.conv2d(x, self.mix[:, :, None, None]).mean((2, 3)))
+
+
 def test_a_layer_that_only_looks_like_a_pair_is_not_held_against_a_true_mirror() -> None:
-    class Mixed(nn.Module):
-        """One call of torch's that is several in the mirror, the first of which has the weight."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.gain = nn.Parameter(torch.randn(3, 3))
-            self.head = nn.Linear(3, CLASSES)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(x.mean((2, 3)) @ F.normalize(self.gain, dim=1))
-
-    network = Mixed().eval()
+    network = Sliced().eval()
     outcome = certify(network, mirror(network, images()), images())
-    assert outcome.gradients < 1e-12
-    assert outcome.compared <= outcome.sites
+    errors = {layer.weights: layer.error for layer in outcome.layers}
+    assert errors["mix",] is None
+    assert errors["head.weight", "head.bias"] is not None
+    assert outcome.compared == outcome.sites - 1
 
 
 def test_a_wrong_row_is_found_whatever_the_network(monkeypatch: pytest.MonkeyPatch) -> None:

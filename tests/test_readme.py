@@ -21,7 +21,7 @@ def test_make_targets_and_modules_named_exist():
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     for target in set(re.findall(r"^make (?:[A-Z_]+=\S+ )*([a-z-]+)", text, re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"make {target} is not a target"
-    for module in set(re.findall(r"python -m ((?:pipelines|benchmarks)\.\w+)", text)):
+    for module in set(re.findall(r"python -m ((?:pipelines|benchmarks|bridge)\.\w+)", text)):
         path = ROOT / module.replace(".", "/")
         found = path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
         assert found, f"{module} does not exist"

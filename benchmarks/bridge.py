@@ -11,8 +11,6 @@ same images, taken in turns.
 
 import gc
 import json
-import os
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ import torch
 import tyro
 from torch import nn
 
+from benchmarks.measuring import machine, seconds
 from benchmarks.networks import NETWORKS, network
 from bridge.mirror import Mirror
 from bridge.parity import compare
@@ -122,9 +121,9 @@ def _times(
         with torch.no_grad():
             module(tensor)
 
-    compiled = _seconds(ours)
-    _seconds(theirs)
-    pairs = [(_seconds(ours), _seconds(theirs)) for _ in range(repeats)]
+    compiled = seconds(ours)
+    seconds(theirs)
+    pairs = [(seconds(ours), seconds(theirs)) for _ in range(repeats)]
     torch_seconds = float(np.median([b for _, b in pairs]))
     return compiled, torch_seconds, [a / b for a, b in pairs]
 
@@ -147,12 +146,6 @@ def _taps_against_grad(twin: Mirror, image: np.ndarray) -> float:
     return max(float(jnp.abs(a - b).max()) for a, b in zip(ours, theirs, strict=True)) / scale
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
 def table(rows: list[Row]) -> str:
     """The rows as a table in Markdown."""
     head = (
@@ -170,14 +163,6 @@ def table(rows: list[Row]) -> str:
         )
     notes = sorted({r.note for r in rows if r.note})
     return "\n".join(lines) + "".join(f"\n\n¹ {note}." for note in notes) + "\n"
-
-
-def machine() -> str:
-    """What this ran on."""
-    return (
-        f"{os.cpu_count()} CPU cores ({platform.machine()}), {jax.devices()[0].device_kind}, "
-        f"Python {platform.python_version()}, torch {torch.__version__}, jax {jax.__version__}"
-    )
 
 
 def main(settings: Settings) -> None:

@@ -12,7 +12,6 @@ same images, taken in turns.
 import gc
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple

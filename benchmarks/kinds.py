@@ -195,12 +195,13 @@ def _compare(
     yield from rows("full", None, full, jitter=jitter)
     unlikely = np.linalg.norm(np.eye(classes)[pseudo] - open_, axis=1)
     yield from rows(NO_KERNEL, None, dict.fromkeys(REFERENCES, unlikely))
-    for kind, vectors in projections(classes, generator(case.seed, f"{name} probes")).items():
-        own, jitter = scores(contract(found.full, vectors))
+    kinds = projections(classes, generator(case.seed, f"{name} probes"))
+    for kind, exact in contract(found.full, kinds).items():
+        own, jitter = scores(exact)
         yield from rows(kind, None, own, jitter=jitter)
         if kind in SKETCHED_KINDS:
             smaller = sizes if found.exact else sizes[:-1]
-            for size, values in sketched(found.folded, vectors, smaller).items():
+            for size, values in sketched(found.folded, kinds[kind], smaller).items():
                 answered, jitter = scores(values)
                 yield from rows(kind, size, answered, own, jitter=jitter)
 

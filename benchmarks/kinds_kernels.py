@@ -91,14 +91,14 @@ def projections(classes: int, rng: np.random.Generator) -> dict[str, np.ndarray]
     return vectors
 
 
-def contract(full: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """The kernel Σ_v vᵀΘv of a kind, (examples, examples)."""
+def contract(full: np.ndarray, kinds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The kernel Σ_v vᵀΘv of each kind, (examples, examples), from its vectors."""
     examples, classes = full.shape[:2]
-    mixture = vectors.T @ vectors
-    values = np.zeros((examples, examples))
-    for c, d in np.argwhere(mixture):
-        values += mixture[c, d] * full[:, c, :, d]
-    return values
+    mixtures = np.stack([(vectors.T @ vectors).ravel() for vectors in kinds.values()])
+    # a row for each pair of classes, laid out once: one product then gives every kind
+    pairs = full.transpose(1, 3, 0, 2).reshape(classes**2, examples**2)
+    values = (mixtures @ pairs).reshape(-1, examples, examples)
+    return dict(zip(kinds, values, strict=True))
 
 
 def sketched(

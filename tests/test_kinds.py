@@ -56,17 +56,17 @@ def test_full_is_the_librarys(model, images, found):
 
 @pytest.mark.parametrize("kind", ["single", "sum", "trace"])
 def test_kinds_contracted_are_the_librarys(model, images, found, kind):
-    vectors = projections(CLASSES, np.random.default_rng(4))[kind]
-    near(contract(found.full, vectors), empirical_ntk(model, images, kind).values)
+    values = contract(found.full, projections(CLASSES, np.random.default_rng(4)))[kind]
+    near(values, empirical_ntk(model, images, kind).values)
 
 
 @pytest.mark.parametrize("probes", [1, 8])
 def test_random_projections_are_the_librarys(model, images, found, probes):
-    vectors = projections(CLASSES, np.random.default_rng(4))[f"rademacher({probes})"]
-    assert vectors.shape == (probes, CLASSES)
+    kinds = projections(CLASSES, np.random.default_rng(4))
+    assert kinds[f"rademacher({probes})"].shape == (probes, CLASSES)
     rng = np.random.default_rng(4)
     kernel = empirical_ntk(model, images, "rademacher", probes=probes, rng=rng)
-    near(contract(found.full, vectors), kernel.values)
+    near(contract(found.full, kinds)[f"rademacher({probes})"], kernel.values)
 
 
 @pytest.mark.parametrize("kind", ["single", "sum", "trace"])

@@ -5,13 +5,15 @@ the prediction at x by W[x,x']·R_x' with W = S/(s+λ), so that nothing is solve
 itself ([L] Eqs. 12 and 13; docs/mathematics.md, 3, with the errata).
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int64
 
+from kernel.covariance import Block, Covariance
 from kernel.errors import KernelError
 from kernel.posterior import Posterior
 
@@ -23,7 +25,8 @@ def mlmoc(posterior: Posterior, reference: str = "network") -> Float[np.ndarray,
     """Most likely model output change: Σ_x ‖f^lin_{L+x'}(x) − f_ref(x)‖ under the pseudo-label.
 
     Args:
-        posterior: of a scalar-valued or the full kernel.
+        posterior: of a scalar-valued or the full kernel. With a reference sample of M candidates
+            the sum over it is scaled by U/M, so that it estimates the sum over all.
         reference: compare with the trained network, f_L ([L] Eq. 13, drift included), or with the
             linearised network fitted to the labels, f^lin_L (drift-free).
 
@@ -36,40 +39,92 @@ def mlmoc(posterior: Posterior, reference: str = "network") -> Float[np.ndarray,
     """
     if reference not in REFERENCES:
         raise KernelError(f"unknown reference {reference!r}; known: {', '.join(REFERENCES)}.")
-    residual = (
-        jax.nn.one_hot(
-            jnp.argmax(posterior.logits, axis=1), posterior.logits.shape[1], dtype=jnp.float64
+    residual = _pseudo_labels(posterior.logits) - posterior.predictions
+    drift = posterior.drift if reference == "network" else np.zeros_like(posterior.drift)
+    scale = len(posterior.logits) / len(posterior.sample)  # a sample stands for all candidates
+    if len(posterior.variance) != len(posterior.logits):
+        changes = _full_change(
+            jnp.asarray(posterior.covariance.dense()),
+            residual,
+            drift,
+            posterior.sample,
+            posterior.ridge,
+            posterior.floor,
         )
-        - posterior.predictions
-    )
-    drift = posterior.drift if reference == "network" else jnp.zeros_like(posterior.drift)
-    full = posterior.covariance.shape[0] != posterior.logits.shape[0]
-    change = _full_change if full else _scalar_change
-    scores = change(
-        posterior.covariance, residual, drift, jnp.asarray(posterior.ridge), posterior.floor
-    )
-    return np.asarray(scores)
+        return scale * np.asarray(changes)
+    determined = posterior.determined
+    inverse = np.where(determined, 0.0, 1.0 / np.where(determined, 1.0, _noisy(posterior)))
+    if reference == "network":
+        changes = _drifting_changes(posterior.covariance, drift, residual, inverse)
+    else:
+        changes = np.linalg.norm(residual, axis=1) * inverse * _absolute_sums(posterior.covariance)
+    return np.where(determined, 0.0, scale * changes)
+
+
+def _pseudo_labels(logits: Float[np.ndarray, "rows classes"]) -> Float[np.ndarray, "rows classes"]:
+    """One-hot ŷ = argmax f_U."""
+    return np.eye(logits.shape[1])[logits.argmax(axis=1)]
+
+
+def _noisy(posterior: Posterior) -> Float[np.ndarray, " rows"]:
+    """S + λ."""
+    return posterior.variance + posterior.ridge
+
+
+def _drifting_changes(
+    covariance: Covariance,
+    drift: Float[np.ndarray, "candidates classes"],
+    residual: Float[np.ndarray, "candidates classes"],
+    inverse: Float[np.ndarray, " candidates"],
+) -> Float[np.ndarray, " candidates"]:
+    """Σ_x ‖D_x + S[x,x'] R_x'/(s_x'+λ)‖, block of reference points by block."""
+    moves = covariance.pad(inverse[:, None] * residual)
+    squares = jnp.sum(moves**2, axis=1)
+    drifts = covariance.pad(drift)
+
+    def step(total: Array, block: Block) -> Array:
+        return _add_changes(total, *block, drifts, moves, squares)
+
+    return _total(covariance, step)
+
+
+def _absolute_sums(covariance: Covariance) -> Float[np.ndarray, " candidates"]:
+    """‖S[:,x']‖₁ over the sample."""
+
+    def step(total: Array, block: Block) -> Array:
+        return _add_absolute(total, block.mask, block.values)
+
+    return _total(covariance, step)
+
+
+def _total(
+    covariance: Covariance, step: Callable[[Array, Block], Array]
+) -> Float[np.ndarray, " candidates"]:
+    return np.asarray(covariance.sweep(step, jnp.zeros(covariance.width)))[: covariance.candidates]
 
 
 @jax.jit
-def _scalar_change(
-    covariance: Float[Array, "candidates candidates"],
-    residual: Float[Array, "candidates classes"],
-    drift: Float[Array, "candidates classes"],
-    ridge: Float[Array, ""],
-    floor: Float[Array, " candidates"],
-) -> Float[Array, " candidates"]:
-    """‖D_x + W[x,x'] R_x'‖ summed over x, its square expanded so that no (U,U,C) array exists."""
-    variance = jnp.diagonal(covariance)
-    determined = variance < floor
-    w = covariance / jnp.where(determined, 1.0, variance + ridge)
-    squares = (
-        jnp.sum(drift**2, axis=1)[:, None]
-        + 2 * w * (drift @ residual.T)
-        + w**2 * jnp.sum(residual**2, axis=1)
-    )
+def _add_changes(
+    total: Float[Array, " width"],
+    places: Int64[Array, " rows"],
+    mask: Float[Array, " rows"],
+    values: Float[Array, "rows width"],
+    drifts: Float[Array, "width classes"],
+    moves: Float[Array, "width classes"],
+    squares: Float[Array, " width"],
+) -> Float[Array, " width"]:
+    """The square of ‖D_x + S[x,x'] m_x'‖ expanded, so that no array has three axes."""
+    own = drifts[places]
+    changes = jnp.sum(own**2, axis=1)[:, None] + values * (2 * own @ moves.T + values * squares)
     # rounding alone can bring a square below 0
-    return jnp.where(determined, 0.0, jnp.sqrt(jnp.maximum(squares, 0.0)).sum(axis=0))
+    return total + mask @ jnp.sqrt(jnp.maximum(changes, 0.0))
+
+
+@jax.jit
+def _add_absolute(
+    total: Float[Array, " width"], mask: Float[Array, " rows"], values: Float[Array, "rows width"]
+) -> Float[Array, " width"]:
+    return total + mask @ jnp.abs(values)
 
 
 @jax.jit
@@ -77,6 +132,7 @@ def _full_change(
     covariance: Float[Array, "rows rows"],
     residual: Float[Array, "candidates classes"],
     drift: Float[Array, "candidates classes"],
+    sample: Int64[Array, " sample"],
     ridge: Float[Array, ""],
     floor: Float[Array, " rows"],
 ) -> Float[Array, " candidates"]:
@@ -94,7 +150,7 @@ def _full_change(
         is_open = values >= floors[candidate]
         inverse = jnp.where(is_open, 1.0 / jnp.where(is_open, values + ridge, 1.0), 0.0)
         solved = vectors @ (inverse * (vectors.T @ residual[candidate]))
-        change = drift + blocks[:, :, candidate] @ solved
+        change = drift[sample] + blocks[sample, :, candidate] @ solved
         return jnp.where(is_open.any(), jnp.linalg.norm(change, axis=1).sum(), 0.0)
 
     return jax.lax.map(score, jnp.arange(candidates))

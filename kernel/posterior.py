@@ -9,15 +9,17 @@ candidates (docs/mathematics.md, 1).
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import solve_triangular
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float, Int64
 
-from kernel.errors import KernelError, SingularKernelError
-from kernel.ntk import Kernel, Precision
+from kernel import linalg
+from kernel.conditioning import condition, covariance
+from kernel.covariance import Covariance
+from kernel.errors import KernelError
+from kernel.inputs import Blocks, Cross, Features, Given, check_finite
+from kernel.jitter import trusted_factor
+from kernel.ntk import Precision
 
-JITTERS = (0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
 DETERMINED: dict[Precision, float] = {"float32": 1e-5, "float64": 1e-10}
 
 
@@ -25,99 +27,128 @@ class Posterior(NamedTuple):
     """What the labelled set leaves open at the candidates.
 
     For the kind `full`, "rows" are candidate-class pairs and S couples them all; for a
-    scalar-valued kernel rows are candidates.
+    scalar-valued kernel rows are candidates. All arrays are float64.
 
     Attributes:
-        covariance: S = K_UU − AᵀA.
-        drift: D = Aᵀ C⁻¹ (Y − f_L).
+        covariance: S = K_UU − AᵀA, kept or streamed.
+        variance: s, the diagonal of S over all candidates.
+        drift: D = Aᵀ C⁻¹ (Y − f_L), and what absorbed labels added to it.
         logits: f_U, of the trained network.
+        sample: candidates over which changes are summed.
         ridge: λ, the ridge asked for plus the jitter that was needed, in units of the kernel.
         jitter: the jitter alone, as a fraction of the mean of the diagonal of K_LL.
         floor: below this a row's remaining variance is rounding, and the row is determined by
             the labelled set.
     """
 
-    covariance: Float[Array, "rows rows"]
-    drift: Float[Array, "candidates classes"]
-    logits: Float[Array, "candidates classes"]
+    covariance: Covariance
+    variance: Float[np.ndarray, " rows"]
+    drift: Float[np.ndarray, "candidates classes"]
+    logits: Float[np.ndarray, "candidates classes"]
+    sample: Int64[np.ndarray, " sample"]
     ridge: float
     jitter: float
-    floor: Float[Array, " rows"]
+    floor: Float[np.ndarray, " rows"]
 
     @property
-    def predictions(self) -> Float[Array, "candidates classes"]:
+    def predictions(self) -> Float[np.ndarray, "candidates classes"]:
         """G = f_U + D, the linearised network fitted to the labelled set."""
         return self.logits + self.drift
 
     @property
-    def variance(self) -> Float[Array, " rows"]:
-        """The diagonal of S."""
-        return jnp.diagonal(self.covariance)
-
-    @property
-    def determined(self) -> Bool[Array, " rows"]:
+    def determined(self) -> Bool[np.ndarray, " rows"]:
         """Rows that the labelled set already determines, such as duplicates of its images."""
         return self.variance < self.floor
 
 
 def posterior(
-    kernel: Kernel,
+    kernel: Given,
     targets: Float[np.ndarray, "labelled classes"],
     labelled_logits: Float[np.ndarray, "_ _"],
     candidate_logits: Float[np.ndarray, "_ _"],
     *,
+    sample: Int64[np.ndarray, " sample"] | None = None,
+    keep: bool = True,
+    consume: bool = False,
     ridge: float = 0.0,
     identifiers: Sequence[int] | None = None,
 ) -> Posterior:
     """Condition the kernel on the labelled set.
 
     Args:
-        kernel: between the labelled images followed by the candidates.
+        kernel: between the labelled images followed by the candidates, as a dense kernel, features
+            or a kernel between anchors and all.
         targets: Y, one-hot labels, unscaled.
         labelled_logits: f_L, (labelled, classes).
         candidate_logits: f_U, (candidates, classes).
+        sample: places among the candidates over which changes are summed; all if None. Of a scalar
+            kernel only these rows of S are held; of `full` S is held whole. For a kernel between
+            anchors, the candidates that are anchors.
+        keep: hold S in memory, (sample, candidates) float64; False computes its rows from features
+            whenever they are read.
+        consume: let S take the memory of a dense float64 kernel, whose entries are gone afterwards;
+            on a CPU and without a sample. Spares a second U×U matrix.
         ridge: λ ≥ 0 in units of the kernel; jitter is added only when λ does not make K_LL
             factorable to the precision its entries have.
         identifiers: how messages name the labelled images; their places if None.
 
     Raises:
-        KernelError: shapes that do not fit, an empty labelled set, entries that are not finite.
+        KernelError: shapes that do not fit, an empty labelled set, entries that are not finite, a
+            sample that is not one, an S that cannot be streamed.
         SingularKernelError: no Cholesky factor with the largest jitter; duplicates are named.
     """
     labelled, classes = targets.shape
-    values = _as_matrix(kernel, targets, labelled_logits, candidate_logits, ridge)
-    split = labelled * (classes if kernel.values.ndim == 4 else 1)
-    k_ll, k_lu, k_uu = values[:split, :split], values[:split, split:], values[split:, split:]
+    chosen = _check(kernel, targets, labelled_logits, candidate_logits, sample, ridge)
+    if not keep and not isinstance(kernel, Features):
+        raise KernelError(
+            "only a posterior of features can be streamed: keep S, or give a sketch of the kernel."
+        )
+    full = kernel.values.ndim == 4
+    blocks = Blocks(kernel, labelled * (classes if full else 1), classes if full else 1)
+    k_ll = blocks.labelled_block()
     names = list(range(labelled)) if identifiers is None else list(identifiers)
-    factor, jitter = _factor(k_ll, ridge, kernel.precision, names)
-    jittered = jitter * float(jnp.trace(k_ll)) / split
-    a = solve_triangular(factor, k_lu, lower=True)
-    residual = jnp.asarray(targets - labelled_logits, jnp.float64)
-    solved = solve_triangular(factor, residual.reshape(split, -1), lower=True)
+    factor, jitter = trusted_factor(k_ll, ridge, kernel.precision, names, linalg.on_host())
+    jittered = jitter * float(np.trace(k_ll)) / len(k_ll)
+    residual = np.asarray(targets - labelled_logits, np.float64).reshape(len(k_ll), -1)
+    diagonal = blocks.diagonal()
+    a, explained, drift = condition(blocks, factor, residual)
+    rows = np.arange(blocks.candidates) if full else chosen
     return Posterior(
-        covariance=k_uu - a.T @ a,
-        drift=(a.T @ solved).reshape(candidate_logits.shape),
-        logits=jnp.asarray(candidate_logits, jnp.float64),
+        covariance=covariance(blocks, a, rows, keep=keep, in_place=consume),
+        variance=diagonal - explained,
+        drift=drift.reshape(candidate_logits.shape),
+        logits=np.array(candidate_logits, np.float64),
+        sample=chosen,
         ridge=ridge + jittered,
         jitter=jitter,
         # An exact duplicate of a labelled image keeps a variance of at most the jitter.
-        floor=DETERMINED[kernel.precision] * jnp.diagonal(k_uu) + 2 * jittered,
+        floor=DETERMINED[kernel.precision] * diagonal + 2 * jittered,
     )
 
 
-def _as_matrix(kernel, targets, labelled_logits, candidate_logits, ridge) -> Array:
-    """Check what was given and flatten (examples, classes) pairs of a full kernel to rows."""
+def _check(
+    kernel: Given, targets, labelled_logits, candidate_logits, sample, ridge
+) -> Int64[np.ndarray, " sample"]:
+    """Check what was given; the sample, all candidates if there is none."""
     labelled, classes = targets.shape
+    candidates = len(candidate_logits)
     if labelled == 0:
         raise KernelError("the labelled set is empty; look-ahead needs at least one label.")
     if ridge < 0:
         raise KernelError(f"ridge must be 0 or more, not {ridge:g}.")
-    examples = labelled + len(candidate_logits)
-    wanted = (examples, classes) * 2 if kernel.values.ndim == 4 else (examples, examples)
+    chosen = np.arange(candidates) if sample is None else np.asarray(sample, np.int64)
+    known = (chosen >= 0) & (chosen < candidates)
+    if chosen.size == 0 or not known.all() or len(np.unique(chosen)) < len(chosen):
+        raise KernelError(
+            f"the reference sample must name different candidates by their places, 0 to "
+            f"{candidates - 1}; {chosen[~known][:5].tolist()} of {len(chosen)} do not exist."
+        )
+    wanted = _shape(kernel, labelled + candidates, classes, labelled + len(chosen))
     if kernel.values.shape != wanted:
         raise KernelError(
-            f"the kernel has shape {kernel.values.shape}; {labelled} labelled images and "
-            f"{len(candidate_logits)} candidates of {classes} classes need {wanted}."
+            f"the kernel has shape {kernel.values.shape}; {labelled} labelled images, "
+            f"{candidates} candidates of {classes} classes and a sample of {len(chosen)} "
+            f"need {wanted}."
         )
     if labelled_logits.shape != targets.shape or candidate_logits.shape[1] != classes:
         raise KernelError(
@@ -126,45 +157,18 @@ def _as_matrix(kernel, targets, labelled_logits, candidate_logits, ridge) -> Arr
         )
     given = (kernel.values, targets, labelled_logits, candidate_logits)
     for name, array in zip(("kernel", "targets", "labelled logits", "logits"), given, strict=True):
-        if not np.isfinite(array).all():
-            raise KernelError(f"the {name} hold entries that are not finite.")
-    rows = int(np.prod(wanted[: len(wanted) // 2]))
-    return jnp.asarray(kernel.values, jnp.float64).reshape(rows, rows)
+        check_finite(name, array)
+    return chosen
 
 
-def _factor(k_ll: Array, ridge: float, precision: Precision, names: list[int]):
-    """Lower Cholesky factor of K_LL + λI with the smallest jitter that makes it trustworthy.
-
-    A pivot smaller than the rounding of the entries is noise even where the factorisation
-    succeeds, so the ladder goes on until every pivot is larger.
-    """
-    mean = float(jnp.trace(k_ll)) / len(k_ll)
-    if mean <= 0:
-        raise SingularKernelError(
-            "the kernel of the labelled images is zero: the logits it is taken from do not depend "
-            "on any trainable parameter."
-        )
-    rounding = float(np.finfo(precision).eps) * mean
-    for jitter in JITTERS:
-        shift = ridge + jitter * mean
-        factor = jnp.linalg.cholesky(k_ll + shift * jnp.eye(len(k_ll)))
-        pivots = jnp.diagonal(factor) ** 2
-        if bool(jnp.isfinite(factor).all()) and float(pivots.min()) > rounding:
-            return factor, jitter
-    raise SingularKernelError(
-        f"the kernel of the labelled images is not positive definite with a jitter of up to "
-        f"{JITTERS[-1]:g} of its mean diagonal. {_duplicates(k_ll, names)} Remove duplicates, "
-        "set a ridge, or compute the kernel in float64."
-    )
-
-
-def _duplicates(k_ll: Array, names: list[int]) -> str:
-    each = len(k_ll) // len(names)  # rows of one image: 1, or the classes of a full kernel
-    block = np.asarray(k_ll)[::each, ::each]
-    scale = np.sqrt(np.maximum(np.diagonal(block), np.finfo(float).tiny))
-    alike = np.triu(block / scale[:, None] / scale[None] > 1 - 1e-6, k=1)
-    pairs = [f"{names[i]} and {names[j]}" for i, j in np.argwhere(alike)[:5]]
-    if not pairs:
-        return "No two of its images are duplicates of each other."
-    more = f" and {alike.sum() - len(pairs)} more pairs" if alike.sum() > len(pairs) else ""
-    return f"Images that are duplicates of each other: {'; '.join(pairs)}{more}."
+def _shape(kernel: Given, examples: int, classes: int, anchors: int) -> tuple[int, ...]:
+    if isinstance(kernel, Features):
+        return (examples, kernel.values.shape[1])
+    if isinstance(kernel, Cross):
+        if kernel.diagonal.shape != (examples,):
+            raise KernelError(
+                f"the diagonal has shape {kernel.diagonal.shape}; {examples} examples need as many."
+            )
+        check_finite("diagonal", kernel.diagonal)
+        return (anchors, examples)
+    return (examples, classes) * 2 if kernel.values.ndim == 4 else (examples, examples)

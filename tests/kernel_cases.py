@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
+from kernel.inputs import Cross, Features, Given
 from kernel.model import Model
 from kernel.ntk import Kernel
 
@@ -48,3 +49,29 @@ def full_kernel(examples: int, classes: int, rng: np.random.Generator) -> Kernel
 
 def one_hot(labels: np.ndarray, classes: int) -> np.ndarray:
     return np.eye(classes)[labels]
+
+
+def random_features(examples: int, dimensions: int, rng: np.random.Generator) -> Features:
+    """Features of a random kernel, in float64."""
+    return Features(rng.normal(size=(examples, dimensions)), "float64")
+
+
+def all_forms(
+    features: Features, labelled: int, sample: np.ndarray
+) -> dict[str, tuple[Given, bool]]:
+    """One kernel in every form that a posterior takes, and whether S is kept."""
+    values = np.asarray(features.values) @ np.asarray(features.values).T
+    anchors = np.concatenate([np.arange(labelled), labelled + sample])
+    cross = Cross(values[anchors], values.diagonal().copy(), features.precision)
+    return {
+        "dense": (Kernel(values, features.precision), True),
+        "features kept": (features, True),
+        "features streamed": (features, False),
+        "cross": (cross, True),
+    }
+
+
+def random_problem(labelled: int, candidates: int, classes: int, rng: np.random.Generator):
+    """Targets and logits of the labelled images, logits of the candidates."""
+    targets = one_hot(rng.integers(classes, size=labelled), classes)
+    return targets, rng.normal(size=(labelled, classes)), rng.normal(size=(candidates, classes))

@@ -124,7 +124,7 @@ def _kept(blocks: Blocks, a: np.ndarray, rows: np.ndarray, in_place: bool) -> np
         subtract_gram(own, a)
         return own
     # BLAS does half the work for AᵀA
-    kept = a.T @ a if every else np.ascontiguousarray(a[:, rows].T) @ a
+    kept = a.T @ a if every else a[:, rows].T @ a
     for start, stop in row_blocks(len(rows), tile_rows(blocks.candidates)):
         own = blocks.candidate_rows(rows, start, stop)
         np.subtract(own, kept[start:stop], out=kept[start:stop])

@@ -54,7 +54,7 @@ def host_rows(
     """S[places, :columns] in the dtype of the features, on a CPU."""
     features, a = np.asarray(source.features), np.asarray(source.a)[: source.used]
     rows = features[places] @ features[:columns].T
-    rows -= np.ascontiguousarray(a[:, places].T) @ a[:, :columns]
+    rows -= a[:, places].T @ a[:, :columns]
     return rows
 
 

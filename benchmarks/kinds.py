@@ -163,7 +163,7 @@ def _compare(
     sizes = [size for size in settings.sketches if size < parameter_count(network)]
     counts = tuple(max(1, round(share / 100 * settings.candidates)) for share in settings.top)
     name = f"{case.network} {case.dataset} {state}"
-    model = mirror(network, images[:2]).model()
+    model = mirror(network, images[:2]).astype("float32").model()
     signs = generator(case.seed, f"{name} sketch")
     found = jacobians(model, images, classes, max(sizes), signs, settings.gib)
     pseudo = open_.argmax(1)

@@ -8,13 +8,13 @@ kernel is Σ_cd M_cd J_c J_dᵀ, and the sketch of a projection is the projectio
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.stats import spearmanr
 
-from kernel.gradients import parameter_sizes, per_example_gradients
+from kernel.gradients import per_example_gradients
 from kernel.model import Model
-from kernel.ntk import cast
 from kernel.sketch import fold, random_signs
 
 CHUNK = 8
@@ -47,16 +47,15 @@ def jacobians(
     """Differentiate every logit of every image once, in float32.
 
     Args:
-        model: the network.
+        model: the network, in float32.
         images: as the network takes them.
         classes: its logits.
         sketch: k, dimensions that gradients are folded to, below the number of parameters.
         rng: of the signs of the sketch.
         gib: GiB that the Jacobian may take; where it takes more, only the folded one is kept.
     """
-    model = cast(model, "float32")
     images = np.asarray(images, np.float32)
-    columns = sum(parameter_sizes(model.params))
+    columns = sum(leaf.size for leaf in jax.tree.leaves(model.params))
     signs = jnp.asarray(random_signs(columns, sketch, rng))
     exact = len(images) * classes * columns * 4 / GIB <= gib
     kept = np.empty((len(images), classes, columns if exact else 0), np.float32)

@@ -69,16 +69,24 @@ def frame(runs: list[dict[str, Any]]) -> Frame:
     lines = []
     for run in runs:
         about = {"setting": setting(run), "network": run["network"], "seed": run["seed"]}
+        about["run"] = f"{about['setting']} {run['seed']}"
+        about["exact"] = _is_exact(run)
         for row in run["rows"]:
-            line = {**about, **{k: v for k, v in row.items() if " top " not in k}}
+            line = {**about, **{k: v for k, v in row.items() if " top " not in k}, **about}
+            counts = [int(key.partition(" top ")[2]) for key in row if " top " in key]
+            line["first class"] = row["zeros"] / min(counts)
             for key, value in row.items():
                 if " top " in key:
                     against, _, count = key.partition(" top ")
                     line[f"{against} top {int(count) / run['candidates']:.0%}"] = value
             lines.append(line)
     table: Frame = pd.DataFrame(lines)
-    table["run"] = table.setting + table.seed.astype(str)
     return table
+
+
+def _is_exact(run: dict[str, Any]) -> bool:
+    """Whether the `full` kernel was of the gradients themselves."""
+    return all(row.get("exact", True) for row in run["rows"])
 
 
 def setting(run: dict[str, Any]) -> str:
@@ -122,14 +130,13 @@ def _trained(runs: list[dict[str, Any]]) -> str:
     for name in dict.fromkeys(map(setting, runs)):
         group = [run for run in runs if setting(run) == name]
         first, n = group[0], len(group)
-        exact = all(row.get("exact", True) for row in first["rows"])
         rows.append(
             (
                 name,
                 f"{first['parameters']:,}",
                 f"{first['labelled']} / {first['candidates']}",
                 n,
-                "exact" if exact else "sketched",
+                "exact" if _is_exact(first) else "sketched",
                 first["min_steps"],
                 f"{sum(run['fitted'] for run in group)} of {n}",
                 f"{np.mean([run['residual'] for run in group]):.3f}",
@@ -190,7 +197,7 @@ def _differences(table: Frame, reference: str) -> str:
 
 
 def _sketches(table: Frame) -> str:
-    table = table[table.state == "trained"]
+    table = table[(table.state == "trained") & table.exact]
     near = next(c for c in table if c.startswith("own top "))
     rows = []
     for kind in KINDS:
@@ -215,9 +222,9 @@ def _sketches(table: Frame) -> str:
 def _classes(table: Frame) -> str:
     table = table[table.state == "trained"]
     chance = table[table.kind == "random"]
-    rows = [("random draw", *([_shown(chance["spread"]), _shown(chance["zeros"])] * 2))]
+    rows = [("random draw", *([_shown(chance["spread"]), _shown(chance["first class"])] * 2))]
     for kind in ("full", *KINDS, NO_KERNEL):
         own = [at(table[table.kind == kind], "trained", reference) for reference in REFERENCES]
-        rows.append((kind, *(_shown(t[c]) for t in own for c in ("spread", "zeros"))))
-    heads = [f"{r}: {what}" for r in REFERENCES for what in ("entropy, nats", "of class 0")]
+        rows.append((kind, *(_shown(t[c]) for t in own for c in ("spread", "first class"))))
+    heads = [f"{r}: {what}" for r in REFERENCES for what in ("entropy, nats", "share of class 0")]
     return markdown(("kind", *heads), rows)

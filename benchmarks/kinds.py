@@ -44,6 +44,7 @@ from trainer.fit import TrainConfig, fit
 from trainer.memory import keep_freed_blocks
 from trainer.networks import build, parameter_count, parse_arguments
 from trainer.predict import logits
+from trainer.train_config import Optimiser
 
 SKETCHED_KINDS = ("single", "sum", "rademacher(1)", "rademacher(4)", "trace")
 RANDOM_DRAWS = 1000
@@ -65,6 +66,8 @@ class Settings:
     """Side that images are scaled to; as they are if None."""
     min_steps: int | None = None
     """Of training, in place of the pipeline's own floor."""
+    optimiser: Optimiser | None = None
+    """In place of the pipeline's own: [D]'s networks without BatchNorm need adam."""
     sketches: tuple[int, ...] = (1024, 4096, 16384, 65536)
     """Each a multiple of those before it; those not below the number of parameters are left out."""
     top: tuple[int, ...] = (5, 25)
@@ -125,6 +128,7 @@ def measure(settings: Settings, case: Case) -> dict[str, Any]:
         "labelled": settings.labelled,
         "candidates": settings.candidates,
         "side": images.shape[-1],
+        "optimiser": config.optimiser,
         "min_steps": config.min_steps,
         "parameters": parameter_count(network),
         "fitted": result.fitted,
@@ -139,9 +143,8 @@ def measure(settings: Settings, case: Case) -> dict[str, Any]:
 def training(settings: Settings, dataset: str) -> TrainConfig:
     """The settings of the data set's own pipeline."""
     config: TrainConfig = import_module(f"pipelines.{dataset}").DEFAULTS.train
-    if settings.min_steps is None:
-        return config
-    return replace(config, min_steps=settings.min_steps)
+    given = {"min_steps": settings.min_steps, "optimiser": settings.optimiser}
+    return replace(config, **{key: value for key, value in given.items() if value is not None})
 
 
 def _compare(

@@ -141,7 +141,8 @@ def test_interval_and_correction_by_hand():
 
 def test_training_is_that_of_the_pipeline():
     assert training(Settings(), "mnist").augmentation == "crop"
-    assert training(Settings(min_steps=7), "cifar10").min_steps == 7
+    given = training(Settings(min_steps=7, optimiser="adam"), "cifar10")
+    assert (given.min_steps, given.optimiser, given.augmentation) == (7, "adam", "flip_crop")
 
 
 def test_a_small_study(tmp_path, capsys):

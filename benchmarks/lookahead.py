@@ -9,6 +9,7 @@ against a sweep over the memory that absorbing a label must touch. Run it as
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -236,19 +237,19 @@ def streaming(settings: Settings, rng: np.random.Generator) -> list[Row]:
 
 
 def main(settings: Settings) -> None:
-    """Print the table; write the figures."""
+    """Print the table and write the figures as they grow: the whole takes minutes."""
     rng = np.random.default_rng(settings.seed)
-    rows = []
-    for classes in settings.classes:
-        rows += scoring(settings, classes, rng)
-    rows += absorbing(settings, rng) + streaming(settings, rng)
-    print(markdown(HEAD, [row.cells() for row in rows]))
+    parts = [partial(scoring, settings, classes, rng) for classes in settings.classes]
+    rows: list[Row] = []
+    for part in (*parts, partial(absorbing, settings, rng), partial(streaming, settings, rng)):
+        rows += part()
+        print(markdown(HEAD, [row.cells() for row in rows]), flush=True)
+        write(settings.json, asdict(settings), [asdict(row) for row in rows])
     print(
         f"L = {settings.labelled:,}, U = {settings.candidates:,}; n = {settings.repeats} turns "
         f"({3 * settings.repeats} for absorbing with S kept), seed {settings.seed}; one at a time: "
         f"{settings.solved} candidates run, scaled to {settings.candidates:,}. {machine()}."
     )
-    write(settings.json, asdict(settings), [asdict(row) for row in rows])
 
 
 if __name__ == "__main__":

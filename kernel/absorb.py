@@ -1,8 +1,8 @@
 """Absorbing labels without training: the posterior as if they had been in the labelled set.
 
-From a posterior, candidates and their labels to the posterior given those too, by a downdate of S
-of as many ranks as there are labels: one at a time, as a block, and factorising anew agree to
-rounding (docs/mathematics.md, 4).
+From a posterior, candidates B and their labels to the posterior given those too. With
+FFᵀ = S_BB + λI and V = S[:,B]F⁻ᵀ: G += VF⁻¹(Y_B − G_B), S −= VVᵀ. One at a time, as a block and
+factorising anew agree to rounding, in any order.
 """
 
 import numpy as np

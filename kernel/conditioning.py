@@ -123,8 +123,10 @@ def _kept(blocks: Blocks, a: np.ndarray, rows: np.ndarray, in_place: bool) -> np
         own = matrix[blocks.labelled :, blocks.labelled :]
         subtract_gram(own, a)
         return own
-    # BLAS does half the work for AᵀA
-    kept = a.T @ a if every else a[:, rows].T @ a
+    if every:
+        kept = a.T @ a  # BLAS does half the work
+        return np.subtract(matrix[blocks.labelled :, blocks.labelled :], kept, out=kept)
+    kept = a[:, rows].T @ a
     for start, stop in row_blocks(len(rows), tile_rows(blocks.candidates)):
         own = blocks.candidate_rows(rows, start, stop)
         np.subtract(own, kept[start:stop], out=kept[start:stop])

@@ -144,6 +144,8 @@ def _of_kernel(sizes: _Sizes, whole: bool, in_place: bool, host: bool) -> tuple[
     if not host:
         return s, square + a + max(2 * a, 3 * s + sizes.labelled * sizes.sample * _WIDE)
     rows = min(tile_rows(sizes.candidates), sizes.sample) * sizes.candidates * _WIDE
+    if whole and not in_place:  # AᵀA becomes S in one piece
+        rows = 0
     held = 0 if in_place else s
     return held, a + square + max(2 * square, _solving(sizes), held + max(rows, gathered))
 

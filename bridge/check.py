@@ -23,6 +23,7 @@ from bridge.twin import made_by
 from bridge.weights import read
 from kernel.errors import KernelError
 from kernel.estimate import estimate
+from kernel.problem import Request
 from trainer import networks
 from trainer.errors import TrainerError
 from trainer.networks.factory import load
@@ -108,7 +109,8 @@ def check(settings: Check, console: Console) -> int:
         portable.save(twin, settings.save, {"certificate": json.dumps(certificate.summary())})
         console.print(f"Graph and weights written to {settings.save}.", highlight=False)
     with console.status("measuring gradients"):
-        costs = estimate(twin.model(), probe, settings.images, memory_gib=settings.memory_gib)
+        request = Request(memory_gib=settings.memory_gib)
+        costs = estimate(twin.model(), probe, settings.images, request)
     console.print(tables.cost(costs, settings.memory_gib), highlight=False)
     console.print("Certified: this network can be used in every pipeline.", style="bold green")
     return 0

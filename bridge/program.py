@@ -16,6 +16,8 @@ from jax.typing import DTypeLike
 
 from bridge.nodes import CONSTANT, IMAGES, DType, Node, Ref, Site, Weight, references
 from bridge.ops import OPERATORS
+from bridge.rules import rule as layer_rule
+from kernel.rules import Rule
 
 Arrays = Mapping[str, Array]
 
@@ -135,6 +137,12 @@ class Program:
 
         _, vjp = jax.vjp(outputs, {name: params[name] for name in chosen.parameters})
         return vjp(cotangents)[0]
+
+    def rule(self, site: str, params: Arrays) -> Rule | None:
+        """How a site multiplies its input by its trainable parameters, if that is all it does."""
+        (chosen,) = [s for s in self.sites if s.name == site]
+        (node,) = [n for n in self.nodes if n.name == chosen.node]
+        return layer_rule(node, {name: array.shape for name, array in params.items()})
 
     def _observed(self, params: Arrays, frozen: Arrays, x: Array) -> tuple[Array, dict[str, Any]]:
         names = {site.node: site.name for site in self.sites}

@@ -96,10 +96,9 @@ def cost(estimate: Estimate, memory_gib: float) -> str:
     passes = "one pass" if estimate.passes == 1 else f"{estimate.passes} passes"
     return (
         f"The kernel `single` between {estimate.examples:,} images would take about "
-        f"{_duration(estimate.gradient_seconds + estimate.gram_seconds)} on this machine: "
-        f"gradients {_duration(estimate.gradient_seconds)} in {passes} (a Jacobian of "
-        f"{estimate.jacobian_gib:.3g} GiB, {memory_gib:g} GiB at a time), products "
-        f"{_duration(estimate.gram_seconds)}; compiling took "
+        f"{_duration(estimate.seconds)} and {estimate.peak_gib:.2g} GiB of the {memory_gib:g} GiB "
+        f"given on this machine: gradients {_duration(estimate.gradient_seconds)} in {passes}, "
+        f"products {_duration(estimate.product_seconds)}, compiling "
         f"{_duration(estimate.compile_seconds)}. `trace` takes as many times that as there are "
         "classes."
     )

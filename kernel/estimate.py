@@ -1,6 +1,7 @@
-"""What a kernel would cost on this machine, from a few gradients measured on it.
+"""What a kernel would cost on this machine: its plan, with seconds from a little work measured.
 
-From a model and a handful of images to seconds and memory for a kernel between many.
+From a model and a handful of images to passes, memory and seconds for a kernel between many,
+before any of it is computed.
 """
 
 import time
@@ -12,79 +13,163 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from kernel.gradients import parameter_sizes, per_example_gradients
+from kernel.kinds import given
 from kernel.model import Model
-from kernel.ntk import CHUNK, GIB, Precision, cast, gram, parameter_groups
+from kernel.passes import compute, sketched
+from kernel.plan import GIB, Pass, Plan, Problem, plan
+from kernel.problem import Request, cast, chunk_of, problem_of
+from kernel.sketch import random_signs
+from kernel.sketches import sketch_bytes
+from kernel.store import Store
 
 _REPEATS = 3
+_PRODUCT = (1024, 4096)
 
 
 class Estimate(NamedTuple):
-    """The cost of the kernel `single` between `examples` images; `trace` takes C times as long.
+    """The cost of one kernel.
 
     Attributes:
-        examples: images in the kernel, candidates and labelled ones.
+        examples: images that are differentiated, candidates and labelled ones.
+        anchors: images that all others meet; all of them for a whole kernel.
         parameters: P, columns of the Jacobian.
-        passes: how often every image is differentiated, each time for a part of the parameters.
+        projections: backward passes through the network for each image, in each pass.
+        passes: how often every image is differentiated, each time for a part of the parameters or
+            for some of the projections.
+        chunk: images differentiated at a time.
         compile_seconds: before the first gradient, once a run.
         gradient_seconds: for all gradients.
-        gram_seconds: for the products of the Jacobian with itself.
-        jacobian_gib: GiB of the whole Jacobian, if it were kept.
+        product_seconds: for the products between images.
+        peak_gib: what it takes in memory at its highest, beyond what is there before.
     """
 
     examples: int
+    anchors: int
     parameters: int
+    projections: int
     passes: int
+    chunk: int
     compile_seconds: float
     gradient_seconds: float
-    gram_seconds: float
-    jacobian_gib: float
+    product_seconds: float
+    peak_gib: float
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.compile_seconds + self.gradient_seconds + self.product_seconds
 
 
 def estimate(
     model: Model,
     images: Float[np.ndarray, "batch ..."],
     examples: int,
+    request: Request | None = None,
     *,
-    precision: Precision = "float32",
-    memory_gib: float = 4.0,
+    anchors: int | None = None,
+    sketch: int | None = None,
 ) -> Estimate:
-    """Measure a chunk of gradients and a small product, and scale them up.
+    """Plan a kernel, measure a chunk of gradients and some products, and scale them up.
 
     Args:
         model: the network.
         images: a few, as the network takes them; repeated up to a chunk.
         examples: how many images the kernel would be between.
-        precision: of gradients and products.
-        memory_gib: GiB that the Jacobian may take at a time.
+        request: how it would be computed; the defaults if None.
+        anchors: how many of them all others meet; all if None.
+        sketch: k; None for the exact kernel.
 
     Raises:
-        KernelError: not even one parameter fits in the memory.
+        KernelError: it does not fit in the memory.
     """
-    model = cast(model, precision)
-    columns = sum(parameter_sizes(model.params))
-    groups = parameter_groups(model, examples, precision, memory_gib)
-    chunk = jnp.asarray(np.resize(images, (CHUNK, *images.shape[1:])), precision)
-    one = jax.ShapeDtypeStruct((1, *images.shape[1:]), precision)
-    classes = jax.eval_shape(model.function, model.params, model.frozen, one).shape[1]
-    direction = jnp.eye(1, classes, dtype=precision)[0]
-
-    def gradients() -> jax.Array:
-        return per_example_gradients(model, chunk, direction, groups[0])
-
-    first = _seconds(gradients)
-    each = min(_seconds(gradients) for _ in range(_REPEATS))
-    rows = jnp.asarray(np.random.default_rng(0).normal(size=(1024, 4096)), precision)
-    product = min(_seconds(lambda: gram(rows)) for _ in range(_REPEATS))
+    request = request or Request()
+    anchors = examples if anchors is None else anchors
+    model = cast(model, request.precision)
+    image = jax.ShapeDtypeStruct(images.shape[1:], request.precision)
+    # which projections and signs has no part in what they cost
+    rng = np.random.default_rng(0)
+    problem = problem_of(model, image, examples, anchors, request, rng)
+    chunk = min(chunk_of(request), examples)
+    some = jnp.asarray(np.resize(images, (chunk, *images.shape[1:])), request.precision)
+    if sketch is not None:
+        return _sketch(model, some, problem, sketch, rng)
+    made = plan(problem, request.memory_gib, chunk)
+    first, each = _timed(lambda: _chunk(model, some, problem, made.passes[0]))
+    work = [problem.network * (1 + 2 * one.width) + one.forming for one in made.passes]
     return Estimate(
         examples=examples,
-        parameters=columns,
-        passes=len(groups),
+        anchors=anchors,
+        parameters=sum(unit.columns for unit in problem.units),
+        projections=len(problem.directions.projections),
+        passes=len(made.passes),
+        chunk=chunk,
+        # parts of one shape are compiled once, so this is what the widest pass takes
         compile_seconds=max(first - each, 0.0),
-        gradient_seconds=each * len(groups) * examples / CHUNK,
-        gram_seconds=product * (examples / rows.shape[0]) ** 2 * columns / rows.shape[1],
-        jacobian_gib=examples * columns * np.dtype(precision).itemsize / GIB,
+        gradient_seconds=each * sum(work) / work[0] * examples / chunk,
+        product_seconds=_products(model, some, problem, made),
+        peak_gib=made.peak_bytes / GIB,
     )
+
+
+def _sketch(
+    model: Model, some: jax.Array, problem: Problem, buckets: int, rng: np.random.Generator
+) -> Estimate:
+    columns = sum(unit.columns for unit in problem.units)
+    signs = jnp.asarray(random_signs(columns, buckets, given(rng, "a sketch")))
+    projections = jnp.asarray(problem.directions.projections, some.dtype)
+    own = (*model[1:], some, projections[:1], signs)
+    first, each = _timed(lambda: sketched(model.function, problem.units, buckets, False, *own))
+    rows = len(projections) * (problem.rows_an_example if problem.directions.square else 1)
+    return Estimate(
+        examples=problem.examples,
+        anchors=problem.anchors,
+        parameters=columns,
+        projections=len(projections),
+        passes=1,
+        chunk=len(some),
+        compile_seconds=max(first - each, 0.0),
+        gradient_seconds=each * len(projections) * problem.examples / len(some),
+        product_seconds=_product_rate(problem) * problem.pairs * buckets * rows,
+        peak_gib=(problem.result_bytes + sketch_bytes(problem, buckets, len(some))) / GIB,
+    )
+
+
+def _chunk(model: Model, some: jax.Array, problem: Problem, one: Pass):
+    projections = jnp.asarray(problem.directions.projections[slice(*one.projections)], some.dtype)
+    square = problem.directions.square
+    return compute(model, one.parts, some, projections, square=square, together=False)
+
+
+def _products(model: Model, some: jax.Array, problem: Problem, made: Plan) -> float:
+    """Seconds of all contractions: rows by the rate of a product, factors by tiles of a chunk."""
+    rate = _product_rate(problem)
+    square = problem.directions.square
+    total = 0.0
+    for one in made.passes:
+        parts = [part for part in one.parts if part.form != "rows"]
+        rows = one._replace(parts=tuple(part for part in one.parts if part.form == "rows"))
+        total += rate * problem.pairs * rows.contracting(square)
+        if parts:
+            only = one._replace(parts=tuple(parts))
+            store = Store(len(some), only.parts)
+            store.put(0, _chunk(model, some, problem, only))
+            values = np.zeros((len(some) * problem.rows_an_example,) * 2)
+            _, each = _timed(lambda store=store, values=values: store.add_gram(values))
+            total += each * problem.pairs / (len(some) ** 2 / 2)
+    return total
+
+
+def _product_rate(problem: Problem) -> float:
+    """Seconds for one multiplication of a Gram matrix."""
+    rows = np.random.default_rng(0).normal(size=_PRODUCT).astype(problem.precision)
+    _, each = _timed(lambda: rows @ rows.T)
+    return each / (rows.shape[0] ** 2 / 2 * rows.shape[1])
+
+
+def _timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of the first time, which compiles, and of the fastest of some more."""
+    first, *more = (_seconds(work) for _ in range(1 + _REPEATS))
+    return first, min(more)
 
 
 def _seconds(work: Callable[[], object]) -> float:

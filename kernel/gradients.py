@@ -1,11 +1,11 @@
 """Per-example gradients of projected logits, the rows of the Jacobian that a kernel is made of.
 
 From a model and a batch of images to one row an image: the gradient of v · f(x) with respect to
-the chosen parameters: from taps where the network's layers can be tapped, else by `vmap(grad)`.
+all parameters: by the general rule from taps where the network's layers can be tapped, else by
+`vmap(grad)`. It is the reference for the faster contractions of `kernel.passes`.
 """
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,30 +15,10 @@ from kernel.model import Frozen, Function, Model, Params
 from kernel.taps import Tapped, tap_gradients
 
 
-def parameter_sizes(params: Params) -> tuple[int, ...]:
-    """Number of entries of each parameter array, in the order of `jax.tree.leaves`."""
-    return tuple(leaf.size for leaf in jax.tree.leaves(params))
-
-
-class Group(NamedTuple):
-    """Some columns of the Jacobian: whole parameter arrays, or a part of one.
-
-    Attributes:
-        leaves: which parameter arrays, by their place in `jax.tree.leaves`.
-        width: None for whole arrays; else the number of entries of a part of the only array.
-        part: which part, from 0; entries past the end of the array count as zeros.
-    """
-
-    leaves: tuple[int, ...]
-    width: int | None = None
-    part: int = 0
-
-
 def per_example_gradients(
     model: Model,
     images: Float[Array, "batch ..."],
     projection: Float[Array, " classes"],
-    group: Group | None = None,
 ) -> Float[Array, "batch parameters"]:
     """Row i is ∂(v · f(x_i))/∂θ, flattened.
 
@@ -46,16 +26,12 @@ def per_example_gradients(
         model: the network; its dtype is the dtype of the result.
         images: one row an example, of the same dtype as the parameters.
         projection: v, the weights of the logits.
-        group: which columns; all parameters if None.
 
     Returns:
-        Gradients with the chosen arrays flattened and laid side by side in that order.
+        Gradients with all parameter arrays, in the order of `jax.tree.leaves`, flattened and laid
+        side by side.
     """
-    leaves, width, part = group or Group(tuple(range(len(parameter_sizes(model.params)))))
-    start = jnp.asarray((width or 0) * part)
-    return _gradients(
-        model.function, leaves, width, model.params, model.frozen, images, projection, start
-    )
+    return _gradients(model.function, model.params, model.frozen, images, projection)
 
 
 def image_gradients(
@@ -64,7 +40,6 @@ def image_gradients(
     frozen: Frozen,
     image: Float[Array, "..."],
     projection: Float[Array, " classes"],
-    places: tuple[int, ...] | None = None,
 ) -> list[Array]:
     """∂(v · f(x))/∂θ for one image: from taps if the function has them, else by `grad`.
 
@@ -74,44 +49,23 @@ def image_gradients(
         frozen: its other arrays.
         image: one image, without a batch axis.
         projection: v, the weights of the logits.
-        places: which parameter arrays, by their place in `jax.tree.leaves`; all if None.
 
     Returns:
-        For each place an array shaped as the parameter.
+        For each array of `jax.tree.leaves(params)` one shaped as it.
     """
-    leaves, structure = jax.tree.flatten(params)
-    chosen = tuple(range(len(leaves))) if places is None else places
     if isinstance(function, Tapped):
-        names = [sorted(params)[place] for place in chosen]  # the order of the leaves of a dict
+        names = sorted(params)  # the order of the leaves of a dict
         gradients = tap_gradients(function, params, frozen, image, projection, names)
         return [gradients[name] for name in names]
-
-    def projected(selected: list[Array]) -> Array:
-        rebuilt = list(leaves)
-        for place, leaf in zip(chosen, selected, strict=True):
-            rebuilt[place] = leaf
-        logits = function(jax.tree.unflatten(structure, rebuilt), frozen, image[None])
-        return projection @ logits[0]
-
-    return jax.grad(projected)([leaves[place] for place in chosen])
+    gradients = jax.grad(lambda p: projection @ function(p, frozen, image[None])[0])(params)
+    return jax.tree.leaves(gradients)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=0)
 def _gradients(
-    function: Function,
-    chosen: tuple[int, ...],
-    width: int | None,
-    params: Params,
-    frozen: Frozen,
-    images: Array,
-    projection: Array,
-    start: Array,
+    function: Function, params: Params, frozen: Frozen, images: Array, projection: Array
 ) -> Array:
     gradients = jax.vmap(
-        lambda image: image_gradients(function, params, frozen, image, projection, chosen)
+        lambda image: image_gradients(function, params, frozen, image, projection)
     )(images)
-    rows = jnp.concatenate([leaf.reshape(len(images), -1) for leaf in gradients], axis=1)
-    if width is None:
-        return rows
-    padded = jnp.pad(rows, ((0, 0), (0, -rows.shape[1] % width)))
-    return jax.lax.dynamic_slice_in_dim(padded, start, width, axis=1)
+    return jnp.concatenate([leaf.reshape(len(images), -1) for leaf in gradients], axis=1)

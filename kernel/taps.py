@@ -1,8 +1,9 @@
-"""Per-example gradients from taps: one backward pass to the layers, then each layer by itself.
+"""Taps: one backward pass to the outputs of the layers, from which each layer goes on by itself.
 
-From one image to the gradients of a projected logit, by the cotangents of the outputs of all layers
-that consume a parameter (docs/mathematics.md, 2). Each layer's gradient is the vjp of its own
-operator: the rule that holds for every operator, and the reference for faster ones.
+From one image to the inputs of every layer that consumes a parameter and the cotangents of its
+output, for one or more projections of the logits (docs/mathematics.md, 2). The vjp of a layer's own
+operator then gives its parameters' gradients: the rule that holds for every operator, and the
+reference for faster ones.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -11,6 +12,11 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from kernel.rules import Rule
+
+Inputs = dict[str, tuple[Any, ...]]
+Cotangents = dict[str, list[Array]]
 
 
 @runtime_checkable
@@ -35,6 +41,10 @@ class Tapped(Protocol):
     @property
     def sites(self) -> Sequence[Site]:
         """Every place where arrays of the network enter, in order."""
+        ...
+
+    def __call__(self, params: Mapping[str, Array], frozen: Mapping[str, Array], x: Array) -> Array:
+        """Logits of images."""
         ...
 
     def perturbations(
@@ -64,6 +74,56 @@ class Tapped(Protocol):
         """Gradients of a site's own parameters from the cotangents of its outputs."""
         ...
 
+    def rule(self, site: str, params: Mapping[str, Array]) -> Rule | None:
+        """How a site multiplies its first input by its parameters, if that is all it does."""
+        ...
+
+
+def taps(
+    function: Tapped,
+    params: Mapping[str, Array],
+    frozen: Mapping[str, Array],
+    image: Float[Array, "..."],
+    projections: Float[Array, "projections classes"],
+    sites: Collection[str],
+) -> tuple[Inputs, Cotangents]:
+    """What reaches the layers from both sides, for one image; map it over images with `vmap`.
+
+    Args:
+        function: the network.
+        params: trainable parameters by name.
+        frozen: every other array by name.
+        image: one image, without a batch axis.
+        projections: one v a row; the network is differentiated backwards once for each.
+        sites: names of the layers.
+
+    Returns:
+        The inputs of each layer, and the cotangents of each of its outputs with the projections
+        along axis 0.
+    """
+    x = image[None]
+    zeros = function.perturbations(params, frozen, x)
+
+    def logits(perturbations: dict[str, list[Array]]) -> tuple[Array, Inputs]:
+        values, inputs = function.tapped(params, frozen, perturbations, x)
+        return values[0], inputs
+
+    _, pull, inputs = jax.vjp(logits, {name: zeros[name] for name in sites}, has_aux=True)
+    (cotangents,) = jax.vmap(pull)(projections)
+    return inputs, cotangents
+
+
+def site_gradients(
+    function: Tapped,
+    site: str,
+    params: Mapping[str, Array],
+    frozen: Mapping[str, Array],
+    inputs: tuple[Any, ...],
+    cotangents: list[Array],
+) -> dict[str, Array]:
+    """Gradients of one layer's parameters, one a projection along axis 0, by the general rule."""
+    return jax.vmap(lambda own: function.pull(site, params, frozen, inputs, own))(cotangents)
+
 
 def tap_gradients(
     function: Tapped,
@@ -73,9 +133,7 @@ def tap_gradients(
     projection: Float[Array, " classes"],
     names: Collection[str],
 ) -> dict[str, Array]:
-    """The gradient of v · f(x) for one image, with respect to some of the parameters.
-
-    Map it over images with `vmap`; only the taps are differentiated, never the parameters.
+    """The gradient of v · f(x) for one image, with respect to some parameters, by the general rule.
 
     Args:
         function: the network.
@@ -88,23 +146,11 @@ def tap_gradients(
     Returns:
         For each name an array shaped as the parameter: the sum over the sites that consume it.
     """
-    x = image[None]
-    zeros = function.perturbations(params, frozen, x)
-    wanted = [site for site in function.sites if not set(names).isdisjoint(site.parameters)]
-
-    def value(perturbations: dict[str, list[Array]]) -> tuple[Array, dict[str, tuple[Any, ...]]]:
-        logits, taps = function.tapped(params, frozen, perturbations, x)
-        return projection @ logits[0], taps
-
-    cotangents, taps = jax.grad(value, has_aux=True)(
-        {site.name: zeros[site.name] for site in wanted}
-    )
-    gradients: dict[str, Array] = {}
+    wanted = [s.name for s in function.sites if not set(names).isdisjoint(s.parameters)]
+    inputs, cotangents = taps(function, params, frozen, image, projection[None], wanted)
+    gradients = {name: jnp.zeros_like(params[name]) for name in names}
     for site in wanted:
-        own = function.pull(site.name, params, frozen, taps[site.name], cotangents[site.name])
+        own = site_gradients(function, site, params, frozen, inputs[site], cotangents[site])
         for name in set(names).intersection(own):
-            gradients[name] = gradients[name] + own[name] if name in gradients else own[name]
-    return {
-        name: gradients[name] if name in gradients else jnp.zeros_like(params[name])
-        for name in names
-    }
+            gradients[name] = gradients[name] + own[name][0]
+    return gradients

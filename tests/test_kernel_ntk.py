@@ -8,6 +8,8 @@ from kernel.errors import KernelError
 from kernel.gradients import per_example_gradients
 from kernel.model import Model
 from kernel.ntk import KINDS, PROBES, cast, empirical_ntk
+from kernel.plan import chunk_bytes, plan
+from kernel.problem import Request, problem_of
 from tests.kernel_cases import linear_model, mlp
 
 SHAPES = [(1, 3, 4, 2), (7, 2, 3, 3), (12, 5, 8, 4)]  # examples, features, hidden, classes
@@ -61,11 +63,16 @@ def test_invariant_to_chunks_groups_and_order(kind, rng):
     images = rng.normal(size=(11, 5))
     settings = {"kind": kind, "precision": "float64"}
     reference = empirical_ntk(model, images, **settings, rng=seeded(), chunk=11).values
-    rows = 11 * (3 if kind == "full" else 1)
-    column = 2 * rows * 8 / 2**30
+    image = jax.ShapeDtypeStruct((5,), "float64")
     # the arrays have 8, 40, 3 and 24 entries: whole, one at a time, in parts
     for chunk, columns in ((1, 75), (4, 40), (64, 7)):
-        memory = {"chunk": chunk, "memory_gib": column * columns}
+        request = Request(kind, precision="float64", chunk=chunk)
+        problem = problem_of(model, image, 11, 11, request, seeded())
+        width = len(problem.directions.projections)
+        kept = 11 * 8 * columns * (width if kind == "full" else 1)
+        budget = problem.result_bytes + chunk_bytes(problem, min(chunk, 11), width) + kept
+        memory = {"chunk": chunk, "memory_gib": budget / 2**30}
+        assert len(plan(problem, budget / 2**30, min(chunk, 11)).passes) > (columns < 75)
         split = empirical_ntk(model, images, **settings, rng=seeded(), **memory)
         np.testing.assert_allclose(split.values, reference, rtol=1e-12)
     order = rng.permutation(11)
@@ -112,7 +119,7 @@ def test_compiles_once_for_new_weights_and_other_numbers_of_images(rng):
     assert len(traces) <= 2 * 3 - 2
 
 
-def test_progress_counts_every_example_once_a_pass(rng):
+def test_progress_ends_where_the_plan_said(rng):
     seen = []
     empirical_ntk(
         mlp(3, 4, 2, rng),
@@ -121,7 +128,10 @@ def test_progress_counts_every_example_once_a_pass(rng):
         chunk=4,
         progress=lambda *a: seen.append(a),
     )
-    assert seen == [(4, 20), (8, 20), (10, 20), (14, 20), (18, 20), (20, 20)]
+    done, totals = np.array(seen).T
+    assert len(set(totals)) == 1
+    assert (np.diff(done) > 0).all()
+    assert done[-1] == pytest.approx(totals[-1])
 
 
 def test_cast_keeps_integers(rng):
@@ -136,7 +146,7 @@ def test_cast_keeps_integers(rng):
     [
         ({"kind": "singel"}, "unknown kernel kind 'singel'"),
         ({"chunk": 0}, "chunk must be at least 1"),
-        ({"memory_gib": 1e-9}, "does not fit in 1e-09 GiB"),
+        ({"memory_gib": 2**-30}, "needs at least .* GiB, of which .* GiB are given: give"),
         ({"images": np.zeros((0, 3))}, "at least one image"),
         ({"kind": "rademacher"}, "the kind rademacher is random: give it a generator"),
         ({"kind": "rademacher", "probes": 0}, "probes must be at least 1"),
@@ -145,7 +155,7 @@ def test_cast_keeps_integers(rng):
         ({"sketch": 26, "rng": np.random.default_rng(0)}, "the network has 26 parameters"),
         (
             {"sketch": 5, "rng": np.random.default_rng(0), "memory_gib": 1e-8},
-            r"for 2 rows needs .* GiB and 1e-08 GiB are given",
+            r"of 2 images needs .* GiB and 1e-08 GiB are given",
         ),
     ],
 )

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from bridge.mirror import Mirror
 from bridge.parity import certify
 from bridge.trace import mirror
-from kernel.gradients import Group, per_example_gradients
+from kernel.gradients import per_example_gradients
 from kernel.model import Model
 from kernel.ntk import KINDS, empirical_ntk
 from kernel.taps import Tapped, tap_gradients
@@ -146,22 +146,6 @@ def test_kernels_from_taps_are_those_of_grad(kind: str) -> None:
         for m in (model, plain)
     )
     np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12 * np.abs(theirs).max())
-
-
-def test_some_of_the_parameters_and_parts_of_them() -> None:
-    _, twin, images = twin_of("tied")
-    model, x = twin.astype(jnp.float64).model(), jnp.asarray(images, float)
-    direction = jnp.ones(CLASSES)
-    names = sorted(model.params)
-    whole = np.asarray(per_example_gradients(model, x, direction))
-    edges = np.cumsum([0, *(model.params[name].size for name in names)])
-    place = names.index("first.weight")  # tied: it enters at two sites
-    columns = whole[:, edges[place] : edges[place + 1]]
-    some = per_example_gradients(model, x, direction, Group((place,)))
-    np.testing.assert_allclose(some, columns, rtol=0, atol=1e-14)
-    part = per_example_gradients(model, x, direction, Group((place,), 100, 1))
-    expected = np.pad(columns[:, 100:], ((0, 0), (0, 56)))
-    np.testing.assert_allclose(part, expected, rtol=0, atol=1e-14)
 
 
 def test_only_the_parameters_asked_for_are_returned() -> None:

@@ -28,13 +28,8 @@ def conv(
     """Cross-correlation; `same` pads the odd pixel at the end of an axis."""
     rank = weight.ndim - 2
     stride, dilation = per_axis(stride, rank), per_axis(dilation, rank)
-    reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-    if padding == "same":
-        edges = [(r // 2, r - r // 2) for r in reach]
-    elif isinstance(padding, str):
-        edges = [(0, 0)] * rank
-    else:
-        edges = [(p, p) for p in per_axis(padding, rank)]
+    reach = _reach(weight.shape[2:], dilation)
+    edges = edges_of(padding, weight.shape[2:], dilation)
     dtype = jnp.result_type(x, weight)
     x, weight = x.astype(dtype), weight.astype(dtype)
     if groups == 1 and any(n <= r for n, r in zip(x.shape[2:], reach, strict=True)):
@@ -44,6 +39,22 @@ def conv(
             x, weight, stride, edges, rhs_dilation=dilation, feature_group_count=groups
         )
     return y if bias is None else y + bias.reshape((-1,) + (1,) * rank)
+
+
+def edges_of(
+    padding: Sizes | str, kernel: tuple[int, ...], dilation: tuple[int, ...]
+) -> list[tuple[int, int]]:
+    """Pixels before and after each axis; `same` has the odd one at the end."""
+    if padding == "same":
+        return [(r // 2, r - r // 2) for r in _reach(kernel, dilation)]
+    if isinstance(padding, str):
+        return [(0, 0)] * len(kernel)
+    return [(p, p) for p in per_axis(padding, len(kernel))]
+
+
+def _reach(kernel: tuple[int, ...], dilation: tuple[int, ...]) -> list[int]:
+    """How far the last entry of a kernel is from its first, on each axis."""
+    return [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
 
 
 def _conv_of_small_images(

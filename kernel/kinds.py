@@ -1,0 +1,96 @@
+"""The kinds of kernel, each by the directions in which it looks at the logits.
+
+From a kind and a number of classes to projections of the logits, one backward pass each
+(docs/mathematics.md, 2).
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from kernel.errors import KernelError
+from kernel.model import Model
+
+Kind = Literal["single", "sum", "trace", "rademacher", "full"]
+KINDS: tuple[Kind, ...] = ("single", "sum", "trace", "rademacher", "full")
+Precision = Literal["float32", "float64"]
+# Random projections of the logits for `rademacher`.
+PROBES = 4
+
+
+class Directions(NamedTuple):
+    """How a kernel looks at the logits.
+
+    Attributes:
+        projections: (projections, classes), one v of v · f(x) a row.
+        scale: factor of the summed products of gradients.
+        square: every pair of projections has an entry of its own (`full`).
+    """
+
+    projections: Float[np.ndarray, "projections classes"]
+    scale: float
+    square: bool
+
+
+def directions(
+    kind: str, classes: int, probes: int = PROBES, rng: np.random.Generator | None = None
+) -> Directions:
+    """The directions of a kind.
+
+    Args:
+        kind: one of `KINDS`.
+        classes: C.
+        probes: m, how many projections `rademacher` takes.
+        rng: where they come from.
+
+    Raises:
+        KernelError: unknown kind; no probes; no generator for random ones.
+    """
+    if kind not in KINDS:
+        raise KernelError(f"unknown kernel kind {kind!r}; known: {', '.join(KINDS)}.")
+    if probes < 1:
+        raise KernelError(f"probes must be at least 1, not {probes}.")
+    if kind == "single":
+        return Directions(np.eye(1, classes), 1.0, False)
+    if kind == "sum":
+        return Directions(np.ones((1, classes)), 1.0 / classes, False)
+    if kind == "rademacher":
+        signs = given(rng, "the kind rademacher").choice((-1.0, 1.0), size=(probes, classes))
+        return Directions(signs, 1.0 / (probes * classes), False)
+    if kind == "trace":
+        return Directions(np.eye(classes), 1.0 / classes, False)
+    return Directions(np.eye(classes), 1.0, True)
+
+
+def projection_count(kind: str, classes: int, probes: int = PROBES) -> int:
+    """Backward passes of a kind."""
+    return len(directions(kind, classes, probes, np.random.default_rng(0)).projections)
+
+
+def given(rng: np.random.Generator | None, what: str) -> np.random.Generator:
+    """The generator, where one is needed.
+
+    Raises:
+        KernelError: there is none.
+    """
+    if rng is None:
+        raise KernelError(f"{what} is random: give it a generator as rng.")
+    return rng
+
+
+def classes_of(model: Model, image: jax.ShapeDtypeStruct) -> int:
+    """C, the number of logits of one image.
+
+    Raises:
+        KernelError: the model returns something else than one row of logits an image.
+    """
+    one = jax.ShapeDtypeStruct((1, *image.shape), image.dtype)
+    logits = jax.eval_shape(model.function, model.params, model.frozen, one)
+    if logits.ndim != 2:
+        raise KernelError(
+            f"the model maps one image to an array of shape {logits.shape}; a kernel needs logits "
+            "of shape (1, classes)."
+        )
+    return logits.shape[1]

@@ -1,0 +1,160 @@
+"""Layers that multiply by a matrix: their gradients, and what is left of two of them in a kernel.
+
+From a layer's input and the cotangents of its output, for one image, to the rows of its part of the
+Jacobian; or to two small factors, patches a_t and cotangents δ_t at the positions t, whose products
+Σ_tt' (a_t·a'_t')(δ_t·δ'_t') are the layer's part of a kernel without any gradient being formed
+(docs/mathematics.md, 2). Convolutions see their input as patches, by shifted slices.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+# What one multiplication of the T²-form's elementwise part costs, in multiplications of a matrix
+# product: it runs at the speed of memory.
+ELEMENTWISE = 8
+
+
+@dataclass(frozen=True)
+class Window:
+    """The geometry of a convolution, one entry an axis of the image.
+
+    Attributes:
+        kernel: sizes of the kernel.
+        stride: steps between its places.
+        edges: padding before and after.
+        dilation: steps between its entries.
+        groups: channels are split into so many groups, each with kernels of its own.
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    edges: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+
+    def slices(self, padded: tuple[int, ...]) -> list[tuple[slice, ...]]:
+        """For each entry of the kernel the pixels that it meets, of an image with its padding."""
+        axes = []
+        for n, k, s, d in zip(padded, self.kernel, self.stride, self.dilation, strict=True):
+            last = (n - d * (k - 1) - 1) // s * s  # where the kernel's last place begins
+            axes.append([slice(d * i, d * i + last + 1, s) for i in range(k)])
+        return list(itertools.product(*axes))
+
+
+@dataclass(frozen=True)
+class Product:
+    """A dense layer, or a convolution if it has a window.
+
+    Attributes:
+        weight: name of the trainable matrix (out, in) or kernel (out, in / groups, …).
+        bias: name of the trainable bias (out,); None if there is none.
+        inputs: channels of the input, those of all groups.
+        outputs: channels of the output.
+        window: of a convolution.
+    """
+
+    weight: str
+    bias: str | None
+    inputs: int
+    outputs: int
+    window: Window | None = None
+
+    @property
+    def groups(self) -> int:
+        """Groups of channels."""
+        return self.window.groups if self.window else 1
+
+    @property
+    def features(self) -> int:
+        """Entries of a patch in one group."""
+        return self.inputs // self.groups * math.prod(self.window.kernel if self.window else ())
+
+    @property
+    def width(self) -> int:
+        """Columns of the Jacobian for one output channel: its kernel's, and the bias."""
+        return self.features + (1 if self.bias else 0)
+
+    def patches(self, x: Array) -> Array:
+        """The input of one image as (groups, positions, features), a window's offset first."""
+        if self.window is None:
+            return x.reshape(1, -1, self.inputs)
+        padded = self._padded(x)
+        columns = [
+            padded[:, *place].reshape(-1, self.groups, self.inputs // self.groups)
+            for place in self.window.slices(padded.shape[1:-1])
+        ]
+        return jnp.stack(columns, axis=2).reshape(-1, self.groups, self.features).swapaxes(0, 1)
+
+    def pixels(self, x: Array) -> Array:
+        """The padded input of one image as (copies, …, channels)."""
+        return x.reshape(1, -1, self.inputs) if self.window is None else self._padded(x)
+
+    def cotangents(self, cotangent: Array) -> Array:
+        """(rows, positions, outputs) from the cotangents of one image, one a row."""
+        if self.window is None:
+            return cotangent.reshape(len(cotangent), -1, self.outputs)
+        moved = jnp.moveaxis(cotangent, 2, -1)
+        return moved.reshape(len(cotangent), -1, self.outputs)
+
+    def rows(self, x: Array, cotangent: Array, start: Array, outputs: int) -> Array:
+        """Columns of the Jacobian for some output channels, kernels first, then biases.
+
+        Args:
+            x: the layer's input for one image.
+            cotangent: (rows, …), cotangents of its output, one for each row.
+            start: the first output channel; all of them if `outputs` is their number.
+            outputs: how many; past the last one they count as zeros.
+
+        Returns:
+            (rows, outputs · width). Of a convolution the window's offset comes before the channel.
+        """
+        patches = self.patches(x)
+        delta = self.cotangents(cotangent)
+        if outputs < self.outputs:
+            delta = jnp.pad(delta, ((0, 0), (0, 0), (0, -self.outputs % outputs)))
+            delta = jax.lax.dynamic_slice_in_dim(delta, start, outputs, axis=2)
+            return self._joined(delta, jnp.einsum("rto,tf->rof", delta, patches[0]))
+        grouped = delta.reshape(*delta.shape[:2], self.groups, -1)
+        return self._joined(delta, jnp.einsum("rtgo,gtf->rgof", grouped, patches))
+
+    def shaped(self, row: Array) -> dict[str, Array]:
+        """The parameters' gradients, each in the layout of the parameter, from a whole row."""
+        size = self.outputs * self.features
+        bias = {} if self.bias is None else {self.bias: row[size:]}
+        kernel = self.window.kernel if self.window else ()
+        offset_first = row[:size].reshape(self.outputs, *kernel, self.inputs // self.groups)
+        return {self.weight: jnp.moveaxis(offset_first, -1, 1), **bias}
+
+    def _joined(self, delta: Array, weights: Array) -> Array:
+        kernels = weights.reshape(len(delta), -1)
+        if self.bias is None:
+            return kernels
+        return jnp.concatenate([kernels, delta.sum(axis=1)], axis=1)
+
+    def _padded(self, x: Array) -> Array:
+        """(copies, …, channels): channels last, so that a patch is a few contiguous runs."""
+        assert self.window is not None
+        return jnp.pad(jnp.moveaxis(x, 1, -1), ((0, 0), *self.window.edges, (0, 0)))
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """An embedding: rows of a table, chosen by whole numbers.
+
+    Attributes:
+        table: name of the trainable table (entries, width).
+        entries: its rows.
+        padding: the entry whose row has no gradient; −1 for none.
+    """
+
+    table: str
+    entries: int
+    padding: int
+
+
+Rule = Product | Lookup

@@ -1,0 +1,79 @@
+"""Sketched gradients of a set of images: one row of features an image, whose products are a kernel.
+
+From a network and images to Φ with Θ ≈ ΦΦᵀ, in one pass and in memory of Φ's own size: what a pool
+too large for its kernel is worked with (docs/mathematics.md, 2).
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from kernel.diagnosis import not_finite
+from kernel.kinds import given
+from kernel.model import Model
+from kernel.passes import sketched
+from kernel.plan import Problem, chunk_bytes
+from kernel.progress import Report
+from kernel.sketch import random_signs
+
+
+def sketch_bytes(problem: Problem, buckets: int, chunk: int) -> int:
+    """What the features of all images take, with a chunk of images that is being differentiated."""
+    width = len(problem.directions.projections)
+    features = problem.examples * width * buckets * problem.itemsize
+    columns = sum(unit.columns for unit in problem.units)
+    return features + chunk_bytes(problem, chunk, 1) + columns * problem.itemsize
+
+
+def sketches(
+    model: Model,
+    images: Float[np.ndarray, "examples ..."],
+    problem: Problem,
+    buckets: int,
+    chunk: int,
+    rng: np.random.Generator | None,
+    report: Report | None = None,
+) -> Float[np.ndarray, "examples projections buckets"]:
+    """Every image's gradient, folded to so many dimensions for each projection of the logits.
+
+    Args:
+        model: in the precision of the problem.
+        images: all of them.
+        problem: what is computed.
+        buckets: k.
+        chunk: images differentiated at a time.
+        rng: where the signs come from.
+        report: told how many images are done, and of how many.
+
+    Raises:
+        KernelError: a sketch of no or too many dimensions; no generator; gradients that are not
+            finite.
+    """
+    columns = sum(unit.columns for unit in problem.units)
+    signs = jnp.asarray(random_signs(columns, buckets, given(rng, "a sketch")))
+    projections = problem.directions.projections
+    values = np.empty((len(images), len(projections), buckets), problem.precision)
+    for start in range(0, len(images), chunk):
+        places = np.minimum(np.arange(start, start + chunk), len(images) - 1)
+        some = jnp.asarray(images[places])
+        # one projection at a time: what one image leaves in the network is what takes memory
+        for number, projection in enumerate(jnp.asarray(projections, problem.precision)):
+            rows, finite = sketched(
+                model.function,
+                problem.units,
+                buckets,
+                False,
+                *model[1:],
+                some,
+                projection[None],
+                signs,
+            )
+            if not bool(finite.all()):
+                bad = sorted(set(places[~np.asarray(finite)].tolist()))
+                raise not_finite(model, images, bad, projections)
+            count = min(chunk, len(images) - start)
+            values[start : start + count, number] = np.asarray(rows)[:count, 0]
+        if report is not None:
+            report(float(min(start + chunk, len(images))), float(len(images)))
+    values *= values.dtype.type(problem.directions.scale**0.5)
+    return values

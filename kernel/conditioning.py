@@ -71,7 +71,7 @@ def _condition(blocks: Blocks, factor: Lower, residual: np.ndarray) -> Condition
     """Some columns at a time: with features there is no (L,U) array in float64."""
     with_features = isinstance(blocks.given, Features)
     rows = capacity(blocks.labelled) if with_features else blocks.labelled
-    a = np.zeros((rows, blocks.candidates), _dtype(blocks))
+    a = np.zeros((blocks.candidates, rows), _dtype(blocks)).T  # in the order of solutions
     explained = np.empty(blocks.candidates)
     drift = np.empty((blocks.candidates, residual.shape[1]))
     solved = np.asarray(solve_lower(factor, residual))

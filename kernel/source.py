@@ -98,7 +98,7 @@ def appended(source: Source, v: Float[np.ndarray, "candidates rank"]) -> Source:
     if after > len(a):
         grown = capacity(after) - len(a)
         if isinstance(a, np.ndarray):
-            a = np.concatenate([a, np.zeros((grown, a.shape[1]), a.dtype)])
+            a = np.concatenate([a.T, np.zeros((a.shape[1], grown), a.dtype)], axis=1).T
         else:
             a = jnp.pad(a, ((0, grown), (0, 0)))
     if isinstance(a, np.ndarray):

@@ -146,7 +146,7 @@ def _trained(runs: list[dict[str, Any]]) -> str:
                 f"{first['labelled']} / {first['candidates']}",
                 n,
                 "exact" if _is_exact(first) else "sketched",
-                f"{first.get('optimiser', 'sgd')}, {first['min_steps']}",
+                f"{first['optimiser']}, {first['min_steps']}",
                 f"{sum(run['fitted'] for run in group)} of {n}",
                 f"{np.mean([run['residual'] for run in group]):.3f}",
                 f"{np.mean([run['accuracy'] for run in group]):.2f}",

@@ -11,14 +11,14 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from kernel.engine import sketched, swept
 from kernel.errors import KernelError
 from kernel.kinds import KINDS, PROBES, Kind, Precision
 from kernel.model import Model
 from kernel.plan import GIB, Problem, plan
 from kernel.problem import Request, cast, chunk_of, problem_of
 from kernel.progress import Progress, Report
-from kernel.sketches import sketch_bytes, sketches
-from kernel.sweep import sweep
+from kernel.sketches import sketch_bytes
 
 __all__ = ["KINDS", "PROBES", "Kernel", "Kind", "Precision", "cast", "empirical_ntk", "gram"]
 
@@ -48,6 +48,7 @@ def empirical_ntk(
     precision: Precision = "float32",
     chunk: int | None = None,
     memory_gib: float = 4.0,
+    devices: int | None = None,
     progress: Report | None = None,
 ) -> Kernel:
     """The kernel of a network between all pairs of images.
@@ -68,14 +69,16 @@ def empirical_ntk(
         chunk: how many examples are differentiated at a time; None chooses for the machine.
         memory_gib: GiB that all of it may take beyond what is in memory before; it decides the
             number of passes.
+        devices: how many of the machine's, or of all processes', it is spread over; None for all.
         progress: called with the work done and all work, in one unit.
 
     Raises:
-        KernelError: unknown kind; no images; not even one parameter, or not the sketch, fits in
-            the memory given; a sketch of no or too many dimensions; no generator where one is
-            needed; gradients that are not finite, with the layer and the images.
+        KernelError: unknown kind; no images; more devices than there are; not even one parameter,
+            or not the sketch, fits in the memory given; a sketch of no or too many dimensions; no
+            generator where one is needed; gradients that are not finite, with the layer and the
+            images.
     """
-    request = Request(kind, probes, precision, chunk, memory_gib)
+    request = Request(kind, probes, precision, chunk, memory_gib, devices)
     model = cast(model, precision)
     images = np.asarray(images, precision)
     image = jax.ShapeDtypeStruct(images.shape[1:], precision)
@@ -83,7 +86,8 @@ def empirical_ntk(
     chunk = min(chunk_of(request), len(images))
     if sketch is None:
         made = plan(problem, memory_gib, chunk)
-        values, _ = sweep(model, images, problem, made, Progress(problem, made, progress))
+        told = Progress(problem, made, progress)
+        values, _ = swept(model, images, problem, made, told, devices)
         values *= problem.directions.scale
     else:
         values = _sketched(model, images, problem, sketch, request, rng, progress)
@@ -103,7 +107,7 @@ def _sketched(model, images, problem: Problem, sketch, request: Request, rng, pr
             f"{request.memory_gib:g} GiB are given: give {needed:.3g} GiB, or lower the sketch, "
             "the chunk or the number of images."
         )
-    rows = sketches(model, images, problem, sketch, chunk, rng, progress)
+    rows = sketched(model, images, problem, sketch, chunk, rng, progress, request.devices)
     return gram(rows.reshape(len(images) * problem.rows_an_example, -1))
 
 

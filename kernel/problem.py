@@ -29,6 +29,7 @@ class Request(NamedTuple):
         precision: of gradients and contraction.
         chunk: images differentiated at a time; None chooses for the machine.
         memory_gib: GiB that it may take beyond what is in memory before.
+        devices: how many it is spread over; None for all.
     """
 
     kind: str = "single"
@@ -36,6 +37,7 @@ class Request(NamedTuple):
     precision: Precision = "float32"
     chunk: int | None = None
     memory_gib: float = 4.0
+    devices: int | None = None
 
 
 def cast(model: Model, dtype: Precision) -> Model:

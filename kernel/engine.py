@@ -1,0 +1,56 @@
+"""Which engine computes: NumPy's products on one CPU, or the devices of a mesh.
+
+From the same request to the same numbers either way, so that callers name only how many devices.
+"""
+
+import numpy as np
+from jaxtyping import Float
+
+from kernel.devices import mesh_unless_host
+from kernel.model import Model
+from kernel.plan import Plan, Problem
+from kernel.progress import Progress, Report
+from kernel.sharded import sharded_sketches, sharded_sweep
+from kernel.sketches import sketches
+from kernel.sweep import sweep
+
+
+def swept(
+    model: Model,
+    images: Float[np.ndarray, "examples ..."],
+    problem: Problem,
+    plan: Plan,
+    progress: Progress,
+    devices: int | None = None,
+) -> tuple[Float[np.ndarray, "rows columns"], Float[np.ndarray, "_ each each"]]:
+    """`kernel.sweep.sweep` on so many devices; all if None.
+
+    Raises:
+        KernelError: more devices than there are; gradients that are not finite.
+    """
+    mesh = mesh_unless_host(devices)
+    if mesh is None:
+        return sweep(model, images, problem, plan, progress)
+    return sharded_sweep(model, images, problem, plan, progress, mesh)
+
+
+def sketched(
+    model: Model,
+    images: Float[np.ndarray, "examples ..."],
+    problem: Problem,
+    buckets: int,
+    chunk: int,
+    rng: np.random.Generator | None,
+    report: Report | None = None,
+    devices: int | None = None,
+) -> Float[np.ndarray, "examples projections buckets"]:
+    """`kernel.sketches.sketches` on so many devices; all if None.
+
+    Raises:
+        KernelError: more devices than there are; a sketch of no or too many dimensions; no
+            generator; gradients that are not finite.
+    """
+    mesh = mesh_unless_host(devices)
+    if mesh is None:
+        return sketches(model, images, problem, buckets, chunk, rng, report)
+    return sharded_sketches(model, images, problem, buckets, chunk, rng, report, mesh)

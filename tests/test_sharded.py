@@ -1,0 +1,193 @@
+"""Kernels on many devices and in two processes are those of one.
+
+The devices are 8 forced ones of the CPU, which a process has from its start or not at all: one
+process computes all cases (`tests.sharded_worker`).
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bridge import portable
+from bridge.trace import mirror
+from kernel.devices import check_processes, mesh, mesh_unless_host
+from kernel.errors import KernelError
+from kernel.ntk import empirical_ntk
+from kernel.plan import plan
+from kernel.problem import Request, problem_of
+from kernel.progress import Progress
+from kernel.sharded import sharded_sketches, sharded_sweep
+from kernel.sketches import sketches
+from kernel.sweep import sweep
+from kernel.waves import waves
+from tests.kernel_cases import mlp
+from tests.sharded_worker import CASES
+
+ROOT = Path(__file__).parent.parent
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(9, 3, padding_idx=0), nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.table(x.long())).mean(1))
+
+
+def save_networks(folder: Path) -> None:
+    torch.manual_seed(0)
+    conv = nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.Conv2d(3, 4, 3, stride=2, bias=False),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    ).eval()
+    portable.save(mirror(conv, np.zeros((2, 2, 6, 6), np.float32)), folder / "conv.safetensors")
+    words = mirror(Words().eval(), np.zeros((2, 6), np.float32))
+    portable.save(words, folder / "embedding.safetensors")
+
+
+def start(devices: int, *arguments: str) -> subprocess.Popen[str]:
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", "tests.sharded_worker", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+
+
+@pytest.mark.slow
+def test_many_devices_give_what_one_gives(tmp_path):
+    """One test, so that one process computes all cases also where tests are spread."""
+    save_networks(tmp_path)
+    finish(start(8, "devices", str(tmp_path), str(tmp_path / "found.json")))
+    found = json.loads((tmp_path / "found.json").read_text())
+    for case in [*CASES, "together"]:
+        assert found[case]["values"] < 1e-12, case
+        assert found[case]["diagonal"] < 1e-12, case
+        assert found[case]["largest"] > 1e-3, case  # a kernel of zeros would agree
+        assert found[case]["done"] == pytest.approx(1.0), case
+    assert found["sketch"] < 1e-12
+    many, one = found["selections"]
+    assert many == one
+    assert len(set(many)) == 6
+    many, one, too_many = found["refusals"]
+    assert many == one
+    assert "the gradients of images [6]" in many
+    assert "layer '1'" in many
+    assert "9 devices were asked for and 8 exist (cpu)" in too_many
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_kernel_of_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    outs = [tmp_path / f"{number}.json" for number in range(2)]
+    both = [
+        start(2, "processes", address, str(number), str(out)) for number, out in enumerate(outs)
+    ]
+    for process in both:
+        finish(process)
+    first, second = (json.loads(out.read_text()) for out in outs)
+    assert first == second
+    assert first["devices"] == [2, 4]
+    assert first["values"] < 1e-12
+    assert first["diagonal"] < 1e-12
+    assert first["sketch"] < 1e-12
+    assert "the gradients of images [4]" in first["said"][0]
+    assert "the processes [1] of 2 have none of them" in first["said"][1]
+
+
+@pytest.mark.parametrize("kind", ["trace", "full"])
+@pytest.mark.parametrize("anchors", [4, 11])
+def test_one_device_of_a_mesh_gives_the_kernel_of_the_host(kind, anchors, rng):
+    model, images = mlp(3, 4, 2, rng), rng.normal(size=(11, 3))
+    image = jax.ShapeDtypeStruct((3,), "float64")
+    problem = problem_of(model, image, 11, anchors, Request(kind, precision="float64"))
+    made = plan(problem, 1.0, 3)
+    own = (model, images, problem, made, Progress(problem, made, None))
+    for found, expected in zip(sharded_sweep(*own, mesh()), sweep(*own), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_sketches_of_a_mesh_of_one_device(rng):
+    model, images = mlp(3, 4, 2, rng), rng.normal(size=(7, 3))
+    image = jax.ShapeDtypeStruct((3,), "float64")
+    problem = problem_of(model, image, 7, 7, Request("trace", precision="float64"))
+    own = (model, images, problem, 5, 3)
+    seen = []
+    signs = (np.random.default_rng(3), lambda *report: seen.append(report))
+    found = sharded_sketches(*own, *signs, mesh())
+    expected = sketches(*own, np.random.default_rng(3))
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert seen[-1] == (7.0, 7.0)
+
+
+@pytest.mark.parametrize(
+    ("images", "chunk", "devices"), [(1, 4, 8), (7, 2, 3), (64, 8, 8), (65, 8, 8), (500, 16, 4)]
+)
+def test_waves_hold_every_image_once(images, chunk, devices):
+    found = waves(3, 3 + images, chunk, devices)
+    rows = [
+        row
+        for wave in found
+        for device in range(devices)
+        for row in range(*wave.share(device, 2).indices(10_000))
+    ]
+    assert rows == list(range(6, 6 + 2 * images))
+    (size,) = {len(wave.places) for wave in found}  # one shape is compiled
+    assert size % devices == 0
+    assert size <= devices * chunk
+    assert len(found) == -(-images // (devices * chunk))
+    for wave in found:
+        assert wave.places[: wave.images].tolist() == list(range(wave.start, wave.stop))
+        assert (wave.places[wave.images :] == 2 + images).all()
+
+
+def test_few_images_more_are_no_new_shape():
+    sizes = {len(waves(0, images, 64, 8)[0].places) for images in range(1000, 1400, 10)}
+    assert len(sizes) < 10
+
+
+def test_no_images_are_no_waves():
+    assert waves(5, 5, 4, 2) == []
+
+
+@pytest.mark.parametrize("devices", [0, 1000])
+def test_as_many_devices_as_exist(devices, rng):
+    with pytest.raises(KernelError, match=rf"{devices} devices were asked for and \d+ exist"):
+        mesh(devices)
+    with pytest.raises(KernelError, match="exist"):
+        empirical_ntk(mlp(3, 4, 2, rng), rng.normal(size=(4, 3)), devices=devices)
+
+
+def test_every_process_has_a_device():
+    check_processes([0, 0, 1, 1], 2)
+    with pytest.raises(KernelError, match=r"2 devices were .* the processes \[1, 2\] of 3"):
+        check_processes([0, 0], 3)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="a GPU is never left to NumPy")
+def test_one_cpu_is_left_to_numpy():
+    assert mesh_unless_host(1) is None

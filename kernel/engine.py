@@ -10,6 +10,7 @@ from kernel.devices import mesh_unless_host
 from kernel.model import Model
 from kernel.plan import Plan, Problem
 from kernel.progress import Progress, Report
+from kernel.scratch import Scratch
 from kernel.sharded import sharded_sketches, sharded_sweep
 from kernel.sketches import sketches
 from kernel.sweep import sweep
@@ -22,15 +23,18 @@ def swept(
     plan: Plan,
     progress: Progress,
     devices: int | None = None,
+    scratch: Scratch | None = None,
 ) -> tuple[Float[np.ndarray, "rows columns"], Float[np.ndarray, "_ each each"]]:
     """`kernel.sweep.sweep` on so many devices; all if None.
+
+    Several devices, and a GPU, keep nothing in the scratch: they begin again.
 
     Raises:
         KernelError: more devices than there are; gradients that are not finite.
     """
     mesh = mesh_unless_host(devices)
     if mesh is None:
-        return sweep(model, images, problem, plan, progress)
+        return sweep(model, images, problem, plan, progress, scratch)
     return sharded_sweep(model, images, problem, plan, progress, mesh)
 
 
@@ -43,8 +47,11 @@ def sketched(
     rng: np.random.Generator | None,
     report: Report | None = None,
     devices: int | None = None,
+    scratch: Scratch | None = None,
 ) -> Float[np.ndarray, "examples projections buckets"]:
     """`kernel.sketches.sketches` on so many devices; all if None.
+
+    Several devices, and a GPU, keep nothing in the scratch: they begin again.
 
     Raises:
         KernelError: more devices than there are; a sketch of no or too many dimensions; no
@@ -52,5 +59,5 @@ def sketched(
     """
     mesh = mesh_unless_host(devices)
     if mesh is None:
-        return sketches(model, images, problem, buckets, chunk, rng, report)
+        return sketches(model, images, problem, buckets, chunk, rng, report, scratch)
     return sharded_sketches(model, images, problem, buckets, chunk, rng, report, mesh)

@@ -17,6 +17,7 @@ from kernel.kinds import given
 from kernel.model import Model
 from kernel.passes import compute, sketched
 from kernel.plan import GIB, Pass, Plan, Problem, plan
+from kernel.pool import Decision, Sizes
 from kernel.problem import Request, cast, chunk_of, problem_of
 from kernel.sketch import random_signs
 from kernel.sketches import sketch_bytes
@@ -176,3 +177,28 @@ def _seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     jax.block_until_ready(work())
     return time.perf_counter() - start
+
+
+def posterior_seconds(sizes: Sizes, classes: int, decision: Decision, cost: Estimate) -> float:
+    """Seconds of the posterior and of one criterion, by the rates of products on this machine.
+
+    Args:
+        sizes: of the query.
+        classes: C.
+        decision: how S is held.
+        cost: of its kernel.
+    """
+    each = classes if decision.form == "full" else 1
+    labelled, candidates = sizes.labelled * each, sizes.candidates * each
+    sample = (sizes.sample or sizes.candidates) * each
+    rows = np.random.default_rng(0).normal(size=_PRODUCT)
+    _, product = _timed(lambda: rows @ rows.T)
+    rate = product / (rows.shape[0] ** 2 / 2 * rows.shape[1])
+    _, sweep = _timed(lambda: np.sqrt(rows * rows + 1.0))
+    touching = sweep / rows.size
+    work = labelled**3 / 6 + labelled**2 * candidates / 2 + sample * candidates * labelled
+    if decision.form == "features" and sizes.sketch is not None:
+        dimensions = sizes.sketch * cost.projections
+        work += sample * candidates * dimensions / 2  # float32: twice as fast
+    work += sample * candidates * classes
+    return rate * work + touching * sample * candidates

@@ -18,6 +18,7 @@ from kernel.model import Model
 from kernel.plan import GIB, Problem, plan
 from kernel.problem import Request, cast, chunk_of, problem_of
 from kernel.progress import Progress, Report
+from kernel.scratch import Scratch
 from kernel.sketches import sketch_bytes
 
 __all__ = ["KINDS", "PROBES", "Kernel", "Kind", "Precision", "cast", "empirical_ntk", "gram"]
@@ -50,6 +51,7 @@ def empirical_ntk(
     memory_gib: float = 4.0,
     devices: int | None = None,
     progress: Report | None = None,
+    scratch: Scratch | None = None,
 ) -> Kernel:
     """The kernel of a network between all pairs of images.
 
@@ -71,6 +73,7 @@ def empirical_ntk(
             number of passes.
         devices: how many of the machine's, or of all processes', it is spread over; None for all.
         progress: called with the work done and all work, in one unit.
+        scratch: where finished chunks are kept, and taken up from.
 
     Raises:
         KernelError: unknown kind; no images; more devices than there are; not even one parameter,
@@ -87,17 +90,17 @@ def empirical_ntk(
     if sketch is None:
         made = plan(problem, memory_gib, chunk)
         told = Progress(problem, made, progress)
-        values, _ = swept(model, images, problem, made, told, devices)
+        values, _ = swept(model, images, problem, made, told, devices, scratch)
         values *= problem.directions.scale
     else:
-        values = _sketched(model, images, problem, sketch, request, rng, progress)
+        values = _sketched(model, images, problem, sketch, request, rng, progress, scratch)
     if problem.directions.square:
         classes = problem.rows_an_example
         values = values.reshape(len(images), classes, len(images), classes)
     return Kernel(values, precision)
 
 
-def _sketched(model, images, problem: Problem, sketch, request: Request, rng, progress):
+def _sketched(model, images, problem: Problem, sketch, request: Request, rng, progress, scratch):
     """The kernel of sketched gradients, whole."""
     chunk = min(chunk_of(request), len(images))
     needed = (problem.result_bytes + sketch_bytes(problem, sketch, chunk)) / GIB
@@ -107,7 +110,7 @@ def _sketched(model, images, problem: Problem, sketch, request: Request, rng, pr
             f"{request.memory_gib:g} GiB are given: give {needed:.3g} GiB, or lower the sketch, "
             "the chunk or the number of images."
         )
-    rows = sketched(model, images, problem, sketch, chunk, rng, progress, request.devices)
+    rows = sketched(model, images, problem, sketch, chunk, rng, progress, request.devices, scratch)
     return gram(rows.reshape(len(images) * problem.rows_an_example, -1))
 
 

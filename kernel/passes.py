@@ -20,6 +20,9 @@ from kernel.sketch import fold_into
 from kernel.taps import Tapped, site_gradients, taps
 from kernel.units import Unit
 
+# By site: the structure of its inputs, and those that are plain numbers, by their place.
+Numbers = dict[str, tuple[Any, dict[int, Any]]]
+
 
 class Part(NamedTuple):
     """What a pass has of one unit.
@@ -110,11 +113,13 @@ def _compute(
     projections: Array,
     starts: Array,
 ) -> Chunk:
-    seen = jax.vmap(lambda image: _observe(function, parts, params, frozen, image, projections))(
-        images
-    )
+    numbers: Numbers = {}
+    seen = jax.vmap(
+        lambda image: _observe(function, parts, params, frozen, image, projections, numbers)
+    )(images)
 
     def rows(own: Any) -> Array:
+        own = _whole_inputs(own, numbers)
         pieces = [
             _rows(function, part, params, frozen, own, start)
             for part, start in zip(parts, starts, strict=True)
@@ -155,11 +160,13 @@ def sketched(
     Columns are counted unit by unit, each as its rule lays them out.
     """
     parts = tuple(Part(unit, "rows", unit.outputs) for unit in units)
-    seen = jax.vmap(lambda image: _observe(function, parts, params, frozen, image, projections))(
-        images
-    )
+    numbers: Numbers = {}
+    seen = jax.vmap(
+        lambda image: _observe(function, parts, params, frozen, image, projections, numbers)
+    )(images)
 
     def folded(own: Any) -> Array:
+        own = _whole_inputs(own, numbers)
         total = jnp.zeros((len(projections), buckets), images.dtype)
         offset = 0
         for part in parts:
@@ -186,11 +193,23 @@ def _observe(
     frozen: Frozen,
     image: Array,
     projections: Array,
+    numbers: Numbers,
 ) -> Any:
-    """Of one image: inputs and cotangents by site, or gradients by place without taps."""
+    """Of one image: inputs and cotangents by site, or gradients by place without taps.
+
+    What is a plain number among the inputs, such as a size, is noted in `numbers` and left out: as
+    an array it could not say the shape of another.
+    """
     if isinstance(function, Tapped):
         sites = [site for part in parts for site in part.unit.sites]
-        return taps(function, params, frozen, image, projections, sites)
+        inputs, cotangents = taps(function, params, frozen, image, projections, sites)
+        arrays = {}
+        for site in sites:
+            leaves, structure = jax.tree.flatten(inputs[site])
+            plain = {i: v for i, v in enumerate(leaves) if not isinstance(v, jax.Array)}
+            numbers[site] = (structure, plain)
+            arrays[site] = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
+        return arrays, cotangents
     leaves, structure = jax.tree.flatten(params)
     places = sorted({place for part in parts for place in part.unit.places})
 
@@ -203,6 +222,19 @@ def _observe(
     _, pull = jax.vjp(logits, [leaves[place] for place in places])
     (gradients,) = jax.vmap(pull)(projections)
     return dict(zip(places, gradients, strict=True))
+
+
+def _whole_inputs(seen: Any, numbers: Numbers) -> Any:
+    """The inputs of each site with their plain numbers back in place."""
+    if not numbers:
+        return seen
+    arrays, cotangents = seen
+    inputs = {}
+    for site, (structure, plain) in numbers.items():
+        given = iter(arrays[site])
+        leaves = [plain[i] if i in plain else next(given) for i in range(structure.num_leaves)]
+        inputs[site] = jax.tree.unflatten(structure, leaves)
+    return inputs, cotangents
 
 
 def _rows(

@@ -14,6 +14,7 @@ from kernel.model import Model
 from kernel.passes import sketched
 from kernel.plan import Problem, chunk_bytes
 from kernel.progress import Report
+from kernel.scratch import Scratch
 from kernel.sketch import random_signs
 
 
@@ -33,6 +34,7 @@ def sketches(
     chunk: int,
     rng: np.random.Generator | None,
     report: Report | None = None,
+    scratch: Scratch | None = None,
 ) -> Float[np.ndarray, "examples projections buckets"]:
     """Every image's gradient, folded to so many dimensions for each projection of the logits.
 
@@ -44,6 +46,7 @@ def sketches(
         chunk: images differentiated at a time.
         rng: where the signs come from.
         report: told how many images are done, and of how many.
+        scratch: where finished chunks are kept, and taken up from.
 
     Raises:
         KernelError: a sketch of no or too many dimensions; no generator; gradients that are not
@@ -52,8 +55,14 @@ def sketches(
     columns = sum(unit.columns for unit in problem.units)
     signs = jnp.asarray(random_signs(columns, buckets, given(rng, "a sketch")))
     projections = problem.directions.projections
-    values = np.empty((len(images), len(projections), buckets), problem.precision)
+    scale = np.dtype(problem.precision).type(problem.directions.scale**0.5)
+    scratch = scratch or Scratch()
+    shape = (len(images), len(projections), buckets)
+    values = scratch.array("features", shape, problem.precision)
+    done = scratch.done("features")
     for start in range(0, len(images), chunk):
+        if start + chunk <= done:
+            continue
         places = np.minimum(np.arange(start, start + chunk), len(images) - 1)
         some = jnp.asarray(images[places])
         # one projection at a time: what one image leaves in the network is what takes memory
@@ -72,8 +81,8 @@ def sketches(
                 bad = sorted(set(places[~np.asarray(finite)].tolist()))
                 raise not_finite(model, images, bad, projections)
             count = min(chunk, len(images) - start)
-            values[start : start + count, number] = np.asarray(rows)[:count, 0]
+            values[start : start + count, number] = np.asarray(rows)[:count, 0] * scale
+        scratch.mark("features", start + chunk)
         if report is not None:
             report(float(min(start + chunk, len(images))), float(len(images)))
-    values *= values.dtype.type(problem.directions.scale**0.5)
     return values

@@ -4,6 +4,8 @@ From chunks of rows and factors to blocks of the kernel. Rows are multiplied by 
 half the work where both sides are the same; factors in tiles whose products stay in the cache.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from jaxtyping import Float
 
 from kernel.pairs import alone, pair
 from kernel.passes import Chunk, Factor, Part
+from kernel.scratch import Scratch
 
 _TILE_BYTES = 2**23
 
@@ -21,14 +24,26 @@ class Store:
     Attributes:
         anchors: how many images it holds in the end.
         parts: of the pass.
+        arrays: names of what it has in the scratch.
     """
 
-    def __init__(self, anchors: int, parts: tuple[Part, ...]):
-        """Nothing is allocated before the first chunk tells shapes and dtypes."""
+    def __init__(
+        self, anchors: int, parts: tuple[Part, ...], scratch: Scratch | None = None, name: str = ""
+    ):
+        """Nothing is allocated before the first chunk tells shapes and dtypes.
+
+        Args:
+            anchors: how many images it holds in the end.
+            parts: of the pass.
+            scratch: where arrays come from; plain memory if None.
+            name: of this pass in it.
+        """
         self.anchors = anchors
         self.parts = parts
+        self._scratch, self._name = scratch or Scratch(), name
         self._factored = tuple(part for part in parts if part.form != "rows")
         self._rows: np.ndarray | None = None
+        self.arrays: list[str] = []
         self._factors: list[Factor] = []
         self._tiles: list[int] = []
 
@@ -82,17 +97,26 @@ class Store:
 
     def _allocate(self, chunk: Chunk) -> None:
         _, count, columns = chunk.rows.shape
-        self._rows = np.empty((self.anchors, count, columns), chunk.rows.dtype)
-        for factor in chunk.factors:
+        self._rows = self._array("rows", (self.anchors, count, columns), chunk.rows.dtype)
+        for number, factor in enumerate(chunk.factors):
             tile = _tile(factor, self.anchors)
             length = -(-self.anchors // tile) * tile
             self._factors.append(
                 Factor(
-                    _zeros(factor.inputs, _images_axis(factor), length),
-                    _zeros(factor.cotangents, 1, length),
+                    self._like(f"inputs-{number}", factor.inputs, _images_axis(factor), length),
+                    self._like(f"cotangents-{number}", factor.cotangents, 1, length),
                 )
             )
             self._tiles.append(tile)
+
+    def _like(self, name: str, array: jax.Array | np.ndarray, axis: int, length: int) -> np.ndarray:
+        shape = (*array.shape[:axis], length, *array.shape[axis + 1 :])
+        return self._array(name, shape, array.dtype)
+
+    def _array(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        full = f"{self._name}-{name}"
+        self.arrays.append(full)
+        return self._scratch.array(full, shape, dtype)
 
     def _flat(self) -> np.ndarray:
         assert self._rows is not None
@@ -110,10 +134,6 @@ def _add(values: np.ndarray, block: np.ndarray, i: int, j: int) -> None:
     flat = block.reshape(len(block) * each, -1)
     target = values[i * each : i * each + len(flat), j * each : j * each + flat.shape[1]]
     target += flat[: target.shape[0], : target.shape[1]]
-
-
-def _zeros(array: jax.Array | np.ndarray, axis: int, length: int) -> np.ndarray:
-    return np.zeros((*array.shape[:axis], length, *array.shape[axis + 1 :]), array.dtype)
 
 
 def _slice(factor: Factor, start: int, tile: int) -> Factor:

@@ -13,6 +13,7 @@ from kernel.model import Model
 from kernel.passes import Chunk, compute
 from kernel.plan import Pass, Plan, Problem
 from kernel.progress import Progress
+from kernel.scratch import Scratch
 from kernel.store import Store
 
 
@@ -22,6 +23,7 @@ def sweep(
     problem: Problem,
     plan: Plan,
     progress: Progress,
+    scratch: Scratch | None = None,
 ) -> tuple[Float[np.ndarray, "rows columns"], Float[np.ndarray, "_ each each"]]:
     """The kernel between the first `problem.anchors` images and all of them.
 
@@ -31,6 +33,7 @@ def sweep(
         problem: what is computed.
         plan: how.
         progress: told of every chunk and every product.
+        scratch: where finished chunks are kept, and taken up from.
 
     Returns:
         float64 values, not yet scaled, and the blocks of every image that is no anchor with itself.
@@ -38,26 +41,85 @@ def sweep(
     Raises:
         KernelError: gradients that are not finite.
     """
+    scratch = scratch or Scratch()
     each, anchors, total = problem.rows_an_example, problem.anchors, problem.examples
-    values = np.zeros((anchors * each, total * each))
-    diagonal = np.zeros((total - anchors, each, each))
-    for one in plan.passes:
-        store = Store(anchors, one.parts)
-        for start in range(0, anchors, plan.chunk):
-            chunk = _chunk(model, images, start, anchors, problem, plan, one)
-            store.put(start, chunk)
-            progress.formed(one, min(plan.chunk, anchors - start))
-        store.add_gram(values[:, : anchors * each])
-        progress.contracted(one, anchors / 2)
-        for start in range(anchors, total, plan.chunk):
-            chunk = _chunk(model, images, start, total, problem, plan, one)
-            count = min(plan.chunk, total - start)
-            own = slice(start * each, (start + count) * each)
-            store.add_cross(values[:, own], chunk, count)
-            diagonal[start - anchors : start - anchors + count] += store.diagonal(chunk)[:count]
-            progress.formed(one, count)
-            progress.contracted(one, count)
+    shapes = ((anchors * each, total * each), (total - anchors, each, each))
+    values, diagonal = (np.zeros(shape) for shape in shapes)
+    for number, one in enumerate(plan.passes):
+        names = [f"{number}-values", f"{number}-diagonal"]
+        if scratch.done(names[1]):
+            # what all passes so far add up to; taken up once, after the last that is finished
+            if not scratch.done(f"{number + 1}-diagonal"):
+                values[:], diagonal[:] = (
+                    scratch.array(name, shape, values.dtype)
+                    for name, shape in zip(names, shapes, strict=True)
+                )
+            progress.formed(one, total)
+            progress.contracted(one, total - anchors / 2)
+            continue
+        stale = _pass(model, images, problem, plan, number, progress, scratch, values, diagonal)
+        if scratch.keeps:
+            for name, array in zip(names, (values, diagonal), strict=True):
+                scratch.array(name, array.shape, array.dtype)[:] = array
+            before = [f"{number - 1}-values", f"{number - 1}-diagonal"] if number else []
+            scratch.replaced(names[1], [*stale, *before])
     return values, diagonal
+
+
+def _pass(
+    model: Model,
+    images: np.ndarray,
+    problem: Problem,
+    plan: Plan,
+    number: int,
+    progress: Progress,
+    scratch: Scratch,
+    values: np.ndarray,
+    diagonal: np.ndarray,
+) -> list[str]:
+    """Add one pass to the kernel; the names of what it left in the scratch."""
+    one, each, anchors, total = (
+        plan.passes[number],
+        problem.rows_an_example,
+        problem.anchors,
+        problem.examples,
+    )
+    store = Store(anchors, one.parts, scratch, str(number))
+    done = scratch.done(f"{number}-anchors")
+    for start in range(0, anchors, plan.chunk):
+        # the first chunk is always made: it tells the shapes of what was left
+        if start == 0 or start >= done:
+            store.put(start, _chunk(model, images, start, anchors, problem, plan, one))
+            scratch.mark(f"{number}-anchors", max(done, start + plan.chunk))
+        progress.formed(one, min(plan.chunk, anchors - start))
+    store.add_gram(values[:, : anchors * each])
+    progress.contracted(one, anchors / 2)
+    # what each pass adds to a cross kernel is written before it is added, so that it is added once
+    name = f"{number}-cross"
+    done = scratch.done(name)
+    if scratch.keeps and total > anchors:
+        added = scratch.array(name, (anchors * each, (total - anchors) * each), values.dtype)
+        alone = scratch.array(f"{name}-diagonal", diagonal.shape, diagonal.dtype)
+    else:
+        added, alone = values[:, anchors * each :], diagonal
+    for start in range(anchors, total, plan.chunk):
+        count = min(plan.chunk, total - start)
+        if start - anchors >= done:
+            chunk = _chunk(model, images, start, total, problem, plan, one)
+            place = slice(start - anchors, start - anchors + count)
+            columns = slice(place.start * each, place.stop * each)
+            if scratch.keeps:
+                added[:, columns], alone[place] = 0, 0
+            store.add_cross(added[:, columns], chunk, count)
+            alone[place] += store.diagonal(chunk)[:count]
+            scratch.mark(name, start - anchors + count)
+        progress.formed(one, count)
+        progress.contracted(one, float(count))
+    if scratch.keeps and total > anchors:
+        values[:, anchors * each :] += added
+        diagonal += alone
+        store.arrays.extend([name, f"{name}-diagonal"])
+    return store.arrays
 
 
 def _chunk(

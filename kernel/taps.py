@@ -108,8 +108,8 @@ def taps(
         values, inputs = function.tapped(params, frozen, perturbations, x)
         return values[0], inputs
 
-    _, pull, inputs = jax.vjp(logits, {name: zeros[name] for name in sites}, has_aux=True)
-    (cotangents,) = jax.vmap(pull)(projections)
+    found, pull, inputs = jax.vjp(logits, {name: zeros[name] for name in sites}, has_aux=True)
+    (cotangents,) = jax.vmap(pull)(projections.astype(found.dtype))
     return inputs, cotangents
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from bridge.errors import BridgeError
 from kernel.errors import KernelError
 from pipelines.config import RunConfig
+from pipelines.dry_run import dry_run
 from pipelines.errors import PipelineError
 from pipelines.run import run
 from trainer.errors import TrainerError
@@ -29,7 +30,11 @@ def main(defaults: RunConfig) -> None:
             prog=f"python -m pipelines.{defaults.dataset}",
             description=f"Active learning on {defaults.dataset}.",
         )
-        run(_without_foreign_arguments(config, defaults, sys.argv[1:]), Console())
+        config = _without_foreign_arguments(config, defaults, sys.argv[1:])
+        if config.dry_run:
+            dry_run(config, Console())
+        else:
+            run(config, Console())
 
 
 def _without_foreign_arguments(

@@ -19,7 +19,7 @@ from trainer.tables import lookup
 
 DATA_DIR_VARIABLE = "NTK_DATA_DIR"
 # Where a run finds its files and what it runs on is no part of what it computes.
-_MACHINE = ("data_dir", "run", "download", "device")
+_MACHINE = ("data_dir", "run", "download", "device", "dry_run")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +49,7 @@ class RunConfig:
             run found there is resumed.
         device: where the network is trained; auto takes a GPU if there is one.
         train: training of the network in each cycle.
+        dry_run: tell what the run would take, in memory and seconds, and stop.
         kernel: kernel of the look-ahead strategies.
     """
 
@@ -67,6 +68,7 @@ class RunConfig:
     download: bool = True
     run: Path | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    dry_run: bool = False
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     kernel: KernelConfig = dataclasses.field(default_factory=KernelConfig)
 

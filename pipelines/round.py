@@ -48,7 +48,7 @@ class Bridge:
         self._twin = None if twin is None else load(twin, "twin")
         self._mirror: Mirror | None = None
 
-    def prepare(self, probe: np.ndarray) -> None:
+    def prepare(self, probe: np.ndarray) -> Mirror:
         """Make and certify the mirror now, so that what cannot be mirrored is not trained first.
 
         Raises:
@@ -56,6 +56,7 @@ class Bridge:
         """
         self._mirror = self._make(probe)
         certify(self._network, self._mirror, probe)
+        return self._mirror
 
     def cross(self, run: Run, round_number: int, probe: np.ndarray):
         """The mirror with the weights that a round exported, and its certificate.

@@ -4,25 +4,23 @@ import hashlib
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from torch import nn
 
 from bridge import export
 from bridge.weights import read
 from pipelines import record, table
+from pipelines.compilation import keep_compiled
 from pipelines.config import RunConfig
-from pipelines.errors import PipelineError
+from pipelines.preparation import prepared
 from pipelines.record import Run
 from pipelines.round import Bridge, Setting, play
 from pipelines.seeds import generator
 from pipelines.stages import Stages
 from pipelines.strategies import LOOK_AHEAD
 from pipelines.strategies.situation import PROBE
-from trainer import data
 from trainer.data import Dataset
 from trainer.memory import keep_freed_blocks
-from trainer.networks import build
 from trainer.oracle import DatasetOracle
 from trainer.pool import Pool
 
@@ -43,16 +41,9 @@ def run(config: RunConfig, console: Console | None = None) -> Run:
         OSError: a file cannot be written; the last completed round is safe.
     """
     keep_freed_blocks()
+    keep_compiled()
     console = console or Console(quiet=True)
-    with console.status("reading the data"):
-        dataset = data.load(
-            config.dataset,
-            config.data_folder,
-            image_size=config.image_size,
-            download=config.download,
-        )
-    _check_fit(config, dataset)
-    network = _network(config, dataset)
+    dataset, network = prepared(config, console)
     with record.only_writer(config.run_folder):
         so_far = record.open_run(config.run_folder, config.record() | {"data": describe(dataset)})
         return _rounds(config, dataset, network, so_far, console)
@@ -91,38 +82,6 @@ def _acquire(pool: Pool, labels: np.ndarray, line: dict[str, Any]) -> tuple[Pool
         return pool, labels
     answers = np.asarray(line["labels"], np.int64)
     return pool.acquire(np.asarray(line["indices"], np.int64)), np.concatenate([labels, answers])
-
-
-def _check_fit(config: RunConfig, dataset: Dataset) -> None:
-    known = config.dataset != "images"  # of a person's own images only that person can tell
-    if known and config.train.augmentation == "flip_crop" and not dataset.flip:
-        raise PipelineError(
-            f"a mirror image of {dataset.name} is not of the same class, and train.augmentation is "
-            "flip_crop; use crop or none."
-        )
-    examples = len(dataset.train_images)
-    wanted = config.initial + config.cycles * config.query
-    if wanted > examples:
-        raise PipelineError(
-            f"{config.initial} initial labels and {config.cycles} queries of {config.query} need "
-            f"{wanted} images and {dataset.name} has {examples} to label: lower initial, query or "
-            "cycles."
-        )
-
-
-def _network(config: RunConfig, dataset: Dataset) -> nn.Module:
-    _, channels, height, width = dataset.train_images.shape
-    network = build(
-        config.network,
-        (channels, height, width),
-        dataset.classes,
-        generator(config.seed, "weights"),
-        config.network_arguments,
-    )
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise PipelineError("device is cuda and torch sees no GPU here; use --device cpu or auto.")
-    on_gpu = config.device != "cpu" and torch.cuda.is_available()
-    return network.to("cuda" if on_gpu else "cpu")
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:

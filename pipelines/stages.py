@@ -12,9 +12,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     TaskID,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -63,7 +63,7 @@ class Stages:
         columns = (
             TextColumn("{task.description:>12}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TaskProgressColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[text]}"),
@@ -71,7 +71,7 @@ class Stages:
         with Progress(*columns, console=self._console, transient=True) as progress:
             task: TaskID = progress.add_task(name, total=None, text="")
 
-            def advance(done: int, total: int, text: str = "") -> None:
+            def advance(done: float, total: float, text: str = "") -> None:
                 progress.update(task, completed=done, total=total, text=text[:_TEXT])
 
             yield advance

@@ -5,6 +5,7 @@ from typing import Literal
 
 from kernel.lookahead import REFERENCES
 from kernel.ntk import KINDS, PROBES
+from kernel.problem import Request
 from pipelines.errors import PipelineError
 from trainer.tables import lookup
 
@@ -19,34 +20,46 @@ class KernelConfig:
         probes: projections of the logits that rademacher takes.
         sketch: dimensions that gradients are folded to before they are contracted; None keeps them
             whole. The error is about 1/√sketch; memory and products shrink to sketch columns.
+        sample: candidates, drawn anew each cycle, over which the change of the network is summed;
+            None sums over all of them. The kernel is then computed between these and all others
+            only, for pools whose whole kernel does not fit.
         reference: MLMOC compares with the trained network (`network`, the paper's) or with the
             linearised network fitted to the labels (`linearised`, free of drift).
         ridge: λ ≥ 0 added to the diagonal of the labelled block, in units of the kernel.
         precision: of gradients and their contraction; factorisations are in float64 always.
-        memory_gib: what the Jacobian may take; less means more passes, never another result.
-        chunk: images differentiated at a time; few on a CPU, hundreds on a GPU.
+        memory_gib: what kernel and posterior may take beyond what is in memory before; less means
+            more passes, never another result, and too little is refused beforehand.
+        chunk: images differentiated at a time; None chooses for the machine.
     """
 
     kind: Literal["single", "sum", "trace", "rademacher", "full"] = "single"
     probes: int = PROBES
     sketch: int | None = None
+    sample: int | None = None
     reference: Literal["network", "linearised"] = "network"
     ridge: float = 0.0
     precision: Literal["float32", "float64"] = "float32"
     memory_gib: float = 4.0
-    chunk: int = 8
+    chunk: int | None = None
 
     def __post_init__(self):
         """Refuse values that no kernel can be computed with."""
         lookup(dict.fromkeys(KINDS), self.kind, "kernel kind")
         lookup(dict.fromkeys(REFERENCES), self.reference, "reference")
         lookup(dict.fromkeys(("float32", "float64")), self.precision, "precision")
-        if self.sketch is not None and self.sketch < 1:
-            raise PipelineError(f"kernel.sketch must be 1 or more, or none, not {self.sketch}.")
-        for name, least in (("ridge", 0), ("chunk", 1), ("probes", 1)):
+        for name in ("sketch", "sample", "chunk"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise PipelineError(f"kernel.{name} must be 1 or more, or none, not {value}.")
+        for name, least in (("ridge", 0), ("probes", 1)):
             if getattr(self, name) < least:
                 raise PipelineError(
                     f"kernel.{name} must be {least} or more, not {getattr(self, name)}."
                 )
         if not self.memory_gib > 0:
             raise PipelineError(f"kernel.memory_gib must be above 0, not {self.memory_gib}.")
+
+    @property
+    def request(self) -> Request:
+        """What the kernel engine is asked for."""
+        return Request(self.kind, self.probes, self.precision, self.chunk, self.memory_gib)

@@ -7,7 +7,7 @@ the candidates, its posterior, and the criterion for all candidates at once.
 import numpy as np
 
 from kernel.lookahead import mlmoc as mlmoc_scores
-from kernel.ntk import empirical_ntk
+from kernel.pool import query_kernel
 from kernel.posterior import posterior
 from pipelines.strategies.situation import Query, Situation, top
 
@@ -17,18 +17,18 @@ def mlmoc(situation: Situation, batch_size: int, rng: np.random.Generator) -> Qu
     settings, stages = situation.kernel, situation.stages
     with stages("certificate"):
         mirror, certificate = situation.mirror()
+    kernel_rng, sample_rng = rng.spawn(2)
+    sample = reference_sample(len(situation.candidates), settings.sample, sample_rng)
     with stages("kernel") as advance:
         images = situation.images(np.concatenate([situation.labelled, situation.candidates]))
-        kernel = empirical_ntk(
+        kernel, held = query_kernel(
             mirror.model(),
             images,
-            settings.kind,
-            probes=settings.probes,
+            len(situation.labelled),
+            settings.request,
+            sample=sample,
             sketch=settings.sketch,
-            rng=rng.spawn(1)[0],
-            precision=settings.precision,
-            chunk=settings.chunk,
-            memory_gib=settings.memory_gib,
+            rng=kernel_rng,
             progress=advance,
         )
     targets = np.eye(situation.labelled_logits.shape[1])[situation.labels]
@@ -38,6 +38,9 @@ def mlmoc(situation: Situation, batch_size: int, rng: np.random.Generator) -> Qu
             targets,
             situation.labelled_logits.astype(np.float64),
             situation.candidate_logits.astype(np.float64),
+            sample=sample,
+            keep=held.keep,
+            consume=sample is None,
             ridge=settings.ridge,
             identifiers=situation.labelled.tolist(),
         )
@@ -47,6 +50,9 @@ def mlmoc(situation: Situation, batch_size: int, rng: np.random.Generator) -> Qu
     diagnostics = {
         "kind": settings.kind,
         "sketch": settings.sketch,
+        "sample": settings.sample,
+        "held": held.form if held.keep else f"{held.form}, streamed",
+        "predicted_gib": round(held.peak_gib, 3),
         "reference": settings.reference,
         "ridge": settings.ridge,
         "jitter": result.jitter,
@@ -56,6 +62,15 @@ def mlmoc(situation: Situation, batch_size: int, rng: np.random.Generator) -> Qu
         "certificate": certificate,
     }
     return top(situation, scores, batch_size, rng, diagnostics)
+
+
+def reference_sample(
+    candidates: int, size: int | None, rng: np.random.Generator
+) -> np.ndarray | None:
+    """Places of the candidates over which changes are summed, in order; None for all of them."""
+    if size is None or size >= candidates:
+        return None
+    return np.sort(rng.choice(candidates, size, replace=False))
 
 
 def _rms(values: np.ndarray) -> float:

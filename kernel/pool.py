@@ -1,0 +1,235 @@
+"""The kernel of one query, in the form that fits: whole, between anchors and all, or as features.
+
+From a network, the labelled images and the candidates to what a posterior is made of, and before
+that to a decision: which form, whether S is held or streamed, and what it takes in memory.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int64
+
+from kernel.engine import sketched, swept
+from kernel.errors import KernelError
+from kernel.footprint import posterior_bytes
+from kernel.inputs import Cross, Features, Given
+from kernel.kinds import PROBES, classes_of, directions
+from kernel.model import Model
+from kernel.ntk import empirical_ntk
+from kernel.plan import GIB, Plan, plan
+from kernel.problem import Request, cast, chunk_of, problem_of
+from kernel.progress import Progress, Report
+from kernel.scratch import Scratch, key_of
+from kernel.sketches import sketch_bytes
+
+
+class Sizes(NamedTuple):
+    """Of a query.
+
+    Attributes:
+        labelled: L.
+        candidates: U.
+        sample: M, over how many of the candidates the change is summed; None for all.
+        sketch: k, the dimensions that gradients are folded to; None keeps them whole.
+    """
+
+    labelled: int
+    candidates: int
+    sample: int | None = None
+    sketch: int | None = None
+
+
+class Decision(NamedTuple):
+    """How a query's kernel is held.
+
+    Attributes:
+        form: `dense`, `full`, `features` or `cross`, as `kernel.inputs` has them.
+        keep: S is held; else its rows are computed from features whenever they are read.
+        kernel_gib: what the kernel takes at its highest while it is computed.
+        posterior_gib: what kernel and posterior take at their highest.
+    """
+
+    form: str
+    keep: bool
+    kernel_gib: float
+    posterior_gib: float
+
+    @property
+    def peak_gib(self) -> float:
+        """The most that the query takes, beyond what is in memory before."""
+        return max(self.kernel_gib, self.posterior_gib)
+
+
+def decide(
+    model: Model, image: jax.ShapeDtypeStruct, sizes: Sizes, request: Request | None = None
+) -> Decision:
+    """Choose the form of a query's kernel, and predict its memory.
+
+    Args:
+        model: the network.
+        image: shape and dtype of one image, without a batch axis.
+        sizes: of the query.
+        request: how the kernel is computed; the defaults if None.
+
+    Raises:
+        KernelError: it does not fit in the memory; the message says what would.
+    """
+    request = request or Request()
+    _check(sizes)
+    form, problem = _problem(model, image, sizes, request)
+    chunk = min(chunk_of(request), problem.examples)
+    if sizes.sketch is None:
+        kernel = plan(problem, request.memory_gib, chunk).peak_bytes
+    else:
+        kernel = sketch_bytes(problem, sizes.sketch, chunk)
+        kernel += problem.result_bytes if form == "full" else 0
+    projections = 1 if problem.directions.square else len(problem.directions.projections)
+    footprints = [
+        (
+            keep,
+            posterior_bytes(
+                form,
+                sizes.labelled,
+                sizes.candidates,
+                classes=classes_of(model, image),
+                sample=None if sizes.sample is None else min(sizes.sample, sizes.candidates),
+                dimensions=None if sizes.sketch is None else sizes.sketch * projections,
+                precision=request.precision,
+                keep=keep,
+                consume=True,
+            ).peak,
+        )
+        for keep in ((True, False) if form == "features" else (True,))
+    ]
+    room = request.memory_gib * GIB
+    fitting = [(keep, peak) for keep, peak in footprints if max(kernel, peak) <= room]
+    if not fitting:
+        raise KernelError(_refusal(sizes, form, max(kernel, footprints[-1][1]) / GIB, request))
+    keep, peak = fitting[0]
+    return Decision(form, keep, kernel / GIB, peak / GIB)
+
+
+def query_kernel(
+    model: Model,
+    images: Float[np.ndarray, "examples ..."],
+    labelled: int,
+    request: Request | None = None,
+    *,
+    sample: Int64[np.ndarray, " sample"] | None = None,
+    sketch: int | None = None,
+    rng: np.random.Generator | None = None,
+    progress: Report | None = None,
+    folder: Path | None = None,
+) -> tuple[Given, Decision]:
+    """The kernel that a posterior is made of.
+
+    Args:
+        model: the network, evaluated with frozen statistics.
+        images: the labelled images, then the candidates.
+        labelled: how many are labelled.
+        request: how the kernel is computed; the defaults if None.
+        sample: places of the candidates over which changes are summed; all if None.
+        sketch: k; None keeps gradients whole.
+        rng: where random projections and signs come from.
+        progress: called with the work done and all work, in one unit.
+        folder: where finished chunks are kept while the kernel takes longer than a moment, so that
+            an interrupted query goes on where it stood; its contents belong to this function.
+
+    Raises:
+        KernelError: as `decide`, and gradients that are not finite.
+    """
+    request = request or Request()
+    count = None if sample is None else len(sample)
+    sizes = Sizes(labelled, len(images) - labelled, count, sketch)
+    image = jax.ShapeDtypeStruct(images.shape[1:], request.precision)
+    decision = decide(model, image, sizes, request)
+    key = () if folder is None else (request, sizes, labelled, rng and rng.bit_generator.state)
+    kept = Scratch(folder, key_of((*model[1:], images, sample), key)) if folder else Scratch()
+    if decision.form == "features":
+        assert sketch is not None
+        return _features(model, images, sizes, request, rng, progress, kept), decision
+    if decision.form == "cross":
+        assert sample is not None
+        return _cross(model, images, labelled, sample, request, rng, progress, kept), decision
+    own = request._asdict()
+    kind = own.pop("kind")
+    own |= {"sketch": sketch, "rng": rng, "progress": progress, "scratch": kept}
+    return empirical_ntk(model, images, kind, **own), decision
+
+
+def _features(model, images, sizes: Sizes, request: Request, rng, progress, kept) -> Features:
+    """Sketched gradients of all images, the projections side by side."""
+    problem, chunk, model = _ready(model, images, len(images), request, rng)
+    assert sizes.sketch is not None
+    values = sketched(
+        model, images, problem, sizes.sketch, chunk, rng, progress, request.devices, kept
+    )
+    return Features(values.reshape(len(images), -1), request.precision)
+
+
+def _cross(model, images, labelled: int, sample, request: Request, rng, progress, kept) -> Cross:
+    """The exact kernel between labelled images and the sample, and all images."""
+    anchors = np.concatenate([np.arange(labelled), labelled + sample])
+    order = np.concatenate([anchors, np.setdiff1d(np.arange(len(images)), anchors)])
+    problem, chunk, model = _ready(model, images, len(anchors), request, rng)
+    made: Plan = plan(problem, request.memory_gib, chunk)
+    ordered = np.asarray(images, request.precision)[order]
+    progressed = Progress(problem, made, progress)
+    values, others = swept(model, ordered, problem, made, progressed, request.devices, kept)
+    diagonal = np.concatenate([values.diagonal(), others[:, 0, 0]]) * problem.directions.scale
+    back = np.argsort(order)
+    values = (values[:, back] * problem.directions.scale).astype(request.precision)
+    return Cross(values, diagonal[back], request.precision)
+
+
+def _ready(model, images, anchors: int, request: Request, rng):
+    """The problem, the chunk and the model in the precision asked for."""
+    model = cast(model, request.precision)
+    image = jax.ShapeDtypeStruct(images.shape[1:], request.precision)
+    problem = problem_of(model, image, len(images), anchors, request, rng)
+    return problem, min(chunk_of(request), len(images)), model
+
+
+def _problem(model: Model, image: jax.ShapeDtypeStruct, sizes: Sizes, request: Request):
+    """The form of the kernel and what computing it is."""
+    examples = sizes.labelled + sizes.candidates
+    # which projections has no part in sizes
+    square = directions(request.kind, 2, PROBES, np.random.default_rng(0)).square
+    form = "full" if square else "dense"
+    if sizes.sketch is not None and not square:
+        form = "features"
+    elif sizes.sample is not None and not square:
+        form = "cross"
+    anchors = sizes.labelled + (sizes.sample or 0) if form == "cross" else examples
+    rng = np.random.default_rng(0)
+    problem = problem_of(cast(model, request.precision), image, examples, anchors, request, rng)
+    return form, problem
+
+
+def _check(sizes: Sizes) -> None:
+    if sizes.labelled < 1:
+        raise KernelError("the labelled set is empty; look-ahead needs at least one label.")
+    if sizes.candidates < 1:
+        raise KernelError("there are no candidates to look ahead from.")
+    if sizes.sample is not None and not 1 <= sizes.sample <= sizes.candidates:
+        raise KernelError(
+            f"a reference sample of {sizes.sample} candidates was asked for and there are "
+            f"{sizes.candidates}: give a number from 1 to that, or none for all."
+        )
+
+
+def _refusal(sizes: Sizes, form: str, needed: float, request: Request) -> str:
+    ways = [f"give {needed:.3g} GiB"]
+    if sizes.sample is None and form != "full":
+        ways.append("sum the change over a reference sample of some thousand candidates")
+    if sizes.sketch is None:
+        ways.append("use a sketch")
+    else:
+        ways.append("lower the sketch")
+    ways.append("score fewer candidates")
+    return (
+        f"looking ahead from {sizes.candidates:,} candidates with {sizes.labelled:,} labels needs "
+        f"{needed:.3g} GiB and {request.memory_gib:g} GiB are given: {', or '.join(ways)}."
+    )

@@ -1,0 +1,96 @@
+"""What a run would take, told before anything runs: its rounds, and the costs of its last query.
+
+From settings and data to a table: the network is built and mirrored, a chunk of its gradients is
+timed on this machine, and everything else follows from counts.
+"""
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from bridge.mirror import Mirror
+from kernel.estimate import estimate, posterior_seconds
+from kernel.pool import Sizes, decide
+from pipelines.compilation import keep_compiled
+from pipelines.config import RunConfig
+from pipelines.preparation import prepared
+from pipelines.round import Bridge
+from pipelines.strategies import LOOK_AHEAD
+from pipelines.strategies.situation import PROBE
+from trainer.data import Dataset
+from trainer.networks import parameter_count
+
+
+def dry_run(config: RunConfig, console: Console) -> None:
+    """Print the plan of a run.
+
+    Args:
+        config: what would be done.
+        console: where it is shown.
+
+    Raises:
+        TrainerError, BridgeError, PipelineError: what the run itself would stop at.
+        KernelError: the last query, which has the most labels, does not fit in the memory.
+    """
+    keep_compiled()
+    dataset, network = prepared(config, console)
+    pool = len(dataset.train_images)
+    before = max(config.cycles - 1, 0)
+    labelled = config.initial + before * config.query
+    candidates = min(config.subset or pool, pool - labelled)
+    console.print(
+        f"{config.cycles} cycles of {config.strategy} on {dataset.name}: {config.initial} labels "
+        f"to start with, {config.query} a query, {config.initial + config.cycles * config.query} "
+        f"in the end; {parameter_count(network):,} parameters. Nothing was trained or recorded.",
+        highlight=False,
+    )
+    if config.strategy not in LOOK_AHEAD or not config.cycles:
+        console.print("No kernel is computed.", highlight=False)
+        return
+    with console.status("mirroring the network"):
+        mirror = Bridge(network, config.twin).prepare(
+            dataset.normalise(dataset.train_images[:PROBE])
+        )
+    with console.status("timing a few gradients"):
+        table = _query(config, dataset, mirror, labelled, candidates)
+    console.print(table)
+
+
+def _query(
+    config: RunConfig, dataset: Dataset, mirror: Mirror, labelled: int, candidates: int
+) -> Table:
+    settings, request = config.kernel, config.kernel.request
+    images = dataset.normalise(dataset.train_images[:2])
+    sample = None if settings.sample is None else min(settings.sample, candidates)
+    sizes = Sizes(labelled, candidates, sample, settings.sketch)
+    shape = jax.ShapeDtypeStruct(images.shape[1:], request.precision)
+    decision = decide(mirror.model(), shape, sizes, request)
+    anchors = labelled + sample if decision.form == "cross" and sample is not None else None
+    cost = estimate(
+        mirror.model(),
+        np.asarray(images),
+        labelled + candidates,
+        request,
+        anchors=anchors,
+        sketch=settings.sketch,
+    )
+    after = posterior_seconds(sizes, dataset.classes, decision, cost)
+    table = Table("the last query", "", title_justify="left")
+    rows = {
+        "labelled, candidates": f"{labelled:,}, {candidates:,}",
+        "kernel": f"{settings.kind}, {decision.form}, {request.precision}",
+        "passes": f"{cost.passes}, of {cost.projections} projections, {cost.chunk} images a chunk",
+        "compiling": f"{cost.compile_seconds:.1f} s, once",
+        "gradients": f"{cost.gradient_seconds:.1f} s",
+        "products": f"{cost.product_seconds:.1f} s",
+        "posterior and scores": f"{after:.1f} s",
+        "memory": f"{decision.peak_gib:.2f} GiB of {request.memory_gib:g} GiB",
+    }
+    if settings.sample is not None:
+        rows["change summed over"] = f"{sample:,} candidates"
+    if settings.sketch is not None:
+        rows["sketch"] = f"{settings.sketch:,} dimensions"
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table

@@ -1,0 +1,62 @@
+"""From settings to data and an untrained network, with everything checked that can be by then."""
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from pipelines.config import RunConfig
+from pipelines.errors import PipelineError
+from pipelines.seeds import generator
+from trainer import data
+from trainer.data import Dataset
+from trainer.networks import build
+
+
+def prepared(config: RunConfig, console: Console) -> tuple[Dataset, nn.Module]:
+    """The data set and the network of a run.
+
+    Raises:
+        DataError, NetworkError: data or network that cannot be had.
+        PipelineError: settings that do not fit the data.
+    """
+    with console.status("reading the data"):
+        dataset = data.load(
+            config.dataset,
+            config.data_folder,
+            image_size=config.image_size,
+            download=config.download,
+        )
+    _check_fit(config, dataset)
+    return dataset, _network(config, dataset)
+
+
+def _check_fit(config: RunConfig, dataset: Dataset) -> None:
+    known = config.dataset != "images"  # of a person's own images only that person can tell
+    if known and config.train.augmentation == "flip_crop" and not dataset.flip:
+        raise PipelineError(
+            f"a mirror image of {dataset.name} is not of the same class, and train.augmentation is "
+            "flip_crop; use crop or none."
+        )
+    examples = len(dataset.train_images)
+    wanted = config.initial + config.cycles * config.query
+    if wanted > examples:
+        raise PipelineError(
+            f"{config.initial} initial labels and {config.cycles} queries of {config.query} need "
+            f"{wanted} images and {dataset.name} has {examples} to label: lower initial, query or "
+            "cycles."
+        )
+
+
+def _network(config: RunConfig, dataset: Dataset) -> nn.Module:
+    _, channels, height, width = dataset.train_images.shape
+    network = build(
+        config.network,
+        (channels, height, width),
+        dataset.classes,
+        generator(config.seed, "weights"),
+        config.network_arguments,
+    )
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise PipelineError("device is cuda and torch sees no GPU here; use --device cpu or auto.")
+    on_gpu = config.device != "cpu" and torch.cuda.is_available()
+    return network.to("cuda" if on_gpu else "cpu")

@@ -1,10 +1,14 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kernel.devices import mesh
 from kernel.errors import KernelError
 from kernel.ntk import empirical_ntk
+from kernel.passes import Chunk
 from kernel.problem import Request
+from kernel.programs import contract_on
 from kernel.tf32 import BLOCK, arithmetic, product_error
 from tests.kernel_cases import mlp
 
@@ -51,3 +55,12 @@ def test_an_arithmetic_has_no_error_against_itself(rng):
 def test_unknown_arithmetic():
     with pytest.raises(KernelError, match="unknown arithmetic 'bfloat16'; known: float32"):
         arithmetic("bfloat16")
+
+
+@pytest.mark.parametrize(("products", "word"), [("highest", "HIGHEST"), ("tensorfloat32", "HIGH")])
+def test_products_are_compiled_for_a_gpu_in_what_was_asked_for(products, word):
+    chunk = Chunk(jnp.ones((1, 2, 1, 3), "float32"), (), jnp.ones((1, 2), bool))
+    with jax.default_matmul_precision(products):
+        traced = contract_on.trace(mesh(1), (), 1, chunk, chunk)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert f"precision = [{word}, {word}]" in text

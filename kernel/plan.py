@@ -115,6 +115,11 @@ class Plan(NamedTuple):
     forming_work: float
     contracting_work: float
 
+    @property
+    def work(self) -> float:
+        """All multiplications."""
+        return self.forward_work + self.forming_work + self.contracting_work
+
 
 def plan(problem: Problem, memory_gib: float, chunk: int) -> Plan:
     """The passes with which a kernel fits in the memory, in the fewest backward passes.

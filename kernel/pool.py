@@ -22,7 +22,10 @@ from kernel.plan import GIB, Plan, plan
 from kernel.problem import Request, cast, chunk_of, problem_of
 from kernel.progress import Progress, Report
 from kernel.scratch import Scratch, key_of
-from kernel.sketches import sketch_bytes
+from kernel.sketches import sketch_bytes, sketch_work
+
+# Multiplications from which finished chunks are worth the disk: some ten seconds on two cores.
+LONG = 1e12
 
 
 class Sizes(NamedTuple):
@@ -49,12 +52,14 @@ class Decision(NamedTuple):
         keep: S is held; else its rows are computed from features whenever they are read.
         kernel_gib: what the kernel takes at its highest while it is computed.
         posterior_gib: what kernel and posterior take at their highest.
+        work: multiplications that the kernel takes.
     """
 
     form: str
     keep: bool
     kernel_gib: float
     posterior_gib: float
+    work: float
 
     @property
     def peak_gib(self) -> float:
@@ -81,9 +86,10 @@ def decide(
     form, problem = _problem(model, image, sizes, request)
     chunk = min(chunk_of(request), problem.examples)
     if sizes.sketch is None:
-        kernel = plan(problem, request.memory_gib, chunk).peak_bytes
+        made = plan(problem, request.memory_gib, chunk)
+        kernel, work = made.peak_bytes, made.work
     else:
-        kernel = sketch_bytes(problem, sizes.sketch, chunk)
+        kernel, work = sketch_bytes(problem, sizes.sketch, chunk), sketch_work(problem)
         kernel += problem.result_bytes if form == "full" else 0
     projections = 1 if problem.directions.square else len(problem.directions.projections)
     footprints = [
@@ -108,7 +114,7 @@ def decide(
     if not fitting:
         raise KernelError(_refusal(sizes, form, max(kernel, footprints[-1][1]) / GIB, request))
     keep, peak = fitting[0]
-    return Decision(form, keep, kernel / GIB, peak / GIB)
+    return Decision(form, keep, kernel / GIB, peak / GIB, work)
 
 
 def query_kernel(
@@ -134,8 +140,8 @@ def query_kernel(
         sketch: k; None keeps gradients whole.
         rng: where random projections and signs come from.
         progress: called with the work done and all work, in one unit.
-        folder: where finished chunks are kept while the kernel takes longer than a moment, so that
-            an interrupted query goes on where it stood; its contents belong to this function.
+        folder: where finished chunks of a kernel that takes long (`LONG`) are kept, so that an
+            interrupted query goes on where it stood; its contents belong to this function.
 
     Raises:
         KernelError: as `decide`, and gradients that are not finite.
@@ -145,8 +151,10 @@ def query_kernel(
     sizes = Sizes(labelled, len(images) - labelled, count, sketch)
     image = jax.ShapeDtypeStruct(images.shape[1:], request.precision)
     decision = decide(model, image, sizes, request)
-    key = () if folder is None else (request, sizes, labelled, rng and rng.bit_generator.state)
-    kept = Scratch(folder, key_of((*model[1:], images, sample), key)) if folder else Scratch()
+    kept = Scratch()
+    if folder is not None and decision.work > LONG:
+        key = (request, sizes, labelled, rng and rng.bit_generator.state)
+        kept = Scratch(folder, key_of((*model[1:], images, sample), key))
     if decision.form == "features":
         assert sketch is not None
         return _features(model, images, sizes, request, rng, progress, kept), decision

@@ -26,6 +26,12 @@ def sketch_bytes(problem: Problem, buckets: int, chunk: int) -> int:
     return features + chunk_bytes(problem, chunk, 1) + columns * problem.itemsize
 
 
+def sketch_work(problem: Problem) -> float:
+    """Multiplications of the features of all images."""
+    width = len(problem.directions.projections)
+    return 4.0 * problem.network * width * problem.examples
+
+
 def sketches(
     model: Model,
     images: Float[np.ndarray, "examples ..."],

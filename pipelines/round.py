@@ -5,6 +5,7 @@ From the pool and the network as the last round left them to the record of this 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from bridge.trace import mirror
 from bridge.twin import made_by
 from bridge.weights import read
 from pipelines.config import RunConfig
+from pipelines.pending import Pending
 from pipelines.record import Run
 from pipelines.seeds import generator
 from pipelines.stages import Stages
@@ -103,10 +105,15 @@ def play(setting: Setting, run: Run, pool: Pool, labels: np.ndarray) -> dict[str
     config, dataset, network = setting.config, setting.dataset, setting.network
     round_number, stages = len(run.rounds), setting.stages()
     labelled_images = dataset.normalise(dataset.train_images[pool.labelled])
-    with stages("fit") as advance:
-        rng = generator(config.seed, "fit", round_number)
-        fitted = fit(network, labelled_images, labels, config.train, rng, advance)
-        export.save(network, run.weights(round_number), {"round": str(round_number)})
+    pending = Pending(run)
+    trained = pending.trained()
+    if trained is None:
+        trained = _train(setting, run, labelled_images, labels, stages)
+        pending.keep(trained)
+    else:
+        export.restore(network, read(run.weights(round_number)))
+        network.eval()
+        stages.seconds["fit"] = trained["seconds"]
     with stages("evaluate"):
         test_logits = logits(network, dataset.normalise(dataset.test_images))
         accuracy = float(np.mean(test_logits.argmax(axis=1) == dataset.test_labels))
@@ -114,6 +121,27 @@ def play(setting: Setting, run: Run, pool: Pool, labels: np.ndarray) -> dict[str
         "round": round_number,
         "labelled": len(pool.labelled),
         "test_accuracy": accuracy,
+        "train_accuracy": trained["train_accuracy"],
+        "fit": trained["fit"],
+        "missing_classes": list(missing_classes(labels, dataset.class_names)),
+    }
+    if round_number == config.cycles:
+        queried = {"candidates": 0, "indices": [], "scores": [], "labels": [], "diagnostics": {}}
+    else:
+        queried = _query(setting, run, pool, labels, stages, pending.kernel)
+    return line | queried | {"seconds": stages.seconds, "peak_memory_mib": stages.peak_memory_mib}
+
+
+def _train(
+    setting: Setting, run: Run, images: np.ndarray, labels: np.ndarray, stages: Stages
+) -> dict[str, Any]:
+    """Train and save; what the record says of it."""
+    round_number = len(run.rounds)
+    with stages("fit") as advance:
+        rng = generator(setting.config.seed, "fit", round_number)
+        fitted = fit(setting.network, images, labels, setting.config.train, rng, advance)
+        export.save(setting.network, run.weights(round_number), {"round": str(round_number)})
+    return {
         "train_accuracy": fitted.train_accuracy,
         "fit": {
             "steps": fitted.steps,
@@ -122,17 +150,12 @@ def play(setting: Setting, run: Run, pool: Pool, labels: np.ndarray) -> dict[str
             "stopped": fitted.stopped,
             "residual_rms": fitted.residual_rms,
         },
-        "missing_classes": list(missing_classes(labels, dataset.class_names)),
+        "seconds": stages.seconds["fit"],
     }
-    if round_number == config.cycles:
-        queried = {"candidates": 0, "indices": [], "scores": [], "labels": [], "diagnostics": {}}
-    else:
-        queried = _query(setting, run, pool, labels, stages)
-    return line | queried | {"seconds": stages.seconds, "peak_memory_mib": stages.peak_memory_mib}
 
 
 def _query(
-    setting: Setting, run: Run, pool: Pool, labels: np.ndarray, stages: Stages
+    setting: Setting, run: Run, pool: Pool, labels: np.ndarray, stages: Stages, folder: Path
 ) -> dict[str, Any]:
     config, dataset, network = setting.config, setting.dataset, setting.network
     round_number = len(run.rounds)
@@ -151,6 +174,7 @@ def _query(
         mirror=lambda probe: setting.bridge.cross(run, round_number, probe),
         kernel=config.kernel,
         stages=stages,
+        folder=folder,
     )
     strategy = STRATEGIES[config.strategy]
     query = strategy(situation, config.query, generator(config.seed, config.strategy, round_number))

@@ -9,7 +9,7 @@ from torch import nn
 
 from bridge import export
 from bridge.weights import read
-from pipelines import record, table
+from pipelines import pending, record, table
 from pipelines.compilation import keep_compiled
 from pipelines.config import RunConfig
 from pipelines.preparation import prepared
@@ -71,6 +71,7 @@ def _rounds(
         if not run.rounds:
             line["initial"] = {"indices": pool.labelled.tolist(), "labels": labels.tolist()}
         run = record.append(run, line)
+        pending.clear(run.path)
         table.row(console, line)
         pool, labels = _acquire(pool, labels, line)
     table.ending(console, run)

@@ -30,6 +30,7 @@ def mlmoc(situation: Situation, batch_size: int, rng: np.random.Generator) -> Qu
             sketch=settings.sketch,
             rng=kernel_rng,
             progress=advance,
+            folder=situation.folder,
         )
     targets = np.eye(situation.labelled_logits.shape[1])[situation.labels]
     with stages("posterior"):

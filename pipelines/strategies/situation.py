@@ -5,6 +5,7 @@ Indices are those of the whole data set everywhere; a strategy never sees places
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -54,6 +55,7 @@ class Situation:
         mirror: the certified JAX mirror of the network and its certificate, JSON-able.
         kernel: how a look-ahead kernel is computed.
         stages: where time, memory and progress are noted.
+        folder: where a kernel keeps its finished chunks; None keeps none.
     """
 
     labelled: np.ndarray
@@ -66,6 +68,7 @@ class Situation:
     mirror: Callable[[], tuple[Mirror, dict[str, Any]]]
     kernel: KernelConfig
     stages: Stages
+    folder: Path | None = None
 
 
 def situate(
@@ -79,6 +82,7 @@ def situate(
     mirror: Callable[[np.ndarray], tuple[Mirror, dict[str, Any]]],
     kernel: KernelConfig,
     stages: Stages,
+    folder: Path | None = None,
 ) -> Situation:
     """Ask the network for its logits and put together what a strategy looks at.
 
@@ -92,6 +96,7 @@ def situate(
         mirror: a probe batch → the mirror and its certificate; called only to look ahead.
         kernel: how they compute their kernel.
         stages: where time, memory and progress are noted.
+        folder: where a kernel keeps its finished chunks; None keeps none.
 
     Raises:
         NetworkError: the network is in train mode or does not return one row of logits an image.
@@ -111,6 +116,7 @@ def situate(
         mirror=lambda: mirror(images(probe)),
         kernel=kernel,
         stages=stages,
+        folder=folder,
     )
 
 

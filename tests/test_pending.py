@@ -1,0 +1,101 @@
+"""A round interrupted in its query takes the query up: no training again, no chunk again."""
+
+import json
+
+import numpy as np
+import pytest
+
+from kernel import pool, sweep
+from pipelines import round as play_round
+from pipelines import run
+from pipelines.config import RunConfig
+from pipelines.errors import PipelineError
+from pipelines.pending import FOLDER
+from trainer.fit import TrainConfig
+
+
+def small(folder, **changes):
+    settings = {
+        "dataset": "digits",
+        "initial": 12,
+        "query": 3,
+        "subset": 70,
+        "cycles": 1,
+        "network": "tests.own_network:make",
+        "network_args": ("hidden=8",),
+        "train": TrainConfig(epochs=2, min_steps=4, extensions=0),
+        "run": folder,
+    }
+    return RunConfig(**settings | changes)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Every kernel counts as long, and trainings and chunks are counted."""
+    calls = {"fit": 0, "chunk": 0}
+    fit, compute = play_round.fit, sweep.compute
+
+    def counting(name, function):
+        def call(*args, **kwargs):
+            calls[name] += 1
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(pool, "LONG", 0.0)
+    monkeypatch.setattr(play_round, "fit", counting("fit", fit))
+    monkeypatch.setattr(sweep, "compute", counting("chunk", compute))
+    return calls
+
+
+def same(one, other):
+    for mine, theirs in zip(one.rounds, other.rounds, strict=True):
+        for key in ("indices", "scores", "test_accuracy", "fit"):
+            assert mine[key] == theirs[key]
+
+
+def test_an_interrupted_query_goes_on(tmp_path, counted, monkeypatch):
+    whole = run.run(small(tmp_path / "whole"))
+    assert counted == {"fit": 2, "chunk": 3}
+    assert not (tmp_path / "whole" / FOLDER).exists()
+    put = sweep.Store.put
+
+    def interrupted(self, start, chunk):
+        put(self, start, chunk)
+        if start == 32:
+            raise KeyboardInterrupt
+
+    counted.update(fit=0, chunk=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep.Store, "put", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run.run(small(tmp_path / "broken"))
+    assert counted == {"fit": 1, "chunk": 2}
+    assert (tmp_path / "broken" / FOLDER / "kernel").is_dir()
+    resumed = run.run(small(tmp_path / "broken"))
+    # the first chunk is made again for its shapes, the second was not finished
+    assert counted == {"fit": 2, "chunk": 5}
+    same(resumed, whole)
+    assert not (tmp_path / "broken" / FOLDER).exists()
+
+
+def test_what_is_pending_under_other_settings_is_not_used(tmp_path, counted, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(play_round, "situate", lambda *args, **kwargs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run.run(small(tmp_path / "run", seed=3))
+    assert counted["fit"] == 1
+    run.run(small(tmp_path / "run", seed=4))
+    assert counted["fit"] == 3
+
+
+def test_a_changed_state_is_refused(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(play_round, "situate", lambda *args, **kwargs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run.run(small(tmp_path / "run"))
+    state = tmp_path / "run" / FOLDER / "round.json"
+    assert np.isfinite(json.loads(state.read_text())["trained"]["train_accuracy"])
+    state.write_text("{")
+    with pytest.raises(PipelineError, match=r"not valid JSON .* delete the folder"):
+        run.run(small(tmp_path / "run"))

@@ -3,6 +3,7 @@
 From the same request to the same numbers either way, so that callers name only how many devices.
 """
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -11,7 +12,8 @@ from kernel.model import Model
 from kernel.plan import Plan, Problem
 from kernel.progress import Progress, Report
 from kernel.scratch import Scratch
-from kernel.sharded import sharded_sketches, sharded_sweep
+from kernel.sharded import sharded_sweep
+from kernel.sharded_sketches import sharded_sketches
 from kernel.sketches import sketches
 from kernel.sweep import sweep
 
@@ -27,7 +29,7 @@ def swept(
 ) -> tuple[Float[np.ndarray, "rows columns"], Float[np.ndarray, "_ each each"]]:
     """`kernel.sweep.sweep` on so many devices; all if None.
 
-    Several devices, and a GPU, keep nothing in the scratch: they begin again.
+    In the scratch devices of a mesh keep finished passes, and several processes nothing.
 
     Raises:
         KernelError: more devices than there are; gradients that are not finite.
@@ -35,7 +37,7 @@ def swept(
     mesh = mesh_unless_host(devices)
     if mesh is None:
         return sweep(model, images, problem, plan, progress, scratch)
-    return sharded_sweep(model, images, problem, plan, progress, mesh)
+    return sharded_sweep(model, images, problem, plan, progress, mesh, scratch=_own(scratch))
 
 
 def sketched(
@@ -51,7 +53,7 @@ def sketched(
 ) -> Float[np.ndarray, "examples projections buckets"]:
     """`kernel.sketches.sketches` on so many devices; all if None.
 
-    Several devices, and a GPU, keep nothing in the scratch: they begin again.
+    Several processes keep nothing in the scratch.
 
     Raises:
         KernelError: more devices than there are; a sketch of no or too many dimensions; no
@@ -60,4 +62,11 @@ def sketched(
     mesh = mesh_unless_host(devices)
     if mesh is None:
         return sketches(model, images, problem, buckets, chunk, rng, report, scratch)
-    return sharded_sketches(model, images, problem, buckets, chunk, rng, report, mesh)
+    return sharded_sketches(
+        model, images, problem, buckets, chunk, rng, report, mesh, _own(scratch)
+    )
+
+
+def _own(scratch: Scratch | None) -> Scratch | None:
+    """None where processes would write over each other, or differ in what they take up."""
+    return scratch if jax.process_count() == 1 else None

@@ -16,14 +16,16 @@ from jaxtyping import Float
 
 from kernel.devices import collected, everywhere, spread
 from kernel.diagnosis import not_finite
-from kernel.kinds import given
 from kernel.model import Model
 from kernel.passes import Chunk, Part
 from kernel.plan import Pass, Plan, Problem
-from kernel.programs import alone_on, contract_on, form_on, sketch_on
-from kernel.progress import Progress, Report
-from kernel.sketch import random_signs
+from kernel.programs import alone_on, contract_on, form_on
+from kernel.progress import Progress
+from kernel.scratch import Scratch
 from kernel.waves import Wave, waves
+
+# In the scratch, how many passes are finished.
+_PASSES = "passes"
 
 
 class _Formed(NamedTuple):
@@ -52,6 +54,7 @@ def sharded_sweep(
     progress: Progress,
     mesh: Mesh,
     products: str = "highest",
+    scratch: Scratch | None = None,
 ) -> tuple[Float[np.ndarray, "rows columns"], Float[np.ndarray, "_ each each"]]:
     """The kernel between the first `problem.anchors` images and all of them.
 
@@ -63,6 +66,7 @@ def sharded_sweep(
         progress: told of every wave and every product.
         mesh: the devices, along one axis.
         products: precision of the products between images, one of `jax.default_matmul_precision`.
+        scratch: where the sum of finished passes is kept, and taken up from.
 
     Returns:
         float64 values, not yet scaled, and the blocks of every image that is no anchor with itself.
@@ -75,84 +79,67 @@ def sharded_sweep(
     diagonal = np.zeros((total - anchors, each, each))
     placed = Model(model.function, *everywhere(tuple(model[1:]), mesh))
     sweep = _Sweep(model, placed, images, problem, mesh, products)
-    for one in plan.passes:
-        kept: list[_Formed] = []
-        for wave in waves(0, anchors, plan.chunk, mesh.size):
-            kept.append(_formed(sweep, one, wave))
-            progress.formed(one, wave.images)
-        for number in range(len(kept)):
-            _add_gram(sweep, one, values, kept[number:])
-            done = (len(kept) - number) / (len(kept) * (len(kept) + 1))
-            progress.contracted(one, done * anchors)
-        for wave in waves(anchors, total, plan.chunk, mesh.size):
-            met = _formed(sweep, one, wave)
-            _add_cross(sweep, one, values, kept, met)
-            alone = alone_on(mesh, _shapes(one), met.chunk)
-            start = wave.start - anchors
-            diagonal[start : start + wave.images] += collected(alone)[: wave.images]
-            progress.formed(one, wave.images)
-            progress.contracted(one, float(wave.images))
+    scratch = scratch or Scratch()
+    done = scratch.done(_PASSES)
+    sums = (values, diagonal)
+    if done:
+        for array, kept in zip(sums, _kept(scratch, done, *sums), strict=True):
+            array[:] = kept
+    for number, one in enumerate(plan.passes):
+        if number < done:
+            progress.formed(one, total)
+            progress.contracted(one, total - anchors / 2)
+            continue
+        _add_pass(sweep, one, plan.chunk, progress, values, diagonal)
+        if scratch.keeps:
+            for array, kept in zip(sums, _kept(scratch, number + 1, *sums), strict=True):
+                kept[:] = array
+            scratch.mark(_PASSES, number + 1)
     return values, diagonal
-
-
-def sharded_sketches(
-    model: Model,
-    images: Float[np.ndarray, "examples ..."],
-    problem: Problem,
-    buckets: int,
-    chunk: int,
-    rng: np.random.Generator | None,
-    report: Report | None,
-    mesh: Mesh,
-) -> Float[np.ndarray, "examples projections buckets"]:
-    """`kernel.sketches.sketches`, each device with its slice of every wave.
-
-    Args:
-        model: in the precision of the problem.
-        images: all of them, in every process.
-        problem: what is computed.
-        buckets: k.
-        chunk: images that one device differentiates at a time.
-        rng: where the signs come from; in the same state in every process.
-        report: told how many images are done, and of how many.
-        mesh: the devices, along one axis.
-
-    Raises:
-        KernelError: a sketch of no or too many dimensions; no generator; gradients that are not
-            finite.
-    """
-    columns = sum(unit.columns for unit in problem.units)
-    signs = everywhere(random_signs(columns, buckets, given(rng, "a sketch")), mesh)
-    projections = problem.directions.projections.astype(problem.precision)
-    weights = everywhere(tuple(model[1:]), mesh)
-    values = np.empty((len(images), len(projections), buckets), problem.precision)
-    for wave in waves(0, len(images), chunk, mesh.size):
-        some = spread(images[wave.places], mesh)
-        # one projection at a time: what one image leaves in the network is what takes memory
-        for number in range(len(projections)):
-            one = everywhere(projections[number : number + 1], mesh)
-            rows, finite = sketch_on(
-                mesh,
-                model.function,
-                problem.units,
-                buckets,
-                together(),
-                *weights,
-                some,
-                one,
-                signs,
-            )
-            _check(model, images, wave, finite, projections)
-            values[wave.start : wave.stop, number] = collected(rows)[: wave.images, 0]
-        if report is not None:
-            report(float(wave.stop), float(len(images)))
-    values *= values.dtype.type(problem.directions.scale**0.5)
-    return values
 
 
 def together() -> bool:
     """Whether images are differentiated together: a processor's cache holds one at a time."""
     return jax.default_backend() != "cpu"
+
+
+def _kept(
+    scratch: Scratch, done: int, values: np.ndarray, diagonal: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What so many passes add up to, in the scratch; that of one pass fewer is left as it is."""
+    return (
+        scratch.array(f"values-{done % 2}", values.shape, values.dtype),
+        scratch.array(f"diagonal-{done % 2}", diagonal.shape, diagonal.dtype),
+    )
+
+
+def _add_pass(
+    sweep: _Sweep,
+    one: Pass,
+    chunk: int,
+    progress: Progress,
+    values: np.ndarray,
+    diagonal: np.ndarray,
+) -> None:
+    """Add one pass to the kernel and to the blocks of images that are no anchors."""
+    problem, mesh = sweep.problem, sweep.mesh
+    anchors, total = problem.anchors, problem.examples
+    kept: list[_Formed] = []
+    for wave in waves(0, anchors, chunk, mesh.size):
+        kept.append(_formed(sweep, one, wave))
+        progress.formed(one, wave.images)
+    for number in range(len(kept)):
+        _add_gram(sweep, one, values, kept[number:])
+        done = (len(kept) - number) / (len(kept) * (len(kept) + 1))
+        progress.contracted(one, done * anchors)
+    for wave in waves(anchors, total, chunk, mesh.size):
+        met = _formed(sweep, one, wave)
+        _add_cross(sweep, one, values, kept, met)
+        alone = alone_on(mesh, _shapes(one), met.chunk)
+        start = wave.start - anchors
+        diagonal[start : start + wave.images] += collected(alone)[: wave.images]
+        progress.formed(one, wave.images)
+        progress.contracted(one, float(wave.images))
 
 
 def _formed(sweep: _Sweep, one: Pass, wave: Wave) -> _Formed:
@@ -171,14 +158,25 @@ def _formed(sweep: _Sweep, one: Pass, wave: Wave) -> _Formed:
         spread(some, mesh),
         *everywhere((projections.astype(some.dtype), starts), mesh),
     )
-    _check(sweep.model, sweep.images, wave, chunk.finite, projections)
+    check_wave(sweep.model, sweep.images, wave, chunk.finite, projections)
     return _Formed(wave, chunk)
 
 
-def _check(
+def check_wave(
     model: Model, images: np.ndarray, wave: Wave, finite: jax.Array, projections: np.ndarray
 ) -> None:
-    """Refuse gradients that are not finite, in every process alike."""
+    """Refuse gradients that are not finite, in every process alike.
+
+    Args:
+        model: the network.
+        images: all of them.
+        wave: the places that were differentiated.
+        finite: whether the gradients are, by place.
+        projections: one v a row.
+
+    Raises:
+        KernelError: they are not.
+    """
     bad = wave.places[~collected(finite).reshape(-1)]
     if len(bad):
         raise not_finite(model, images, sorted(set(bad.tolist())), projections)

@@ -22,13 +22,14 @@ from bridge.trace import mirror
 from kernel.devices import check_processes, mesh, mesh_unless_host
 from kernel.errors import KernelError
 from kernel.ntk import empirical_ntk
-from kernel.plan import plan
+from kernel.plan import Pass, plan
 from kernel.problem import Request, problem_of
 from kernel.progress import Progress
-from kernel.sharded import sharded_sketches, sharded_sweep
+from kernel.scratch import Scratch
+from kernel.sharded import sharded_sweep
+from kernel.sharded_sketches import sharded_sketches
 from kernel.sketches import sketches
 from kernel.sweep import sweep
-from kernel.waves import waves
 from tests.kernel_cases import mlp
 from tests.sharded_worker import CASES
 
@@ -144,34 +145,64 @@ def test_sketches_of_a_mesh_of_one_device(rng):
     assert seen[-1] == (7.0, 7.0)
 
 
-@pytest.mark.parametrize(
-    ("images", "chunk", "devices"), [(1, 4, 8), (7, 2, 3), (64, 8, 8), (65, 8, 8), (500, 16, 4)]
-)
-def test_waves_hold_every_image_once(images, chunk, devices):
-    found = waves(3, 3 + images, chunk, devices)
-    rows = [
-        row
-        for wave in found
-        for device in range(devices)
-        for row in range(*wave.share(device, 2).indices(10_000))
-    ]
-    assert rows == list(range(6, 6 + 2 * images))
-    (size,) = {len(wave.places) for wave in found}  # one shape is compiled
-    assert size % devices == 0
-    assert size <= devices * chunk
-    assert len(found) == -(-images // (devices * chunk))
-    for wave in found:
-        assert wave.places[: wave.images].tolist() == list(range(wave.start, wave.stop))
-        assert (wave.places[wave.images :] == 2 + images).all()
+class Interrupted(Exception):
+    pass
 
 
-def test_few_images_more_are_no_new_shape():
-    sizes = {len(waves(0, images, 64, 8)[0].places) for images in range(1000, 1400, 10)}
-    assert len(sizes) < 10
+def interrupt_after(reports: int):
+    """A report that interrupts."""
+    seen = []
+
+    def report(done: float, total: float) -> None:
+        seen.append((done, total))
+        if len(seen) == reports:
+            raise Interrupted
+
+    return report
 
 
-def test_no_images_are_no_waves():
-    assert waves(5, 5, 4, 2) == []
+@pytest.mark.parametrize(("anchors", "reports"), [(6, 4), (9, 2)])
+def test_a_sweep_goes_on_after_the_last_finished_pass(anchors, reports, tmp_path, rng):
+    model, images = mlp(3, 4, 2, rng), rng.normal(size=(9, 3))
+    image = jax.ShapeDtypeStruct((3,), "float64")
+    problem = problem_of(model, image, 9, anchors, Request("sum", precision="float64"))
+    made = plan(problem, 1.0, 9)
+    parts = made.passes[0].parts
+    assert len(parts) == 4
+    made = made._replace(passes=tuple(Pass((part,), (0, 1)) for part in parts))
+    own = (model, images, problem, made)
+    expected = sharded_sweep(*own, Progress(problem, made, None), mesh())
+    # a pass that is taken up has two reports: the third is interrupted, then the fourth
+    for before in (2 * reports, 2 * 2 + reports):
+        progress = Progress(problem, made, interrupt_after(before + 1))
+        with pytest.raises(Interrupted):
+            sharded_sweep(*own, progress, mesh(), scratch=Scratch(tmp_path, "key"))
+    seen = []
+    progress = Progress(problem, made, lambda *report: seen.append(report))
+    found = sharded_sweep(*own, progress, mesh(), scratch=Scratch(tmp_path, "key"))
+    assert len(seen) == 3 * 2 + reports
+    assert seen[-1][0] == pytest.approx(seen[-1][1])
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_sketches_go_on_after_the_last_finished_wave(tmp_path, rng):
+    model, images = mlp(3, 4, 2, rng), rng.normal(size=(7, 3))
+    image = jax.ShapeDtypeStruct((3,), "float64")
+    problem = problem_of(model, image, 7, 7, Request("sum", precision="float64"))
+    own = (model, images, problem, 5, 3)
+
+    def run(report, scratch=None):
+        seed = np.random.default_rng(3)
+        return sharded_sketches(*own, seed, report, mesh(1), scratch)
+
+    expected = run(None)
+    with pytest.raises(Interrupted):
+        run(interrupt_after(2), Scratch(tmp_path, "key"))
+    seen = []
+    found = run(lambda *report: seen.append(report), Scratch(tmp_path, "key"))
+    assert seen == [(7.0, 7.0)]
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("devices", [0, 1000])

@@ -1,0 +1,86 @@
+"""Sketched gradients of a set of images, on the devices of a mesh.
+
+From a network and images to Φ with Θ ≈ ΦΦᵀ, each device with its slice of every wave of images.
+"""
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float
+
+from kernel.devices import collected, everywhere, spread
+from kernel.kinds import given
+from kernel.model import Model
+from kernel.plan import Problem
+from kernel.programs import sketch_on
+from kernel.progress import Report
+from kernel.scratch import Scratch
+from kernel.sharded import check_wave, together
+from kernel.sketch import random_signs
+from kernel.waves import waves
+
+# In the scratch.
+_FEATURES = "features"
+
+
+def sharded_sketches(
+    model: Model,
+    images: Float[np.ndarray, "examples ..."],
+    problem: Problem,
+    buckets: int,
+    chunk: int,
+    rng: np.random.Generator | None,
+    report: Report | None,
+    mesh: Mesh,
+    scratch: Scratch | None = None,
+) -> Float[np.ndarray, "examples projections buckets"]:
+    """`kernel.sketches.sketches`, each device with its slice of every wave.
+
+    Args:
+        model: in the precision of the problem.
+        images: all of them, in every process.
+        problem: what is computed.
+        buckets: k.
+        chunk: images that one device differentiates at a time.
+        rng: where the signs come from; in the same state in every process.
+        report: told how many images are done, and of how many.
+        mesh: the devices, along one axis.
+        scratch: where finished waves are kept, and taken up from.
+
+    Raises:
+        KernelError: a sketch of no or too many dimensions; no generator; gradients that are not
+            finite.
+    """
+    columns = sum(unit.columns for unit in problem.units)
+    signs = everywhere(random_signs(columns, buckets, given(rng, "a sketch")), mesh)
+    projections = problem.directions.projections.astype(problem.precision)
+    weights = everywhere(tuple(model[1:]), mesh)
+    scale = np.dtype(problem.precision).type(problem.directions.scale**0.5)
+    scratch = scratch or Scratch()
+    shape = (len(images), len(projections), buckets)
+    values = scratch.array(_FEATURES, shape, problem.precision)
+    done = scratch.done(_FEATURES)
+    for wave in waves(0, len(images), chunk, mesh.size):
+        if wave.stop <= done:
+            continue
+        some = spread(images[wave.places], mesh)
+        # one projection at a time: what one image leaves in the network is what takes memory
+        for number in range(len(projections)):
+            one = everywhere(projections[number : number + 1], mesh)
+            rows, finite = sketch_on(
+                mesh,
+                model.function,
+                problem.units,
+                buckets,
+                together(),
+                *weights,
+                some,
+                one,
+                signs,
+            )
+            check_wave(model, images, wave, finite, projections)
+            own = collected(rows)[: wave.images, 0]
+            values[wave.start : wave.stop, number] = own * scale
+        scratch.mark(_FEATURES, wave.stop)
+        if report is not None:
+            report(float(wave.stop), float(len(images)))
+    return values

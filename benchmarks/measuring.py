@@ -1,20 +1,27 @@
-"""What every benchmark needs: turns of timed work, ratios with their spread, the machine, a file.
+"""What every benchmark needs: turns of timed work, ratios with their spread, memory, a file.
 
 From functions to medians and ratios: everything that is compared runs in turns in one process, so
-that what else the machine does falls on all of it alike.
+that what else the machine does falls on all of it alike. Memory is measured in a process apart.
 """
 
+import ctypes
+import gc
 import json
+import multiprocessing
 import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 import torch
+
+_T = TypeVar("_T")
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Times(NamedTuple):
@@ -66,6 +73,52 @@ def turns(
     return {name: Times(tuple(times)) for name, times in taken.items()}
 
 
+class Memory(NamedTuple):
+    """Resident memory of this process around a piece of work, in GiB.
+
+    Attributes:
+        before: what was in use when it began.
+        peak: the most while it ran.
+    """
+
+    before: float
+    peak: float
+
+    @property
+    def grown(self) -> float:
+        """What the work took beyond what was there before."""
+        return self.peak - self.before
+
+
+def watched(work: Callable[[], _T]) -> tuple[_T, Memory]:
+    """What a piece of work returns, and the memory it took; on Linux, where /proc tells."""
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)  # freed blocks kept for later are not in use
+    _RESET.write_text("5")  # forget the peak of resident memory, see proc(5)
+    before = _resident("VmRSS")
+    result = work()
+    return result, Memory(before, _resident("VmHWM"))
+
+
+def _resident(name: str) -> float:
+    lines = _STATUS.read_text().splitlines()
+    (found,) = (line for line in lines if line.startswith(f"{name}:"))
+    return int(found.split()[1]) / 2**20
+
+
+def apart(work: Callable[..., _T], *arguments: Any) -> _T:
+    """What a function returns in a process of its own, in whose memory nothing else has been."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def load() -> str:
+    """How many threads wanted to run, over the last 1, 5 and 15 minutes."""
+    return "load " + ", ".join(f"{mean:.1f}" for mean in os.getloadavg())
+
+
 def machine() -> str:
     """What this ran on."""
     return (
@@ -85,5 +138,5 @@ def write(path: Path | None, settings: Any, figures: Any) -> None:
     """The figures as JSON, beside the machine and what was asked for; nothing without a path."""
     if path is None:
         return
-    record = {"machine": machine(), "settings": settings, "figures": figures}
+    record = {"machine": machine(), "load": load(), "settings": settings, "figures": figures}
     path.write_text(json.dumps(record, indent=1, default=str) + "\n", "utf-8")

@@ -17,6 +17,7 @@ from kernel.kinds import KINDS, PROBES, Kind, Precision
 from kernel.model import Model
 from kernel.plan import GIB, Problem, plan
 from kernel.problem import Request, cast, chunk_of, problem_of
+from kernel.products import add_gram
 from kernel.progress import Progress, Report
 from kernel.scratch import Scratch
 from kernel.sketches import sketch_bytes
@@ -117,7 +118,7 @@ def _sketched(model, images, problem: Problem, sketch, request: Request, rng, pr
 def gram(rows: Float[jax.Array | np.ndarray, "rows columns"]) -> Float[np.ndarray, "rows rows"]:
     """J Jᵀ in float64, contracted in J's own dtype."""
     if jax.default_backend() == "cpu":
-        # NumPy sees that both sides are the same array and does half the work
-        own = np.asarray(rows)
-        return (own @ own.T).astype(np.float64)
+        values = np.zeros((len(rows), len(rows)))
+        add_gram(values, np.asarray(rows))
+        return values
     return np.asarray(rows @ rows.T, np.float64)

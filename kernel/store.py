@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from kernel import products
 from kernel.pairs import alone, pair
 from kernel.passes import Chunk, Factor, Part
 from kernel.scratch import Scratch
@@ -64,7 +65,7 @@ class Store:
         """Add this pass's part of the kernel of the anchors with themselves to `values`."""
         rows = self._flat()
         if rows.shape[1]:
-            values += rows @ rows.T
+            products.add_gram(values, rows)
         for part, factor, tile in zip(self._factored, self._factors, self._tiles, strict=True):
             starts = range(0, self.anchors, tile)
             for i in starts:
@@ -80,7 +81,7 @@ class Store:
         """Add the part of the kernel between the anchors and the first images of a chunk."""
         rows, others = self._flat(), np.asarray(chunk.rows)[:count]
         if rows.shape[1]:
-            values += rows @ others.reshape(-1, rows.shape[1]).T
+            products.add_products(values, rows, others.reshape(-1, rows.shape[1]))
         own = zip(self._factored, self._factors, chunk.factors, self._tiles, strict=True)
         for part, factor, other, tile in own:
             for i in range(0, self.anchors, tile):

@@ -15,7 +15,7 @@ from kernel.engine import sketched, swept
 from kernel.errors import KernelError
 from kernel.kinds import KINDS, PROBES, Kind, Precision
 from kernel.model import Model
-from kernel.plan import GIB, Problem, plan
+from kernel.plan import GIB, Problem, enough, plan
 from kernel.problem import Request, cast, chunk_of, problem_of
 from kernel.products import add_gram
 from kernel.progress import Progress, Report
@@ -104,11 +104,12 @@ def empirical_ntk(
 def _sketched(model, images, problem: Problem, sketch, request: Request, rng, progress, scratch):
     """The kernel of sketched gradients, whole."""
     chunk = min(chunk_of(request), len(images))
-    needed = (problem.result_bytes + sketch_bytes(problem, sketch, chunk)) / GIB
-    if needed > request.memory_gib:
+    least = problem.result_bytes + sketch_bytes(problem, sketch, chunk)
+    if least / GIB > request.memory_gib:
+        needed = enough(float(least))
         raise KernelError(
-            f"the sketched kernel of {len(images):,} images needs {needed:.3g} GiB and "
-            f"{request.memory_gib:g} GiB are given: give {needed:.3g} GiB, or lower the sketch, "
+            f"the sketched kernel of {len(images):,} images needs {needed} GiB and "
+            f"{request.memory_gib:g} GiB are given: give {needed} GiB, or lower the sketch, "
             "the chunk or the number of images."
         )
     rows = sketched(model, images, problem, sketch, chunk, rng, progress, request.devices, scratch)

@@ -5,6 +5,7 @@ of the Jacobian that fit at a time. Every part is formed once; each layer is con
 that needs fewer multiplications. A job that does not fit is refused with what would make it fit.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -207,14 +208,19 @@ def _parts(problem: Problem, capacity: int, width: int) -> Iterator[tuple[Part, 
 
 
 def _best_form(problem: Problem, unit: Unit, capacity: int, width: int) -> str:
-    """The form with the fewest multiplications of those that fit; rows can always be cut."""
+    """The form with the fewest multiplications of those that fit."""
 
     def work(form: str) -> float:
         contracting = unit.contracting(form, width, problem.directions.square)
         return problem.examples * unit.forming(form, width) + problem.pairs * contracting
 
-    fitting = [f for f in unit.forms if f == "rows" or unit.kept(f, width) <= capacity * width]
-    return min(fitting, key=work)
+    fitting = [f for f in unit.forms if _smallest(unit, f, width) <= capacity * width]
+    return min(fitting or unit.forms, key=work)
+
+
+def _smallest(unit: Unit, form: str, width: int) -> int:
+    """Numbers of one image that cannot be had in pieces: rows can be cut, factors cannot."""
+    return unit.columns // unit.outputs * width if form == "rows" else unit.kept(form, width)
 
 
 def _divisors(number: int) -> list[int]:
@@ -223,19 +229,22 @@ def _divisors(number: int) -> list[int]:
 
 def _refusal(problem: Problem, budget: int, chunk: int, width: int) -> str:
     smallest = max(
-        min(
-            unit.columns // unit.outputs * width,
-            *(unit.kept(form, width) for form in unit.forms),
-        )
-        for unit in problem.units
+        min(_smallest(unit, form, width) for form in unit.forms) for unit in problem.units
     )
     kept = (smallest + width) * problem.anchors * problem.itemsize
     least = problem.result_bytes + chunk_bytes(problem, chunk, width) + kept
-    # the kernel grows with the square of the images, the rest with their number
-    share = (budget / least) ** 0.5
+    share = (budget / least) ** 0.5  # the kernel grows with the square of the images
+    needed = enough(float(least))
     return (
-        f"the kernel of {problem.examples:,} images needs at least {least / GIB:.3g} GiB, of which "
+        f"the kernel of {problem.examples:,} images needs at least {needed} GiB, of which "
         f"{problem.result_bytes / GIB:.3g} GiB for the kernel itself, and {budget / GIB:g} GiB "
-        f"are given: give {least / GIB:.3g} GiB, or score about {int(share * problem.examples):,} "
+        f"are given: give {needed} GiB, or score about {int(share * problem.examples):,} "
         "images in place of all, or sum the change over a reference sample, or use a sketch."
     )
+
+
+def enough(needed: float) -> str:
+    """So many bytes in GiB, in three digits that are not less."""
+    gib = needed / GIB
+    step = 10.0 ** (math.floor(math.log10(gib)) - 2)
+    return f"{math.ceil(gib / step) * step:.3g}"

@@ -18,7 +18,7 @@ from kernel.inputs import Cross, Features, Given
 from kernel.kinds import PROBES, classes_of, directions
 from kernel.model import Model
 from kernel.ntk import empirical_ntk
-from kernel.plan import GIB, Plan, plan
+from kernel.plan import GIB, Plan, enough, plan
 from kernel.problem import Request, cast, chunk_of, problem_of
 from kernel.progress import Progress, Report
 from kernel.scratch import Scratch, key_of
@@ -112,7 +112,7 @@ def decide(
     room = request.memory_gib * GIB
     fitting = [(keep, peak) for keep, peak in footprints if max(kernel, peak) <= room]
     if not fitting:
-        raise KernelError(_refusal(sizes, form, max(kernel, footprints[-1][1]) / GIB, request))
+        raise KernelError(_refusal(sizes, form, max(kernel, footprints[-1][1]), request))
     keep, peak = fitting[0]
     return Decision(form, keep, kernel / GIB, peak / GIB, work)
 
@@ -228,8 +228,9 @@ def _check(sizes: Sizes) -> None:
         )
 
 
-def _refusal(sizes: Sizes, form: str, needed: float, request: Request) -> str:
-    ways = [f"give {needed:.3g} GiB"]
+def _refusal(sizes: Sizes, form: str, least: int, request: Request) -> str:
+    needed = enough(float(least))
+    ways = [f"give {needed} GiB"]
     if sizes.sample is None and form != "full":
         ways.append("sum the change over a reference sample of some thousand candidates")
     if sizes.sketch is None:
@@ -239,5 +240,5 @@ def _refusal(sizes: Sizes, form: str, needed: float, request: Request) -> str:
     ways.append("score fewer candidates")
     return (
         f"looking ahead from {sizes.candidates:,} candidates with {sizes.labelled:,} labels needs "
-        f"{needed:.3g} GiB and {request.memory_gib:g} GiB are given: {', or '.join(ways)}."
+        f"{needed} GiB and {request.memory_gib:g} GiB are given: {', or '.join(ways)}."
     )

@@ -20,7 +20,7 @@ from torch import nn
 from benchmarks.kernel_memory import case, taken
 from benchmarks.kernel_peers import forward, neural_tangents, torch_func, vmap_grad
 from benchmarks.kernel_tables import HEAD, MEMORY_HEAD, MemoryRow, Row, at_least, at_most, within
-from benchmarks.measuring import Times, load, machine, markdown, turns, write
+from benchmarks.measuring import Times, load, machine, markdown, read, turns, write
 from kernel.estimate import estimate
 from kernel.model import Model
 from kernel.ntk import empirical_ntk
@@ -167,10 +167,10 @@ def memories(settings: Settings, name: str, count: int) -> list[MemoryRow]:
 
 
 def main(settings: Settings) -> None:
-    """Print a table for each network and write the figures as they grow."""
+    """Print a table for each network, and add its figures to those in the file."""
     keep_freed_blocks()
     torch.set_num_threads(settings.threads)
-    figures: dict[str, dict[str, Any]] = {}
+    figures = read(settings.json)
     each = len(settings.networks)
     counts = settings.images * (each // len(settings.images))
     peers = settings.peer_images * (each // len(settings.peer_images))
@@ -189,6 +189,8 @@ def main(settings: Settings) -> None:
                 for row in memory
             ],
             "about": about,
+            "images": (count, fewer),
+            "repeats": settings.repeats,
             "load": load(),
         }
         write(settings.json, shown, figures)

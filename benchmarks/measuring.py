@@ -114,6 +114,19 @@ def apart(work: Callable[..., _T], *arguments: Any) -> _T:
         return pool.submit(work, *arguments).result()
 
 
+class Compiling:
+    """Adds up the seconds that XLA compiles, from its making on."""
+
+    def __init__(self):
+        """Listen to JAX's own reports."""
+        self.seconds = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._note)
+
+    def _note(self, event: str, duration_secs: float, **_: str | int) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            self.seconds += duration_secs
+
+
 def load() -> str:
     """How many threads wanted to run, over the last 1, 5 and 15 minutes."""
     return "load " + ", ".join(f"{mean:.1f}" for mean in os.getloadavg())
@@ -140,3 +153,10 @@ def write(path: Path | None, settings: Any, figures: Any) -> None:
         return
     record = {"machine": machine(), "load": load(), "settings": settings, "figures": figures}
     path.write_text(json.dumps(record, indent=1, default=str) + "\n", "utf-8")
+
+
+def read(path: Path | None) -> dict[str, Any]:
+    """The figures by name that an earlier run wrote to a file; none without one."""
+    if path is None or not path.exists():
+        return {}
+    return json.loads(path.read_text("utf-8"))["figures"]

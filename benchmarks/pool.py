@@ -1,0 +1,187 @@
+"""What does scoring a whole pool cost, as it grows to 50,000 candidates?
+
+From MNIST and a network to seconds and peak memory of each stage against U, with the exponent of
+each by a fit of their logarithms: sketched gradients, posterior, scores and the absorption of one
+label, with changes summed over a sample, and over all candidates where that is feasible. Run it as
+
+    python -m benchmarks.pool --data-dir DIR [--json FILE] [--figure FILE]
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from scipy.stats import rankdata
+
+from benchmarks.measuring import (
+    Compiling,
+    Memory,
+    apart,
+    load,
+    machine,
+    markdown,
+    watched,
+    write,
+)
+from benchmarks.pool_figure import draw
+from benchmarks.pool_tables import FULL_STAGES, Run, Stage, summary
+from bridge.trace import mirror
+from kernel.absorb import absorb
+from kernel.inputs import Given
+from kernel.lookahead import mlmoc
+from kernel.pool import Decision, query_kernel
+from kernel.posterior import Posterior, posterior
+from kernel.problem import Request
+from pipelines.strategies.lookahead import reference_sample
+from trainer import data
+from trainer.memory import keep_freed_blocks
+from trainer.networks import build
+from trainer.predict import logits
+
+LIMIT_GIB = 10.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured."""
+
+    data_dir: Path | None = None
+    dataset: str = "mnist"
+    image_size: int | None = None
+    widen: int = 1
+    """Of the WideResNet of one stage; its weights are random."""
+    candidates: tuple[int, ...] = (1000, 3000, 10_000, 30_000, 50_000)
+    full_sum: tuple[int, ...] = (1000, 3000, 10_000)
+    """Of those, at which the change is summed over all candidates too."""
+    labelled: int = 1000
+    sketch: int = 4096
+    sample: int = 2000
+    memory_gib: float = 8.0
+    seed: int = 0
+    json: Path | None = None
+    figure: Path | None = None
+
+
+def measure(settings: Settings, candidates: int) -> Run:
+    """All stages at one size."""
+    keep_freed_blocks()
+    dataset = data.load(
+        settings.dataset, settings.data_dir, image_size=settings.image_size, download=False
+    )
+    rng = np.random.default_rng(settings.seed)
+    drawn = rng.choice(len(dataset.train_images), settings.labelled + candidates, replace=False)
+    images = dataset.normalise(dataset.train_images[drawn])
+    labels = dataset.train_labels[drawn]
+    network = build(
+        "wide_resnet",
+        images.shape[1:],
+        dataset.classes,
+        rng,
+        {"stages": 1, "widen": settings.widen},
+    )
+    model = mirror(network, images[:2]).model()
+    targets = np.eye(dataset.classes)[labels]
+    known = slice(settings.labelled)
+    sample = reference_sample(candidates, settings.sample, rng)
+    request = Request(memory_gib=settings.memory_gib)
+    stages: dict[str, Stage] = {}
+    compiler = Compiling()
+    watch = lambda name, work: _noted(stages, compiler, name, work)
+    answers, memory = watch("predict", lambda: logits(network, images).astype(np.float64))
+    (kernel, held), _ = watch(
+        "gradients",
+        lambda: query_kernel(
+            model,
+            images,
+            settings.labelled,
+            request,
+            sample=sample,
+            sketch=settings.sketch,
+            rng=rng,
+        ),
+    )
+    scores = _sampled(watch, kernel, held, targets, answers, sample, settings.labelled)
+    agreement = None
+    if candidates in settings.full_sum:
+        whole, _ = watch(
+            FULL_STAGES[0], lambda: _posterior(kernel, targets[known], answers, None, held)
+        )
+        full, _ = watch(FULL_STAGES[1], lambda: mlmoc(whole))
+        agreement = float(np.corrcoef(rankdata(scores), rankdata(full))[0, 1])
+    how = "kept" if held.keep else "streamed"
+    return Run(candidates, stages, memory.before, held.peak_gib, how, agreement, load())
+
+
+def _sampled(
+    watch: Callable[[str, Callable[[], Any]], tuple[Any, Memory]],
+    kernel: Given,
+    held: Decision,
+    targets: np.ndarray,
+    answers: np.ndarray,
+    sample: np.ndarray | None,
+    labelled: int,
+) -> np.ndarray:
+    """Scores by the reference sample; the one best is then labelled and absorbed."""
+    result, _ = watch(
+        "posterior", lambda: _posterior(kernel, targets[:labelled], answers, sample, held)
+    )
+    scores, _ = watch("score", lambda: mlmoc(result))
+    best = int(np.argmax(scores))
+    watch("absorb one label", lambda: absorb(result, best, targets[labelled + best]))
+    return scores
+
+
+def _posterior(
+    kernel: Given,
+    targets: np.ndarray,
+    answers: np.ndarray,
+    sample: np.ndarray | None,
+    held: Decision,
+) -> Posterior:
+    known, open_ = answers[: len(targets)], answers[len(targets) :]
+    return posterior(kernel, targets, known, open_, sample=sample, keep=held.keep)
+
+
+def _noted(
+    stages: dict[str, Stage], compiler: Compiling, name: str, work: Callable[[], Any]
+) -> tuple[Any, Memory]:
+    """Run a stage and keep its seconds and the peak of the whole process."""
+    compiled = compiler.seconds
+
+    def timed() -> tuple[Any, float]:
+        began = time.perf_counter()
+        return work(), time.perf_counter() - began
+
+    (result, seconds), memory = watched(timed)
+    compiling = compiler.seconds - compiled
+    stages[name] = Stage(seconds - compiling, compiling, memory.peak)
+    return result, memory
+
+
+def main(settings: Settings) -> None:
+    """Measure every size, print the table as it grows, write the figures and draw them."""
+    runs: list[Run] = []
+    for candidates in settings.candidates:
+        runs = sorted([*runs, apart(measure, settings, candidates)])  # by size
+        rows, exponents = summary(runs, settings.sample)
+        head = ["seconds", *(f"U = {run.candidates:,}" for run in runs), "exponent"]
+        print(markdown(head, rows), flush=True)
+        record = [run._asdict() for run in runs]
+        write(settings.json, asdict(settings), {"runs": record, "exponents": exponents})
+    peak = max(stage.peak_gib for run in runs for stage in run.stages.values())
+    met = "met" if peak <= LIMIT_GIB else "missed"
+    print(
+        f"L = {settings.labelled:,}, k = {settings.sketch:,}, M = {settings.sample:,}; one run a "
+        f"size, seed {settings.seed}; highest peak {peak:.2f} GiB, target {LIMIT_GIB:g}: {met}. "
+        f"{machine()}; {load()}."
+    )
+    if settings.figure is not None:
+        draw(runs, settings.figure)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))

@@ -1,0 +1,212 @@
+"""What does a whole query cost, against strategies that need no kernel?
+
+From MNIST, a WideResNet trained on a few labels and the same candidates to seconds: MLMOC with the
+exact and the sketched kernel, entropy, BADGE and coreset, in turns, with predictions, certificate,
+kernel, posterior and selection all counted. Run it as
+
+    python -m benchmarks.query --data-dir DIR [--json FILE]
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from torch import nn
+
+from benchmarks.measuring import Compiling, Times, load, machine, markdown, turns, write
+from benchmarks.query_others import badge, coreset, features
+from bridge import trace
+from bridge.export import weights_of
+from bridge.parity import certify
+from pipelines.seeds import generator
+from pipelines.stages import Stages
+from pipelines.strategies import STRATEGIES
+from pipelines.strategies.kernel_config import KernelConfig
+from pipelines.strategies.probabilities import probabilities
+from pipelines.strategies.situation import situate
+from trainer import data
+from trainer.fit import TrainConfig, fit
+from trainer.memory import keep_freed_blocks
+from trainer.networks import build
+from trainer.pool import Pool
+
+LIMIT = 6.0  # entropy queries that one of MLMOC may take
+HEAD = ("query", "seconds", "entropy queries (least–most)", "target", "met")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured."""
+
+    data_dir: Path | None = None
+    dataset: str = "mnist"
+    image_size: int | None = None
+    widen: int = 2
+    """Of the WideResNet of one stage."""
+    labelled: int = 200
+    candidates: int = 4000
+    batch: int = 20
+    sketch: int = 16384
+    min_steps: int = 300
+    """Of training."""
+    repeats: int = 5
+    """Turns."""
+    threads: int = 2
+    """Of torch."""
+    memory_gib: float = 6.0
+    seed: int = 0
+    json: Path | None = None
+
+
+class Queries:
+    """The same query by every strategy, as a round of the pipelines makes it."""
+
+    def __init__(self, settings: Settings):
+        """Draw labels and candidates, and train the network."""
+        self.settings = settings
+        self.dataset = data.load(
+            settings.dataset, settings.data_dir, image_size=settings.image_size, download=False
+        )
+        examples = len(self.dataset.train_labels)
+        self.pool = Pool.initial(examples, settings.labelled, generator(settings.seed, "initial"))
+        self.labels = self.dataset.train_labels[self.pool.labelled]
+        rng = generator(settings.seed, "subset")
+        self.candidates = self.pool.candidates(settings.candidates, rng)
+        shape = self.images(self.candidates[:1]).shape[1:]
+        arguments = {"stages": 1, "widen": settings.widen}
+        rng = generator(settings.seed, "weights")
+        self.network: nn.Module = build("wide_resnet", shape, self.dataset.classes, rng, arguments)
+        config = TrainConfig(min_steps=settings.min_steps, epochs=1, extensions=0)
+        given = self.images(self.pool.labelled)
+        self.fitted = fit(self.network, given, self.labels, config, generator(settings.seed, "fit"))
+        self.mirror: Any = None
+        self.stages: dict[str, list[dict[str, float]]] = {}
+
+    def images(self, indices: np.ndarray) -> np.ndarray:
+        """As the network takes them."""
+        return self.dataset.normalise(self.dataset.train_images[indices])
+
+    def _mirrored(self, probe: np.ndarray):
+        if self.mirror is None:
+            self.mirror = trace.mirror(self.network, probe)
+        self.mirror = self.mirror.with_weights(weights_of(self.network))
+        return self.mirror, certify(self.network, self.mirror, probe).summary()
+
+    def strategy(
+        self, label: str, name: str, kernel: KernelConfig | None = None
+    ) -> Callable[[], np.ndarray]:
+        """A query by a strategy of the pipelines; its stages' seconds are noted under a label."""
+
+        def work() -> np.ndarray:
+            stages = Stages()
+            situation = situate(
+                self.network,
+                self.images,
+                self.pool,
+                self.labels,
+                self.candidates,
+                loss="l2",
+                mirror=self._mirrored,
+                kernel=kernel or KernelConfig(),
+                stages=stages,
+            )
+            rng = generator(self.settings.seed, name)
+            chosen = STRATEGIES[name](situation, self.settings.batch, rng).indices
+            self.stages.setdefault(label, []).append(dict(stages.seconds))
+            return chosen
+
+        return work
+
+    def badge(self) -> np.ndarray:
+        """A query by BADGE."""
+        penultimate, answers = features(self.network, self.images(self.candidates))
+        rng = generator(self.settings.seed, "badge")
+        places = badge(penultimate, probabilities(answers, "l2"), self.settings.batch, rng)
+        return self.candidates[places]
+
+    def coreset(self) -> np.ndarray:
+        """A query by coreset."""
+        known, _ = features(self.network, self.images(self.pool.labelled))
+        open_, _ = features(self.network, self.images(self.candidates))
+        return self.candidates[coreset(known, open_, self.settings.batch)]
+
+
+def works(queries: Queries) -> dict[str, Callable[[], np.ndarray]]:
+    """Every query by what the table calls it."""
+    settings = queries.settings
+    exact = KernelConfig(kind="single", memory_gib=settings.memory_gib)
+    sketched = KernelConfig(kind="single", sketch=settings.sketch, memory_gib=settings.memory_gib)
+    by_sketch = f"MLMOC, sketch {settings.sketch:,}"
+    return {
+        "entropy": queries.strategy("entropy", "entropy"),
+        "BADGE": queries.badge,
+        "coreset": queries.coreset,
+        "MLMOC, exact": queries.strategy("MLMOC, exact", "mlmoc", exact),
+        by_sketch: queries.strategy(by_sketch, "mlmoc", sketched),
+    }
+
+
+def table(measured: dict[str, Times]) -> list[tuple[object, ...]]:
+    """A row a query, as ratios to entropy."""
+    rows: list[tuple[object, ...]] = []
+    for name, times in measured.items():
+        ratio = times.over(measured["entropy"])
+        target = f"≤ {LIMIT:g}" if name.startswith("MLMOC") else ""
+        met = ("yes" if ratio.median <= LIMIT else "**no**") if target else ""
+        rows.append((name, f"{times.median:.3g}", ratio, target, met))
+    return rows
+
+
+def shares(stages: dict[str, list[dict[str, float]]], repeats: int) -> list[tuple[object, ...]]:
+    """A row a query, with the median seconds of every stage over the last turns."""
+    rows: list[tuple[object, ...]] = []
+    for name, runs in stages.items():
+        counted = runs[-repeats:]
+        medians = {key: np.median([run[key] for run in counted]) for key in counted[0]}
+        rows.append((name, ", ".join(f"{key} {value:.2f}" for key, value in medians.items())))
+    return rows
+
+
+def main(settings: Settings) -> None:
+    """Print the tables and write the figures."""
+    keep_freed_blocks()
+    torch.set_num_threads(settings.threads)
+    queries = Queries(settings)
+    compiler = Compiling()
+    named = works(queries)
+    # everything is compiled in the first round of a run; what the second still compiles is shown
+    early: dict[str, list[float]] = {name: [] for name in named}
+    for _ in range(2):
+        for name, work in named.items():
+            began, compiled = time.perf_counter(), compiler.seconds
+            work()
+            early[name] += [time.perf_counter() - began, compiler.seconds - compiled]
+    measured = turns(named, settings.repeats, warm=False)
+    rows = table(measured)
+    print(markdown(HEAD, rows))
+    cells = [(name, *(f"{seconds:.2f}" for seconds in found)) for name, found in early.items()]
+    head = ("query", "first, seconds", "of which compiling", "second", "of which compiling")
+    print(markdown(head, cells))
+    parts = shares(queries.stages, settings.repeats)
+    print(markdown(("query", "seconds by stage"), parts))
+    print(
+        f"L = {settings.labelled:,}, U = {settings.candidates:,}, b = {settings.batch}; trained "
+        f"{queries.fitted.steps} steps, accuracy on labels {queries.fitted.train_accuracy:.2f}; "
+        f"n = {settings.repeats} turns, seed {settings.seed}. {machine()}; {load()}."
+    )
+    figures = {
+        "seconds": {name: times.seconds for name, times in measured.items()},
+        "ratios": {name: times.over(measured["entropy"]) for name, times in measured.items()},
+        "first and second": early,
+        "stages": queries.stages,
+    }
+    write(settings.json, asdict(settings), figures)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))

@@ -38,14 +38,14 @@ class Pass(NamedTuple):
     @property
     def forming(self) -> float:
         """Multiplications that make rows of one image's taps."""
-        return sum(
+        return 0.0 + sum(
             part.unit.forming(part.form, self.width) * part.outputs / part.unit.outputs
             for part in self.parts
         )
 
     def contracting(self, square: bool) -> float:
         """Multiplications between two images."""
-        return sum(
+        return 0.0 + sum(
             part.unit.contracting(part.form, self.width, square) * part.outputs / part.unit.outputs
             for part in self.parts
         )

@@ -17,7 +17,7 @@ from kernel.units import units
 
 # Images differentiated at a time, with one projection: what a processor's cache holds, or what
 # keeps a GPU busy.
-CHUNK, GPU_CHUNK = 32, 512
+CHUNK, GPU_CHUNK = 16, 512
 
 
 class Request(NamedTuple):

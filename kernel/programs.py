@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int8
 from kernel.devices import AXIS
 from kernel.model import Frozen, Function, Params
 from kernel.pairs import alone, pair
-from kernel.passes import Chunk, Factor, Part, _compute, sketched
+from kernel.passes import Chunk, Factor, Part, compute_shape, sketched
 from kernel.rules import Lookup
 from kernel.units import Unit
 
@@ -57,7 +57,7 @@ def form_on(
     """
 
     def local(params: Any, frozen: Any, images: Array, projections: Array, starts: Array) -> Any:
-        chunk = _compute(
+        chunk = compute_shape(
             function, parts, square, together, params, frozen, images, projections, starts
         )
         return jax.tree.map(lambda leaf: leaf[None], chunk)

@@ -11,6 +11,7 @@ from pipelines import run
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
 from pipelines.pending import FOLDER
+from pipelines.strategies.kernel_config import KernelConfig
 from trainer.fit import TrainConfig
 
 
@@ -24,6 +25,7 @@ def small(folder, **changes):
         "network": "tests.own_network:make",
         "network_args": ("hidden=8",),
         "train": TrainConfig(epochs=2, min_steps=4, extensions=0),
+        "kernel": KernelConfig(chunk=32),
         "run": folder,
     }
     return RunConfig(**settings | changes)

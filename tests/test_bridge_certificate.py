@@ -137,11 +137,12 @@ def test_sizes_and_costs_are_told() -> None:
     trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
     assert f"{trainable:,} trainable parameters in {len(twin.params)} arrays" in text
     assert "4 tap sites (2 × conv2d.default" in text
-    memory = 0.009  # the kernel itself takes 0.00745
+    whole = estimate(twin.model(), images(), 1000)
+    memory = 0.97 * whole.peak_gib
     cost = estimate(twin.model(), images(), 1000, Request(memory_gib=memory))
     assert cost.parameters == trainable
-    assert cost.passes > 1
-    assert 0.00745 < cost.peak_gib <= memory
+    assert whole.passes == 1 < cost.passes
+    assert cost.peak_gib <= memory
     assert cost.gradient_seconds > 0 < cost.product_seconds
     assert f"in {cost.passes} passes" in tables.cost(cost, memory)
     plain = dataclasses.replace(twin, function=lambda p, f, x: x, route="twin")

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int64
 
 from kernel.covariance import Covariance
 from kernel.inputs import Blocks, Features
+from kernel.kinds import dtype_of
 from kernel.linalg import (
     CANDIDATES,
     Lower,
@@ -20,11 +21,11 @@ from kernel.linalg import (
     padded,
     row_blocks,
     solve_lower,
-    subtract_gram,
     tile_rows,
     to_device,
 )
 from kernel.ntk import Kernel
+from kernel.products import subtract_gram
 from kernel.source import Source, capacity
 
 # Columns of A solved for at a time on a CPU.
@@ -85,7 +86,7 @@ def _condition(blocks: Blocks, factor: Lower, residual: np.ndarray) -> Condition
 
 def _dtype(blocks: Blocks) -> str:
     """Of A: with features it is multiplied beside them; else S is made of it in float64."""
-    return blocks.given.precision if isinstance(blocks.given, Features) else "float64"
+    return dtype_of(blocks.given.precision) if isinstance(blocks.given, Features) else "float64"
 
 
 def covariance(
@@ -111,7 +112,7 @@ def covariance(
     if isinstance(a, np.ndarray):
         features = np.asarray(features)
     else:
-        features = to_device(features, (a.shape[1], features.shape[1]), blocks.given.precision)
+        features = to_device(features, (a.shape[1], features.shape[1]), _dtype(blocks))
     streamed = Covariance(sample, candidates, None, Source(features, a, blocks.labelled))
     return streamed.made_kept() if keep else streamed
 
@@ -124,8 +125,9 @@ def _kept(blocks: Blocks, a: np.ndarray, rows: np.ndarray, in_place: bool) -> np
         subtract_gram(own, a)
         return own
     if every:
-        kept = a.T @ a  # BLAS does half the work
-        return np.subtract(matrix[blocks.labelled :, blocks.labelled :], kept, out=kept)
+        kept = np.array(matrix[blocks.labelled :, blocks.labelled :], np.float64)
+        subtract_gram(kept, a)
+        return kept
     kept = a[:, rows].T @ a
     for start, stop in row_blocks(len(rows), tile_rows(blocks.candidates)):
         own = blocks.candidate_rows(rows, start, stop)

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 from jaxtyping import Array, Float
+
+from kernel import products
 
 # Labelled rows and candidates are padded to multiples of these.
 LABELLED = 256
@@ -102,20 +103,8 @@ def solve_lower(factor: Lower, right: Matrix) -> Matrix:
     if isinstance(factor.values, np.ndarray):
         if factor.rows == 1:  # BLAS would wake its threads for it
             return right / factor.values[0, 0]
-        return scipy.linalg.solve_triangular(factor.values, right, lower=True, check_finite=False)
+        return products.solve_lower(factor.values, np.asarray(right, np.float64))
     return _solve(factor.values, jnp.asarray(right, jnp.float64))
-
-
-def subtract_gram(
-    matrix: Float[np.ndarray, "rows rows"], a: Float[np.ndarray, "inner rows"]
-) -> None:
-    """Matrix −= AᵀA in place, on a CPU: block rows of the lower triangle, then their mirror.
-
-    `matrix` is symmetric; it may be a part of a larger array.
-    """
-    for start, stop in row_blocks(len(matrix), tile_rows(len(matrix))):
-        matrix[start:stop, :stop] -= a[:, start:stop].T @ a[:, :stop]
-        mirror(matrix, start, stop)
 
 
 def row_blocks(rows: int, size: int) -> list[tuple[int, int]]:

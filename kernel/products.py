@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import scipy.linalg
 from jaxtyping import Float
 from threadpoolctl import threadpool_limits
 
@@ -48,6 +49,38 @@ def add_products(
         values[i : i + tile] += rows[i : i + tile] @ others.T
 
     _shared_out([(i,) for i in range(0, len(rows), tile)], add)
+
+
+def subtract_gram(
+    matrix: Float[np.ndarray, "rows rows"], a: Float[np.ndarray, "inner rows"]
+) -> None:
+    """Matrix −= AᵀA in place; `matrix` is symmetric and may be a part of a larger array."""
+    tile = max(1, min(TILE, -(-len(matrix) // (2 * cores()))))
+
+    def subtract(i: int, j: int) -> None:
+        block = a[:, i : i + tile].T @ a[:, j : j + tile]
+        matrix[i : i + tile, j : j + tile] -= block
+        if i != j:
+            matrix[j : j + tile, i : i + tile] -= block.T
+
+    starts = range(0, len(matrix), tile)
+    _shared_out([(i, j) for i in starts for j in starts if j >= i], subtract)
+
+
+def solve_lower(
+    factor: Float[np.ndarray, "inner inner"], right: Float[np.ndarray, "inner rows"]
+) -> Float[np.ndarray, "inner rows"]:
+    """C⁻¹B for a lower triangular C, some columns of B at a time."""
+    solved = np.empty(right.shape)
+
+    def solve(start: int) -> None:
+        own = slice(start, start + TILE)
+        solved[:, own] = scipy.linalg.solve_triangular(
+            factor, right[:, own], lower=True, check_finite=False
+        )
+
+    _shared_out([(start,) for start in range(0, right.shape[1], TILE)], solve)
+    return solved
 
 
 def cores() -> int:

@@ -9,9 +9,10 @@ from kernel import linalg
 from kernel.absorb import absorb
 from kernel.errors import KernelError
 from kernel.inputs import Cross, Features
-from kernel.linalg import mirror, padded, subtract_gram, subtract_outer, tile_rows
+from kernel.linalg import mirror, padded, subtract_outer, tile_rows
 from kernel.lookahead import REFERENCES, mlmoc
 from kernel.posterior import posterior
+from kernel.products import subtract_gram
 from tests.kernel_cases import (
     all_forms,
     full_kernel,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kernel.errors import KernelError
-from kernel.kinds import Directions, Precision
+from kernel.kinds import Directions, Precision, dtype_of
 from kernel.passes import Part
 from kernel.units import Unit
 
@@ -73,7 +73,7 @@ class Problem(NamedTuple):
     @property
     def itemsize(self) -> int:
         """Bytes of a number."""
-        return np.dtype(self.precision).itemsize
+        return np.dtype(dtype_of(self.precision)).itemsize
 
     @property
     def rows_an_example(self) -> int:
@@ -175,10 +175,24 @@ def _cheapest(problem: Problem, budget: int, chunk: int) -> tuple[int, tuple[Pas
 
 
 def _packed(problem: Problem, room: int, width: int) -> list[tuple[Part, ...]] | None:
-    """Consecutive parts in groups that fit, or None if a smallest piece does not."""
+    """Consecutive parts in groups that fit, or None if a smallest piece does not.
+
+    Pieces are cut for a round number of columns, if that is enough: their shapes, and what is
+    compiled for them, then stay the same while the number of labels grows from cycle to cycle.
+    """
     capacity = room // (problem.anchors * problem.itemsize) // width  # columns of one projection
     if capacity < 1:
         return None
+    return _grouped(problem, _round(capacity), width) or _grouped(problem, capacity, width)
+
+
+def _round(number: int) -> int:
+    """The number with its last bits cleared, an eighth less at most."""
+    lost = max(0, number.bit_length() - 4)
+    return number >> lost << lost
+
+
+def _grouped(problem: Problem, capacity: int, width: int) -> list[tuple[Part, ...]] | None:
     groups: list[tuple[Part, ...]] = []
     current: list[Part] = []
     used = 0

@@ -155,4 +155,6 @@ def _tile(factor: Factor, anchors: int) -> int:
     each = (
         positions * positions * factor.cotangents.shape[2] ** 2 * factor.cotangents.dtype.itemsize
     )
-    return max(1, min(anchors, 512, int((_TILE_BYTES / each) ** 0.5)))
+    # a power of two for few images, so that one more does not compile anew
+    few = 1 << (anchors - 1).bit_length()
+    return max(1, min(few, 512, int((_TILE_BYTES / each) ** 0.5)))

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from kernel.devices import mesh_unless_host
+from kernel.errors import KernelError
 from kernel.model import Model
 from kernel.plan import Plan, Problem
 from kernel.progress import Progress, Report
@@ -16,6 +17,7 @@ from kernel.sharded import sharded_sweep
 from kernel.sharded_sketches import sharded_sketches
 from kernel.sketches import sketches
 from kernel.sweep import sweep
+from kernel.tf32 import arithmetic
 
 
 def swept(
@@ -32,12 +34,14 @@ def swept(
     In the scratch devices of a mesh keep finished passes, and several processes nothing.
 
     Raises:
-        KernelError: more devices than there are; gradients that are not finite.
+        KernelError: more devices than there are; a precision that is not to be had here; gradients
+            that are not finite.
     """
+    products = arithmetic(problem.precision).products
     mesh = mesh_unless_host(devices)
     if mesh is None:
         return sweep(model, images, problem, plan, progress, scratch)
-    return sharded_sweep(model, images, problem, plan, progress, mesh, scratch=_own(scratch))
+    return sharded_sweep(model, images, problem, plan, progress, mesh, products, _own(scratch))
 
 
 def sketched(
@@ -56,9 +60,14 @@ def sketched(
     Several processes keep nothing in the scratch.
 
     Raises:
-        KernelError: more devices than there are; a sketch of no or too many dimensions; no
-            generator; gradients that are not finite.
+        KernelError: more devices than there are; TF32, of whose products a sketch has none; a
+            sketch of no or too many dimensions; no generator; gradients that are not finite.
     """
+    if problem.precision == "tf32":
+        raise KernelError(
+            "TF32 is for products between whole gradients, and a sketch has none: use float32 "
+            "with a sketch."
+        )
     mesh = mesh_unless_host(devices)
     if mesh is None:
         return sketches(model, images, problem, buckets, chunk, rng, report, scratch)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from kernel.kinds import given
+from kernel.kinds import dtype_of, given
 from kernel.model import Model
 from kernel.ntk import gram
 from kernel.passes import compute, sketched
@@ -87,12 +87,13 @@ def estimate(
     request = request or Request()
     anchors = examples if anchors is None else anchors
     model = cast(model, request.precision)
-    image = jax.ShapeDtypeStruct(images.shape[1:], request.precision)
+    dtype = dtype_of(request.precision)
+    image = jax.ShapeDtypeStruct(images.shape[1:], dtype)
     # which projections and signs has no part in what they cost
     rng = np.random.default_rng(0)
     problem = problem_of(model, image, examples, anchors, request, rng)
     chunk = min(chunk_of(request), examples)
-    some = jnp.asarray(np.resize(images, (chunk, *images.shape[1:])), request.precision)
+    some = jnp.asarray(np.resize(images, (chunk, *images.shape[1:])), dtype)
     if sketch is not None:
         return _sketch(model, some, problem, sketch, rng)
     made = plan(problem, request.memory_gib, chunk)
@@ -163,7 +164,7 @@ def _products(model: Model, some: jax.Array, problem: Problem, made: Plan) -> fl
 
 def _product_rate(problem: Problem) -> float:
     """Seconds for one multiplication of a Gram matrix."""
-    rows = np.random.default_rng(0).normal(size=_PRODUCT).astype(problem.precision)
+    rows = np.random.default_rng(0).normal(size=_PRODUCT).astype(dtype_of(problem.precision))
     _, each = _timed(lambda: gram(rows))
     return each / (rows.shape[0] ** 2 / 2 * rows.shape[1])
 

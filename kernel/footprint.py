@@ -10,8 +10,8 @@ import numpy as np
 
 from kernel.conditioning import SOLVED
 from kernel.errors import KernelError
+from kernel.kinds import Precision, dtype_of
 from kernel.linalg import CANDIDATES, LABELLED, on_host, padded, tile_rows
-from kernel.ntk import Precision
 from kernel.source import capacity
 
 FORMS = ("dense", "full", "features", "cross")
@@ -85,7 +85,7 @@ def posterior_bytes(
     if form == "features" and dimensions is None:
         raise KernelError("the memory of features depends on their dimensions: give them.")
     host = on_host() if host is None else host
-    item = np.dtype(precision).itemsize if form in ("features", "cross") else _WIDE
+    item = np.dtype(dtype_of(precision)).itemsize if form in ("features", "cross") else _WIDE
     each = classes if form == "full" else 1
     whole = sample is None or form == "full"
     chosen = candidates if sample is None or whole else sample

@@ -24,7 +24,7 @@ class Features(NamedTuple):
     Attributes:
         values: Φ with every scale in it, float32 or float64, (examples, dimensions); the labelled
             images first, then the candidates.
-        precision: the dtype that the rounding of inner products is judged by, that of `values`.
+        precision: by which the rounding of inner products is judged; its dtype is that of `values`.
     """
 
     values: Float[np.ndarray | Array, "examples dimensions"]
@@ -38,7 +38,7 @@ class Cross(NamedTuple):
         values: (anchors, examples): anchors are the labelled images, then the candidates of the
             reference sample in its order; examples the labelled images, then all candidates.
         diagonal: k(x, x) of every example.
-        precision: the dtype that gradients and contraction were computed in.
+        precision: what gradients and contraction were computed in.
     """
 
     values: Float[np.ndarray, "anchors examples"]

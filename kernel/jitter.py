@@ -8,10 +8,12 @@ import numpy as np
 from jaxtyping import Float
 
 from kernel.errors import SingularKernelError
+from kernel.kinds import Precision, rounding_of
 from kernel.linalg import Lower, lower_factor
-from kernel.ntk import Precision
 
 JITTERS = (0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
+# The rounding of TF32 is 1e-3 of the mean, above which a smaller jitter lifts hardly a pivot.
+TF32_JITTERS = (0.0, 1e-4, 1e-3, 1e-2)
 
 
 def trusted_factor(
@@ -45,14 +47,15 @@ def trusted_factor(
             "the kernel of the labelled images is zero: the logits it is taken from do not depend "
             "on any trainable parameter."
         )
-    rounding = float(np.finfo(precision).eps) * mean
-    for jitter in JITTERS:
+    rounding = rounding_of(precision) * mean
+    jitters = TF32_JITTERS if precision == "tf32" else JITTERS
+    for jitter in jitters:
         factor = lower_factor(k_ll, ridge + jitter * mean, host)
         if factor is not None and float(factor.pivots.min()) > rounding:
             return factor, jitter
     raise SingularKernelError(
         f"the kernel of the labelled images is not positive definite with a jitter of up to "
-        f"{JITTERS[-1]:g} of its mean diagonal. {_duplicates(k_ll, names)} Remove duplicates, "
+        f"{jitters[-1]:g} of its mean diagonal. {_duplicates(k_ll, names)} Remove duplicates, "
         "set a ridge, or compute the kernel in float64."
     )
 

@@ -15,7 +15,10 @@ from kernel.model import Model
 
 Kind = Literal["single", "sum", "trace", "rademacher", "full"]
 KINDS: tuple[Kind, ...] = ("single", "sum", "trace", "rademacher", "full")
-Precision = Literal["float32", "float64"]
+# What a kernel is computed in; `tf32` has arrays of float32, of which an NVIDIA GPU multiplies the
+# leading eleven bits in the products between images.
+Precision = Literal["float32", "float64", "tf32"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "float64", "tf32")
 # Random projections of the logits for `rademacher`.
 PROBES = 4
 
@@ -62,6 +65,16 @@ def directions(
     if kind == "trace":
         return Directions(np.eye(classes), 1.0 / classes, False)
     return Directions(np.eye(classes), 1.0, True)
+
+
+def dtype_of(precision: Precision) -> Literal["float32", "float64"]:
+    """Of the arrays that a kernel in this precision is made of."""
+    return "float32" if precision == "tf32" else precision
+
+
+def rounding_of(precision: Precision) -> float:
+    """The relative distance of neighbouring numbers, of those that are multiplied."""
+    return 2.0**-10 if precision == "tf32" else float(np.finfo(precision).eps)
 
 
 def projection_count(kind: str, classes: int, probes: int = PROBES) -> int:

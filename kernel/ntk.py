@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from kernel.engine import sketched, swept
 from kernel.errors import KernelError
-from kernel.kinds import KINDS, PROBES, Kind, Precision
+from kernel.kinds import KINDS, PRECISIONS, PROBES, Kind, Precision, dtype_of
 from kernel.model import Model
 from kernel.plan import GIB, Problem, enough, plan
 from kernel.problem import Request, cast, chunk_of, problem_of
@@ -22,7 +22,17 @@ from kernel.progress import Progress, Report
 from kernel.scratch import Scratch
 from kernel.sketches import sketch_bytes
 
-__all__ = ["KINDS", "PROBES", "Kernel", "Kind", "Precision", "cast", "empirical_ntk", "gram"]
+__all__ = [
+    "KINDS",
+    "PRECISIONS",
+    "PROBES",
+    "Kernel",
+    "Kind",
+    "Precision",
+    "cast",
+    "empirical_ntk",
+    "gram",
+]
 
 
 class Kernel(NamedTuple):
@@ -31,8 +41,8 @@ class Kernel(NamedTuple):
     Attributes:
         values: float64, (examples, examples) for a scalar-valued kernel K that stands for
             K ⊗ I_C, or (examples, classes, examples, classes) for the kind `full`.
-        precision: the dtype that gradients and contraction were computed in, which is what the
-            rounding of `values` is judged by.
+        precision: what gradients and contraction were computed in, by which the rounding of
+            `values` is judged.
     """
 
     values: Float[np.ndarray, "..."]
@@ -68,7 +78,8 @@ def empirical_ntk(
         sketch: k, the number of dimensions that gradients are folded to before they are
             contracted; None keeps them whole.
         rng: where projections and the signs of a sketch come from.
-        precision: of gradients and contraction; the result is stored in float64 either way.
+        precision: of gradients and contraction, one of `PRECISIONS`; the result is stored in
+            float64 whichever it is. `tf32` is for NVIDIA GPUs, and for whole gradients.
         chunk: how many examples are differentiated at a time; None chooses for the machine.
         memory_gib: GiB that all of it may take beyond what is in memory before; it decides the
             number of passes.
@@ -77,15 +88,15 @@ def empirical_ntk(
         scratch: where finished chunks are kept, and taken up from.
 
     Raises:
-        KernelError: unknown kind; no images; more devices than there are; not even one parameter,
-            or not the sketch, fits in the memory given; a sketch of no or too many dimensions; no
-            generator where one is needed; gradients that are not finite, with the layer and the
-            images.
+        KernelError: unknown kind; a precision that is not to be had here; no images; more devices
+            than there are; not even one parameter, or not the sketch, fits in the memory given; a
+            sketch of no or too many dimensions; no generator where one is needed; gradients that
+            are not finite, with the layer and the images.
     """
     request = Request(kind, probes, precision, chunk, memory_gib, devices)
     model = cast(model, precision)
-    images = np.asarray(images, precision)
-    image = jax.ShapeDtypeStruct(images.shape[1:], precision)
+    images = np.asarray(images, dtype_of(precision))
+    image = jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
     problem = problem_of(model, image, len(images), len(images), request, rng)
     chunk = min(chunk_of(request), len(images))
     if sketch is None:

@@ -15,7 +15,7 @@ from kernel.engine import sketched, swept
 from kernel.errors import KernelError
 from kernel.footprint import posterior_bytes
 from kernel.inputs import Cross, Features, Given
-from kernel.kinds import PROBES, classes_of, directions
+from kernel.kinds import PROBES, classes_of, directions, dtype_of
 from kernel.model import Model
 from kernel.ntk import empirical_ntk
 from kernel.plan import GIB, Plan, enough, plan
@@ -149,7 +149,7 @@ def query_kernel(
     request = request or Request()
     count = None if sample is None else len(sample)
     sizes = Sizes(labelled, len(images) - labelled, count, sketch)
-    image = jax.ShapeDtypeStruct(images.shape[1:], request.precision)
+    image = jax.ShapeDtypeStruct(images.shape[1:], dtype_of(request.precision))
     decision = decide(model, image, sizes, request)
     kept = Scratch()
     if folder is not None and decision.work > LONG:
@@ -183,19 +183,20 @@ def _cross(model, images, labelled: int, sample, request: Request, rng, progress
     order = np.concatenate([anchors, np.setdiff1d(np.arange(len(images)), anchors)])
     problem, chunk, model = _ready(model, images, len(anchors), request, rng)
     made: Plan = plan(problem, request.memory_gib, chunk)
-    ordered = np.asarray(images, request.precision)[order]
+    dtype = dtype_of(request.precision)
+    ordered = np.asarray(images, dtype)[order]
     progressed = Progress(problem, made, progress)
     values, others = swept(model, ordered, problem, made, progressed, request.devices, kept)
     diagonal = np.concatenate([values.diagonal(), others[:, 0, 0]]) * problem.directions.scale
     back = np.argsort(order)
-    values = (values[:, back] * problem.directions.scale).astype(request.precision)
+    values = (values[:, back] * problem.directions.scale).astype(dtype)
     return Cross(values, diagonal[back], request.precision)
 
 
 def _ready(model, images, anchors: int, request: Request, rng):
     """The problem, the chunk and the model in the precision asked for."""
     model = cast(model, request.precision)
-    image = jax.ShapeDtypeStruct(images.shape[1:], request.precision)
+    image = jax.ShapeDtypeStruct(images.shape[1:], dtype_of(request.precision))
     problem = problem_of(model, image, len(images), anchors, request, rng)
     return problem, min(chunk_of(request), len(images)), model
 

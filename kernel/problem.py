@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernel.errors import KernelError
-from kernel.kinds import PROBES, Directions, Precision, classes_of, directions
+from kernel.kinds import PROBES, Directions, Precision, classes_of, directions, dtype_of
 from kernel.model import Model
 from kernel.plan import Problem
 from kernel.units import units
@@ -26,7 +26,7 @@ class Request(NamedTuple):
     Attributes:
         kind: one of `kernel.kinds.KINDS`.
         probes: m, how many projections `rademacher` takes.
-        precision: of gradients and contraction.
+        precision: of gradients and contraction, one of `kernel.kinds.PRECISIONS`.
         chunk: images differentiated at a time; None chooses for the machine.
         memory_gib: GiB that it may take beyond what is in memory before.
         devices: how many it is spread over; None for all.
@@ -40,8 +40,9 @@ class Request(NamedTuple):
     devices: int | None = None
 
 
-def cast(model: Model, dtype: Precision) -> Model:
-    """The same model with its floating-point arrays in another dtype."""
+def cast(model: Model, precision: Precision) -> Model:
+    """The same model with its floating-point arrays in the dtype of a precision."""
+    dtype = dtype_of(precision)
 
     def to(leaf):
         array = jnp.asarray(leaf)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from kernel.devices import mesh
 from kernel.errors import KernelError
-from kernel.kinds import Precision
+from kernel.kinds import PRECISIONS, Precision, dtype_of
 from kernel.model import Model
 from kernel.plan import plan
 from kernel.problem import Request, cast, chunk_of, problem_of
@@ -37,10 +37,9 @@ class Arithmetic(NamedTuple):
     products: str
 
 
-_ARITHMETIC = {
-    "float32": Arithmetic("float32", "highest"),
-    "float64": Arithmetic("float64", "highest"),
-    "tf32": Arithmetic("float32", "tensorfloat32"),
+_ARITHMETIC: dict[str, Arithmetic] = {
+    name: Arithmetic(dtype_of(name), "tensorfloat32" if name == "tf32" else "highest")
+    for name in PRECISIONS
 }
 
 

@@ -3,14 +3,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kernel import sharded
 from kernel.devices import mesh
 from kernel.errors import KernelError
-from kernel.ntk import empirical_ntk
+from kernel.inputs import Cross
+from kernel.kinds import PRECISIONS, Precision, dtype_of, rounding_of
+from kernel.ntk import Kernel, empirical_ntk
 from kernel.passes import Chunk
-from kernel.problem import Request
+from kernel.pool import Sizes, decide
+from kernel.posterior import DETERMINED, posterior
+from kernel.problem import Request, cast
 from kernel.programs import contract_on
 from kernel.tf32 import BLOCK, arithmetic, product_error
-from tests.kernel_cases import mlp
+from tests.kernel_cases import mlp, random_problem
 
 no_gpu = pytest.mark.skipif(jax.default_backend() == "gpu", reason="refused without a GPU only")
 
@@ -64,3 +69,111 @@ def test_products_are_compiled_for_a_gpu_in_what_was_asked_for(products, word):
         traced = contract_on.trace(mesh(1), (), 1, chunk, chunk)
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert f"precision = [{word}, {word}]" in text
+
+
+@no_gpu
+def test_a_kernel_in_tf32_is_refused_without_a_gpu(rng):
+    model, images = mlp(3, 4, 2, rng), rng.normal(size=(5, 3))
+    with pytest.raises(KernelError, match="TF32 is arithmetic of NVIDIA GPUs"):
+        empirical_ntk(model, images, precision="tf32")
+
+
+def test_a_sketch_in_tf32_is_refused(rng):
+    model, images = mlp(3, 4, 2, rng), rng.normal(size=(5, 3))
+    with pytest.raises(KernelError, match="a sketch has none: use float32"):
+        empirical_ntk(model, images, precision="tf32", sketch=4, rng=rng)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_engine_multiplies_in_the_precision_of_the_request(precision, rng, monkeypatch):
+    seen, real = [], sharded.contract_on
+
+    def spied(*arguments):
+        flag = "jax_default_matmul_precision"
+        seen.append(getattr(jax.config, flag))
+        return real(*arguments)
+
+    monkeypatch.setattr(sharded, "contract_on", spied)
+    # as on a GPU; a processor multiplies in float32 whatever it is told
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    model, images = mlp(3, 4, 2, rng), rng.normal(size=(5, 3))
+    kernel = empirical_ntk(model, images, "trace", precision=precision)
+    assert set(seen) == {"tensorfloat32" if precision == "tf32" else "highest"}
+    assert kernel.precision == precision
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="TF32 is arithmetic of GPUs")
+def test_a_kernel_in_tf32_differs_from_float32_by_the_error_that_is_told(rng):
+    model, images = mlp(64, 256, 3, rng), rng.normal(size=(BLOCK, 64))
+    quick, exact = (
+        empirical_ntk(model, images, "trace", precision=precision).values
+        for precision in ("tf32", "float32")
+    )
+    found = np.linalg.norm(quick - exact) / np.linalg.norm(exact)
+    np.testing.assert_allclose(found, product_error(model, images, Request("trace")), rtol=0.1)
+
+
+def test_arrays_of_tf32_are_of_float32(rng):
+    model = mlp(3, 4, 2, rng)
+    assert cast(model, "tf32").params["first.bias"].dtype == "float32"
+    image = jax.ShapeDtypeStruct((3,), "float32")
+    # features, a kernel between anchors and all, and a whole one
+    for sizes in (Sizes(4, 50, None, 5), Sizes(4, 50, 9), Sizes(4, 50)):
+        quick, single, double = (
+            decide(model, image, sizes, Request(precision=name))
+            for name in ("tf32", "float32", "float64")
+        )
+        assert quick == single
+        assert quick.kernel_gib < double.kernel_gib
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_neighbouring_numbers_are_as_far_apart_as_is_said(precision):
+    unit = rounding_of(precision)
+    assert _rounded(np.array(1 + unit), precision) == 1 + unit
+    assert _rounded(np.array(1 + unit / 2), precision) == 1
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_a_pivot_below_the_rounding_needs_jitter(precision):
+    left = 5e-4  # of the variance of the second image, once the first is labelled
+    near = np.sqrt(1 - left)
+    values = np.array([[1.0, near, 0.0], [near, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    result = posterior(
+        Kernel(values, precision), np.ones((2, 1)), np.zeros((2, 1)), np.zeros((1, 1))
+    )
+    jitter = 1e-3 if precision == "tf32" else 0.0
+    assert result.jitter == jitter
+    np.testing.assert_allclose(result.floor, DETERMINED[precision] + 2 * jitter)
+    assert not result.determined.any()
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("form", ["dense", "cross"])
+def test_duplicates_are_determined_whatever_tf32_made_of_them(form, twice, seed):
+    """Products of numbers cut to eleven bits, the worst there is, and an exact diagonal."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(12, 300)).astype("float32")
+    if twice:  # two labels of one image
+        rows[3] = rows[1]
+    rows[5], rows[9] = rows[0], rows[3]
+    cut = _rounded(rows, "tf32").astype("float64")
+    values = cut @ cut.T
+    given = Kernel(values, "tf32")
+    if form == "cross":
+        given = Cross(values[:6], np.square(rows, dtype="float64").sum(axis=1), "tf32")
+    sample = None if form == "dense" else np.array([0, 1])
+    targets, f_l, f_u = random_problem(4, 8, 2, rng)
+    result = posterior(given, targets, f_l, f_u, sample=sample)
+    assert result.jitter == (1e-3 if twice else 0)
+    assert np.flatnonzero(result.determined).tolist() == [1, 5]
+
+
+def _rounded(values: np.ndarray, precision: Precision) -> np.ndarray:
+    """The leading bits that are multiplied, those after them cut off."""
+    if precision != "tf32":
+        return values.astype(dtype_of(precision))
+    bits = np.asarray(values, "float32").view("uint32")
+    return (bits & np.uint32(0xFFFFE000)).view("float32")

@@ -75,9 +75,9 @@ def compare(settings: Settings, name: str, count: int, peer_count: int) -> tuple
         ratio = foreseen.over(measured[kernel])
         target = within(ratio, 0.5)
         rows.append(
-            Row(name, f"{kernel}, seconds predicted", kernel, foreseen.median, ratio, *target)
+            Row(name, f"{kernel}, seconds predicted", kernel, foreseen.median, ratio, None, *target)
         )
-    return rows, chosen | {name: times.seconds for name, times in measured.items()}
+    return rows, chosen | {name: times._asdict() for name, times in measured.items()}
 
 
 def _works(
@@ -131,12 +131,13 @@ def _predictor(
 
 
 def _rows(name: str, count: int, fewer: int, measured: dict[str, Times]) -> list[Row]:
-    rows = []
+    rows, forward_pass = [], measured["forward"]
     for kernel, limit in (("exact", 4.5), ("sketched", 4.0)):
-        ratio = measured[kernel].over(measured["forward"])
+        ratio = measured[kernel].over(forward_pass)
         target = at_most(ratio, limit)
-        seconds = measured[kernel].median
-        rows.append(Row(name, f"{kernel}, N = {count}", "forward pass", seconds, ratio, *target))
+        seconds, processor = measured[kernel].median, measured[kernel].processor_over(forward_pass)
+        what = f"{kernel}, N = {count}"
+        rows.append(Row(name, what, "forward pass", seconds, ratio, processor, *target))
     for peer, ours, limit in (
         ("JAX vmap(grad)", "exact", None),
         ("torch.func", "exact", 1.0),
@@ -146,7 +147,9 @@ def _rows(name: str, count: int, fewer: int, measured: dict[str, Times]) -> list
         ratio = measured[peer].over(measured[ours])
         target = ("", None) if limit is None else at_least(ratio, limit)
         seconds = measured[peer].median
-        rows.append(Row(name, f"{peer}, N = {number}", "exact", seconds, ratio, *target))
+        processor = measured[peer].processor_over(measured[ours])
+        what = f"{peer}, N = {number}"
+        rows.append(Row(name, what, "exact", seconds, ratio, processor, *target))
     return rows
 
 

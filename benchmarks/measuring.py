@@ -25,9 +25,16 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Times(NamedTuple):
-    """Seconds of one piece of work, one entry a turn."""
+    """Seconds of one piece of work, one entry a turn.
+
+    Attributes:
+        seconds: on the clock.
+        processor: of all threads of this process together, which other work prolongs less; empty
+            where only the clock was read.
+    """
 
     seconds: tuple[float, ...]
+    processor: tuple[float, ...] = ()
 
     @property
     def median(self) -> float:
@@ -36,8 +43,13 @@ class Times(NamedTuple):
 
     def over(self, other: "Times") -> "Ratio":
         """How many times as long as the other, turn by turn."""
-        ratios = np.array(self.seconds) / np.array(other.seconds)
-        return Ratio(float(np.median(ratios)), float(ratios.min()), float(ratios.max()))
+        return Ratio.of(self.seconds, other.seconds)
+
+    def processor_over(self, other: "Times") -> "Ratio | None":
+        """The same of the processor's seconds; None where one of them has none."""
+        if not self.processor or not other.processor:
+            return None
+        return Ratio.of(self.processor, other.processor)
 
 
 class Ratio(NamedTuple):
@@ -46,6 +58,12 @@ class Ratio(NamedTuple):
     median: float
     least: float
     most: float
+
+    @classmethod
+    def of(cls, ones: Sequence[float], others: Sequence[float]) -> "Ratio":
+        """Of each of some numbers to its partner."""
+        ratios = np.array(ones) / np.array(others)
+        return cls(float(np.median(ratios)), float(ratios.min()), float(ratios.max()))
 
     def __str__(self) -> str:
         """As tables show it."""
@@ -66,11 +84,13 @@ def turns(
     if warm:
         for work in works.values():
             seconds(work)
-    taken: dict[str, list[float]] = {name: [] for name in works}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():
-            taken[name].append(seconds(work))
-    return {name: Times(tuple(times)) for name, times in taken.items()}
+            before = time.process_time()
+            clock = seconds(work)
+            taken[name].append((clock, time.process_time() - before))
+    return {name: Times(*zip(*times, strict=True)) for name, times in taken.items()}
 
 
 class Memory(NamedTuple):

@@ -1,0 +1,243 @@
+"""The benchmarks of the kernel engine: each runs at a tiny size; their statistics by hand."""
+
+import json
+import math
+import os
+import sys
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import kernel, kernel_tables, pool, query
+from benchmarks.kernel_memory import CLASSES, Taken, case
+from benchmarks.measuring import Compiling, Ratio, Times, apart, read, watched, write
+from benchmarks.pool_tables import Run, Stage, exponent, summary
+from benchmarks.query_others import badge, coreset, features
+from trainer.predict import logits
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    yield 1
+    torch.set_num_threads(before)
+
+
+def here(work, *arguments):
+    """In place of a process of its own."""
+    return work(*arguments)
+
+
+@linux
+@pytest.mark.filterwarnings("ignore:size requires:DeprecationWarning")  # neural-tangents
+def test_kernel_prints_its_tables_and_adds_to_its_file(tmp_path, capsys, monkeypatch, one_thread):
+    path = tmp_path / "kernel.json"
+    path.write_text(json.dumps({"figures": {"of before": 1}}), "utf-8")
+    monkeypatch.setattr("benchmarks.kernel_memory.apart", here)
+    kernel.main(
+        kernel.Settings(
+            networks=("cnn",),
+            images=(6,),
+            peer_images=(4,),
+            repeats=1,
+            sketch=64,
+            budgets=(0.5,),
+            side=8,
+            threads=one_thread,
+            json=path,
+        )
+    )
+    shown = capsys.readouterr().out
+    for words in ("exact, N = 6", "neural-tangents, N = 4", "torch.func, N = 6", "GiB given"):
+        assert words in shown
+    figures = json.loads(path.read_text("utf-8"))["figures"]
+    assert set(figures) == {"of before", "cnn"}
+    assert len(figures["cnn"]["rows"]) == 7
+    assert [row["passes"] for row in figures["cnn"]["memory"]] == [1, 1]
+
+
+def test_kernel_refuses_numbers_of_images_that_fit_no_networks():
+    with pytest.raises(ValueError, match="images must be one number"):
+        kernel.Settings(networks=("cnn", "resnet18"), images=(1, 2, 3))
+
+
+@linux
+def test_pool_prints_its_table_draws_and_writes(tmp_path, capsys, monkeypatch):
+    path, figure = tmp_path / "pool.json", tmp_path / "pool.png"
+    monkeypatch.setattr(pool, "apart", here)
+    pool.main(
+        pool.Settings(
+            dataset="digits",
+            candidates=(20, 30),
+            full_sum=(30,),
+            labelled=8,
+            sketch=32,
+            sample=10,
+            json=path,
+            figure=figure,
+        )
+    )
+    shown = capsys.readouterr().out
+    assert "| gradients |" in shown
+    assert "U = 30" in shown
+    assert figure.stat().st_size > 0
+    figures = json.loads(path.read_text("utf-8"))["figures"]
+    assert [run[0] if isinstance(run, list) else run["candidates"] for run in figures["runs"]] == [
+        20,
+        30,
+    ]
+    assert figures["runs"][0]["spearman"] is None
+    assert -1 <= figures["runs"][1]["spearman"] <= 1
+    assert "score" in figures["exponents"]
+
+
+def test_query_prints_its_tables_and_writes(tmp_path, capsys, one_thread):
+    path = tmp_path / "query.json"
+    query.main(
+        query.Settings(
+            dataset="digits",
+            widen=1,
+            labelled=12,
+            candidates=30,
+            batch=3,
+            sketch=64,
+            min_steps=4,
+            repeats=2,
+            threads=one_thread,
+            json=path,
+        )
+    )
+    shown = capsys.readouterr().out
+    for words in ("entropy", "BADGE", "coreset", "MLMOC, exact", "MLMOC, sketch 64"):
+        assert f"| {words} |" in shown
+    figures = json.loads(path.read_text("utf-8"))["figures"]
+    assert figures["ratios"]["entropy"] == [1, 1, 1]
+    assert all(len(times["processor"]) == 2 for times in figures["seconds"].values())
+    assert "kernel" in figures["stages"]["MLMOC, exact"][0]
+
+
+def test_ratios_are_taken_turn_by_turn():
+    ratio = Times((1.0, 6.0, 9.0)).over(Times((2.0, 3.0, 3.0)))
+    assert ratio == Ratio(2.0, 0.5, 3.0)
+    assert str(ratio) == "2.00 (0.50–3.00)"
+    with_processor = Times((1.0,), (6.0,))
+    assert with_processor.processor_over(Times((5.0,), (2.0,))) == Ratio(3.0, 3.0, 3.0)
+    assert with_processor.processor_over(Times((5.0,))) is None
+
+
+def test_targets_are_judged_by_the_median():
+    ratio = Ratio(4.0, 1.0, 9.0)
+    assert kernel_tables.at_most(ratio, 4.0) == ("≤ 4", True)
+    assert kernel_tables.at_most(ratio, 3.9) == ("≤ 3.9", False)
+    assert kernel_tables.at_least(ratio, 8.0) == ("≥ 8", False)
+    assert kernel_tables.within(Ratio(1.4, 0.1, 9.0), 0.5) == ("0.5 to 1.5", True)
+    assert not kernel_tables.within(Ratio(0.4, 0.1, 9.0), 0.5)[1]
+
+
+@pytest.mark.parametrize(
+    ("predicted", "again", "foreseen", "fits"),
+    [(1.2, 1.0, True, True), (1.3, 1.0, False, True), (1.9, 2.1, True, False)],
+)
+def test_memory_is_judged_without_what_compiling_takes(predicted, again, foreseen, fits):
+    row = kernel_tables.MemoryRow("cnn", "exact", Taken(2.0, 1, predicted, 9.0, again))
+    assert (row.foreseen, row.within) == (foreseen, fits)
+
+
+def test_an_exponent_by_hand():
+    # ln U = 0, 1, 2 and ln t = 0, 1, 3: slope 3/2, residuals 1/6, −1/3, 1/6
+    slope, error = exponent([1, math.e, math.e**2], [1, math.e, math.e**3])  # pyright: ignore[reportArgumentType]
+    assert slope == pytest.approx(1.5)
+    assert error == pytest.approx(math.sqrt(1 / 12))
+
+
+def test_a_power_has_its_exponent_and_two_points_no_error():
+    slope, error = exponent([10, 100, 1000], [3 * u**2.5 for u in (10, 100, 1000)])
+    assert slope == pytest.approx(2.5)
+    assert error == pytest.approx(0, abs=1e-6)
+    assert math.isnan(exponent([10, 100], [1, 2])[1])
+
+
+def test_exponents_leave_out_pools_below_the_sample():
+    def run(candidates: int, seconds: float) -> Run:
+        stages = {"score": Stage(seconds, 0.5, 1.0), "score, full sum": Stage(seconds, 0, 1.0)}
+        stages |= dict.fromkeys(
+            ("predict", "gradients", "posterior", "absorb one label"), Stage(1.0, 0, 2.0)
+        )
+        return Run(candidates, stages, 0.25, 1.0, "kept", 0.5, "load")
+
+    rows, exponents = summary([run(10, 1.0), run(100, 1.0), run(1000, 10.0)], sample=100)
+    assert exponents["score"][0] == pytest.approx(1.0)
+    assert exponents["score, full sum"][0] == pytest.approx(0.5)
+    found = {row[0]: row[1:] for row in rows}
+    assert found["peak of the process, GiB"][:3] == ["2.00"] * 3
+    assert found["compiling, of all stages"][0] == "0.5"
+
+
+def test_badge_draws_by_the_distances_of_the_embeddings_themselves(rng):
+    hidden, batch = rng.normal(size=(12, 5)), 6
+    probabilities = rng.dirichlet(np.ones(4), 12)
+    error = probabilities - np.eye(4)[probabilities.argmax(1)]
+    embeddings = np.einsum("ic,ih->ich", error, hidden).reshape(12, -1)
+    same = np.random.default_rng(7)
+    expected = [int((embeddings**2).sum(1).argmax())]
+    for _ in range(batch - 1):
+        gaps = embeddings[:, None] - embeddings[expected][None]
+        nearest = (gaps**2).sum(2).min(1)
+        expected.append(int(same.choice(12, p=nearest / nearest.sum())))
+    found = badge(hidden, probabilities, batch, np.random.default_rng(7))
+    assert found.tolist() == expected
+
+
+def test_badge_of_candidates_all_alike_takes_each_once():
+    alike = badge(np.ones((5, 2)), np.full((5, 2), 0.5), 5, np.random.default_rng(0))
+    assert sorted(alike.tolist()) == list(range(5))
+
+
+def test_coreset_by_hand():
+    labelled, candidates = np.zeros((1, 1)), np.array([[1.0], [10.0], [6.0], [10.5]])
+    # 10.5 is farthest from 0; then 6, of which 10.5 is 4.5 away; then 1; then 10
+    assert coreset(labelled, candidates, 4).tolist() == [3, 2, 0, 1]
+
+
+def test_features_are_what_the_last_layer_is_given():
+    network, _, images = case("cnn", 5, 0, 8)
+    found, answers = features(network, images)
+    head = [m for m in network.modules() if isinstance(m, torch.nn.Linear)][-1]
+    np.testing.assert_allclose(
+        head(torch.from_numpy(found)).detach().numpy(), answers, rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_array_equal(answers, logits(network, images))
+    assert answers.shape == (5, CLASSES)
+
+
+@linux
+def test_memory_of_an_array_is_seen_after_it_is_gone():
+    def work() -> int:
+        return int(np.ones(8 << 20).sum())  # 64 MiB
+
+    result, memory = watched(work)
+    assert result == 8 << 20
+    assert 60 / 1024 < memory.grown < 200 / 1024
+
+
+def test_a_process_apart_is_another_one():
+    assert apart(os.getpid) != os.getpid()
+
+
+def test_the_compilers_seconds_are_counted():
+    compiler = Compiling()
+    jax.block_until_ready(jax.jit(lambda x: x * 3.25 + 17)(1.0))
+    assert compiler.seconds > 0
+
+
+def test_figures_are_read_as_they_were_written(tmp_path):
+    path = tmp_path / "figures.json"
+    assert read(path) == {}
+    assert read(None) == {}
+    write(path, {}, {"cnn": [1, 2]})
+    assert read(path) == {"cnn": [1, 2]}
+    assert json.loads(path.read_text("utf-8"))["load"].startswith("load ")

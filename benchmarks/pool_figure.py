@@ -23,12 +23,12 @@ def draw(runs: Sequence[Run], path: Path) -> None:
         found = [run for run in runs if name in run.stages]
         if found:
             upper.plot(
-                [run.candidates for run in found], [run.stages[name].seconds for run in found],
+                [run.candidates for run in found], [run.stages[name].processor for run in found],
                 MARKERS[number], ls=STYLES[number], color="black", label=name,
                 mfc="white" if name in FULL_STAGES else str(number / 6), ms=6, lw=1,
             )  # fmt: skip
     upper.set_yscale("log")
-    upper.set_ylabel("seconds, compiling left out")
+    upper.set_ylabel("seconds of the processor, all threads together")
     _legend(upper)
     sizes = [run.candidates for run in runs]
     peaks = [max(run.stages[name].peak_gib for name in STAGES) for run in runs]

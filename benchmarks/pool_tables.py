@@ -15,13 +15,13 @@ class Stage(NamedTuple):
     """One stage at one size.
 
     Attributes:
-        seconds: without those of the compiler.
-        compiling: seconds of the compiler.
+        seconds: on the clock.
+        processor: seconds of all threads together, which other work prolongs less.
         peak_gib: resident memory of the whole process.
     """
 
     seconds: float
-    compiling: float
+    processor: float
     peak_gib: float
 
 
@@ -59,35 +59,36 @@ def exponent(sizes: list[int], seconds: list[float]) -> tuple[float, float]:
 
 def summary(
     runs: list[Run], sample: int
-) -> tuple[list[list[object]], dict[str, tuple[float, float]]]:
-    """A row a stage, with seconds at each size and the exponent; and the exponents.
+) -> tuple[list[list[object]], dict[str, list[tuple[float, float]]]]:
+    """A row a stage, with its seconds at each size; and the exponents.
 
-    Those of a sum over a sample are fitted from the sample's size on: below it all are summed over.
+    Exponents are of the processor's seconds and of those on the clock. Where the sum is over a
+    sample they are fitted from the sample's size on: below it all candidates are summed over.
     """
     rows: list[list[object]] = []
-    exponents = {}
+    exponents: dict[str, list[tuple[float, float]]] = {}
     for name in (*STAGES, *FULL_STAGES):
         found = {run.candidates: run.stages[name] for run in runs if name in run.stages}
         if not found:
             continue
-        cells = [
-            f"{found[run.candidates].seconds:.3g}" if name in run.stages else "" for run in runs
-        ]
+        cells = [_seconds(run.stages[name]) if name in run.stages else "" for run in runs]
         fitted = [u for u in found if u >= sample or name in FULL_STAGES]
+        exponents[name] = []
         if len(fitted) > 1:
-            exponents[name] = exponent(fitted, [found[u].seconds for u in fitted])
-            slope, error = exponents[name]
-            cells.append(f"{slope:.2f} ± {error:.2f}")
-        else:
-            cells.append("")
-        rows.append([name, *cells])
+            exponents[name] = [
+                exponent(fitted, [found[u].processor for u in fitted]),
+                exponent(fitted, [found[u].seconds for u in fitted]),
+            ]
+        slopes = [f"{slope:.2f} ± {error:.2f}" for slope, error in exponents[name]]
+        rows.append([name, *cells, *(slopes or ("", ""))])
     peaks = [max(run.stages[name].peak_gib for name in STAGES) for run in runs]
-    spent = (sum(stage.compiling for stage in run.stages.values()) for run in runs)
-    rows.append(["compiling, of all stages", *(f"{seconds:.3g}" for seconds in spent), ""])
-    rows.append(["peak of the process, GiB", *(f"{peak:.2f}" for peak in peaks), ""])
-    rows.append(
-        ["predicted and there before", *(f"{r.before_gib + r.predicted_gib:.2f}" for r in runs), ""]
-    )
+    rows.append(["peak of the process, GiB", *(f"{peak:.2f}" for peak in peaks), "", ""])
+    foreseen = (f"{run.before_gib + run.predicted_gib:.2f}" for run in runs)
+    rows.append(["predicted and there before, GiB", *foreseen, "", ""])
     agreements = ("" if run.spearman is None else f"{run.spearman:.4f}" for run in runs)
-    rows.append(["Spearman, sample and full sum", *agreements, ""])
+    rows.append(["Spearman, sample and full sum", *agreements, "", ""])
     return rows, exponents
+
+
+def _seconds(stage: Stage) -> str:
+    return f"{stage.processor:.3g} ({stage.seconds:.3g})"

@@ -13,7 +13,7 @@ import torch
 from benchmarks import kernel, kernel_tables, pool, query
 from benchmarks.kernel_memory import CLASSES, Taken, case
 from benchmarks.measuring import Compiling, Ratio, Times, apart, read, watched, write
-from benchmarks.pool_tables import Run, Stage, exponent, summary
+from benchmarks.pool_tables import STAGES, Run, Stage, exponent, summary
 from benchmarks.query_others import badge, coreset, features
 from trainer.predict import logits
 
@@ -92,7 +92,7 @@ def test_pool_prints_its_table_draws_and_writes(tmp_path, capsys, monkeypatch):
     ]
     assert figures["runs"][0]["spearman"] is None
     assert -1 <= figures["runs"][1]["spearman"] <= 1
-    assert "score" in figures["exponents"]
+    assert len(figures["exponents"]["score"]) == 2
 
 
 def test_query_prints_its_tables_and_writes(tmp_path, capsys, one_thread):
@@ -163,18 +163,18 @@ def test_a_power_has_its_exponent_and_two_points_no_error():
 
 def test_exponents_leave_out_pools_below_the_sample():
     def run(candidates: int, seconds: float) -> Run:
-        stages = {"score": Stage(seconds, 0.5, 1.0), "score, full sum": Stage(seconds, 0, 1.0)}
-        stages |= dict.fromkeys(
-            ("predict", "gradients", "posterior", "absorb one label"), Stage(1.0, 0, 2.0)
-        )
+        stages: dict[str, Stage] = dict.fromkeys(STAGES, Stage(1.0, 1.0, 2.0))
+        stages |= dict.fromkeys(("score", "score, full sum"), Stage(seconds**2, seconds, 1.0))
         return Run(candidates, stages, 0.25, 1.0, "kept", 0.5, "load")
 
     rows, exponents = summary([run(10, 1.0), run(100, 1.0), run(1000, 10.0)], sample=100)
-    assert exponents["score"][0] == pytest.approx(1.0)
-    assert exponents["score, full sum"][0] == pytest.approx(0.5)
+    assert exponents["score"][0][0] == pytest.approx(1.0)
+    assert exponents["score"][1][0] == pytest.approx(2.0)
+    assert exponents["score, full sum"][0][0] == pytest.approx(0.5)
     found = {row[0]: row[1:] for row in rows}
+    assert found["score"][2] == "10 (100)"
     assert found["peak of the process, GiB"][:3] == ["2.00"] * 3
-    assert found["compiling, of all stages"][0] == "0.5"
+    assert found["predicted and there before, GiB"][0] == "1.25"
 
 
 def test_badge_draws_by_the_distances_of_the_embeddings_themselves(rng):

@@ -251,7 +251,7 @@ def _refusal(problem: Problem, budget: int, chunk: int, width: int) -> str:
     needed = enough(float(least))
     return (
         f"the kernel of {problem.examples:,} images needs at least {needed} GiB, of which "
-        f"{problem.result_bytes / GIB:.3g} GiB for the kernel itself, and {budget / GIB:g} GiB "
+        f"{problem.result_bytes / GIB:.3g} GiB for the kernel itself, and {budget / GIB:.4g} GiB "
         f"are given: give {needed} GiB, or score about {int(share * problem.examples):,} "
         "images in place of all, or sum the change over a reference sample, or use a sketch."
     )

@@ -19,7 +19,7 @@ from trainer.tables import lookup
 
 DATA_DIR_VARIABLE = "NTK_DATA_DIR"
 # Where a run finds its files and what it runs on is no part of what it computes.
-_MACHINE = ("data_dir", "run", "download", "device", "dry_run")
+_MACHINE, _KERNEL_MACHINE = ("data_dir", "run", "download", "device", "dry_run"), ("devices",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,5 +114,7 @@ class RunConfig:
         values = dataclasses.asdict(self)
         for name in _MACHINE:
             del values[name]
+        for name in _KERNEL_MACHINE:
+            del values["kernel"][name]
         values["network_args"] = self.network_arguments
         return values

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from bridge.mirror import Mirror
 from kernel.estimate import estimate, posterior_seconds
+from kernel.kinds import dtype_of
 from kernel.pool import Sizes, decide
 from pipelines.compilation import keep_compiled
 from pipelines.config import RunConfig
@@ -64,7 +65,7 @@ def _query(
     images = dataset.normalise(dataset.train_images[:2])
     sample = None if settings.sample is None else min(settings.sample, candidates)
     sizes = Sizes(labelled, candidates, sample, settings.sketch)
-    shape = jax.ShapeDtypeStruct(images.shape[1:], request.precision)
+    shape = jax.ShapeDtypeStruct(images.shape[1:], dtype_of(request.precision))
     decision = decide(mirror.model(), shape, sizes, request)
     anchors = labelled + sample if decision.form == "cross" and sample is not None else None
     cost = estimate(

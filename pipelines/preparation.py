@@ -4,9 +4,12 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from kernel.devices import mesh
+from kernel.tf32 import arithmetic
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
 from pipelines.seeds import generator
+from pipelines.strategies import LOOK_AHEAD
 from trainer import data
 from trainer.data import Dataset
 from trainer.networks import build
@@ -18,7 +21,11 @@ def prepared(config: RunConfig, console: Console) -> tuple[Dataset, nn.Module]:
     Raises:
         DataError, NetworkError: data or network that cannot be had.
         PipelineError: settings that do not fit the data.
+        KernelError: a kernel that is to be computed, and cannot be on the devices here.
     """
+    if config.strategy in LOOK_AHEAD and config.cycles:
+        mesh(config.kernel.devices)
+        arithmetic(config.kernel.precision)
     with console.status("reading the data"):
         dataset = data.load(
             config.dataset,

@@ -4,6 +4,7 @@ import os
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
 from pipelines import cli, record
@@ -66,6 +67,9 @@ def test_a_run_from_the_command_line(monkeypatch, capsys, tmp_path):
         (["--stratgy", "mlmoc"], "--strategy"),
         (["--kernel.kind", "sigle"], "'single', 'sum', 'trace', 'rademacher', 'full'"),
         (["--kernel.memory-gib", "0"], "kernel.memory_gib must be above 0"),
+        (["--kernel.devices", "0"], "kernel.devices must be 1 or more, or none, not 0"),
+        (["--kernel.devices", "9999"], "9999 devices were asked for and"),
+        (["--kernel.precision", "tf32", "--kernel.sketch", "64"], "use float32, or no sketch"),
         (["--train.epochs", "0"], "epochs is 0; it must be a whole number from 1"),
         (["--device", "cuda"], "torch sees no GPU"),
     ],
@@ -76,6 +80,29 @@ def test_failures_are_one_plain_message(arguments, message, monkeypatch, capsys,
     assert message in said
     assert "Traceback" not in said
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="refused without a GPU only")
+def test_tf32_without_a_gpu_is_refused_before_training(monkeypatch, capsys, tmp_path):
+    arguments = ("--run", tmp_path / "run", "--kernel.precision", "tf32")
+    said = failure(monkeypatch, capsys, *SMALL, *arguments)
+    backend = jax.default_backend()
+    assert said == (
+        f"error: TF32 is arithmetic of NVIDIA GPUs and this process computes on {backend!r}; use "
+        "float32."
+    )
+    assert not (tmp_path / "run").exists()
+    # a strategy without a kernel has no use for it
+    command(monkeypatch, *SMALL, *arguments, "--strategy", "margin")
+    assert record.read(tmp_path / "run").complete
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="TF32 is arithmetic of GPUs")
+def test_a_run_in_tf32_records_its_error(monkeypatch, tmp_path):
+    command(monkeypatch, *SMALL, "--run", tmp_path / "run", "--kernel.precision", "tf32")
+    first, _ = record.read(tmp_path / "run").rounds
+    assert 1e-7 < first["diagnostics"]["tf32_error"] < 2**-8
 
 
 def test_a_data_directory_that_is_not_there(monkeypatch, capsys, tmp_path):

@@ -9,7 +9,9 @@ from bridge.errors import ParityError
 from bridge.places import At, Places
 from bridge.trace import mirror
 from bridge.twin import twin
+from kernel.errors import KernelError
 from kernel.ntk import KINDS
+from kernel.tf32 import product_error
 from pipelines.errors import PipelineError
 from pipelines.query import query
 from pipelines.strategies import STRATEGIES
@@ -100,6 +102,24 @@ def test_every_kernel_option_is_used(kind, reference, model, images):
     assert (result.diagnostics["kind"], result.diagnostics["reference"]) == (kind, reference)
     assert result.diagnostics["ridge"] == 0.1
     assert (result.candidate_scores > 0).all()
+
+
+def test_the_kernel_is_asked_for_on_so_many_devices(model, images):
+    with pytest.raises(KernelError, match="9999 devices were asked for"):
+        query(model, images, LABELLED, 3, kernel=KernelConfig(devices=9999))
+
+
+def test_the_error_of_tf32_is_told_where_it_is_used(model, images, monkeypatch):
+    exact = query(model, images, LABELLED, 3)
+    assert "tf32_error" not in exact.diagnostics
+
+    def narrower(*arguments):  # what a processor can do
+        return product_error(*arguments, quick="float32", exact="float64")
+
+    monkeypatch.setattr("pipelines.strategies.lookahead.product_error", narrower)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    settings = KernelConfig(kind="rademacher", precision="tf32")
+    assert 0 < query(model, images, LABELLED, 3, kernel=settings).diagnostics["tf32_error"] < 1e-5
 
 
 def test_a_duplicate_of_a_labelled_image_scores_zero(model, images):

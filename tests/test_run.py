@@ -14,6 +14,7 @@ from rich.console import Console
 from pipelines import digits, preparation, record, run, table
 from pipelines.errors import PipelineError
 from pipelines.strategies import STRATEGIES
+from pipelines.strategies.kernel_config import KernelConfig
 from trainer import data
 from trainer.dataset import Dataset, moments
 from trainer.errors import NetworkError, TrainerError
@@ -91,6 +92,22 @@ def test_a_run_that_stopped_goes_on_to_the_same_end(completed, tmp_path, monkeyp
     resumed = run.run(small(tmp_path / "stopped"))
     assert comparable(resumed) == comparable(whole)
     assert len(resumed.environment) == 2
+
+
+def test_a_run_goes_on_with_another_number_of_devices(tmp_path, monkeypatch):
+    def stop(console, line):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(table, "row", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(small(tmp_path, kernel=KernelConfig(devices=1)))
+    monkeypatch.undo()
+    resumed = run.run(small(tmp_path))
+    assert resumed.complete
+    assert len(resumed.environment) == 2
+    assert "devices" not in resumed.config["kernel"]
+    with pytest.raises(PipelineError, match="ridge"):
+        run.run(small(tmp_path, kernel=KernelConfig(ridge=0.5)))
 
 
 def test_a_complete_run_is_left_as_it_is(tmp_path):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kernel.lookahead import REFERENCES
-from kernel.ntk import KINDS, PROBES
+from kernel.ntk import KINDS, PRECISIONS, PROBES
 from kernel.problem import Request
 from pipelines.errors import PipelineError
 from trainer.tables import lookup
@@ -26,10 +26,12 @@ class KernelConfig:
         reference: MLMOC compares with the trained network (`network`, the paper's) or with the
             linearised network fitted to the labels (`linearised`, free of drift).
         ridge: λ ≥ 0 added to the diagonal of the labelled block, in units of the kernel.
-        precision: of gradients and their contraction; factorisations are in float64 always.
+        precision: of gradients and their contraction; factorisations are in float64 always. tf32
+            is for NVIDIA GPUs: gradients in float32, products between images in TF32.
         memory_gib: what kernel and posterior may take beyond what is in memory before; less means
             more passes, never another result, and too little is refused beforehand.
         chunk: images differentiated at a time; None chooses for the machine.
+        devices: how many GPUs or other devices the kernel is spread over; None for all.
     """
 
     kind: Literal["single", "sum", "trace", "rademacher", "full"] = "single"
@@ -38,16 +40,17 @@ class KernelConfig:
     sample: int | None = None
     reference: Literal["network", "linearised"] = "network"
     ridge: float = 0.0
-    precision: Literal["float32", "float64"] = "float32"
+    precision: Literal["float32", "float64", "tf32"] = "float32"
     memory_gib: float = 4.0
     chunk: int | None = None
+    devices: int | None = None
 
     def __post_init__(self):
         """Refuse values that no kernel can be computed with."""
         lookup(dict.fromkeys(KINDS), self.kind, "kernel kind")
         lookup(dict.fromkeys(REFERENCES), self.reference, "reference")
-        lookup(dict.fromkeys(("float32", "float64")), self.precision, "precision")
-        for name in ("sketch", "sample", "chunk"):
+        lookup(dict.fromkeys(PRECISIONS), self.precision, "precision")
+        for name in ("sketch", "sample", "chunk", "devices"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise PipelineError(f"kernel.{name} must be 1 or more, or none, not {value}.")
@@ -58,8 +61,15 @@ class KernelConfig:
                 )
         if not self.memory_gib > 0:
             raise PipelineError(f"kernel.memory_gib must be above 0, not {self.memory_gib}.")
+        if self.precision == "tf32" and self.sketch is not None:
+            raise PipelineError(
+                "kernel.precision is tf32, which is for products between whole gradients, and "
+                "kernel.sketch leaves none: use float32, or no sketch."
+            )
 
     @property
     def request(self) -> Request:
         """What the kernel engine is asked for."""
-        return Request(self.kind, self.probes, self.precision, self.chunk, self.memory_gib)
+        return Request(
+            self.kind, self.probes, self.precision, self.chunk, self.memory_gib, self.devices
+        )

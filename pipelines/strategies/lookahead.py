@@ -9,6 +9,7 @@ import numpy as np
 from kernel.lookahead import mlmoc as mlmoc_scores
 from kernel.pool import query_kernel
 from kernel.posterior import posterior
+from kernel.tf32 import product_error
 from pipelines.strategies.situation import Query, Situation, top
 
 
@@ -17,10 +18,14 @@ def mlmoc(situation: Situation, batch_size: int, rng: np.random.Generator) -> Qu
     settings, stages = situation.kernel, situation.stages
     with stages("certificate"):
         mirror, certificate = situation.mirror()
-    kernel_rng, sample_rng = rng.spawn(2)
+    kernel_rng, sample_rng, error_rng = rng.spawn(3)
     sample = reference_sample(len(situation.candidates), settings.sample, sample_rng)
     with stages("kernel") as advance:
         images = situation.images(np.concatenate([situation.labelled, situation.candidates]))
+        rounded = {}
+        if settings.precision == "tf32":
+            error = product_error(mirror.model(), images, settings.request, error_rng)
+            rounded["tf32_error"] = error
         kernel, held = query_kernel(
             mirror.model(),
             images,
@@ -62,6 +67,7 @@ def mlmoc(situation: Situation, batch_size: int, rng: np.random.Generator) -> Qu
         "drift_rms": _rms(np.asarray(result.drift)),
         "certificate": certificate,
     }
+    diagnostics |= rounded
     return top(situation, scores, batch_size, rng, diagnostics)
 
 

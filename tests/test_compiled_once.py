@@ -10,9 +10,9 @@ from trainer.fit import TrainConfig
 def test_only_the_first_cycle_compiles(tmp_path, monkeypatch):
     compiled, after = [], []
 
-    def listen(event, duration, **details):
+    def listen(event: str, duration_secs: float, **details: str | int) -> None:
         if "backend_compile" in event:
-            compiled.append(duration)
+            compiled.append(duration_secs)
 
     append = run.record.append
 

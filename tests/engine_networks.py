@@ -58,15 +58,16 @@ class Sequences(nn.Module):
 
 
 class Volumes(nn.Module):
-    """Axes that differ in everything."""
+    """Axes that differ in everything, after a layer of one number an output channel."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.volume = nn.Conv3d(1, 2, (2, 3, 1), (1, 2, 3), (1, 0, 1), (1, 2, 1))
+        self.widen = nn.Conv3d(1, 2, 1, bias=False)
+        self.volume = nn.Conv3d(2, 2, (2, 3, 1), (1, 2, 3), (1, 0, 1), (1, 2, 1))
         self.head = nn.Linear(18, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.tanh(self.volume(x[:, None])).flatten(1))
+        return self.head(torch.tanh(self.volume(self.widen(x[:, None]))).flatten(1))
 
 
 class Words(nn.Module):

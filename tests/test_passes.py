@@ -105,13 +105,13 @@ def test_without_taps_rows_are_the_leaves_in_order():
     close(rows, flat_jacobian("Volumes", COUNT))
 
 
-def test_pieces_of_every_unit_are_its_columns_each_once():
+@pytest.mark.parametrize("name", ["Convolutions", "Volumes"])
+def test_pieces_of_every_unit_are_its_columns_each_once(name):
     """Products of gradients do not depend on the order of columns: they must add up."""
-    name = "Convolutions"
     found = units(model(name), IMAGE)
     parts, whole = [], []
     for unit in found:
-        own = max(1, unit.outputs // 3)
+        own = max(1, unit.outputs // 3)  # one that divides them or not
         pieces = -(-unit.outputs // own)
         assert pieces > 1
         parts += [Part(unit, "rows", own, piece) for piece in range(pieces)]
@@ -261,10 +261,13 @@ def test_the_whole_agrees_with_neural_tangents():
     close(kernel.values, np.asarray(theta).transpose(0, 2, 1, 3))
 
 
+FORMS = ("rows", "pixels", "patches")
+
+
 def test_a_store_of_anchors_meets_others_and_knows_their_diagonal():
     parts = tuple(
         Part(unit, form, unit.outputs)
-        for unit, form in zip(units(model("Volumes"), IMAGE), ("patches", "rows"), strict=True)
+        for unit, form in zip(units(model("Volumes"), IMAGE), FORMS, strict=True)
     )
     chunk = chunk_of("Volumes", parts)
     store = Store(3, parts)

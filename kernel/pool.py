@@ -153,7 +153,9 @@ def query_kernel(
     decision = decide(model, image, sizes, request)
     kept = Scratch()
     if folder is not None and decision.work > LONG:
-        key = (request, sizes, labelled, rng and rng.bit_generator.state)
+        one = jax.ShapeDtypeStruct((1, *image.shape), images.dtype)
+        program = str(jax.make_jaxpr(model.function)(model.params, model.frozen, one))
+        key = (request, sizes, labelled, rng and rng.bit_generator.state, program)
         kept = Scratch(folder, key_of((*model[1:], images, sample), key))
     if decision.form == "features":
         assert sketch is not None

@@ -10,10 +10,10 @@ from torch import nn
 
 from benchmarks.measuring import apart, watched
 from bridge.trace import mirror
+from kernel.engine.problem import Request
 from kernel.estimate import estimate
 from kernel.model import Model
 from kernel.ntk import empirical_ntk
-from kernel.problem import Request
 from trainer.memory import keep_freed_blocks
 from trainer.networks import build
 

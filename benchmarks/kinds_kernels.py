@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.stats import spearmanr
 
-from kernel.gradients import per_example_gradients
+from kernel.layers.gradients import per_example_gradients
+from kernel.layers.sketch import fold, random_signs
 from kernel.model import Model
-from kernel.sketch import fold, random_signs
 
 CHUNK = 8
 PROBES = (1, 2, 4, 8)

@@ -18,10 +18,10 @@ import tyro
 
 from benchmarks.measuring import Ratio, Times, machine, markdown, turns, write
 from kernel.absorb import absorb
-from kernel.inputs import Features
 from kernel.lookahead import REFERENCES, mlmoc
 from kernel.ntk import Kernel
 from kernel.posterior import Posterior, posterior
+from kernel.regression.inputs import Features
 
 PRODUCTS, ONE_BY_ONE, ABSORBING = 1.5, 500.0, 3.0  # targets
 

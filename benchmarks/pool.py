@@ -22,11 +22,11 @@ from benchmarks.pool_figure import draw
 from benchmarks.pool_tables import FULL_STAGES, Run, Stage, summary
 from bridge.trace import mirror
 from kernel.absorb import absorb
-from kernel.inputs import Given
+from kernel.engine.problem import Request
 from kernel.lookahead import mlmoc
 from kernel.pool import Decision, query_kernel
 from kernel.posterior import Posterior, posterior
-from kernel.problem import Request
+from kernel.regression.inputs import Given
 from pipelines.strategies.lookahead import reference_sample
 from trainer import data
 from trainer.memory import keep_freed_blocks

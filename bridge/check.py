@@ -21,9 +21,9 @@ from bridge.parity import compare
 from bridge.trace import mirror
 from bridge.twin import made_by
 from bridge.weights import read
+from kernel.engine.problem import Request
 from kernel.errors import KernelError
 from kernel.estimate import estimate
-from kernel.problem import Request
 from trainer import networks
 from trainer.errors import TrainerError
 from trainer.networks.factory import load

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bridge.program import Arrays, Program
-from kernel.gradients import image_gradients
+from kernel.layers.gradients import image_gradients
 from kernel.model import Function
 
 # How many images of the probe have their gradients compared: the dearest part of a certificate.

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from bridge.nodes import CONSTANT, IMAGES, DType, Node, Ref, Site, Weight, references
 from bridge.ops import OPERATORS
 from bridge.rules import rule as layer_rule
-from kernel.rules import Rule
+from kernel.layers.rules import Rule
 
 Arrays = Mapping[str, Array]
 

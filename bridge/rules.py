@@ -1,8 +1,8 @@
 """Which layers are products, in words that the kernels understand.
 
-From a node of a program to the rule of `kernel.rules` that its gradients follow: dense layers,
-convolutions and embeddings whose trainable arrays are their own arguments and nothing else. Every
-other node has no rule, and its gradients are the vjp of its operator.
+From a node of a program to the rule of `kernel.layers.rules` that its gradients follow: dense
+layers, convolutions and embeddings whose trainable arrays are their own arguments and nothing else.
+Every other node has no rule, and its gradients are the vjp of its operator.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Any
 from bridge.nodes import Node, Ref, Weight
 from bridge.ops.layers import edges_of
 from bridge.ops.pooling import per_axis
-from kernel.rules import Lookup, Product, Rule, Window
+from kernel.layers.rules import Lookup, Product, Rule, Window
 
 _PRODUCTS = frozenset(
     {"aten.linear.default"}

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from kernel.errors import KernelError
-from kernel.inputs import check_finite
-from kernel.linalg import Lower, solve_lower
 from kernel.posterior import Posterior
+from kernel.regression.inputs import check_finite
+from kernel.regression.linalg import Lower, solve_lower
 
 
 def absorb(

@@ -13,16 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from kernel.engine.plan import GIB, Pass, Plan, Problem, plan
+from kernel.engine.problem import Request, cast, chunk_of, problem_of
+from kernel.engine.sketches import sketch_bytes
+from kernel.engine.store import Store
 from kernel.kinds import dtype_of, given
+from kernel.layers.passes import compute, sketched
+from kernel.layers.sketch import random_signs
 from kernel.model import Model
 from kernel.ntk import gram
-from kernel.passes import compute, sketched
-from kernel.plan import GIB, Pass, Plan, Problem, plan
 from kernel.pool import Decision, Sizes
-from kernel.problem import Request, cast, chunk_of, problem_of
-from kernel.sketch import random_signs
-from kernel.sketches import sketch_bytes
-from kernel.store import Store
 
 _REPEATS = 3
 _PRODUCT = (1024, 4096)

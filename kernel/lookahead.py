@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int64
 
-from kernel.covariance import Block, Covariance
 from kernel.errors import KernelError
 from kernel.posterior import Posterior
+from kernel.regression.covariance import Block, Covariance
 
 Reference = Literal["network", "linearised"]
 REFERENCES: tuple[Reference, ...] = ("network", "linearised")

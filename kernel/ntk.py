@@ -1,8 +1,8 @@
 """The empirical Neural Tangent Kernel of a network between all images of a set.
 
 From a model and images to Θ(x,x') = J(x)J(x')ᵀ, whole or reduced to a scalar-valued kernel
-(docs/mathematics.md, 2). A plan made beforehand (`kernel.plan`) says in which passes; each entry of
-the Jacobian is formed once and contracted in whichever form is cheaper.
+(docs/mathematics.md, 2). A plan made beforehand (`kernel.engine.plan`) says in which passes; each
+entry of the Jacobian is formed once and contracted in whichever form is cheaper.
 """
 
 from typing import NamedTuple
@@ -11,16 +11,16 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from kernel.engine import sketched, swept
+from kernel.engine.choice import sketched, swept
+from kernel.engine.plan import GIB, Problem, enough, plan
+from kernel.engine.problem import Request, cast, chunk_of, problem_of
+from kernel.engine.progress import Progress, Report
+from kernel.engine.scratch import Scratch
+from kernel.engine.sketches import sketch_bytes
 from kernel.errors import KernelError
 from kernel.kinds import KINDS, PRECISIONS, PROBES, Kind, Precision, dtype_of
 from kernel.model import Model
-from kernel.plan import GIB, Problem, enough, plan
-from kernel.problem import Request, cast, chunk_of, problem_of
 from kernel.products import add_gram
-from kernel.progress import Progress, Report
-from kernel.scratch import Scratch
-from kernel.sketches import sketch_bytes
 
 __all__ = [
     "KINDS",

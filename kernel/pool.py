@@ -11,18 +11,18 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int64
 
-from kernel.engine import sketched, swept
+from kernel.engine.choice import sketched, swept
+from kernel.engine.plan import GIB, Plan, enough, plan
+from kernel.engine.problem import Request, cast, chunk_of, problem_of
+from kernel.engine.progress import Progress, Report
+from kernel.engine.scratch import Scratch, key_of
+from kernel.engine.sketches import sketch_bytes, sketch_work
 from kernel.errors import KernelError
-from kernel.footprint import posterior_bytes
-from kernel.inputs import Cross, Features, Given
 from kernel.kinds import PROBES, classes_of, directions, dtype_of
 from kernel.model import Model
 from kernel.ntk import empirical_ntk
-from kernel.plan import GIB, Plan, enough, plan
-from kernel.problem import Request, cast, chunk_of, problem_of
-from kernel.progress import Progress, Report
-from kernel.scratch import Scratch, key_of
-from kernel.sketches import sketch_bytes, sketch_work
+from kernel.regression.footprint import posterior_bytes
+from kernel.regression.inputs import Cross, Features, Given
 
 # Multiplications from which finished chunks are worth the disk: some ten seconds on two cores.
 LONG = 1e12
@@ -48,7 +48,7 @@ class Decision(NamedTuple):
     """How a query's kernel is held.
 
     Attributes:
-        form: `dense`, `full`, `features` or `cross`, as `kernel.inputs` has them.
+        form: `dense`, `full`, `features` or `cross`, as `kernel.regression.inputs` has them.
         keep: S is held; else its rows are computed from features whenever they are read.
         kernel_gib: what the kernel takes at its highest while it is computed.
         posterior_gib: what kernel and posterior take at their highest.

@@ -12,13 +12,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-from kernel import linalg
-from kernel.conditioning import condition, covariance
-from kernel.covariance import Covariance
 from kernel.errors import KernelError
-from kernel.inputs import Blocks, Cross, Features, Given, check_finite
-from kernel.jitter import trusted_factor
 from kernel.ntk import Precision
+from kernel.regression import linalg
+from kernel.regression.conditioning import condition, covariance
+from kernel.regression.covariance import Covariance
+from kernel.regression.inputs import Blocks, Cross, Features, Given, check_finite
+from kernel.regression.jitter import trusted_factor
 
 # The remaining variance that is rounding, relative to k(x, x). TF32 puts an entry off by up to 2⁻⁹,
 # or 2⁻⁸ where it is a product of two products, and s is what is left after entries cancel.

@@ -4,8 +4,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from kernel.devices import mesh
-from kernel.tf32 import arithmetic
+from kernel.engine.devices import mesh
+from kernel.engine.tf32 import arithmetic
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
 from pipelines.seeds import generator

@@ -15,20 +15,20 @@ from jaxtyping import install_import_hook
 
 with install_import_hook(["kernel"], "beartype.beartype"):
     from bridge import portable
-    from kernel import sharded
-    from kernel.devices import mesh
-    from kernel.engine import sketched
+    from kernel.engine import sharded
+    from kernel.engine.choice import sketched
+    from kernel.engine.devices import mesh
+    from kernel.engine.plan import Pass, Plan, Problem, plan
+    from kernel.engine.problem import Request, problem_of
+    from kernel.engine.progress import Progress
+    from kernel.engine.sketches import sketches
+    from kernel.engine.sweep import sweep
     from kernel.errors import KernelError
+    from kernel.layers.passes import Part
     from kernel.lookahead import mlmoc
     from kernel.model import Model
     from kernel.ntk import empirical_ntk
-    from kernel.passes import Part
-    from kernel.plan import Pass, Plan, Problem, plan
     from kernel.posterior import posterior
-    from kernel.problem import Request, problem_of
-    from kernel.progress import Progress
-    from kernel.sketches import sketches
-    from kernel.sweep import sweep
     from tests.kernel_cases import mlp, random_problem
 
 # name: network, kind, form (None for those planned), images, anchors, chunk, devices

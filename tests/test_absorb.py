@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from kernel import linalg
 from kernel.absorb import absorb, absorb_block
 from kernel.errors import KernelError
-from kernel.inputs import Cross, Features
 from kernel.lookahead import mlmoc
 from kernel.ntk import Kernel
 from kernel.posterior import posterior
+from kernel.regression import linalg
+from kernel.regression.inputs import Cross, Features
 from tests.kernel_cases import all_forms, full_kernel, one_hot, random_features, random_problem
 
 FORMS = ("dense", "features kept", "features streamed", "cross")

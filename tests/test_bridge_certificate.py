@@ -22,8 +22,8 @@ from bridge.ops import OPERATORS
 from bridge.parity import certify, compare
 from bridge.tolerances import FLOAT64, GRADIENTS
 from bridge.trace import mirror
+from kernel.engine.problem import Request
 from kernel.estimate import estimate
-from kernel.problem import Request
 from tests.small_networks import CLASSES, SHAPE, build
 
 

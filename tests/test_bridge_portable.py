@@ -24,7 +24,7 @@ from bridge.mirror import Mirror
 from bridge.nodes import DType, Node, Ref, Site, Weight
 from bridge.program import Program
 from bridge.trace import mirror
-from kernel.gradients import per_example_gradients
+from kernel.layers.gradients import per_example_gradients
 from kernel.ntk import empirical_ntk
 from tests.small_networks import NETWORKS, SHAPE, build
 
@@ -36,7 +36,7 @@ for name in ("torch", "torchvision", "torch2jax"):
 from pathlib import Path
 import numpy as np
 from bridge import portable, weights
-from kernel.gradients import per_example_gradients
+from kernel.layers.gradients import per_example_gradients
 from kernel.ntk import empirical_ntk
 
 folder = Path(sys.argv[1])

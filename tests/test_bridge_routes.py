@@ -18,7 +18,7 @@ from bridge.errors import BridgeError, ExportError, ParityError
 from bridge.export import weights_of
 from bridge.parity import certify
 from bridge.trace import mirror
-from kernel.gradients import per_example_gradients
+from kernel.layers.gradients import per_example_gradients
 from kernel.ntk import empirical_ntk
 from tests.small_networks import CLASSES, SHAPE, build
 

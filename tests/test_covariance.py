@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernel import linalg
 from kernel.absorb import absorb
 from kernel.errors import KernelError
-from kernel.inputs import Cross, Features
-from kernel.linalg import mirror, padded, subtract_outer, tile_rows
 from kernel.lookahead import REFERENCES, mlmoc
 from kernel.posterior import posterior
 from kernel.products import subtract_gram
+from kernel.regression import linalg
+from kernel.regression.inputs import Cross, Features
+from kernel.regression.linalg import mirror, padded, subtract_outer, tile_rows
 from tests.kernel_cases import (
     all_forms,
     full_kernel,

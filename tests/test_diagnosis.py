@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from bridge.trace import mirror
-from kernel.diagnosis import not_finite
 from kernel.errors import KernelError
+from kernel.layers.diagnosis import not_finite
 from kernel.model import Model
 from kernel.ntk import empirical_ntk
 from tests.kernel_cases import mlp

@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
+from kernel.engine.plan import GIB, chunk_bytes, plan
+from kernel.engine.problem import Request, cast, problem_of
 from kernel.errors import KernelError
 from kernel.estimate import Estimate, estimate, posterior_seconds
-from kernel.plan import GIB, chunk_bytes, plan
 from kernel.pool import Sizes, decide
-from kernel.problem import Request, cast, problem_of
 from tests.engine_networks import SHAPE, images, model
 from tests.kernel_cases import mlp
 

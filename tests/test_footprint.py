@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from kernel.errors import KernelError
-from kernel.footprint import posterior_bytes
-from kernel.inputs import Cross, Features
 from kernel.ntk import Kernel
 from kernel.posterior import posterior
+from kernel.regression.footprint import posterior_bytes
+from kernel.regression.inputs import Cross, Features
 from tests.kernel_cases import random_problem
 
 CASES = {

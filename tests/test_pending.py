@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from kernel import pool, sweep
+from kernel import pool
+from kernel.engine import sweep
 from pipelines import round as play_round
 from pipelines import run
 from pipelines.config import RunConfig

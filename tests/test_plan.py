@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kernel.engine.plan import GIB, Problem, chunk_bytes, kept_bytes, plan
+from kernel.engine.progress import Progress
 from kernel.errors import KernelError
 from kernel.kinds import Directions
-from kernel.passes import Part
-from kernel.plan import GIB, Problem, chunk_bytes, kept_bytes, plan
-from kernel.progress import Progress
-from kernel.rules import Lookup, Product, Window
-from kernel.units import Unit
+from kernel.layers.passes import Part
+from kernel.layers.rules import Lookup, Product, Window
+from kernel.layers.units import Unit
 
 RANDOM = settings(max_examples=100, deadline=None)
 

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kernel.engine.plan import GIB
+from kernel.engine.problem import Request
 from kernel.errors import KernelError
-from kernel.inputs import Cross, Features
 from kernel.lookahead import mlmoc
 from kernel.ntk import Kernel, empirical_ntk
-from kernel.plan import GIB
 from kernel.pool import Sizes, decide, query_kernel
 from kernel.posterior import posterior
-from kernel.problem import Request
+from kernel.regression.inputs import Cross, Features
 from tests.engine_networks import images as image_set
 from tests.engine_networks import model as tapped
 from tests.kernel_cases import linear_model, mlp, random_problem

@@ -9,9 +9,9 @@ from bridge.errors import ParityError
 from bridge.places import At, Places
 from bridge.trace import mirror
 from bridge.twin import twin
+from kernel.engine.tf32 import product_error
 from kernel.errors import KernelError
 from kernel.ntk import KINDS
-from kernel.tf32 import product_error
 from pipelines.errors import PipelineError
 from pipelines.query import query
 from pipelines.strategies import STRATEGIES

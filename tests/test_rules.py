@@ -11,9 +11,9 @@ from jax import numpy as jnp
 
 from bridge.nodes import Node, Ref, Weight
 from bridge.rules import rule
-from kernel.pairs import alone, pair
-from kernel.passes import Factor
-from kernel.rules import Lookup, Product, Window
+from kernel.layers.pairs import alone, pair
+from kernel.layers.passes import Factor
+from kernel.layers.rules import Lookup, Product, Window
 
 # every geometry is compiled anew: few of them, the same ones every time, and none to shrink
 RANDOM = settings(
@@ -123,7 +123,7 @@ def test_pieces_put_together_are_the_whole(case, size, seed):
 
 
 def factors(layer: Product, form: str, images, deltas, square: bool) -> Factor:
-    """As `kernel.passes` lays them out, from single images."""
+    """As `kernel.layers.passes` lays them out, from single images."""
     shape = layer.pixels if form == "pixels" else lambda x: layer.patches(x)[0]
     left = np.stack([np.asarray(shape(jnp.asarray(x))) for x in images], axis=-2)
     right = np.stack([np.asarray(layer.cotangents(jnp.asarray(d))) for d in deltas])

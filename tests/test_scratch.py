@@ -6,18 +6,19 @@ import jax
 import numpy as np
 import pytest
 
-from kernel import pool, sketches, sweep
-from kernel.inputs import Cross, Features
+from kernel import pool
+from kernel.engine import sketches, sweep
+from kernel.engine.plan import Pass, Plan, Problem, plan
+from kernel.engine.problem import Request, problem_of
+from kernel.engine.progress import Progress
+from kernel.engine.scratch import Scratch, key_of
 from kernel.kinds import directions
+from kernel.layers.passes import Part
+from kernel.layers.units import units
 from kernel.model import Model
 from kernel.ntk import Kernel
-from kernel.passes import Part
-from kernel.plan import Pass, Plan, Problem, plan
 from kernel.pool import query_kernel
-from kernel.problem import Request, problem_of
-from kernel.progress import Progress
-from kernel.scratch import Scratch, key_of
-from kernel.units import units
+from kernel.regression.inputs import Cross, Features
 from tests.engine_networks import CLASSES, SHAPE, images, model
 
 COUNT, ANCHORS, CHUNK = 9, 5, 2

@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernel.gradients import per_example_gradients
+from kernel.layers.gradients import per_example_gradients
+from kernel.layers.sketch import fold, random_signs
 from kernel.ntk import KINDS, empirical_ntk
-from kernel.sketch import fold, random_signs
 from tests.kernel_cases import mlp
 
 

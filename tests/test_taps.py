@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from bridge.mirror import Mirror
 from bridge.parity import certify
 from bridge.trace import mirror
-from kernel.gradients import per_example_gradients
+from kernel.layers.gradients import per_example_gradients
+from kernel.layers.taps import Tapped, tap_gradients
 from kernel.model import Model
 from kernel.ntk import KINDS, empirical_ntk
-from kernel.taps import Tapped, tap_gradients
 from tests.small_networks import CLASSES, NETWORKS, SHAPE, build
 
 

@@ -3,18 +3,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernel import sharded
-from kernel.devices import mesh
+from kernel.engine import sharded
+from kernel.engine.devices import mesh
+from kernel.engine.problem import Request, cast
+from kernel.engine.programs import contract_on
+from kernel.engine.tf32 import BLOCK, arithmetic, product_error
 from kernel.errors import KernelError
-from kernel.inputs import Cross
 from kernel.kinds import PRECISIONS, Precision, dtype_of, rounding_of
+from kernel.layers.passes import Chunk
 from kernel.ntk import Kernel, empirical_ntk
-from kernel.passes import Chunk
 from kernel.pool import Sizes, decide
 from kernel.posterior import DETERMINED, posterior
-from kernel.problem import Request, cast
-from kernel.programs import contract_on
-from kernel.tf32 import BLOCK, arithmetic, product_error
+from kernel.regression.inputs import Cross
 from tests.kernel_cases import mlp, random_problem
 
 no_gpu = pytest.mark.skipif(jax.default_backend() == "gpu", reason="refused without a GPU only")

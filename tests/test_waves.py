@@ -1,6 +1,6 @@
 import pytest
 
-from kernel.waves import waves
+from kernel.engine.waves import waves
 
 
 @pytest.mark.parametrize(

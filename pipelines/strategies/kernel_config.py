@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from kernel.engine.problem import Request
 from kernel.lookahead import REFERENCES
 from kernel.ntk import KINDS, PRECISIONS, PROBES
-from kernel.problem import Request
 from pipelines.errors import PipelineError
 from trainer.tables import lookup
 

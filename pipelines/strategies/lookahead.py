@@ -6,10 +6,10 @@ the candidates, its posterior, and the criterion for all candidates at once.
 
 import numpy as np
 
+from kernel.engine.tf32 import product_error
 from kernel.lookahead import mlmoc as mlmoc_scores
 from kernel.pool import query_kernel
 from kernel.posterior import posterior
-from kernel.tf32 import product_error
 from pipelines.strategies.situation import Query, Situation, top
 
 

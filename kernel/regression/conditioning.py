@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int64
 
-from kernel.covariance import Covariance
-from kernel.inputs import Blocks, Features
 from kernel.kinds import dtype_of
-from kernel.linalg import (
+from kernel.ntk import Kernel
+from kernel.products import subtract_gram
+from kernel.regression.covariance import Covariance
+from kernel.regression.inputs import Blocks, Features
+from kernel.regression.linalg import (
     CANDIDATES,
     Lower,
     Matrix,
@@ -24,9 +26,7 @@ from kernel.linalg import (
     tile_rows,
     to_device,
 )
-from kernel.ntk import Kernel
-from kernel.products import subtract_gram
-from kernel.source import Source, capacity
+from kernel.regression.source import Source, capacity
 
 # Columns of A solved for at a time on a CPU.
 SOLVED = 4096

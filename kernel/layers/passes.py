@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int8
 
+from kernel.layers.observing import Part, Seen, observe
+from kernel.layers.rules import Lookup, Product
+from kernel.layers.sketch import fold_into
+from kernel.layers.units import Unit
 from kernel.model import Frozen, Function, Model, Params
-from kernel.observing import Part, Seen, observe
-from kernel.rules import Lookup, Product
-from kernel.sketch import fold_into
-from kernel.units import Unit
 
 __all__ = ["Chunk", "Factor", "Part", "compute", "compute_shape", "sketched"]
 
@@ -127,7 +127,7 @@ def sketched(
     projections: Float[Array, "projections classes"],
     signs: Int8[Array, " columns"],
 ) -> tuple[Float[Array, "images projections buckets"], Bool[Array, " images"]]:
-    """Every image's gradient with its signs, folded into buckets layer by layer (`kernel.sketch`).
+    """Every image's gradient with its signs, folded into buckets layer by layer (`fold_into`).
 
     Also whether all of it is finite, by image. Columns are counted unit by unit, each as its rule
     lays them out.

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int8
 
-from kernel.devices import AXIS
+from kernel.engine.devices import AXIS
+from kernel.layers.pairs import alone, pair
+from kernel.layers.passes import Chunk, Factor, Part, compute_shape, sketched
+from kernel.layers.rules import Lookup
+from kernel.layers.units import Unit
 from kernel.model import Frozen, Function, Params
-from kernel.pairs import alone, pair
-from kernel.passes import Chunk, Factor, Part, compute_shape, sketched
-from kernel.rules import Lookup
-from kernel.units import Unit
 
 # The largest product of two layers' factors that is made at a time: what a processor's cache
 # holds, or what keeps a GPU busy.
@@ -41,7 +41,7 @@ def form_on(
     projections: Float[Array, "projections classes"],
     starts: Array,
 ) -> Chunk:
-    """A wave of images in one pass: `kernel.passes.Chunk` with a leading axis of devices.
+    """A wave of images in one pass: `kernel.layers.passes.Chunk` with a leading axis of devices.
 
     Args:
         mesh: of the devices.
@@ -79,7 +79,7 @@ def sketch_on(
     projections: Float[Array, "projections classes"],
     signs: Int8[Array, " columns"],
 ) -> tuple[Array, Array]:
-    """`kernel.passes.sketched` of a wave of images, spread over the devices like them."""
+    """`kernel.layers.passes.sketched` of a wave of images, spread over the devices like them."""
 
     def local(*arrays: Any) -> Any:
         return sketched(function, units, buckets, together, *arrays)
@@ -140,7 +140,7 @@ def alone_on(mesh: Mesh, parts: tuple[Part, ...], chunk: Chunk) -> Float[Array, 
 
 
 def _mapped(local: Callable[..., Any], mesh: Mesh, specs: tuple[Any, ...]) -> Callable[..., Any]:
-    # without the check of which values differ between devices: the loops of `kernel.passes`
+    # without the check of which values differ between devices: the loops of `kernel.layers.passes`
     # begin with zeros that are the same on all and go on with what is not
     return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=_SLICES, check_vma=False)
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from kernel.errors import KernelError
 from kernel.kinds import Directions, Precision, dtype_of
-from kernel.passes import Part
-from kernel.units import Unit
+from kernel.layers.passes import Part
+from kernel.layers.units import Unit
 
 GIB = 2**30
 

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernel.passes import Factor
-from kernel.rules import Lookup, Product, Rule
+from kernel.layers.passes import Factor
+from kernel.layers.rules import Lookup, Product, Rule
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Float
 
 from kernel import products
-from kernel.pairs import alone, pair
-from kernel.passes import Chunk, Factor, Part
-from kernel.scratch import Scratch
+from kernel.engine.scratch import Scratch
+from kernel.layers.pairs import alone, pair
+from kernel.layers.passes import Chunk, Factor, Part
 
 _TILE_BYTES = 2**23
 

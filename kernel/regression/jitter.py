@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from kernel.errors import SingularKernelError
 from kernel.kinds import Precision, rounding_of
-from kernel.linalg import Lower, lower_factor
+from kernel.regression.linalg import Lower, lower_factor
 
 JITTERS = (0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
 # The rounding of TF32 is 1e-3 of the mean, above which a smaller jitter lifts hardly a pivot.

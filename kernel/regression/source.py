@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int64
 
-from kernel.linalg import (
+from kernel.regression.linalg import (
     CANDIDATES,
     LABELLED,
     Matrix,

@@ -12,14 +12,14 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from kernel.devices import mesh
+from kernel.engine.devices import mesh
+from kernel.engine.plan import plan
+from kernel.engine.problem import Request, cast, chunk_of, problem_of
+from kernel.engine.progress import Progress
+from kernel.engine.sharded import sharded_sweep
 from kernel.errors import KernelError
 from kernel.kinds import PRECISIONS, Precision, dtype_of
 from kernel.model import Model
-from kernel.plan import plan
-from kernel.problem import Request, cast, chunk_of, problem_of
-from kernel.progress import Progress
-from kernel.sharded import sharded_sweep
 
 # Images between which the error is measured, at most.
 BLOCK = 64

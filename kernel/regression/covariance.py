@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int64
 
 from kernel.errors import KernelError
-from kernel.linalg import (
+from kernel.regression.linalg import (
     CANDIDATES,
     Matrix,
     aligned_zeros,
@@ -24,7 +24,7 @@ from kernel.linalg import (
     tile_rows,
     to_device,
 )
-from kernel.source import Source, appended, device_rows, host_rows, kept_rows
+from kernel.regression.source import Source, appended, device_rows, host_rows, kept_rows
 
 _Carry = TypeVar("_Carry")
 

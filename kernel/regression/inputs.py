@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from kernel.errors import KernelError
-from kernel.linalg import Matrix
 from kernel.ntk import Kernel, Precision
+from kernel.regression.linalg import Matrix
 
 _FINITE_ENTRIES = 2**22
 

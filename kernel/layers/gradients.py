@@ -2,7 +2,7 @@
 
 From a model and a batch of images to one row an image: the gradient of v · f(x) with respect to
 all parameters: by the general rule from taps where the network's layers can be tapped, else by
-`vmap(grad)`. It is the reference for the faster contractions of `kernel.passes`.
+`vmap(grad)`. It is the reference for the faster contractions of `kernel.layers.passes`.
 """
 
 from functools import partial
@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernel.layers.taps import Tapped, tap_gradients
 from kernel.model import Frozen, Function, Model, Params
-from kernel.taps import Tapped, tap_gradients
 
 
 def per_example_gradients(

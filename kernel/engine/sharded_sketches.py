@@ -7,16 +7,16 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from kernel.devices import collected, everywhere, spread
+from kernel.engine.devices import collected, everywhere, spread
+from kernel.engine.plan import Problem
+from kernel.engine.programs import sketch_on
+from kernel.engine.progress import Report
+from kernel.engine.scratch import Scratch
+from kernel.engine.sharded import check_wave, together
+from kernel.engine.waves import waves
 from kernel.kinds import given
+from kernel.layers.sketch import random_signs
 from kernel.model import Model
-from kernel.plan import Problem
-from kernel.programs import sketch_on
-from kernel.progress import Report
-from kernel.scratch import Scratch
-from kernel.sharded import check_wave, together
-from kernel.sketch import random_signs
-from kernel.waves import waves
 
 # In the scratch.
 _FEATURES = "features"
@@ -33,7 +33,7 @@ def sharded_sketches(
     mesh: Mesh,
     scratch: Scratch | None = None,
 ) -> Float[np.ndarray, "examples projections buckets"]:
-    """`kernel.sketches.sketches`, each device with its slice of every wave.
+    """`kernel.engine.sketches.sketches`, each device with its slice of every wave.
 
     Args:
         model: in the precision of the problem.

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernel.rules import Rule
+from kernel.layers.rules import Rule
 
 Inputs = dict[str, tuple[Any, ...]]
 Cotangents = dict[str, list[Array]]

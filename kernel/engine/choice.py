@@ -7,17 +7,17 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from kernel.devices import mesh_unless_host
+from kernel.engine.devices import mesh_unless_host
+from kernel.engine.plan import Plan, Problem
+from kernel.engine.progress import Progress, Report
+from kernel.engine.scratch import Scratch
+from kernel.engine.sharded import sharded_sweep
+from kernel.engine.sharded_sketches import sharded_sketches
+from kernel.engine.sketches import sketches
+from kernel.engine.sweep import sweep
+from kernel.engine.tf32 import arithmetic
 from kernel.errors import KernelError
 from kernel.model import Model
-from kernel.plan import Plan, Problem
-from kernel.progress import Progress, Report
-from kernel.scratch import Scratch
-from kernel.sharded import sharded_sweep
-from kernel.sharded_sketches import sharded_sketches
-from kernel.sketches import sketches
-from kernel.sweep import sweep
-from kernel.tf32 import arithmetic
 
 
 def swept(
@@ -29,7 +29,7 @@ def swept(
     devices: int | None = None,
     scratch: Scratch | None = None,
 ) -> tuple[Float[np.ndarray, "rows columns"], Float[np.ndarray, "_ each each"]]:
-    """`kernel.sweep.sweep` on so many devices; all if None.
+    """`kernel.engine.sweep.sweep` on so many devices; all if None.
 
     In the scratch devices of a mesh keep finished passes, and several processes nothing.
 
@@ -55,7 +55,7 @@ def sketched(
     devices: int | None = None,
     scratch: Scratch | None = None,
 ) -> Float[np.ndarray, "examples projections buckets"]:
-    """`kernel.sketches.sketches` on so many devices; all if None.
+    """`kernel.engine.sketches.sketches` on so many devices; all if None.
 
     Several processes keep nothing in the scratch.
 

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array
 
 from kernel.errors import KernelError
+from kernel.layers.taps import Tapped, taps
 from kernel.model import Model
-from kernel.taps import Tapped, taps
 
 _NAMED = 5
 

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from kernel.diagnosis import not_finite
+from kernel.engine.plan import Pass, Plan, Problem
+from kernel.engine.progress import Progress
+from kernel.engine.scratch import Scratch
+from kernel.engine.store import Store
+from kernel.layers.diagnosis import not_finite
+from kernel.layers.passes import Chunk, compute
 from kernel.model import Model
-from kernel.passes import Chunk, compute
-from kernel.plan import Pass, Plan, Problem
-from kernel.progress import Progress
-from kernel.scratch import Scratch
-from kernel.store import Store
 
 
 def sweep(

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kernel.engine.plan import Problem
 from kernel.errors import KernelError
 from kernel.kinds import PROBES, Directions, Precision, classes_of, directions, dtype_of
+from kernel.layers.units import units
 from kernel.model import Model
-from kernel.plan import Problem
-from kernel.units import units
 
 # Images differentiated at a time, with one projection: what a processor's cache holds, or what
 # keeps a GPU busy.

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from kernel.errors import KernelError
+from kernel.layers.rules import ELEMENTWISE, Lookup, Product, Rule
+from kernel.layers.taps import Site, Tapped, taps
 from kernel.model import Model
-from kernel.rules import ELEMENTWISE, Lookup, Product, Rule
-from kernel.taps import Site, Tapped, taps
 
 
 @dataclass(frozen=True)

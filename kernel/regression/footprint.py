@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernel.conditioning import SOLVED
 from kernel.errors import KernelError
 from kernel.kinds import Precision, dtype_of
-from kernel.linalg import CANDIDATES, LABELLED, on_host, padded, tile_rows
-from kernel.source import capacity
+from kernel.regression.conditioning import SOLVED
+from kernel.regression.linalg import CANDIDATES, LABELLED, on_host, padded, tile_rows
+from kernel.regression.source import capacity
 
 FORMS = ("dense", "full", "features", "cross")
 _WIDE = 8  # bytes of float64

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from kernel.layers.rules import Product
+from kernel.layers.taps import Tapped, site_gradients, taps
+from kernel.layers.units import Unit
 from kernel.model import Frozen, Function, Params
-from kernel.rules import Product
-from kernel.taps import Tapped, site_gradients, taps
-from kernel.units import Unit
 
 
 class Part(NamedTuple):

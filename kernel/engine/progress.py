@@ -6,7 +6,7 @@ remains can be told.
 
 from collections.abc import Callable
 
-from kernel.plan import Pass, Plan, Problem
+from kernel.engine.plan import Pass, Plan, Problem
 
 Report = Callable[[float, float], None]
 # A multiplication of a layer takes as long as so many of a large matrix product.

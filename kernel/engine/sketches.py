@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from kernel.diagnosis import not_finite
+from kernel.engine.plan import Problem, chunk_bytes
+from kernel.engine.progress import Report
+from kernel.engine.scratch import Scratch
 from kernel.kinds import given
+from kernel.layers.diagnosis import not_finite
+from kernel.layers.passes import sketched
+from kernel.layers.sketch import random_signs
 from kernel.model import Model
-from kernel.passes import sketched
-from kernel.plan import Problem, chunk_bytes
-from kernel.progress import Report
-from kernel.scratch import Scratch
-from kernel.sketch import random_signs
 
 
 def sketch_bytes(problem: Problem, buckets: int, chunk: int) -> int:

@@ -14,15 +14,15 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from kernel.devices import collected, everywhere, spread
-from kernel.diagnosis import not_finite
+from kernel.engine.devices import collected, everywhere, spread
+from kernel.engine.plan import Pass, Plan, Problem
+from kernel.engine.programs import alone_on, contract_on, form_on
+from kernel.engine.progress import Progress
+from kernel.engine.scratch import Scratch
+from kernel.engine.waves import Wave, waves
+from kernel.layers.diagnosis import not_finite
+from kernel.layers.passes import Chunk, Part
 from kernel.model import Model
-from kernel.passes import Chunk, Part
-from kernel.plan import Pass, Plan, Problem
-from kernel.programs import alone_on, contract_on, form_on
-from kernel.progress import Progress
-from kernel.scratch import Scratch
-from kernel.waves import Wave, waves
 
 # In the scratch, how many passes are finished.
 _PASSES = "passes"

@@ -1,0 +1,1 @@
+"""One network, one image: its layers, their gradients, and what stands for them."""

@@ -112,12 +112,6 @@ def row_blocks(rows: int, size: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
-def mirror(matrix: Float[np.ndarray, "rows rows"], start: int, stop: int) -> None:
-    """Copy rows of the lower triangle, left of their own square, to the columns above it."""
-    for left, right in row_blocks(start, stop - start):  # in squares, which stay in the cache
-        matrix[left:right, start:stop] = matrix[start:stop, left:right].T
-
-
 def subtract_outer(
     matrix: Matrix, left: Float[np.ndarray, "rows rank"], right: Float[np.ndarray, "columns rank"]
 ) -> Matrix:

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int64
 
+from kernel.products import add_gram, subtract_gram
 from kernel.regression.linalg import (
     CANDIDATES,
     LABELLED,
     Matrix,
-    mirror,
     padded,
     row_blocks,
     tile_rows,
@@ -49,12 +49,12 @@ def capacity(labelled: int) -> int:
 
 
 def host_rows(
-    source: Source, places: Int64[np.ndarray, " chosen"], columns: int | None = None
-) -> Float[np.ndarray, "chosen _"]:
-    """S[places, :columns] in the dtype of the features, on a CPU."""
+    source: Source, places: Int64[np.ndarray, " chosen"]
+) -> Float[np.ndarray, "chosen candidates"]:
+    """S[places, :] in the dtype of the features, on a CPU."""
     features, a = np.asarray(source.features), np.asarray(source.a)[: source.used]
-    rows = features[places] @ features[:columns].T
-    rows -= a[:, places].T @ a[:, :columns]
+    rows = features[places] @ features.T
+    rows -= a[:, places].T @ a
     return rows
 
 
@@ -79,15 +79,15 @@ def kept_rows(source: Source, sample: Int64[np.ndarray, " sample"]) -> Matrix:
 
 
 def _host_kept(source: Source, sample: np.ndarray) -> np.ndarray:
-    candidates = len(source.features)
-    kept = np.empty((len(sample), candidates))
-    every = np.array_equal(sample, np.arange(candidates))
+    features, a = np.asarray(source.features), np.asarray(source.a)[: source.used]
+    candidates = len(features)
+    kept = np.zeros((len(sample), candidates))
+    if np.array_equal(sample, np.arange(candidates)):  # half of the work
+        add_gram(kept, features)
+        subtract_gram(kept, a)
+        return kept
     for start, stop in row_blocks(len(sample), tile_rows(candidates)):
-        if every:  # half of the work
-            kept[start:stop, :stop] = host_rows(source, sample[start:stop], stop)
-            mirror(kept, start, stop)
-        else:
-            kept[start:stop] = host_rows(source, sample[start:stop])
+        kept[start:stop] = host_rows(source, sample[start:stop])
     return kept
 
 

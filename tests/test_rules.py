@@ -124,10 +124,10 @@ def test_pieces_put_together_are_the_whole(case, size, seed):
 
 def factors(layer: Product, form: str, images, deltas, square: bool) -> Factor:
     """As `kernel.layers.passes` lays them out, from single images."""
-    shape = layer.pixels if form == "pixels" else lambda x: layer.patches(x)[0]
+    shape = layer.pixels if form == "pixels" else lambda x: layer.patches(x)[0].T
     left = np.stack([np.asarray(shape(jnp.asarray(x))) for x in images], axis=-2)
     right = np.stack([np.asarray(layer.cotangents(jnp.asarray(d))) for d in deltas])
-    right = right.transpose(2, 0, 1, 3)  # (positions, images, projections, outputs)
+    right = right.transpose(3, 0, 1, 2)  # (positions, images, projections, outputs)
     if not square:
         right = right.reshape(*right.shape[:2], 1, -1)
     return Factor(left, right)
@@ -222,8 +222,8 @@ def test_a_window_as_large_as_its_image_has_one_place():
     layer = Product("w", None, 2, 5, window)
     x = jnp.arange(2.0 * 2 * 2).reshape(1, 2, 2, 2)
     patches = layer.patches(x)
-    assert patches.shape == (1, 1, layer.features)
+    assert patches.shape == (1, layer.features, 1)
     assert layer.width == layer.features == math.prod((2, 2, 3))
-    # pixels in order, the padding first in each line, channels last
-    lines = np.asarray([[0, 0, 0, 4, 1, 5], [0, 0, 2, 6, 3, 7]])
-    assert patches.reshape(2, 6).tolist() == lines.tolist()
+    # each channel's pixels in order, the padding first in each line
+    lines = [[[0, 0, 1], [0, 2, 3]], [[0, 4, 5], [0, 6, 7]]]
+    assert patches.reshape(2, 2, 3).tolist() == lines

@@ -196,9 +196,9 @@ def _factor(part: Part, seen: Seen, square: bool) -> Factor:
         delta = delta.reshape(*delta.shape[:2], flat.shape[1], width)
     else:
         assert isinstance(rule, Product)
-        shape = jax.vmap(rule.pixels if part.form == "pixels" else lambda one: rule.patches(one)[0])
-        left = jnp.moveaxis(shape(x), 0, -2)
-        delta = jax.vmap(rule.cotangents)(delta)
+        left = rule.pixels if part.form == "pixels" else lambda one: rule.patches(one)[0].T
+        left = jnp.moveaxis(jax.vmap(left)(x), 0, -2)
+        delta = jax.vmap(rule.cotangents)(delta).swapaxes(2, 3)
     delta = jnp.moveaxis(delta, 2, 0)  # (positions, images, projections, outputs)
     if not square:
         delta = delta.reshape(*delta.shape[:2], 1, -1)

@@ -80,26 +80,29 @@ class Product:
         return self.features + (1 if self.bias else 0)
 
     def patches(self, x: Array) -> Array:
-        """The input of one image as (groups, positions, features), a window's offset first."""
+        """The input of one image as (groups, features, positions), a channel before its window.
+
+        Features come first because a product with the cotangents' channels is then one of matrices
+        as they lie: faster on a CPU, by up to a fifth, than patches that lie one after another.
+        """
         if self.window is None:
-            return x.reshape(1, -1, self.inputs)
-        padded = self._padded(x)
-        columns = [
-            padded[:, *place].reshape(-1, self.groups, self.inputs // self.groups)
-            for place in self.window.slices(padded.shape[1:-1])
-        ]
-        return jnp.stack(columns, axis=2).reshape(-1, self.groups, self.features).swapaxes(0, 1)
+            return x.reshape(-1, self.inputs).T[None]
+        padded = jnp.pad(x, ((0, 0), (0, 0), *self.window.edges))
+        shifted = [padded[:, :, *place] for place in self.window.slices(padded.shape[2:])]
+        columns = jnp.stack(shifted, axis=2)  # (copies, channels, window, …)
+        return jnp.moveaxis(columns, 0, 2).reshape(self.groups, self.features, -1)
 
     def pixels(self, x: Array) -> Array:
         """The padded input of one image as (copies, …, channels)."""
-        return x.reshape(1, -1, self.inputs) if self.window is None else self._padded(x)
+        if self.window is None:
+            return x.reshape(1, -1, self.inputs)
+        return jnp.pad(jnp.moveaxis(x, 1, -1), ((0, 0), *self.window.edges, (0, 0)))
 
     def cotangents(self, cotangent: Array) -> Array:
-        """(rows, positions, outputs) from the cotangents of one image, one a row."""
+        """(rows, outputs, positions) from the cotangents of one image, one a row."""
         if self.window is None:
-            return cotangent.reshape(len(cotangent), -1, self.outputs)
-        moved = jnp.moveaxis(cotangent, 2, -1)
-        return moved.reshape(len(cotangent), -1, self.outputs)
+            return cotangent.reshape(len(cotangent), -1, self.outputs).swapaxes(1, 2)
+        return jnp.moveaxis(cotangent, 2, 1).reshape(len(cotangent), self.outputs, -1)
 
     def rows(self, x: Array, cotangent: Array, start: Array, outputs: int) -> Array:
         """Columns of the Jacobian for some output channels, kernels first, then biases.
@@ -111,35 +114,24 @@ class Product:
             outputs: how many; past the last one they count as zeros.
 
         Returns:
-            (rows, outputs · width). Of a convolution the window's offset comes before the channel.
+            (rows, outputs · width), in the order of the parameters' own entries.
         """
-        patches = self.patches(x)
         delta = self.cotangents(cotangent)
         if outputs < self.outputs:
-            delta = jnp.pad(delta, ((0, 0), (0, 0), (0, -self.outputs % outputs)))
-            delta = jax.lax.dynamic_slice_in_dim(delta, start, outputs, axis=2)
-            return self._joined(delta, jnp.einsum("rto,tf->rof", delta, patches[0]))
-        grouped = delta.reshape(*delta.shape[:2], self.groups, -1)
-        return self._joined(delta, jnp.einsum("rtgo,gtf->rgof", grouped, patches))
+            delta = jnp.pad(delta, ((0, 0), (0, -self.outputs % outputs), (0, 0)))
+            delta = jax.lax.dynamic_slice_in_dim(delta, start, outputs, axis=1)
+        grouped = delta.reshape(len(delta), self.groups, -1, delta.shape[2])
+        kernels = jnp.einsum("rgot,gft->rgof", grouped, self.patches(x)).reshape(len(delta), -1)
+        if self.bias is None:
+            return kernels
+        return jnp.concatenate([kernels, delta.sum(axis=2)], axis=1)
 
     def shaped(self, row: Array) -> dict[str, Array]:
         """The parameters' gradients, each in the layout of the parameter, from a whole row."""
         size = self.outputs * self.features
-        bias = {} if self.bias is None else {self.bias: row[size:]}
         kernel = self.window.kernel if self.window else ()
-        offset_first = row[:size].reshape(self.outputs, *kernel, self.inputs // self.groups)
-        return {self.weight: jnp.moveaxis(offset_first, -1, 1), **bias}
-
-    def _joined(self, delta: Array, weights: Array) -> Array:
-        kernels = weights.reshape(len(delta), -1)
-        if self.bias is None:
-            return kernels
-        return jnp.concatenate([kernels, delta.sum(axis=1)], axis=1)
-
-    def _padded(self, x: Array) -> Array:
-        """(copies, …, channels): channels last, so that a patch is a few contiguous runs."""
-        assert self.window is not None
-        return jnp.pad(jnp.moveaxis(x, 1, -1), ((0, 0), *self.window.edges, (0, 0)))
+        weight = row[:size].reshape(self.outputs, self.inputs // self.groups, *kernel)
+        return {self.weight: weight} | ({} if self.bias is None else {self.bias: row[size:]})
 
 
 @dataclass(frozen=True)

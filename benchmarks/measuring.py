@@ -167,11 +167,15 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(path: Path | None, settings: Any, figures: Any) -> None:
-    """The figures as JSON, beside the machine and what was asked for; nothing without a path."""
+def write(path: Path | None, settings: Mapping[str, Any], figures: Any) -> None:
+    """The figures as JSON, beside the machine and what was asked for; nothing without a path.
+
+    Where files lie on that machine is left out: it is no part of what was measured.
+    """
     if path is None:
         return
-    record = {"machine": machine(), "load": load(), "settings": settings, "figures": figures}
+    asked = {name: value for name, value in settings.items() if not isinstance(value, Path)}
+    record = {"machine": machine(), "load": load(), "settings": asked, "figures": figures}
     path.write_text(json.dumps(record, indent=1, default=str) + "\n", "utf-8")
 
 

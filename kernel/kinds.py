@@ -77,11 +77,6 @@ def rounding_of(precision: Precision) -> float:
     return 2.0**-10 if precision == "tf32" else float(np.finfo(precision).eps)
 
 
-def projection_count(kind: str, classes: int, probes: int = PROBES) -> int:
-    """Backward passes of a kind."""
-    return len(directions(kind, classes, probes, np.random.default_rng(0)).projections)
-
-
 def given(rng: np.random.Generator | None, what: str) -> np.random.Generator:
     """The generator, where one is needed.
 

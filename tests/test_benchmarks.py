@@ -241,3 +241,10 @@ def test_figures_are_read_as_they_were_written(tmp_path):
     write(path, {}, {"cnn": [1, 2]})
     assert read(path) == {"cnn": [1, 2]}
     assert json.loads(path.read_text("utf-8"))["load"].startswith("load ")
+
+
+def test_where_files_lie_is_not_written(tmp_path):
+    path = tmp_path / "figures.json"
+    write(path, {"repeats": 3, "json": path, "data_dir": None}, {"seconds": 1.5})
+    assert str(tmp_path) not in path.read_text("utf-8")
+    assert json.loads(path.read_text("utf-8"))["settings"] == {"repeats": 3, "data_dir": None}

@@ -70,8 +70,8 @@ def subtract_gram(
 def solve_lower(
     factor: Float[np.ndarray, "inner inner"], right: Float[np.ndarray, "inner rows"]
 ) -> Float[np.ndarray, "inner rows"]:
-    """C⁻¹B for a lower triangular C, some columns of B at a time."""
-    solved = np.empty(right.shape)
+    """C⁻¹B for a lower triangular C, some columns of B at a time, each column in one piece."""
+    solved = np.empty(right.shape[::-1]).T  # as LAPACK returns them
 
     def solve(start: int) -> None:
         own = slice(start, start + TILE)

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from kernel.engine.ahead import shared
+from kernel.engine.devices import together
 from kernel.engine.plan import GIB, Pass, Plan, Problem, plan
 from kernel.engine.problem import Request, cast, chunk_of, problem_of
 from kernel.engine.sketches import sketch_bytes
@@ -125,7 +126,7 @@ def _sketch(
 
     def fold(few: jax.Array) -> object:
         own = (*model[1:], few, projections[:1], signs)
-        return sketched(model.function, problem.units, buckets, False, *own)
+        return sketched(model.function, problem.units, buckets, together(), *own)
 
     first, alone, each = _gradients(fold, some)
     rows = len(projections) * (problem.rows_an_example if problem.directions.square else 1)
@@ -150,30 +151,33 @@ def _gradients(form: Callable[[jax.Array], object], some: jax.Array) -> tuple[fl
     def work() -> None:
         jax.block_until_ready(form(some[:share]))
 
-    def together() -> None:
+    def at_once() -> None:
         with ThreadPoolExecutor(threads) as pool:
             for done in [pool.submit(work) for _ in range(threads)]:
                 done.result()
 
     first, alone = _timed(work)
-    _, all_of_them = _timed(together)
+    _, all_of_them = _timed(at_once)
     return first, alone, all_of_them / (threads * share)
 
 
 def _chunk(model: Model, some: jax.Array, problem: Problem, one: Pass):
     projections = jnp.asarray(problem.directions.projections[slice(*one.projections)], some.dtype)
     square = problem.directions.square
-    return compute(model, one.parts, some, projections, square=square, together=False)
+    return compute(model, one.parts, some, projections, square=square, together=together())
 
 
 def _products(model: Model, some: jax.Array, problem: Problem, made: Plan) -> float:
-    """Seconds of all contractions: rows by the rate of a product, factors by tiles of a chunk."""
+    """Seconds of all contractions: rows by the rate of a product, factors by tiles of a chunk.
+
+    A device contracts factors too at the rate of a product.
+    """
     rate = _product_rate(problem)
     square = problem.directions.square
     total = 0.0
     for one in made.passes:
-        parts = [part for part in one.parts if part.form != "rows"]
-        rows = one._replace(parts=tuple(part for part in one.parts if part.form == "rows"))
+        parts = [part for part in one.parts if part.form != "rows" and not together()]
+        rows = one._replace(parts=tuple(part for part in one.parts if part not in parts))
         total += rate * problem.pairs * rows.contracting(square)
         if parts:
             only = one._replace(parts=tuple(parts))

@@ -8,6 +8,7 @@ entry of the Jacobian is formed once and contracted in whichever form is cheaper
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -128,9 +129,10 @@ def _sketched(model, images, problem: Problem, sketch, request: Request, rng, pr
 
 
 def gram(rows: Float[jax.Array | np.ndarray, "rows columns"]) -> Float[np.ndarray, "rows rows"]:
-    """J Jᵀ in float64, contracted in J's own dtype."""
+    """J Jᵀ in float64, contracted in J's own dtype, on the device that there is."""
     if jax.default_backend() == "cpu":
         values = np.zeros((len(rows), len(rows)))
         add_gram(values, np.asarray(rows))
         return values
-    return np.asarray(rows @ rows.T, np.float64)
+    there = jnp.asarray(rows)  # rows that NumPy holds would be multiplied by the host
+    return np.asarray(jnp.matmul(there, there.T, precision="highest"), np.float64)

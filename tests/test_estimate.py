@@ -4,10 +4,12 @@ import jax
 import numpy as np
 import pytest
 
+from kernel.engine.ahead import shared
 from kernel.engine.plan import GIB, chunk_bytes, plan
 from kernel.engine.problem import Request, cast, problem_of
 from kernel.errors import KernelError
 from kernel.estimate import Estimate, estimate, posterior_seconds
+from kernel.ntk import gram
 from kernel.pool import Sizes, decide
 from tests.engine_networks import SHAPE, images, model
 from tests.kernel_cases import mlp
@@ -86,3 +88,16 @@ def test_seconds_of_a_posterior(kind, sample, sketch):
     decision = decide(MODEL, IMAGE, sizes, request(kind))
     cost = estimate(MODEL, SOME, 40, request(kind), sketch=sketch)
     assert posterior_seconds(sizes, CLASSES, decision, cost) > 0
+
+
+def test_a_device_is_timed_as_it_computes(monkeypatch, rng):
+    """What the engine does elsewhere than on a processor, on the processor that is there."""
+    rows = rng.normal(size=(7, 30)).astype("float32")
+    wanted = gram(rows)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert shared(24) == (1, 24)
+    np.testing.assert_allclose(gram(rows), wanted, rtol=1e-5, atol=1e-5)
+    cost = estimate(model("Volumes"), images(2), 50, request("single"), anchors=20)
+    assert (cost.examples, cost.anchors) == (50, 20)
+    positive(cost)
+    positive(estimate(model("Volumes"), images(2), 50, request("single"), sketch=32))

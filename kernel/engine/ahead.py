@@ -11,14 +11,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
+from kernel.engine.devices import together
 from kernel.products import cores
 
 _Result = TypeVar("_Result")
 
 
 def shared(chunk: int) -> tuple[int, int]:
-    """How many threads go through a chunk of images, and how many of them each takes."""
-    threads = min(cores(), chunk)
+    """How many threads go through a chunk of images, and how many of them each takes.
+
+    A device that differentiates them together takes them all.
+    """
+    threads = 1 if together() else min(cores(), chunk)
     return threads, -(-chunk // threads)
 
 

@@ -64,6 +64,11 @@ def mesh_unless_host(devices: int | None = None) -> Mesh | None:
     return None if found.size == 1 and jax.default_backend() == "cpu" else found
 
 
+def together() -> bool:
+    """Whether images are differentiated together: a processor's cache holds one at a time."""
+    return jax.default_backend() != "cpu"
+
+
 def spread(array: np.ndarray, over: Mesh) -> jax.Array:
     """An array in equal slices of axis 0, one a device; every process gives the whole."""
     return _placed(array, NamedSharding(over, PartitionSpec(AXIS)))

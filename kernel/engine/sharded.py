@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from kernel.engine.devices import collected, everywhere, spread
+from kernel.engine.devices import collected, everywhere, spread, together
 from kernel.engine.plan import Pass, Plan, Problem
 from kernel.engine.programs import alone_on, contract_on, form_on
 from kernel.engine.progress import Progress
@@ -96,11 +96,6 @@ def sharded_sweep(
                 kept[:] = array
             scratch.mark(_PASSES, number + 1)
     return values, diagonal
-
-
-def together() -> bool:
-    """Whether images are differentiated together: a processor's cache holds one at a time."""
-    return jax.default_backend() != "cpu"
 
 
 def _kept(

@@ -7,12 +7,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from kernel.engine.devices import collected, everywhere, spread
+from kernel.engine.devices import collected, everywhere, spread, together
 from kernel.engine.plan import Problem
 from kernel.engine.programs import sketch_on
 from kernel.engine.progress import Report
 from kernel.engine.scratch import Scratch
-from kernel.engine.sharded import check_wave, together
+from kernel.engine.sharded import check_wave
 from kernel.engine.waves import waves
 from kernel.kinds import given
 from kernel.layers.sketch import random_signs

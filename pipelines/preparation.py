@@ -11,8 +11,9 @@ from kernel.engine.tf32 import arithmetic
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
 from pipelines.seeds import generator
-from pipelines.strategies import INFINITE, LOOK_AHEAD
-from pipelines.strategies.infinite import architecture_of
+from pipelines.strategies import LOOK_AHEAD, STRATEGIES
+from pipelines.strategies.requirements import require
+from pipelines.strategies.situation import PROBE
 from trainer import data
 from trainer.data import Dataset
 from trainer.networks import build
@@ -29,9 +30,10 @@ def prepared(
         read: reads the data set, where it is not one of the table's.
 
     Raises:
-        DataError, NetworkError: data or network that cannot be had.
-        PipelineError: settings that do not fit the data.
-        PipelineError: a kernel of infinite width is asked for of a network that has none.
+        DataError, NetworkError: data or network that cannot be had, or a network without what
+            the strategy needs of it.
+        PipelineError: settings that do not fit the data, or a network without what the strategy
+            needs of it.
         KernelError: a kernel that is to be computed, and cannot be on the devices here.
     """
     if config.strategy in LOOK_AHEAD and config.cycles:
@@ -41,8 +43,9 @@ def prepared(
         dataset = read() if read else _loaded(config)
     _check_fit(config, dataset)
     network = _network(config, dataset)
-    if config.strategy in INFINITE:
-        architecture_of(network)
+    if config.cycles:
+        few = dataset.normalise(dataset.train_images[:PROBE])
+        require(STRATEGIES[config.strategy].needs, network, few)
     return dataset, network
 
 

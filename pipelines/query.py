@@ -3,7 +3,7 @@
 From a trained network, all images and the labels so far to data-set indices, with every score.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ from pipelines.strategies import STRATEGIES
 from pipelines.strategies.baseline_config import BaselineConfig
 from pipelines.strategies.kernel_config import KernelConfig
 from pipelines.strategies.lookahead_config import LookAheadConfig
-from pipelines.strategies.situation import Query, Situation, situate
+from pipelines.strategies.requirements import require
+from pipelines.strategies.situation import PROBE, Query, Situation, situate
 from trainer.pool import Pool
 from trainer.tables import lookup
 from trainer.train_config import Loss, TrainConfig
@@ -80,7 +81,50 @@ def query(
         BridgeError: the network cannot be mirrored, or its mirror disagrees with it.
         KernelError: the kernel cannot be computed in the memory given, or is singular.
     """
-    choose = lookup(STRATEGIES, strategy, "strategy")
+    row = lookup(STRATEGIES, strategy, "strategy")
+    situation = situation_of(
+        model,
+        images,
+        labelled,
+        batch_size,
+        needs=row.needs,
+        subset=subset,
+        loss=loss,
+        kernel=kernel,
+        lookahead=lookahead,
+        baseline=baseline,
+        oracle=oracle,
+        mirror=mirror,
+        seed=seed,
+        stages=stages,
+    )
+    return row(situation, batch_size, generator(seed, strategy))
+
+
+def situation_of(
+    model: nn.Module,
+    images: np.ndarray | torch.Tensor,
+    labelled: Mapping[int, int],
+    batch_size: int,
+    *,
+    needs: Set[str],
+    subset: int | None = None,
+    loss: Loss = "l2",
+    kernel: KernelConfig | None = None,
+    lookahead: LookAheadConfig | None = None,
+    baseline: BaselineConfig | None = None,
+    oracle: Callable[[np.ndarray], np.ndarray] | None = None,
+    mirror: Mirror | None = None,
+    seed: int = 0,
+    stages: Stages | None = None,
+    shared: int | None = None,
+) -> Situation:
+    """What a strategy looks at, of a person's own network, images and labels.
+
+    Arguments and what is raised are those of `query`, and two more: `needs`, of the strategies
+    that will be asked, and `shared`, the seed of what several strategies read, None if one is
+    asked alone.
+    """
     lookup(dict.fromkeys(("l2", "cross_entropy")), loss, "loss")
     array = checked_images(images)
     pool, labels = checked_labels(labelled, len(array))
@@ -94,8 +138,8 @@ def query(
             f"subset is {subset} and batch_size is {batch_size}: a batch cannot be larger than "
             "the candidates it is chosen from."
         )
-    stages = stages or Stages()
     candidates = pool.candidates(subset, generator(seed, "subset"))
+    require(needs, model, array[candidates[:PROBE]])
 
     def mirrored(probe: np.ndarray):
         twin = mirror.with_weights(weights_of(model)) if mirror else trace.mirror(model, probe)
@@ -110,13 +154,15 @@ def query(
         train=TrainConfig(loss=loss),
         mirror=mirrored,
         kernel=kernel or KernelConfig(),
-        stages=stages,
+        stages=stages or Stages(),
+        needs=needs,
         ask=oracle,
         lookahead=lookahead,
         baseline=baseline,
+        shared=shared,
     )
     _check_classes(situation)
-    return choose(situation, batch_size, generator(seed, strategy))
+    return situation
 
 
 def _check_classes(situation: Situation) -> None:

@@ -141,6 +141,7 @@ def _query(
     def images(indices: np.ndarray) -> np.ndarray:
         return dataset.normalise(dataset.train_images[indices])
 
+    strategy = STRATEGIES[config.strategy]
     candidates = pool.candidates(config.subset, generator(config.seed, "subset", round_number))
     situation = situate(
         network,
@@ -152,6 +153,7 @@ def _query(
         mirror=lambda probe: setting.bridge.cross(run, round_number, probe),
         kernel=config.kernel,
         stages=stages,
+        needs=strategy.needs,
         folder=folder,
         ask=setting.oracle,
         lookahead=config.lookahead,
@@ -161,7 +163,6 @@ def _query(
             dataset.test_labels,
         ),
     )
-    strategy = STRATEGIES[config.strategy]
     query = strategy(situation, config.query, generator(config.seed, config.strategy, round_number))
     return {
         "candidates": len(candidates),

@@ -17,7 +17,7 @@ from pipelines.record import Run
 from pipelines.round import Bridge, Setting, play
 from pipelines.seeds import generator
 from pipelines.stages import Stages
-from pipelines.strategies import LOOK_AHEAD
+from pipelines.strategies import MIRRORED
 from pipelines.strategies.situation import PROBE
 from trainer.data import Dataset
 from trainer.memory import keep_freed_blocks
@@ -64,7 +64,7 @@ def _rounds(
     table.heading(console, config, run)
     if run.rounds and not run.complete:
         export.restore(network, read(run.weights(len(run.rounds) - 1)))
-    if config.strategy in LOOK_AHEAD and config.cycles and not run.complete:
+    if config.strategy in MIRRORED and config.cycles and not run.complete:
         with console.status("mirroring the network"):
             bridge.prepare(dataset.normalise(dataset.train_images[:PROBE]))
     while not run.complete:

@@ -1,4 +1,4 @@
-"""The strategies by name; a new one is a function and a row here."""
+"""The strategies by name; a new one is a function and a row here, with what it needs."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -12,23 +12,35 @@ from pipelines.strategies import (
     uncertainty,
     without_blocks,
 )
-from pipelines.strategies.situation import Strategy
+from pipelines.strategies.method import Method, method
 
-STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
+STRATEGIES: Mapping[str, Method] = MappingProxyType(
     {
-        "random": uncertainty.random,
-        "entropy": uncertainty.entropy,
-        "margin": uncertainty.margin,
-        "least_confident": uncertainty.least_confident,
-        **{criterion: lookahead.looking(criterion) for criterion in CRITERIA},
-        "naive": naive.naive,
-        "ntk_no_blocks": without_blocks.ntk_no_blocks,
-        "one_step": one_step.one_step,
-        "infinite_ntk": infinite.infinite_ntk,
-        "gp": infinite.gp,
+        "random": method(uncertainty.random),
+        "entropy": method(uncertainty.entropy, "logits"),
+        "margin": method(uncertainty.margin, "logits"),
+        "least_confident": method(uncertainty.least_confident, "logits"),
+        **{
+            criterion: method(lookahead.looking(criterion), "logits", "images", "kernel")
+            for criterion in CRITERIA
+        },
+        "naive": method(naive.naive, "logits", "images", "training"),
+        "ntk_no_blocks": method(without_blocks.ntk_no_blocks, "logits", "images", "kernel"),
+        "one_step": method(one_step.one_step, "logits", "images", "training"),
+        "infinite_ntk": method(infinite.infinite_ntk, "logits", "images", "infinite"),
+        "gp": method(infinite.gp, "logits", "images", "infinite"),
     }
 )
+
+
+def needing(*needs: str) -> frozenset[str]:
+    """Names of the strategies that need any of these."""
+    return frozenset(name for name, row in STRATEGIES.items() if row.needs & {*needs})
+
+
+# Those that compute a kernel of the network.
+LOOK_AHEAD = needing("kernel")
 # Those that need a mirror of the network.
-LOOK_AHEAD = frozenset({*CRITERIA, "ntk_no_blocks"})
+MIRRORED = needing("kernel", "gradients")
 # Those that need a network which has a counterpart of infinite width.
-INFINITE = frozenset({"infinite_ntk", "gp"})
+INFINITE = needing("infinite")

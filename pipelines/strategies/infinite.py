@@ -94,7 +94,17 @@ def gp(situation: Situation, batch_size: int, rng: np.random.Generator) -> Query
 
 
 def analytic(situation: Situation, rng: np.random.Generator) -> Analytic:
-    """The kernel between the labelled images and the candidates; `rng` draws the sample."""
+    """The kernel between the labelled images and the candidates; `rng` draws the sample.
+
+    Strategies that are asked together (`Situation.shared`) have one, from a seed of its own.
+    """
+    if situation.shared is None:
+        return _analytic(situation, rng)
+    common = np.random.default_rng(situation.shared)
+    return situation.once("infinite", lambda: _analytic(situation, common))
+
+
+def _analytic(situation: Situation, rng: np.random.Generator) -> Analytic:
     settings = situation.kernel
     architecture = architecture_of(situation.network)
     sample = reference_sample(len(situation.candidates), settings.sample, rng)
@@ -153,7 +163,7 @@ def _conditioned(
         labelled,
         candidates,
         sample=given.sample,
-        consume=given.sample is None and situation.folder is None,
+        consume=given.sample is None and situation.folder is None and situation.shared is None,
         ridge=situation.kernel.ridge,
         identifiers=situation.labelled.tolist(),
     )

@@ -63,7 +63,7 @@ def look(situation: Situation, criterion: str, batch_size: int, rng: np.random.G
             situation.candidate_logits.astype(np.float64),
             sample=sample,
             keep=held.keep,
-            consume=sample is None and held.keep,
+            consume=sample is None and held.keep and situation.shared is None,
             ridge=settings.ridge,
             identifiers=situation.labelled.tolist(),
         )
@@ -113,6 +113,8 @@ def kernel_of(
 ) -> Looked:
     """The certified mirror's kernel between the labelled images and the candidates.
 
+    Strategies that are asked together (`Situation.shared`) have one kernel, from a seed of its own.
+
     Args:
         situation: with the settings of the kernel.
         rngs: of projections and signs, of the reference sample, of the error of TF32.
@@ -122,6 +124,14 @@ def kernel_of(
         BridgeError: the network cannot be mirrored, or its mirror disagrees with it.
         KernelError: the kernel cannot be computed in the memory given.
     """
+    if situation.shared is None:
+        return _kernel_of(situation, rngs, streamed)
+    common = np.random.default_rng(situation.shared).spawn(3)
+    need = "kernel, streamed" if streamed else "kernel"
+    return situation.once(need, lambda: _kernel_of(situation, common, streamed))
+
+
+def _kernel_of(situation: Situation, rngs: Sequence[np.random.Generator], streamed: bool) -> Looked:
     settings, stages = situation.kernel, situation.stages
     kernel_rng, sample_rng, error_rng = rngs
     with stages("certificate"):

@@ -3,8 +3,9 @@
 Indices are those of the whole data set everywhere; a strategy never sees places in a subset.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -15,6 +16,7 @@ from bridge.mirror import Mirror
 from pipelines.errors import PipelineError
 from pipelines.stages import Stages
 from pipelines.strategies.baseline_config import BaselineConfig
+from pipelines.strategies.held import PROBE, Held, Pair, T, predicted, probe_of
 from pipelines.strategies.kernel_config import KernelConfig
 from pipelines.strategies.lookahead_config import LookAheadConfig
 from pipelines.strategies.probabilities import probabilities
@@ -22,7 +24,7 @@ from trainer.pool import Pool
 from trainer.predict import logits
 from trainer.train_config import TrainConfig
 
-PROBE = 4  # images on which a mirror is certified
+__all__ = ["PROBE", "Query", "Situation", "Strategy", "situate", "top"]
 
 
 class Query(NamedTuple):
@@ -50,7 +52,7 @@ class Situation:
     Attributes:
         labelled: int64 (labelled,), data-set indices.
         labels: int64 (labelled,), the class of each.
-        candidates: int64 (candidates,), data-set indices that may be queried.
+        candidates: int64 (candidates,), data-set indices that may be queried, ascending.
         labelled_logits: f_L, float32 (labelled, classes).
         candidate_logits: f_U, float32 (candidates, classes).
         probabilities: p, float64 (candidates, classes), by the rule that fits the loss.
@@ -67,6 +69,9 @@ class Situation:
         baseline: how the look-ahead baselines are computed.
         test: test images by their places, as the network takes them, and all their labels, on
             which a model that is not the network can be tried; None where there are none.
+        shared: the seed of what strategies that are asked together all read, such as a kernel's
+            projections; None where one is asked alone, which may use its arrays up.
+        held: what `once` keeps; copies by `dataclasses.replace` hold the same.
     """
 
     labelled: np.ndarray
@@ -86,6 +91,46 @@ class Situation:
     lookahead: LookAheadConfig = LookAheadConfig()
     baseline: BaselineConfig = BaselineConfig()
     test: tuple[Callable[[np.ndarray], np.ndarray], np.ndarray] | None = None
+    shared: int | None = None
+    held: Held = field(default_factory=Held, repr=False, compare=False)
+
+    def __post_init__(self):
+        """Refuse logits that no strategy can make scores of.
+
+        Raises:
+            PipelineError: some are not finite.
+        """
+        for indices, rows in (
+            (self.labelled, self.labelled_logits),
+            (self.candidates, self.candidate_logits),
+        ):
+            finite = np.isfinite(rows).all(axis=1)
+            if not finite.all():
+                raise PipelineError(
+                    f"the logits of images {indices[~finite][:5].tolist()} are not finite: train "
+                    "the network anew, with a lower learning rate if that is why."
+                )
+
+    def once(self, need: str, make: Callable[[], T]) -> T:
+        """What was computed for a need in this round, by `make` if nobody asked before.
+
+        It is of this network, these labelled images and these candidates: a copy of the situation
+        with others of them computes its own.
+        """
+        return self.held.once(need, (self.network, self.labelled, self.candidates), make)
+
+    def features(self) -> Pair:
+        """Penultimate features h_L, float32 (labelled, width), and h_U, (candidates, width).
+
+        Raises:
+            NetworkError: no layer makes the logits (`trainer.penultimate.find_head`).
+        """
+
+        def make() -> Pair:
+            with self.stages("predict"):
+                return predicted(self.network, self.images, self.labelled, self.candidates)[1]
+
+        return self.once("features", make)
 
 
 def situate(
@@ -99,11 +144,13 @@ def situate(
     mirror: Callable[[np.ndarray], tuple[Mirror, dict[str, Any]]],
     kernel: KernelConfig,
     stages: Stages,
+    needs: Set[str] = frozenset(),
     folder: Path | None = None,
     ask: Callable[[np.ndarray], np.ndarray] | None = None,
     lookahead: LookAheadConfig | None = None,
     baseline: BaselineConfig | None = None,
     test: tuple[Callable[[np.ndarray], np.ndarray], np.ndarray] | None = None,
+    shared: int | None = None,
 ) -> Situation:
     """Ask the network for its logits and put together what a strategy looks at.
 
@@ -112,25 +159,35 @@ def situate(
         images: data-set indices → images as the network takes them.
         pool: what is labelled.
         labels: int64 (labelled,), the class of each of `pool.labelled`.
-        candidates: data-set indices.
+        candidates: data-set indices, in any order; the situation has them ascending, so that what
+            is drawn for one of them does not depend on the order.
         train: how the network was trained; its loss decides how logits become probabilities.
         mirror: a probe batch → the mirror and its certificate; called only to look ahead.
         kernel: how they compute their kernel.
         stages: where time, memory and progress are noted.
+        needs: of the strategies that will be asked, so that what can be had of one forward pass
+            is; what is not named here and needed all the same is computed when it is.
         folder: where a kernel keeps its finished chunks; None keeps none.
         ask: data-set indices → their true labels, if they can be had while a batch is chosen.
         lookahead: how candidates are looked ahead from; the defaults if None.
         baseline: how the look-ahead baselines are computed; the defaults if None.
         test: test images by their places, and their labels, if there are any.
+        shared: the seed of what several strategies read; None if one is asked alone.
 
     Raises:
-        NetworkError: the network is in train mode or does not return one row of logits an image.
+        NetworkError: the network is in train mode or does not return one row of logits an image;
+            features are needed and no layer makes its logits.
     """
+    features, candidates = None, np.sort(candidates)
     with stages("predict"):
-        labelled_logits = logits(network, images(pool.labelled))
-        candidate_logits = logits(network, images(candidates))
-    probe = np.concatenate([candidates, pool.labelled])[:PROBE]
-    return Situation(
+        if "features" in needs:
+            both, features = predicted(network, images, pool.labelled, candidates)
+            labelled_logits, candidate_logits = both
+        else:
+            labelled_logits = logits(network, images(pool.labelled))
+            candidate_logits = logits(network, images(candidates))
+    probe = probe_of(pool.labelled, candidates)
+    situation = Situation(
         labelled=pool.labelled,
         labels=labels,
         candidates=candidates,
@@ -138,7 +195,7 @@ def situate(
         candidate_logits=candidate_logits,
         probabilities=probabilities(candidate_logits, train.loss),
         images=images,
-        mirror=lambda: mirror(images(probe)),
+        mirror=functools.cache(lambda: mirror(images(probe))),
         kernel=kernel,
         stages=stages,
         network=network,
@@ -148,7 +205,11 @@ def situate(
         lookahead=lookahead or LookAheadConfig(),
         baseline=baseline or BaselineConfig(),
         test=test,
+        shared=shared,
     )
+    if features is not None:
+        situation.once("features", lambda: features)
+    return situation
 
 
 class Strategy(Protocol):

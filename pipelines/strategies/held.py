@@ -1,0 +1,56 @@
+"""What is computed once a round, whatever the number of strategies that need it.
+
+From a need and a function to that function's result, and from a network and images to logits and
+penultimate features of one forward pass.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+from torch import nn
+
+from trainer.penultimate import find_head, predictions
+
+PROBE = 4  # images on which a mirror is certified, and the layer of the logits is looked for
+T = TypeVar("T")
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+class Held:
+    """What was computed in a round for whichever strategies need it, the latest of each kind."""
+
+    def __init__(self):
+        """Nothing yet."""
+        self._kept: dict[str, tuple[tuple[object, ...], Any]] = {}
+
+    def once(self, need: str, of: tuple[object, ...], make: Callable[[], T]) -> T:
+        """What `make` gave for the need before, of these very objects, or gives now."""
+        kept = self._kept.get(need)
+        if kept is None or any(a is not b for a, b in zip(kept[0], of, strict=True)):
+            kept = self._kept[need] = (of, make())
+        return kept[1]
+
+
+def probe_of(labelled: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """A few images of a query, int64."""
+    return np.concatenate([candidates, labelled])[:PROBE]
+
+
+def predicted(
+    network: nn.Module,
+    images: Callable[[np.ndarray], np.ndarray],
+    labelled: np.ndarray,
+    candidates: np.ndarray,
+) -> tuple[Pair, Pair]:
+    """Logits of the labelled images and the candidates, and penultimate features of the two.
+
+    Raises:
+        NetworkError: no layer makes the logits.
+    """
+    head = find_head(network, images(probe_of(labelled, candidates)))
+    logits, features = zip(
+        *(predictions(network, images(indices), head) for indices in (labelled, candidates)),
+        strict=True,
+    )
+    return logits, features

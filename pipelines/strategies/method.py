@@ -1,0 +1,61 @@
+"""A row of the strategy table: the function that chooses, and what it has to be given.
+
+What is named in `needs` is checked before anything is trained, and computed once a round whatever
+the number of strategies that ask for it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+
+from pipelines.strategies.situation import Query, Situation, Strategy
+
+# What a strategy may need, and who computes it.
+NEEDS: Mapping[str, str] = MappingProxyType(
+    {
+        "logits": "logits of the labelled images and the candidates, by `situate`",
+        "features": "penultimate features of both, in the same forward pass, by `situate`",
+        "images": "the images themselves, through `Situation.images`",
+        "kernel": "the mirror and its empirical NTK, by `lookahead.kernel_of`",
+        "gradients": "the mirror and loss gradients through it, by `kernel.dynamics.gradients`",
+        "infinite": "a kernel of infinite width, by `infinite.analytic`",
+        "training": "SGD on copies of the network, by the strategy itself",
+        "dropout": "a network with dropout, of which `bald` draws passes",
+        "hooks": "a module trained together with the network, by the strategy's own row",
+        "history": "the earlier rounds of this run, through `Situation.history`",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A strategy and what it needs; it is called as the strategy itself.
+
+    Attributes:
+        choose: situation, batch size and generator → the query.
+        needs: names of NEEDS.
+    """
+
+    choose: Strategy
+    needs: frozenset[str]
+
+    def __post_init__(self):
+        """Refuse a need that nobody computes.
+
+        Raises:
+            ValueError: it is not in NEEDS.
+        """
+        unknown = self.needs - set(NEEDS)
+        if unknown:
+            raise ValueError(f"needs {sorted(unknown)} are not among {', '.join(NEEDS)}")
+
+    def __call__(self, situation: Situation, batch_size: int, rng: np.random.Generator) -> Query:
+        """Choose a batch."""
+        return self.choose(situation, batch_size, rng)
+
+
+def method(choose: Strategy, *needs: str) -> Method:
+    """A row, written shortly."""
+    return Method(choose, frozenset(needs))

@@ -91,11 +91,11 @@ def compute_shape(
     starts: Array,
 ) -> Chunk:
     """`compute` for parts of one shape, whose pieces begin at `starts`."""
-    seen = _observed(function, parts, params, frozen, images, projections)
+    seen = observed(function, parts, params, frozen, images, projections)
 
     def rows(own: Seen) -> Array:
         pieces = [
-            _rows(number, part, own, start)
+            rows_of(number, part, own, start)
             for number, (part, start) in enumerate(zip(parts, starts, strict=True))
             if part.form == "rows"
         ]
@@ -103,10 +103,10 @@ def compute_shape(
         return joined if square else joined.reshape(1, -1)
 
     if any(part.form == "rows" for part in parts):
-        formed = _over(together)(rows, seen)
+        formed = over(together)(rows, seen)
     else:
         formed = jnp.zeros((len(images), len(projections) if square else 1, 0), images.dtype)
-    factors = tuple(_factor(part, seen, square) for part in parts if part.form != "rows")
+    factors = tuple(factor_of(part, seen, square) for part in parts if part.form != "rows")
     finite = _finite(formed)
     for part, factor in zip([p for p in parts if p.form != "rows"], factors, strict=True):
         finite &= _finite(jnp.moveaxis(jnp.asarray(factor.cotangents), 1, 0))
@@ -124,32 +124,32 @@ def sketched(
     params: Params,
     frozen: Frozen,
     images: Float[Array, "images ..."],
-    projections: Float[Array, "projections classes"],
+    projections: Float[Array, "*each projections classes"],
     signs: Int8[Array, " columns"],
 ) -> tuple[Float[Array, "images projections buckets"], Bool[Array, " images"]]:
     """Every image's gradient with its signs, folded into buckets layer by layer (`fold_into`).
 
-    Also whether all of it is finite, by image. Columns are counted unit by unit, each as its rule
-    lays them out.
+    Also whether all of it is finite, by image. Projections are those of all images, or each image's
+    own along axis 0. Columns are counted unit by unit, each as its rule lays them out.
     """
     parts = tuple(Part(unit, "rows", unit.outputs) for unit in units)
-    seen = _observed(function, parts, params, frozen, images, projections)
+    seen = observed(function, parts, params, frozen, images, projections)
 
     def folded(own: Seen) -> Array:
-        total = jnp.zeros((len(projections), buckets), images.dtype)
+        total = jnp.zeros((projections.shape[-2], buckets), images.dtype)
         offset = 0
         for number, part in enumerate(parts):
-            rows = _rows(number, part, own, jnp.asarray(0)).astype(images.dtype)
+            rows = rows_of(number, part, own, jnp.asarray(0)).astype(images.dtype)
             some = jax.lax.slice_in_dim(signs, offset, offset + part.columns)
             total = fold_into(total, rows, some, offset)
             offset += part.columns
         return total
 
-    values = _over(together)(folded, seen)
+    values = over(together)(folded, seen)
     return values, _finite(values)
 
 
-def _observed(
+def observed(
     function: Function,
     parts: tuple[Part, ...],
     params: Params,
@@ -157,19 +157,32 @@ def _observed(
     images: Array,
     projections: Array,
 ) -> Seen:
-    return jax.vmap(lambda image: observe(function, parts, params, frozen, image, projections))(
-        images
+    """What a pass sees of a chunk of images.
+
+    Args:
+        function: the network.
+        parts: what the pass is for.
+        params: trainable parameters.
+        frozen: every other array.
+        images: one along axis 0.
+        projections: (projections, classes) for all images alike, or each image's own along a
+            further axis 0.
+    """
+    axes = (0, 0 if projections.ndim == 3 else None)
+    return jax.vmap(lambda image, own: observe(function, parts, params, frozen, image, own), axes)(
+        images, projections
     )
 
 
-def _over(together: bool) -> Callable[[Callable[[Any], Array], Any], Array]:
+def over(together: bool) -> Callable[[Callable[[Any], Array], Any], Array]:
+    """How images are gone through: all at once, or one after another."""
     if together:
         return lambda function, values: jax.vmap(function)(values)
     return jax.lax.map
 
 
-def _rows(number: int, part: Part, seen: Seen, start: Array) -> Array:
-    """(projections, columns) of one part, for one image."""
+def rows_of(number: int, part: Part, seen: Seen, start: Array) -> Array:
+    """(projections, columns) of one part, for one image; a piece's begin at output `start`."""
     unit = part.unit
     if part.by_rule and (unit.outputs != unit.columns or part.outputs == unit.outputs):
         assert isinstance(unit.rule, Product)
@@ -177,7 +190,7 @@ def _rows(number: int, part: Part, seen: Seen, start: Array) -> Array:
         outputs = part.outputs if unit.outputs != unit.columns else unit.rule.outputs
         return unit.rule.rows(seen.inputs[site], seen.cotangents[site], start, outputs)
     if part.by_rule:
-        whole = _rows(number, part._replace(outputs=unit.outputs), seen, jnp.asarray(0))
+        whole = rows_of(number, part._replace(outputs=unit.outputs), seen, jnp.asarray(0))
     else:
         whole = seen.formed[number]
     if part.outputs == unit.outputs:
@@ -186,7 +199,7 @@ def _rows(number: int, part: Part, seen: Seen, start: Array) -> Array:
     return jax.lax.dynamic_slice_in_dim(padded, start, part.outputs, axis=1)
 
 
-def _factor(part: Part, seen: Seen, square: bool) -> Factor:
+def factor_of(part: Part, seen: Seen, square: bool) -> Factor:
     """The factors of one part, for all images of the chunk."""
     (site,) = part.unit.sites
     rule, x, delta = part.unit.rule, seen.inputs[site], seen.cotangents[site]

@@ -1,0 +1,1 @@
+"""How training moves a network: gradients of its loss, and what is made of them ([D])."""

@@ -1,0 +1,136 @@
+"""How much one more image would add to the training dynamics: dynamicAL's criterion ([D], Eq. 8).
+
+From logits and labels to the loss's cotangents, and from a network, candidates and the summed
+gradient of the labelled set to Δ(x_u) = ‖g_u‖² + γ g_u·g_S for every candidate under its
+pseudo-label: one jvp gives g_u·g_S for every label and γ (docs/mathematics.md, 5).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Float64, Int64, Integer
+from scipy.special import softmax
+
+from kernel.dynamics.gradients import along, norms
+from kernel.engine.progress import Report
+from kernel.errors import KernelError
+from kernel.model import Model, Params
+
+LOSSES = ("cross_entropy", "l2")
+# The paper's γ: with it Δ(x_u) is exactly G(S ∪ {x_u}) − G(S).
+GAMMA = 2.0
+
+
+class Measured(NamedTuple):
+    """What Δ is made of, for some candidates.
+
+    Attributes:
+        norms: ‖g_u‖² under the pseudo-label.
+        products: g_u·g_S for each label that the candidate might have.
+        pseudo: ŷ, the class of the largest logit.
+    """
+
+    norms: Float64[np.ndarray, " candidates"]
+    products: Float64[np.ndarray, "candidates classes"]
+    pseudo: Int64[np.ndarray, " candidates"]
+
+    @property
+    def inner(self) -> Float64[np.ndarray, " candidates"]:
+        """g_u·g_S under the pseudo-label."""
+        return self.products[np.arange(len(self.pseudo)), self.pseudo]
+
+    def delta(self, gamma: int | float = GAMMA) -> Float64[np.ndarray, " candidates"]:
+        """Δ = ‖g_u‖² + γ g_u·g_S; for γ = ∞ the inner product alone.
+
+        Args:
+            gamma: 0 or more.
+
+        Raises:
+            KernelError: it is negative or no number.
+        """
+        if not gamma >= 0:
+            raise KernelError(f"gamma must be 0 or more, or infinite, not {gamma}.")
+        return self.inner if math.isinf(gamma) else self.norms + gamma * self.inner
+
+
+def cotangents(
+    logits: Float[np.ndarray, "images classes"],
+    labels: Integer[np.ndarray, " labels"],
+    loss: str,
+) -> Float64[np.ndarray, "images classes"]:
+    """∂ℓ/∂f of each image: softmax(f) − y for cross-entropy, f − y for l2.
+
+    f − y is of ½‖f − y‖². The training's own l2 is a mean over classes, 2/C times that, so that
+    gradients are 2/C times these, and every Δ 4/C² times: the order of candidates is the same.
+
+    Args:
+        logits: f.
+        labels: the class of each image, y as a number.
+        loss: one of `LOSSES`.
+
+    Raises:
+        KernelError: unknown loss; not one label an image; labels that are no classes.
+    """
+    if loss not in LOSSES:
+        raise KernelError(f"unknown loss {loss!r}; known: {', '.join(LOSSES)}.")
+    count, classes = logits.shape
+    if labels.shape != (count,):
+        raise KernelError(f"there are {count:,} rows of logits and labels of {labels.shape}.")
+    outside = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(outside):
+        raise KernelError(
+            f"label {int(labels[outside[0]])} of image {int(outside[0])} (place in the set given) "
+            f"is not a class: the network has {classes}, from 0."
+        )
+    values = np.array(logits, np.float64)
+    if loss == "cross_entropy":
+        values = softmax(values, axis=1)
+    values[np.arange(count), labels] -= 1
+    return values
+
+
+def measure(
+    model: Model,
+    images: Float[np.ndarray, "candidates ..."],
+    logits: Float[np.ndarray, "candidates classes"],
+    direction: Params,
+    loss: str,
+    *,
+    chunk: int | None = None,
+    progress: Report | None = None,
+) -> Measured:
+    """What Δ of some candidates is made of, by one jvp and their gradients' lengths.
+
+    Args:
+        model: the network; its dtype is that of the computation.
+        images: the candidates, as the network takes them.
+        logits: f_u, of which pseudo-labels and cotangents are made.
+        direction: g_S, `kernel.dynamics.gradients.total` of the labelled set.
+        loss: of the training, one of `LOSSES`.
+        chunk: images differentiated at a time; None chooses for the machine.
+        progress: told how many images are done, twice each, and of how many.
+
+    Raises:
+        KernelError: unknown loss; no candidates; gradients that are not finite, with the images.
+    """
+    pseudo = logits.argmax(axis=1)
+    own = cotangents(logits, pseudo, loss)
+    count = float(len(images))
+
+    def half(before: float) -> Report | None:
+        return None if progress is None else lambda done, _: progress(before + done, 2 * count)
+
+    changes = along(model, images, direction, chunk=chunk, progress=half(0.0))
+    lengths = norms(model, images, own, chunk=chunk, progress=half(count))
+    # d under another label c is p − e_c (or f − e_c), so that d·(J g_S) = p·(J g_S) − (J g_S)_c
+    expected = own.copy()
+    expected[np.arange(len(pseudo)), pseudo] += 1
+    products = (expected * changes).sum(axis=1, keepdims=True) - changes
+    return Measured(lengths, products, pseudo)
+
+
+def joined(pieces: Sequence[Measured]) -> Measured:
+    """Candidates measured a block at a time, as one."""
+    return Measured(*(np.concatenate(arrays) for arrays in zip(*pieces, strict=True)))

@@ -1,0 +1,127 @@
+"""dynamicAL: query the images that would speed the training up most ([D]).
+
+From a situation to scores Δ(x_u) = ‖g_u‖² + γ g_u·g_S: the loss gradient of the labelled set by one
+backward pass through the certified mirror, then a block of candidates at a time what it does to
+them. Nothing of the size candidates × parameters is ever made (docs/mathematics.md, 5).
+"""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from kernel.dynamics.criterion import Measured, cotangents, joined, measure
+from kernel.dynamics.dissimilar import dissimilar
+from kernel.dynamics.gradients import squared_length, total
+from kernel.dynamics.sketches import folded, folding
+from kernel.engine.problem import cast
+from kernel.model import Model, Params
+from pipelines.stages import Advance
+from pipelines.strategies.situation import Query, Situation, top
+
+BLOCK = 1024  # candidates whose images are in memory at a time
+# A share of ‖g_u‖² below which what is labelled has no part in Δ worth the name.
+_VANISHED = 0.01
+
+
+def dynamical(situation: Situation, batch_size: int, rng: np.random.Generator) -> Query:
+    """Choose a batch by Δ, with the settings of `situation.dynamics`.
+
+    Raises:
+        PipelineError: more are asked for than there are candidates.
+        BridgeError: the network cannot be mirrored, or its mirror disagrees with it.
+        KernelError: gradients that are not finite, with the images.
+    """
+    settings, stages = situation.dynamics, situation.stages
+    sign_rng, tie_rng = rng.spawn(2)
+    with stages("certificate"):
+        mirror, certificate = situation.mirror()
+    model = cast(mirror.model(), settings.precision)
+    with stages("gradients") as advance:
+        own = cotangents(situation.labelled_logits, situation.labels, situation.train.loss)
+        images = situation.images(situation.labelled)
+        direction = total(model, images, own, chunk=settings.chunk)
+        measured, rows = _measured(situation, model, direction, sign_rng, advance)
+    scores = measured.delta(settings.weight)
+    query = top(situation, scores, batch_size, tie_rng)
+    if settings.batch == "dissimilar":
+        with stages("select"):
+            chosen = dissimilar(scores, rows, batch_size, tie_rng.permutation(len(scores)))
+            query = query._replace(
+                indices=situation.candidates[chosen.places],
+                scores=chosen.scores[chosen.places],
+                candidate_scores=chosen.scores,
+            )
+    told = _told(situation, measured, squared_length(direction), query.indices)
+    return query._replace(diagnostics=told | {"certificate": certificate})
+
+
+def _measured(
+    situation: Situation,
+    model: Model,
+    direction: Params,
+    rng: np.random.Generator,
+    advance: Advance,
+) -> tuple[Measured, np.ndarray]:
+    """Every candidate, and for `dissimilar` its gradient, folded."""
+    settings, loss = situation.dynamics, situation.train.loss
+    candidates, logits = situation.candidates, situation.candidate_logits
+    how, rows = None, np.zeros((len(candidates), 0))
+    pieces = []
+    for start in range(0, len(candidates), BLOCK):
+        part = slice(start, start + BLOCK)
+        images = situation.images(candidates[part])
+        piece = measure(model, images, logits[part], direction, loss, chunk=settings.chunk)
+        pieces.append(piece)
+        if settings.batch == "dissimilar":
+            if how is None:
+                image = jax.ShapeDtypeStruct(images.shape[1:], settings.precision)
+                how = folding(model, image, settings.sketch, rng)
+                rows = np.zeros((len(candidates), how.buckets), settings.precision)
+            own = cotangents(logits[part], piece.pseudo, loss)
+            rows[part] = folded(model, images, own, how, chunk=settings.chunk)
+        advance(min(part.stop, len(candidates)), len(candidates))
+    return joined(pieces), rows
+
+
+def _told(
+    situation: Situation, measured: Measured, dynamics: float, picked: np.ndarray
+) -> dict[str, Any]:
+    """What is recorded: how large both terms of Δ are, and when one of them means nothing."""
+    settings, gamma = situation.dynamics, situation.dynamics.weight
+    chosen = np.isin(situation.candidates, picked)
+    norm = float(measured.norms[chosen].sum())
+    inner = float(np.abs(measured.inner[chosen]).sum())
+    whole = norm + gamma * inner if math.isfinite(gamma) else math.inf
+    mean = float(measured.norms.mean())
+    residual = cotangents(situation.labelled_logits, situation.labels, situation.train.loss)
+    return {
+        "gamma": settings.gamma,
+        "batch": settings.batch,
+        "sketch": settings.sketch if settings.batch == "dissimilar" else None,
+        "labelled_gradient": math.sqrt(dynamics),
+        "mean_norm": mean,
+        "norm_share": norm / whole if whole > 0 else 0.0,
+        "residual_rms": float(np.sqrt(np.mean(residual**2))),
+        "warning": _warning(situation, gamma, dynamics, mean),
+    }
+
+
+def _warning(situation: Situation, gamma: float, dynamics: float, mean: float) -> str | None:
+    """When the labelled set says little or too much: in words, or None."""
+    right = situation.labelled_logits.argmax(axis=1) == situation.labels
+    accuracy, target = float(right.mean()), situation.train.target_accuracy
+    if accuracy < target:
+        return (
+            f"the network has not fitted its labels (accuracy {accuracy:.3f}, target {target:g}): "
+            "the gradient of the labelled set is that of labels still to be learnt"
+        )
+    weight = gamma if math.isfinite(gamma) else 1.0
+    # |γ g_u·g_S| ≤ γ ‖g_u‖ ‖g_S‖
+    if gamma > 0 and weight * math.sqrt(dynamics) < _VANISHED * math.sqrt(mean):
+        return (
+            "the network has interpolated its labels: their gradient is nearly zero, so that Δ is "
+            "the candidates' own norm alone, or with gamma inf a remainder of rounding"
+        )
+    return None

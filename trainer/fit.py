@@ -13,17 +13,20 @@ until they are, within limits, and the result says whether it got there:
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Integer, Num
 from torch import nn
 
-from trainer import augmentation, batchnorm, objective
+from trainer import batchnorm, objective
+from trainer.companion import Companion
+from trainer.epochs import Epoch, epochs, lay_out
 from trainer.errors import FitError
-from trainer.predict import NotFiniteError, forward, logits, placement, to_tensor
+from trainer.fit_checks import check_data, check_network, check_range
+from trainer.predict import NotFiniteError, logits, placement
 from trainer.randomness import seeded
 from trainer.train_config import TrainConfig
 
@@ -61,10 +64,13 @@ def fit(
     config: TrainConfig,
     rng: np.random.Generator,
     progress: Progress | None = None,
+    companion: Companion | None = None,
 ) -> FitResult:
     """Train in place on the labelled images; afterwards the network is in eval mode.
 
-    The same weights, generator and machine give bit-identical results.
+    The same weights, generator and machine give bit-identical results. A companion is trained
+    along by the same optimiser, in a group of its own; it changes no other draw, and losses that
+    are told are the network's own.
 
     Args:
         network: trained on its own device; the weights that it comes with are the start.
@@ -73,6 +79,9 @@ def fit(
         config: see `TrainConfig`.
         rng: draws the order of the images, the augmentation and the network's dropout.
         progress: told how far training is.
+        companion: a module trained together with the network, such as
+            `trainer.networks.loss_prediction.LossPrediction`, on the network's device; its weights
+            go back to their start with the network's.
 
     Raises:
         FitError: images and labels that do not belong together, none at all, one that is not
@@ -82,14 +91,14 @@ def fit(
         NetworkError: the network does not return one row of finite logits an image.
     """
     batchnorm.freeze(network)
-    _check_data(images, labels)
-    _check_network(network, len(labels), config)
-    _lay_out(network, torch.channels_last)
+    check_data(images, labels)
+    check_network(network, len(labels), config)
+    lay_out(network, torch.channels_last)
     try:
-        return _fit(network, images, labels, config, rng, _throttled(progress))
+        return _fit(network, images, labels, config, rng, _throttled(progress), companion)
     finally:
         batchnorm.freeze(network)
-        _lay_out(network, torch.contiguous_format)
+        lay_out(network, torch.contiguous_format)
 
 
 def _fit(
@@ -99,20 +108,26 @@ def _fit(
     config: TrainConfig,
     rng: np.random.Generator,
     tell: Progress,
+    companion: Companion | None,
 ) -> FitResult:
     """Schedule after schedule until the labels are fitted or a limit is reached."""
     answers = logits(network, images)
-    _check_range(labels, classes=answers.shape[1])
+    check_range(labels, classes=answers.shape[1])
     ceiling = 2 * max(_loss(guess, labels, config) for guess in (0 * answers, answers))
     rate = config.peak_learning_rate
     history: list[float] = []
     restarts = extensions = 0
+    modules = [network] if companion is None else [network, companion]
     while True:
-        start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        start = [_copied(module) for module in modules]
+        passes = epochs(
+            network, images, labels, config, rate, rng, companion, 1.0 if extensions else None
+        )
         with seeded(rng, placement(network)[0]):
-            answers = _schedule(network, images, labels, config, rate, ceiling, rng, history, tell)
+            answers = _schedule(network, images, labels, config, ceiling, passes, history, tell)
         if answers is None:
-            network.load_state_dict(start)
+            for module, state in zip(modules, start, strict=True):
+                module.load_state_dict(state)
             if restarts == config.restarts:
                 raise FitError(
                     f"training diverged {restarts + 1} times, last with learning rate {rate:.3g} "
@@ -152,9 +167,8 @@ def _schedule(
     images: np.ndarray,
     labels: np.ndarray,
     config: TrainConfig,
-    rate: float,
     ceiling: float,
-    rng: np.random.Generator,
+    passes: Iterator[Epoch],
     history: list[float],
     tell: Progress,
 ) -> np.ndarray | None:
@@ -163,14 +177,14 @@ def _schedule(
     Each epoch's mean loss goes to the end of `history`. One that is not finite is divergence, and
     so is one above `ceiling` in the second half of the schedule.
     """
-    batches, epochs = config.plan(len(labels))
-    expected = (len(history) + epochs) * batches
+    batches, count = config.plan(len(labels))
+    expected = (len(history) + count) * batches
     try:
-        for epoch, loss in enumerate(_epochs(network, images, labels, config, rate, rng)):
+        for epoch, (loss, added) in enumerate(passes):
             history.append(loss)
             tell(len(history) * batches, expected, f"loss {loss:.4f}")
             # deep networks overshoot while the rate climbs and come back; later it is for good
-            if not math.isfinite(loss) or (2 * epoch >= epochs and loss > ceiling):
+            if not math.isfinite(loss + added) or (2 * epoch >= count and loss > ceiling):
                 return None
             if config.stopping_rule == "fitted":
                 answers = logits(network, images)
@@ -183,63 +197,8 @@ def _schedule(
         return None
 
 
-def _epochs(
-    network: nn.Module,
-    images: np.ndarray,
-    labels: np.ndarray,
-    config: TrainConfig,
-    rate: float,
-    rng: np.random.Generator,
-) -> Iterator[float]:
-    """Train with a fresh optimiser; after each epoch, in eval mode, yield its mean loss."""
-    pixels = to_tensor(images, network)
-    targets = torch.tensor(labels, device=pixels.device, dtype=torch.int64)
-    batches, epochs = config.plan(len(labels))
-    trained = [p for p in network.parameters() if p.requires_grad]
-    scheduler = None
-    if config.optimiser == "sgd":
-        optimiser = torch.optim.SGD(
-            trained,
-            rate,
-            momentum=config.momentum,
-            nesterov=config.nesterov,
-            weight_decay=config.weight_decay,
-        )
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, rate, total_steps=batches * epochs + 1, cycle_momentum=False
-        )
-    else:
-        optimiser = torch.optim.Adam(trained, rate, weight_decay=config.weight_decay)
-    for _ in range(epochs):
-        network.train()
-        total = torch.zeros((), device=pixels.device)
-        for chosen in np.array_split(rng.permutation(len(labels)), batches):
-            where = torch.tensor(chosen, device=pixels.device)
-            batch = _augmented(pixels[where], config, rng)
-            batch = batch.contiguous(memory_format=torch.channels_last)
-            loss = objective.mean_loss(forward(network, batch), targets[where], config.loss)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            if scheduler is not None:
-                scheduler.step()
-            total += loss.detach() * len(chosen)
-        batchnorm.freeze(network)
-        yield total.item() / len(labels)
-
-
-def _lay_out(network: nn.Module, memory_format: torch.memory_format) -> None:
-    """Reorder the convolutions' weights in memory: channels last suits a CPU."""
-    for parameter in network.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=memory_format)
-
-
-def _augmented(batch: torch.Tensor, config: TrainConfig, rng: np.random.Generator) -> torch.Tensor:
-    if config.augmentation == "none":
-        return batch
-    shifted = augmentation.crop(batch, rng)
-    return augmentation.flip(shifted, rng) if config.augmentation == "flip_crop" else shifted
+def _copied(module: nn.Module | Companion) -> Mapping[str, Any]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
 def _loss(answers: np.ndarray, labels: np.ndarray, config: TrainConfig) -> float:
@@ -259,43 +218,3 @@ def _throttled(progress: Progress | None) -> Progress:
             progress(done, expected, text)
 
     return tell
-
-
-def _check_data(images: np.ndarray, labels: np.ndarray) -> None:
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise FitError(
-            f"labels have shape {labels.shape} and dtype {labels.dtype}; they must be one whole "
-            "number an image, the index of its class"
-        )
-    if len(images) != len(labels):
-        raise FitError(f"there are {len(images)} images and {len(labels)} labels; label each image")
-    if len(labels) == 0:
-        raise FitError("the labelled set is empty; label at least two images before training")
-    finite = np.isfinite(images).all(axis=(1, 2, 3))
-    if not finite.all():
-        raise FitError(
-            f"image {int(np.argmin(finite))} of the labelled set (counted from 0) has pixels that "
-            "are not finite; leave it out or mend it"
-        )
-
-
-def _check_network(network: nn.Module, labelled: int, config: TrainConfig) -> None:
-    if not any(p.requires_grad for p in network.parameters()):
-        raise FitError(
-            "the network has no trainable parameters; set requires_grad on those to train"
-        )
-    smallest = labelled // config.plan(labelled)[0]
-    if smallest < 2 and batchnorm.has_batchnorm(network):
-        raise FitError(
-            f"a batch of {smallest} image cannot train BatchNorm, whose statistics need several: "
-            "label at least two images, and set batch_size and smallest_batch to 2 or more"
-        )
-
-
-def _check_range(labels: np.ndarray, classes: int) -> None:
-    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
-    if len(wrong):
-        raise FitError(
-            f"label {int(labels[wrong[0]])} of image {int(wrong[0])} of the labelled set is out of "
-            f"range: the network has {classes} classes, 0 to {classes - 1}"
-        )

@@ -29,6 +29,24 @@ def mean_loss(
     return functional.mse_loss(answers, functional.one_hot(targets, answers.shape[1]).to(answers))
 
 
+def losses(
+    answers: Float[torch.Tensor, "batch classes"],
+    targets: Int64[torch.Tensor, " batch"],
+    loss: Loss,
+) -> Float[torch.Tensor, " batch"]:
+    """The loss of each image, whose mean is `mean_loss`.
+
+    Args:
+        answers: logits.
+        targets: class of each image.
+        loss: which of the two.
+    """
+    if loss == "cross_entropy":
+        return functional.cross_entropy(answers, targets, reduction="none")
+    wanted = functional.one_hot(targets, answers.shape[1]).to(answers)
+    return (answers - wanted).square().mean(dim=1)
+
+
 def accuracy(
     answers: Float[np.ndarray, "labelled classes"], labels: Integer[np.ndarray, " labelled"]
 ) -> float:

@@ -1,0 +1,231 @@
+"""LL4AL's loss prediction module (Yoo & Kweon, *Learning Loss for Active Learning*, CVPR 2019).
+
+From intermediate feature maps of a network to a prediction of each image's loss. Each map h is
+averaged over its positions, goes through a linear layer to `width` numbers and a ReLU, and all of
+these side by side through one linear layer to a number l̂. It is trained along with the network
+(`trainer.fit.fit(…, companion=…)`) by comparing pairs, so that l̂ orders images by their loss and
+has no scale. The images whose predicted loss is largest are the ones to query.
+
+For a batch of images with losses l_i (detached) it adds
+
+    weight · mean over pairs (i, j) of max(0, −sign(l_i − l_j) · (l̂_i − l̂_j) + margin),
+
+the pairs being the i-th of its first half and the i-th of its second (of an odd batch the last
+image is left out; a batch of one has no pair). Once `detach` of the schedule is over, and in
+extensions of it, the gradient no longer enters the network, which is then trained as if it were
+alone. Cost: a few matrix products of the size of a batch.
+
+What the paper leaves to others, and what is done here:
+
+- Its optimiser is the network's, with the same learning rate, schedule and weight decay, in a
+  group of parameters of its own; the paper has one of the same settings for either.
+- Losses of equal size count as no order: sign(0) = 0, where the paper has −1.
+- The schedule is that of one training; with `stop` `fitted` it may end before its `detach`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Num
+from torch import nn
+
+from trainer.errors import NetworkError
+from trainer.networks.taps import find_taps, pooled
+from trainer.predict import forward, placement, to_tensor
+from trainer.randomness import seeded
+
+
+class LossPrediction(nn.Module):
+    """Predicts the order of images by their loss; trained as a companion of their network.
+
+    Attributes:
+        taps: names of the network's modules whose outputs it reads.
+        margin: ξ of the ranking loss.
+        weight: λ of the ranking loss beside the network's own.
+        detach: the part of the schedule after which the network feels nothing of it.
+    """
+
+    def __init__(
+        self,
+        taps: Sequence[str],
+        widths: Sequence[int],
+        width: int = 128,
+        margin: float = 1.0,
+        weight: float = 1.0,
+        detach: float = 0.6,
+    ) -> None:
+        """Draw the initial weights from torch's generator; `of` is the usual way to make one.
+
+        Args:
+            taps: names of the network's modules whose outputs it reads.
+            widths: channels of each of these outputs.
+            width: to which each of them is brought.
+            margin: ξ.
+            weight: λ.
+            detach: part of the schedule, from 0 to 1.
+        """
+        super().__init__()
+        self.taps = tuple(taps)
+        self.margin, self.weight, self.detach = margin, weight, detach
+        self.maps = nn.ModuleList([nn.Linear(channels, width) for channels in widths])
+        self.head = nn.Linear(width * len(widths), 1)
+
+    @classmethod
+    def of(
+        cls,
+        network: nn.Module,
+        images: Num[np.ndarray, "examples channels height width"],
+        rng: np.random.Generator,
+        taps: Sequence[str] = (),
+        width: int = 128,
+        margin: float = 1.0,
+        weight: float = 1.0,
+        detach: float = 0.6,
+    ) -> "LossPrediction":
+        """A fresh module for a network, on its device.
+
+        Args:
+            network: in eval mode; its state is left as it was.
+            images: two or more, as the network takes them, for the sizes of its feature maps.
+            rng: where the initial weights come from.
+            taps: names of submodules; none lets `trainer.networks.taps.find_taps` choose.
+            width: to which each feature map is brought.
+            margin: ξ.
+            weight: λ.
+            detach: part of the schedule.
+
+        Raises:
+            NetworkError: no feature map is found, or one that is named cannot be read.
+        """
+        found = find_taps(network, images, taps)
+        device, dtype = placement(network)
+        with seeded(rng, torch.device("cpu")):
+            made = cls(
+                [tap.name for tap in found],
+                [tap.width for tap in found],
+                width,
+                margin,
+                weight,
+                detach,
+            )
+        return made.to(device=device, dtype=dtype).eval()
+
+    def forward(
+        self, features: Sequence[Float[torch.Tensor, "batch _"]]
+    ) -> Float[torch.Tensor, " batch"]:
+        """Averaged feature maps, one for each tap → predicted losses."""
+        brought = [torch.relu(fc(h)) for fc, h in zip(self.maps, features, strict=True)]
+        return self.head(torch.cat(brought, dim=1))[:, 0]
+
+    @contextmanager
+    def watch(self, network: nn.Module) -> Iterator[list[torch.Tensor]]:
+        """Within it one forward pass of the network fills the list with averaged feature maps.
+
+        Raises:
+            NetworkError: a tap is not there, or gives no features.
+        """
+        seen = [torch.empty(0)] * len(self.taps)
+
+        def reading(place: int) -> Callable[[nn.Module, object, object], None]:
+            def read(_: nn.Module, __: object, output: object) -> None:
+                # averaged at once: later layers may write into the map itself
+                seen[place] = pooled(self.taps[place], output)
+
+            return read
+
+        handles = []
+        try:
+            for place, name in enumerate(self.taps):
+                handles.append(_part(network, name).register_forward_hook(reading(place)))
+            yield seen
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def added(
+        self,
+        seen: Sequence[torch.Tensor],
+        losses: Float[torch.Tensor, " batch"],
+        done: float,
+    ) -> Float[torch.Tensor, ""]:
+        """What is added to the loss of a batch (see the module).
+
+        Args:
+            seen: averaged feature maps of the batch, one for each tap.
+            losses: of each image.
+            done: the part of the schedule that is over.
+
+        Raises:
+            NetworkError: another network than the one that it was made for.
+        """
+        if done >= self.detach:
+            seen = [features.detach() for features in seen]
+        return self.weight * ranking_loss(self._read(seen), losses.detach(), self.margin)
+
+    def predict(
+        self,
+        network: nn.Module,
+        images: Num[np.ndarray, "examples channels height width"],
+        batch_size: int = 512,
+    ) -> Float32[np.ndarray, " examples"]:
+        """Predicted loss of every image; only the order means anything.
+
+        Args:
+            network: that it was trained with, in eval mode.
+            images: as the network takes them.
+            batch_size: how many go through the network at once.
+
+        Raises:
+            NetworkError: another network than the one that it was made for.
+        """
+        rows = [np.zeros(0, np.float32)]
+        with torch.no_grad():
+            for start in range(0, len(images), batch_size):
+                batch = to_tensor(images[start : start + batch_size], network)
+                with self.watch(network) as seen:
+                    forward(network, batch)
+                rows.append(self._read(seen).float().cpu().numpy())
+        return np.concatenate(rows)
+
+    def _read(self, seen: Sequence[torch.Tensor]) -> torch.Tensor:
+        given = [features.shape[-1] for features in seen]
+        wanted = [fc.in_features for fc in self.maps if isinstance(fc, nn.Linear)]
+        if given != wanted:
+            raise NetworkError(
+                f"the network's feature maps at {', '.join(self.taps)} have {given} channels and "
+                f"the loss prediction module was made for {wanted}: give the network that it was "
+                "trained with"
+            )
+        return self(seen)
+
+
+def ranking_loss(
+    predicted: Float[torch.Tensor, " batch"],
+    losses: Float[torch.Tensor, " batch"],
+    margin: float = 1.0,
+) -> Float[torch.Tensor, ""]:
+    """Mean over pairs of max(0, −sign(l_i − l_j)(l̂_i − l̂_j) + ξ); 0 without a pair.
+
+    Args:
+        predicted: l̂.
+        losses: l.
+        margin: ξ.
+    """
+    half = len(losses) // 2
+    if half == 0:
+        return predicted.sum() * 0.0
+    order = torch.sign(losses[:half] - losses[half : 2 * half])
+    gap = predicted[:half] - predicted[half : 2 * half]
+    return torch.relu(margin - order * gap).mean()
+
+
+def _part(network: nn.Module, name: str) -> nn.Module:
+    try:
+        return network.get_submodule(name)
+    except AttributeError as error:
+        raise NetworkError(
+            f"the network has no part {name!r}, which the loss prediction module reads: give the "
+            "network that it was trained with"
+        ) from error

@@ -26,7 +26,7 @@ from pipelines.audit.run import audit
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
 from trainer.errors import TrainerError
-from trainer.fit import TrainConfig
+from trainer.fit import TrainConfig, fit
 
 ROOT = Path(__file__).parent.parent
 SHORT = TrainConfig(epochs=4, min_steps=60, extensions=0)
@@ -106,7 +106,7 @@ def test_the_real_change_is_of_really_retraining(whole):
     index, place = subject.candidates[chosen], subject.places[chosen]
     assert subject.points[place] == index
     copy = trainings.copy.deepcopy(subject.network)
-    trainings.fit(
+    fit(
         copy,
         subject.images(np.append(subject.labelled, index)),
         np.append(subject.labels, before[place].argmax()),

@@ -7,6 +7,7 @@ from pipelines.audit.config import AuditConfig
 from pipelines.audit.given import given
 from pipelines.audit.run import folder_of
 from pipelines.audit.subject import subjects
+from pipelines.noted_fit import schedule_seconds
 from trainer.memory import keep_freed_blocks
 from trainer.networks import parameter_count
 
@@ -30,7 +31,9 @@ def tell(config: AuditConfig, console: Console) -> int:
     for subject in subjects(taken, console):
         count = trainings.missing(subject, config, folder_of(config, subject))
         with console.status("timing a few steps"):
-            each = trainings.seconds(subject)
+            each = schedule_seconds(
+                subject.network, subject.labelled_images, subject.labels, subject.config.train
+            )
         left, expected = left + count, expected + count * each
         batches, epochs = subject.config.train.plan(len(subject.labelled))
         named = subject.describe(config.width_argument)

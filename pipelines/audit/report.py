@@ -6,7 +6,6 @@ From what an audit found to files in its directory.
 import json
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -22,6 +21,7 @@ from pipelines.audit.picture import picture
 from pipelines.audit.rows import NO_KERNEL, Row
 from pipelines.audit.run import Audit, Network
 from pipelines.audit.verdict import sentence
+from pipelines.findings import past, plain
 from pipelines.run import describe
 
 FORMAT = 1
@@ -92,7 +92,7 @@ def write(found: Audit, said: str) -> None:
     folder = found.config.run_folder
     replace(folder / TABLE, frame(found).to_csv(index=False).encode())
     replace(folder / PICTURE, picture(found))
-    past = _past(folder / RECORD)
+    before = past(folder / RECORD)
     entry = record.environment() | {"seconds": found.seconds}
     content = {
         "format": FORMAT,
@@ -100,19 +100,10 @@ def write(found: Audit, said: str) -> None:
         "data": describe(found.networks[0].subject.dataset),
         "sentence": said,
         "networks": [_network(network) for network in found.networks],
-        "environment": [*past, entry],
+        "environment": [*before, entry],
     }
-    text = json.dumps(_plain(content), indent=1, allow_nan=False)
+    text = json.dumps(plain(content), indent=1, allow_nan=False)
     replace(folder / RECORD, (text + "\n").encode())
-
-
-def _past(path: Path) -> list[Any]:
-    if not path.is_file():
-        return []
-    try:
-        return json.loads(path.read_text("utf-8"))["environment"]
-    except (ValueError, KeyError):  # it is written anew: nothing is computed from it
-        return []
 
 
 def _network(network: Network) -> dict[str, Any]:
@@ -147,19 +138,6 @@ def _network(network: Network) -> dict[str, Any]:
         },
         "rows": [row._asdict() for row in network.rows],
     }
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no arrays, tuples with names, or NaN."""
-    if hasattr(value, "_asdict"):
-        value = value._asdict()
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def show(found: Audit, said: str, console: Console) -> None:

@@ -5,14 +5,10 @@ begins and is not done again; its randomness follows from the seed and its own n
 """
 
 import copy
-import dataclasses
-import math
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import nn
 
 from bridge import export
 from bridge.weights import read
@@ -20,10 +16,10 @@ from pipelines.audit import store
 from pipelines.audit.config import AuditConfig
 from pipelines.audit.store import Outputs
 from pipelines.audit.subject import Subject
+from pipelines.noted_fit import noted_fit
 from pipelines.seeds import generator
-from pipelines.stages import Advance, Stages
+from pipelines.stages import Stages
 from trainer import objective
-from trainer.fit import FitResult, fit
 from trainer.predict import logits
 
 
@@ -101,7 +97,7 @@ def train(subject: Subject, folder: Path, stages: Stages) -> dict[str, Any]:
     else:
         with stages("train") as advance:
             rng = generator(subject.config.seed, "fit")
-            notes = _fit(subject.network, subject, images, labels, rng, advance)
+            notes = noted_fit(subject.network, images, labels, settings, rng, advance)
     export.save(subject.network, path, {"stage": "audit"})
     store.put(folder, name, Outputs(logits(subject.network, subject.images(subject.points)), notes))
     return notes
@@ -131,11 +127,11 @@ def retrain(
                 more = slice(0, 0) if job.place is None else slice(job.place, job.place + 1)
                 network = copy.deepcopy(subject.network)
                 rng = generator(subject.config.seed, *job.seed)
-                notes = _fit(
+                notes = noted_fit(
                     network,
-                    subject,
                     np.concatenate([images, points[more]]),
                     np.concatenate([labels, pseudo[more]]),
+                    subject.config.train,
                     rng,
                 )
                 outputs = Outputs(logits(network, points), notes)
@@ -156,38 +152,3 @@ def missing(subject: Subject, config: AuditConfig, folder: Path) -> int:
     if subject.weights is None:
         names.append("network")
     return sum(not store.path_of(folder, name).is_file() for name in names)
-
-
-def seconds(subject: Subject, steps: int = 20) -> float:
-    """How long one schedule of training takes here, from a few steps of it on a copy."""
-    network = copy.deepcopy(subject.network)
-    settings = subject.config.train
-    batches, epochs = settings.plan(len(subject.labelled))
-    few = math.ceil(steps / batches)
-    short = dataclasses.replace(settings, epochs=few, min_steps=few * batches, extensions=0)
-    images, labels = subject.labelled_images, subject.labels
-    fit(network, images, labels, short, np.random.default_rng(0))  # the first steps warm up
-    began = time.perf_counter()
-    done = fit(network, images, labels, short, np.random.default_rng(0))
-    return (time.perf_counter() - began) / done.steps * batches * epochs
-
-
-def _fit(
-    network: nn.Module,
-    subject: Subject,
-    images: np.ndarray,
-    labels: np.ndarray,
-    rng: np.random.Generator,
-    advance: Advance | None = None,
-) -> dict[str, Any]:
-    """Train, and say how it ended."""
-    began = time.perf_counter()
-    result: FitResult = fit(network, images, labels, subject.config.train, rng, advance)
-    return {
-        "steps": result.steps,
-        "train_accuracy": result.train_accuracy,
-        "residual_rms": result.residual_rms,
-        "fitted": result.fitted,
-        "stopped": result.stopped,
-        "seconds": round(time.perf_counter() - began, 3),
-    }

@@ -14,6 +14,7 @@ from kernel.lookahead import CRITERIA
 from pipelines.errors import PipelineError
 from pipelines.strategies import STRATEGIES
 from pipelines.strategies.baseline_config import BaselineConfig
+from pipelines.strategies.dynamics_config import DynamicsConfig
 from pipelines.strategies.kernel_config import KernelConfig
 from pipelines.strategies.lookahead_config import LookAheadConfig
 from trainer.fit import TrainConfig
@@ -33,6 +34,7 @@ ADDED: dict[str, Any] = {
         for name, value in dataclasses.asdict(BaselineConfig()).items()
         if name != _PATIENCE
     },
+    "dynamics": dataclasses.asdict(DynamicsConfig()),
 }
 
 
@@ -44,7 +46,8 @@ class RunConfig:
         dataset: the data set.
         strategy: how the batch is chosen: random, entropy, margin, least_confident; by look-ahead
             mlmoc, emoc, eer, flip, ev_gp, loss_change, max_det, max_herding, uherding, ntkcpl;
-            by its baselines naive, ntk_no_blocks, one_step, infinite_ntk, gp.
+            by its baselines naive, ntk_no_blocks, one_step, infinite_ntk, gp; by training
+            dynamics dynamical.
         seed: the one seed of everything random.
         initial: labels at the start, drawn uniformly.
         query: labels bought in each cycle.
@@ -69,6 +72,7 @@ class RunConfig:
         kernel: kernel of the look-ahead strategies.
         lookahead: how they score candidates, and how a batch is made of the scores.
         baseline: naive, ntk_no_blocks, one_step, infinite_ntk and gp, the look-ahead baselines.
+        dynamics: dynamical, by training dynamics.
     """
 
     dataset: tyro.conf.Suppress[str]
@@ -91,6 +95,7 @@ class RunConfig:
     kernel: KernelConfig = dataclasses.field(default_factory=KernelConfig)
     lookahead: LookAheadConfig = dataclasses.field(default_factory=LookAheadConfig)
     baseline: BaselineConfig = dataclasses.field(default_factory=BaselineConfig)
+    dynamics: DynamicsConfig = dataclasses.field(default_factory=DynamicsConfig)
 
     def __post_init__(self):
         """Refuse what can be seen to be wrong before anything is read or computed.

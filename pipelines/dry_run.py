@@ -20,7 +20,7 @@ from pipelines.compilation import keep_compiled
 from pipelines.config import RunConfig
 from pipelines.preparation import prepared
 from pipelines.round import Bridge
-from pipelines.strategies import INFINITE, LOOK_AHEAD
+from pipelines.strategies import INFINITE, MIRRORED, foretold_dynamics
 from pipelines.strategies.foretold import FORETOLD, TIMED, Asked, foretell
 from pipelines.strategies.situation import PROBE
 from trainer.data import Dataset
@@ -54,7 +54,7 @@ def dry_run(config: RunConfig, console: Console) -> None:
     if config.strategy in FORETOLD and config.cycles:
         with console.status("timing a piece of a query"):
             slow = _baseline(config, dataset, network, labelled, candidates)
-    if config.strategy not in LOOK_AHEAD or not config.cycles:
+    if config.strategy not in MIRRORED or not config.cycles:
         if config.strategy not in INFINITE or not config.cycles:
             console.print("No kernel is computed.", highlight=False)
         if slow:
@@ -65,7 +65,8 @@ def dry_run(config: RunConfig, console: Console) -> None:
             dataset.normalise(dataset.train_images[:PROBE])
         )
     with console.status("timing a few gradients"):
-        rows = _query(config, dataset, mirror, labelled, candidates)
+        look = _dynamics if config.strategy == "dynamical" else _query
+        rows = look(config, dataset, mirror, labelled, candidates)
     console.print(_table(rows | slow))
 
 
@@ -84,6 +85,15 @@ def _baseline(
     asked = Asked(network, images, *sizes, config.train, config.kernel, config.baseline)
     known = {"labelled, candidates": f"{labelled:,}, {candidates:,}"}
     return known | foretell(config.strategy, asked)
+
+
+def _dynamics(
+    config: RunConfig, dataset: Dataset, mirror: Mirror, labelled: int, candidates: int
+) -> dict[str, str]:
+    images = dataset.normalise(dataset.train_images[:2])
+    return foretold_dynamics.foretell(
+        mirror, images, labelled, candidates, config.train.loss, config.dynamics
+    )
 
 
 def _query(

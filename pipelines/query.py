@@ -18,6 +18,7 @@ from pipelines.seeds import generator
 from pipelines.stages import Stages
 from pipelines.strategies import STRATEGIES
 from pipelines.strategies.baseline_config import BaselineConfig
+from pipelines.strategies.dynamics_config import DynamicsConfig
 from pipelines.strategies.kernel_config import KernelConfig
 from pipelines.strategies.lookahead_config import LookAheadConfig
 from pipelines.strategies.requirements import require
@@ -39,6 +40,7 @@ def query(
     kernel: KernelConfig | None = None,
     lookahead: LookAheadConfig | None = None,
     baseline: BaselineConfig | None = None,
+    dynamics: DynamicsConfig | None = None,
     oracle: Callable[[np.ndarray], np.ndarray] | None = None,
     mirror: Mirror | None = None,
     seed: int = 0,
@@ -55,13 +57,15 @@ def query(
         batch_size: how many to choose.
         strategy: random, entropy, margin, least_confident; by look-ahead mlmoc, emoc, eer, flip,
             ev_gp, loss_change, max_det, max_herding, uherding, ntkcpl; by its baselines
-            naive, ntk_no_blocks, one_step, infinite_ntk or gp.
+            naive, ntk_no_blocks, one_step, infinite_ntk or gp; by training dynamics
+            dynamical.
         subset: score only so many unlabelled images, drawn at random; None scores all.
         loss: what the network was trained with, `l2` on one-hot labels or `cross_entropy`; it
             decides how logits become probabilities. Look-ahead assumes `l2`.
         kernel: how a look-ahead kernel is computed.
         lookahead: how candidates are looked ahead from, and how a batch is made of the scores.
         baseline: how the look-ahead baselines are computed.
+        dynamics: how dynamicAL (`dynamical`) scores candidates, and how it makes a batch.
         oracle: indices into `images` → their true classes, int64; asked while the batch is chosen,
             in the batch mode `hybrid` only. The answers are in the diagnostics.
         mirror: your own mirror of the model, by `bridge.twin` or kept from an earlier query; it is
@@ -93,6 +97,7 @@ def query(
         kernel=kernel,
         lookahead=lookahead,
         baseline=baseline,
+        dynamics=dynamics,
         oracle=oracle,
         mirror=mirror,
         seed=seed,
@@ -113,6 +118,7 @@ def situation_of(
     kernel: KernelConfig | None = None,
     lookahead: LookAheadConfig | None = None,
     baseline: BaselineConfig | None = None,
+    dynamics: DynamicsConfig | None = None,
     oracle: Callable[[np.ndarray], np.ndarray] | None = None,
     mirror: Mirror | None = None,
     seed: int = 0,
@@ -159,6 +165,7 @@ def situation_of(
         ask=oracle,
         lookahead=lookahead,
         baseline=baseline,
+        dynamics=dynamics,
         shared=shared,
     )
     _check_classes(situation)

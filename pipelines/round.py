@@ -158,6 +158,7 @@ def _query(
         ask=setting.oracle,
         lookahead=config.lookahead,
         baseline=config.baseline,
+        dynamics=config.dynamics,
         test=(
             lambda places: dataset.normalise(dataset.test_images[places]),
             dataset.test_labels,

@@ -5,6 +5,7 @@ from types import MappingProxyType
 
 from kernel.lookahead import CRITERIA
 from pipelines.strategies import (
+    dynamical,
     infinite,
     lookahead,
     naive,
@@ -29,6 +30,7 @@ STRATEGIES: Mapping[str, Method] = MappingProxyType(
         "one_step": method(one_step.one_step, "logits", "images", "training"),
         "infinite_ntk": method(infinite.infinite_ntk, "logits", "images", "infinite"),
         "gp": method(infinite.gp, "logits", "images", "infinite"),
+        "dynamical": method(dynamical.dynamical, "logits", "images", "gradients"),
     }
 )
 

@@ -11,10 +11,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from kernel.dynamics.cost import peak_bytes
 from kernel.dynamics.criterion import Measured, cotangents, joined, measure
 from kernel.dynamics.dissimilar import dissimilar
 from kernel.dynamics.gradients import squared_length, total
 from kernel.dynamics.sketches import folded, folding
+from kernel.engine.plan import GIB
 from kernel.engine.problem import cast
 from kernel.model import Model, Params
 from pipelines.stages import Advance
@@ -54,7 +56,17 @@ def dynamical(situation: Situation, batch_size: int, rng: np.random.Generator) -
                 candidate_scores=chosen.scores,
             )
     told = _told(situation, measured, squared_length(direction), query.indices)
+    told["predicted_gib"] = round(_predicted(situation, model, images.shape[1:]), 3)
     return query._replace(diagnostics=told | {"certificate": certificate})
+
+
+def _predicted(situation: Situation, model: Model, shape: tuple[int, ...]) -> float:
+    """GiB that the query was to take, beyond what was in use."""
+    settings = situation.dynamics
+    sketch = settings.sketch if settings.batch == "dissimilar" else None
+    image = jax.ShapeDtypeStruct(shape, settings.precision)
+    sizes = (len(situation.labelled), len(situation.candidates), BLOCK)
+    return peak_bytes(model, image, *sizes, sketch, settings.chunk) / GIB
 
 
 def _measured(

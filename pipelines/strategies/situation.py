@@ -16,6 +16,7 @@ from bridge.mirror import Mirror
 from pipelines.errors import PipelineError
 from pipelines.stages import Stages
 from pipelines.strategies.baseline_config import BaselineConfig
+from pipelines.strategies.dynamics_config import DynamicsConfig
 from pipelines.strategies.held import PROBE, Held, Pair, T, predicted, probe_of
 from pipelines.strategies.kernel_config import KernelConfig
 from pipelines.strategies.lookahead_config import LookAheadConfig
@@ -67,6 +68,7 @@ class Situation:
             nobody answers before the batch is complete.
         lookahead: how candidates are looked ahead from, and how a batch is made of the scores.
         baseline: how the look-ahead baselines are computed.
+        dynamics: how dynamicAL scores candidates, and how it makes a batch.
         test: test images by their places, as the network takes them, and all their labels, on
             which a model that is not the network can be tried; None where there are none.
         shared: the seed of what strategies that are asked together all read, such as a kernel's
@@ -90,6 +92,7 @@ class Situation:
     ask: Callable[[np.ndarray], np.ndarray] | None = None
     lookahead: LookAheadConfig = LookAheadConfig()
     baseline: BaselineConfig = BaselineConfig()
+    dynamics: DynamicsConfig = DynamicsConfig()
     test: tuple[Callable[[np.ndarray], np.ndarray], np.ndarray] | None = None
     shared: int | None = None
     held: Held = field(default_factory=Held, repr=False, compare=False)
@@ -149,6 +152,7 @@ def situate(
     ask: Callable[[np.ndarray], np.ndarray] | None = None,
     lookahead: LookAheadConfig | None = None,
     baseline: BaselineConfig | None = None,
+    dynamics: DynamicsConfig | None = None,
     test: tuple[Callable[[np.ndarray], np.ndarray], np.ndarray] | None = None,
     shared: int | None = None,
 ) -> Situation:
@@ -171,6 +175,7 @@ def situate(
         ask: data-set indices → their true labels, if they can be had while a batch is chosen.
         lookahead: how candidates are looked ahead from; the defaults if None.
         baseline: how the look-ahead baselines are computed; the defaults if None.
+        dynamics: how dynamicAL scores candidates; the defaults if None.
         test: test images by their places, and their labels, if there are any.
         shared: the seed of what several strategies read; None if one is asked alone.
 
@@ -204,6 +209,7 @@ def situate(
         ask=ask,
         lookahead=lookahead or LookAheadConfig(),
         baseline=baseline or BaselineConfig(),
+        dynamics=dynamics or DynamicsConfig(),
         test=test,
         shared=shared,
     )

@@ -123,10 +123,21 @@ def test_blocks_are_joined(problem):
     model, _, _, candidates = problem
     whole, direction = measured(problem, "l2")
     f = logits(model, candidates)
+    told = []
     pieces = [
-        measure(model, candidates[part], f[part], direction, "l2", chunk=2)
+        measure(
+            model,
+            candidates[part],
+            f[part],
+            direction,
+            "l2",
+            chunk=2,
+            progress=lambda *now: told.append(now),
+        )
         for part in (slice(0, 4), slice(4, None))
     ]
+    assert (8, 8) in told  # four images, twice
+    assert told[-1] == (10, 10)
     for one, other in zip(joined(pieces), whole, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-12)
 
@@ -224,7 +235,7 @@ def subject():
     return model, images, mirror(model, images[:4])
 
 
-def ask(subject, loss="cross_entropy", **options: Any):
+def ask(subject, loss: Any = "cross_entropy", **options: Any):
     model, images, own = subject
     settings = DynamicsConfig(precision="float64", **options)
     return query(model, images, LABELLED, 4, "dynamical", loss=loss, dynamics=settings, mirror=own)

@@ -2,7 +2,7 @@
 
 From logits and labels to the loss's cotangents, and from a network, candidates and the summed
 gradient of the labelled set to Δ(x_u) = ‖g_u‖² + γ g_u·g_S for every candidate under its
-pseudo-label: one jvp gives g_u·g_S for every label and γ (docs/mathematics.md, 5).
+pseudo-label: one jvp gives g_u·g_S for every label and γ (docs/mathematics.md, 6).
 """
 
 import math
@@ -119,8 +119,12 @@ def measure(
     own = cotangents(logits, pseudo, loss)
     count = float(len(images))
 
-    def half(before: float) -> Report | None:
-        return None if progress is None else lambda done, _: progress(before + done, 2 * count)
+    def half(before: float) -> Report:
+        def told(done: float, _: float) -> None:
+            if progress is not None:
+                progress(before + done, 2 * count)
+
+        return told
 
     changes = along(model, images, direction, chunk=chunk, progress=half(0.0))
     lengths = norms(model, images, own, chunk=chunk, progress=half(count))

@@ -1,7 +1,7 @@
 """A batch whose gradients differ from each other: a variant of dynamicAL that is not the paper's.
 
 From the candidates' scores and gradients, folded or whole, to picks, each score less what a pick
-already has of it (docs/mathematics.md, 5).
+already has of it (docs/mathematics.md, 6).
 """
 
 from typing import NamedTuple

@@ -3,7 +3,7 @@
 From a model, images and one cotangent d_i = ∂ℓ/∂f for each of them to Σ_i J_iᵀd_i, to J_i v, and to
 ‖J_iᵀd_i‖². Images go through in chunks of one shape, compiled once and used again as long as the
 network's function is the same object; there is never a gradient for each image of a set at a time
-(docs/mathematics.md, 5).
+(docs/mathematics.md, 6).
 """
 
 from collections.abc import Callable, Iterator

@@ -2,7 +2,7 @@
 
 From a situation to scores Δ(x_u) = ‖g_u‖² + γ g_u·g_S: the loss gradient of the labelled set by one
 backward pass through the certified mirror, then a block of candidates at a time what it does to
-them. Nothing of the size candidates × parameters is ever made (docs/mathematics.md, 5).
+them. Nothing of the size candidates × parameters is ever made (docs/mathematics.md, 6).
 """
 
 import math
@@ -18,6 +18,7 @@ from kernel.dynamics.gradients import squared_length, total
 from kernel.dynamics.sketches import folded, folding
 from kernel.engine.plan import GIB
 from kernel.engine.problem import cast
+from kernel.engine.progress import Report
 from kernel.model import Model, Params
 from pipelines.stages import Advance
 from pipelines.strategies.situation import Query, Situation, top
@@ -43,7 +44,13 @@ def dynamical(situation: Situation, batch_size: int, rng: np.random.Generator) -
     with stages("gradients") as advance:
         own = cotangents(situation.labelled_logits, situation.labels, situation.train.loss)
         images = situation.images(situation.labelled)
-        direction = total(model, images, own, chunk=settings.chunk)
+        direction = total(
+            model,
+            images,
+            own,
+            chunk=settings.chunk,
+            progress=lambda done, of: advance(done, of, "the labelled set"),
+        )
         measured, rows = _measured(situation, model, direction, sign_rng, advance)
     scores = measured.delta(settings.weight)
     query = top(situation, scores, batch_size, tie_rng)
@@ -84,7 +91,15 @@ def _measured(
     for start in range(0, len(candidates), BLOCK):
         part = slice(start, start + BLOCK)
         images = situation.images(candidates[part])
-        piece = measure(model, images, logits[part], direction, loss, chunk=settings.chunk)
+        piece = measure(
+            model,
+            images,
+            logits[part],
+            direction,
+            loss,
+            chunk=settings.chunk,
+            progress=_onwards(advance, start, len(images), len(candidates)),
+        )
         pieces.append(piece)
         if settings.batch == "dissimilar":
             if how is None:
@@ -93,8 +108,12 @@ def _measured(
                 rows = np.zeros((len(candidates), how.buckets), settings.precision)
             own = cotangents(logits[part], piece.pseudo, loss)
             rows[part] = folded(model, images, own, how, chunk=settings.chunk)
-        advance(min(part.stop, len(candidates)), len(candidates))
     return joined(pieces), rows
+
+
+def _onwards(advance: Advance, before: int, count: int, candidates: int) -> Report:
+    """Progress of a block as that of all candidates."""
+    return lambda done, of: advance(before + count * done / of, candidates)
 
 
 def _told(

@@ -95,7 +95,11 @@ def along(
 
     def pushed(start: int) -> np.ndarray:
         values = np.asarray(_pushed(*model, cut.images(start), tangent), np.float64)
-        cut.check(start, np.isfinite(values).all(axis=1), _no_tangent(model, images, cut.dtype))
+        cut.check(
+            start,
+            np.asarray(np.isfinite(values).all(axis=1)),
+            _no_tangent(model, images, cut.dtype),
+        )
         return values
 
     found = [values[:count] for count, values in _each(cut, pushed, progress)]

@@ -6,7 +6,6 @@ labels to a better linearised network.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -15,47 +14,8 @@ from pipelines.seeds import generator
 from pipelines.sequential import keeping
 from pipelines.sequential.grounds import Event, Grounds
 from pipelines.sequential.learner import Answer, Learner
-from pipelines.sequential.views import looks_ahead, viewer
-
-
-class Exhausted(PipelineError):
-    """No candidate is left that is worth a question."""
-
-
-class Question(NamedTuple):
-    """Which image to label next.
-
-    Attributes:
-        image: its data-set index.
-        score: the strategy's, higher = sooner; comparable with others at the same moment only.
-        predicted: the class that the linearised network would give it.
-    """
-
-    image: int
-    score: float
-    predicted: int
-
-
-class Standing(NamedTuple):
-    """Where the linearised network stands.
-
-    Attributes:
-        labelled: how many labels it has, those of the training included.
-        answered: how many since the training.
-        foreseen: how many of these it predicted before it was told.
-        accuracy: on the test images; None without any.
-        drift: ‖Δθ‖/‖θ‖, how far its parameters have moved for the answers.
-        rounding: the recursion's, as last measured; see `Learner.measure`.
-        refreshed: how often it was above the tolerance and everything was factorised anew.
-    """
-
-    labelled: int
-    answered: int
-    foreseen: int
-    accuracy: float | None
-    drift: float
-    rounding: float
-    refreshed: int
+from pipelines.sequential.question import Question, Standing, next_question
+from pipelines.sequential.views import viewer
 
 
 class Asker:
@@ -167,7 +127,7 @@ class Asker:
             Exhausted: as `ask`.
         """
         if self._question is None:
-            self._question = self._next()
+            self._question = next_question(self.grounds, self._events, self._learner, self._ties)
         return self._question
 
     def tell(self, index: int, label: int) -> None:
@@ -255,33 +215,6 @@ class Asker:
                 "labelled until the network is trained again."
             )
         return self._places[index]
-
-    def _next(self) -> Question:
-        candidates = self.grounds.candidates
-        said = {event.image for event in self._events}
-        is_open = np.array([index not in said for index in candidates.tolist()], bool)
-        if not is_open.any():
-            raise Exhausted(
-                f"all {len(candidates)} candidates are labelled or set aside: train again to draw "
-                "others."
-            )
-        if looks_ahead(self.grounds.strategy):
-            left = int(is_open.sum())
-            is_open &= ~self._learner.determined[: len(candidates)]
-            if not is_open.any():
-                raise Exhausted(
-                    f"the labels so far determine all {left} candidates that are left (they are "
-                    "duplicates, or the kernel has no more directions), so that look-ahead cannot "
-                    "tell them apart: train again, choose another kernel kind, or a larger sketch."
-                )
-        scores = np.asarray(self._learner.view.scores(), np.float64)[: len(candidates)]
-        if np.isnan(scores[is_open]).any():
-            bad = candidates[is_open & np.isnan(scores)][:5].tolist()
-            raise PipelineError(f"the scores of images {bad} are not numbers.")
-        order = np.lexsort((self._ties, -scores, ~is_open))
-        best = int(order[0])
-        predicted = int(self._learner.predictions[best].argmax())
-        return Question(int(candidates[best]), float(scores[best]), predicted)
 
 
 def _whole(value: object, what: str) -> int:

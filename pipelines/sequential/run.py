@@ -18,11 +18,12 @@ from pipelines.round import Bridge
 from pipelines.run import describe
 from pipelines.sequential import show
 from pipelines.sequential.answering import PICTURE, Respond, responder
-from pipelines.sequential.asker import Asker, Exhausted
+from pipelines.sequential.asker import Asker
 from pipelines.sequential.beginning import labels_at_the_start
 from pipelines.sequential.config import SequentialConfig
 from pipelines.sequential.journal import Journal, open_journal
 from pipelines.sequential.making import fits
+from pipelines.sequential.question import Exhausted
 from pipelines.sequential.training import Work, take_up, test_places, tidy, train
 from pipelines.stages import Stages
 from pipelines.strategies.situation import PROBE

@@ -7,10 +7,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.sequential.asker import Standing
 from pipelines.sequential.config import SequentialConfig
 from pipelines.sequential.journal import Journal
 from pipelines.sequential.picture import draw, write_csv
+from pipelines.sequential.question import Standing
 
 
 def heading(console: Console, config: SequentialConfig, journal: Journal) -> None:

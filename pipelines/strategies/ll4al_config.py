@@ -1,0 +1,43 @@
+"""The settings of LL4AL's loss prediction module, checked when they are made."""
+
+from dataclasses import dataclass
+
+from pipelines.errors import PipelineError
+
+
+@dataclass(frozen=True)
+class LL4ALConfig:
+    """How the loss prediction module of ll4al is made and trained along with the network.
+
+    Attributes:
+        taps: modules of the network whose outputs it reads, by the names that named_modules gives;
+            none takes the stages of the papers' networks, and of your own network the last module
+            at each resolution.
+        width: to which each of these outputs, averaged over positions, is brought.
+        margin: of the ranking loss.
+        weight: of the ranking loss beside the network's own; with 0 the network is trained as if
+            alone, and the module learns nothing.
+        detach: part of the schedule's epochs after which the network no longer feels it.
+    """
+
+    taps: tuple[str, ...] = ()
+    width: int = 128
+    margin: float = 1.0
+    weight: float = 1.0
+    detach: float = 0.6
+
+    def __post_init__(self):
+        """Refuse what no module can be trained with.
+
+        Raises:
+            PipelineError: a number out of range, or a tap named twice.
+        """
+        if len(set(self.taps)) < len(self.taps):
+            raise PipelineError(f"ll4al.taps names something twice: {', '.join(self.taps)}.")
+        if self.width < 1:
+            raise PipelineError(f"ll4al.width must be 1 or more, not {self.width}.")
+        for name in ("margin", "weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise PipelineError(f"ll4al.{name} must be 0 or more, not {getattr(self, name)}.")
+        if not 0 <= self.detach <= 1:
+            raise PipelineError(f"ll4al.detach must be from 0 to 1, not {self.detach}.")

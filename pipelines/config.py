@@ -13,6 +13,7 @@ import tyro
 from kernel.lookahead import CRITERIA
 from pipelines.errors import PipelineError
 from pipelines.strategies import STRATEGIES
+from pipelines.strategies.bald_config import BaldConfig
 from pipelines.strategies.baseline_config import BaselineConfig
 from pipelines.strategies.dynamics_config import DynamicsConfig
 from pipelines.strategies.kernel_config import KernelConfig
@@ -35,6 +36,7 @@ ADDED: dict[str, Any] = {
         if name != _PATIENCE
     },
     "dynamics": dataclasses.asdict(DynamicsConfig()),
+    "bald": dataclasses.asdict(BaldConfig()),
 }
 
 
@@ -44,10 +46,10 @@ class RunConfig:
 
     Attributes:
         dataset: the data set.
-        strategy: how the batch is chosen: random, entropy, margin, least_confident; by look-ahead
-            mlmoc, emoc, eer, flip, ev_gp, loss_change, max_det, max_herding, uherding, ntkcpl;
-            by its baselines naive, ntk_no_blocks, one_step, infinite_ntk, gp; by training
-            dynamics dynamical.
+        strategy: how the batch is chosen: random, entropy, margin, least_confident, badge,
+            coreset, bald; by look-ahead mlmoc, emoc, eer, flip, ev_gp, loss_change, max_det,
+            max_herding, uherding, ntkcpl; by its baselines naive, ntk_no_blocks, one_step,
+            infinite_ntk, gp; by training dynamics dynamical.
         seed: the one seed of everything random.
         initial: labels at the start, drawn uniformly.
         query: labels bought in each cycle.
@@ -73,6 +75,7 @@ class RunConfig:
         lookahead: how they score candidates, and how a batch is made of the scores.
         baseline: naive, ntk_no_blocks, one_step, infinite_ntk and gp, the look-ahead baselines.
         dynamics: dynamical, by training dynamics.
+        bald: bald, which samples the network by its dropout.
     """
 
     dataset: tyro.conf.Suppress[str]
@@ -96,6 +99,7 @@ class RunConfig:
     lookahead: LookAheadConfig = dataclasses.field(default_factory=LookAheadConfig)
     baseline: BaselineConfig = dataclasses.field(default_factory=BaselineConfig)
     dynamics: DynamicsConfig = dataclasses.field(default_factory=DynamicsConfig)
+    bald: BaldConfig = dataclasses.field(default_factory=BaldConfig)
 
     def __post_init__(self):
         """Refuse what can be seen to be wrong before anything is read or computed.

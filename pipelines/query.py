@@ -17,6 +17,7 @@ from pipelines.errors import PipelineError
 from pipelines.seeds import generator
 from pipelines.stages import Stages
 from pipelines.strategies import STRATEGIES
+from pipelines.strategies.bald_config import BaldConfig
 from pipelines.strategies.baseline_config import BaselineConfig
 from pipelines.strategies.dynamics_config import DynamicsConfig
 from pipelines.strategies.kernel_config import KernelConfig
@@ -41,6 +42,7 @@ def query(
     lookahead: LookAheadConfig | None = None,
     baseline: BaselineConfig | None = None,
     dynamics: DynamicsConfig | None = None,
+    bald: BaldConfig | None = None,
     oracle: Callable[[np.ndarray], np.ndarray] | None = None,
     mirror: Mirror | None = None,
     seed: int = 0,
@@ -55,9 +57,9 @@ def query(
             as the network takes them (normalised, not augmented).
         labelled: the labels so far, {index into images: class from 0}.
         batch_size: how many to choose.
-        strategy: random, entropy, margin, least_confident; by look-ahead mlmoc, emoc, eer, flip,
-            ev_gp, loss_change, max_det, max_herding, uherding, ntkcpl; by its baselines
-            naive, ntk_no_blocks, one_step, infinite_ntk or gp; by training dynamics
+        strategy: random, entropy, margin, least_confident, badge, coreset, bald; by look-ahead
+            mlmoc, emoc, eer, flip, ev_gp, loss_change, max_det, max_herding, uherding, ntkcpl; by
+            its baselines naive, ntk_no_blocks, one_step, infinite_ntk or gp; by training dynamics
             dynamical.
         subset: score only so many unlabelled images, drawn at random; None scores all.
         loss: what the network was trained with, `l2` on one-hot labels or `cross_entropy`; it
@@ -66,6 +68,7 @@ def query(
         lookahead: how candidates are looked ahead from, and how a batch is made of the scores.
         baseline: how the look-ahead baselines are computed.
         dynamics: how dynamicAL (`dynamical`) scores candidates, and how it makes a batch.
+        bald: how BALD samples what the network might answer.
         oracle: indices into `images` → their true classes, int64; asked while the batch is chosen,
             in the batch mode `hybrid` only. The answers are in the diagnostics.
         mirror: your own mirror of the model, by `bridge.twin` or kept from an earlier query; it is
@@ -98,6 +101,7 @@ def query(
         lookahead=lookahead,
         baseline=baseline,
         dynamics=dynamics,
+        bald=bald,
         oracle=oracle,
         mirror=mirror,
         seed=seed,
@@ -119,6 +123,7 @@ def situation_of(
     lookahead: LookAheadConfig | None = None,
     baseline: BaselineConfig | None = None,
     dynamics: DynamicsConfig | None = None,
+    bald: BaldConfig | None = None,
     oracle: Callable[[np.ndarray], np.ndarray] | None = None,
     mirror: Mirror | None = None,
     seed: int = 0,
@@ -166,6 +171,7 @@ def situation_of(
         lookahead=lookahead,
         baseline=baseline,
         dynamics=dynamics,
+        bald=bald,
         shared=shared,
     )
     _check_classes(situation)

@@ -159,6 +159,7 @@ def _query(
         lookahead=config.lookahead,
         baseline=config.baseline,
         dynamics=config.dynamics,
+        bald=config.bald,
         test=(
             lambda places: dataset.normalise(dataset.test_images[places]),
             dataset.test_labels,

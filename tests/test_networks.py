@@ -88,8 +88,16 @@ def test_weights_follow_from_the_generator_alone(name):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("wide_resnet", {"width": 4}, r"no argument 'width'\. Known: stages, widen, blocks\."),
-        ("cnn", {"width": 4}, r"'cnn' has no argument 'width'\. It takes none\."),
+        (
+            "wide_resnet",
+            {"width": 4},
+            r"no argument 'width'\. Known: stages, widen, blocks, dropout\.",
+        ),
+        ("cnn", {"width": 4}, r"'cnn' has no argument 'width'\. Known: dropout\."),
+        ("tests.own_network:too_few_classes", {"width": 4}, r"'width'\. It takes none\."),
+        ("cnn", {"dropout": 1}, r"cnn: dropout is 1; it must be a number of at least 0 and below"),
+        ("resnet18", {"dropout": "no"}, r"resnet18: dropout is 'no'; it must be a number"),
+        ("wide_resnet", {"dropout": -0.1}, r"wide_resnet: dropout is -0\.1"),
         ("wide_resnet", {"widen": 0}, r"widen is 0; it must be a whole number of at least 1"),
         ("wide_resnet", {"stages": 1.5}, r"stages is 1\.5; it must be a whole number"),
         ("wide_resnet", {"blocks": "two"}, r"blocks is 'two'; it must be a whole number"),
@@ -99,6 +107,24 @@ def test_weights_follow_from_the_generator_alone(name):
 def test_arguments_are_checked(name, arguments, message):
     with pytest.raises(NetworkError, match=message):
         build(name, (1, 8, 8), 10, generator(), arguments)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_dropout_changes_neither_weights_nor_names_nor_what_is_answered(name, rng):
+    plain = build(name, (3, 16, 16), 5, generator())
+    none = build(name, (3, 16, 16), 5, generator(), {"dropout": 0})
+    assert str(plain) == str(none)
+    assert "Dropout" not in str(plain)
+    dropping = build(name, (3, 16, 16), 5, generator(), {"dropout": 0.4})
+    assert "Dropout(p=0.4" in str(dropping)
+    states = plain.state_dict(), dropping.state_dict()
+    assert list(states[0]) == list(states[1])
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    images = torch.from_numpy(rng.normal(size=(3, 3, 16, 16)).astype(np.float32))
+    with torch.no_grad():
+        assert torch.equal(plain(images), dropping(images))
+        with torch.random.fork_rng():
+            assert not torch.equal(dropping.train()(images), dropping(images))
 
 
 def test_unknown_name_is_answered_with_the_nearest():

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from pipelines import digits, preparation, record, run, table
 from pipelines.errors import PipelineError
-from pipelines.strategies import INFINITE, STRATEGIES
+from pipelines.strategies import STRATEGIES, needing
 from pipelines.strategies.kernel_config import KernelConfig
 from trainer import data
 from trainer.dataset import Dataset, moments
@@ -45,7 +45,7 @@ def comparable(result: record.Run) -> list[dict]:
     ]
 
 
-@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name not in INFINITE])
+@pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - needing("infinite", "dropout")))
 def test_a_run_of_every_strategy(strategy, tmp_path):
     result = run.run(small(tmp_path / "run", strategy=strategy))
     assert result.complete
@@ -56,7 +56,8 @@ def test_a_run_of_every_strategy(strategy, tmp_path):
     assert not set(queried) & set(result.rounds[0]["initial"]["indices"])
     for line in result.rounds[:-1]:
         assert line["labels"] == truth.train_labels[line["indices"]].tolist()
-        assert line["scores"] == sorted(line["scores"], reverse=True)
+        if strategy not in needing("draws"):  # badge draws its picks one after another
+            assert line["scores"] == sorted(line["scores"], reverse=True)
         assert line["candidates"] == 60
         assert {"fit", "evaluate", "predict", "select"} <= set(line["seconds"])
     last = result.rounds[-1]

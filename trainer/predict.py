@@ -90,14 +90,36 @@ def logits(
             returns one that is not finite (NotFiniteError, naming the first such image).
         DataError: the images are not floating point.
     """
-    if batch_size < 1:
-        raise NetworkError(f"batch_size is {batch_size}; it must be at least 1")
+    refuse_training(network)
+    return answers(network, images, batch_size)
+
+
+def refuse_training(network: nn.Module) -> None:
+    """Refuse a network of which a part is in train mode.
+
+    Raises:
+        NetworkError: naming the first such part.
+    """
     training = [name or "the network itself" for name, m in network.named_modules() if m.training]
     if training:
         raise NetworkError(
             f"{len(training)} modules are in train mode, the first of them {training[0]}; "
             "BatchNorm and dropout make logits depend on the batch: call eval() on the network"
         )
+
+
+def answers(
+    network: nn.Module,
+    images: Num[np.ndarray, "examples channels height width"],
+    batch_size: int = 512,
+) -> Float32[np.ndarray, "examples classes"]:
+    """Finite logits of every image, batch by batch, in whatever mode the network is.
+
+    Raises:
+        NetworkError, DataError: as `logits`, but for the mode.
+    """
+    if batch_size < 1:
+        raise NetworkError(f"batch_size is {batch_size}; it must be at least 1")
     rows = []
     with torch.no_grad():
         for start in range(0, max(len(images), 1), batch_size):

@@ -5,6 +5,9 @@ from types import MappingProxyType
 
 from kernel.lookahead import CRITERIA
 from pipelines.strategies import (
+    badge,
+    bald,
+    coreset,
     dynamical,
     infinite,
     lookahead,
@@ -17,10 +20,13 @@ from pipelines.strategies.method import Method, method
 
 STRATEGIES: Mapping[str, Method] = MappingProxyType(
     {
-        "random": method(uncertainty.random),
+        "random": method(uncertainty.random, "draws"),
         "entropy": method(uncertainty.entropy, "logits"),
         "margin": method(uncertainty.margin, "logits"),
         "least_confident": method(uncertainty.least_confident, "logits"),
+        "badge": method(badge.badge, "logits", "features", "draws"),
+        "coreset": method(coreset.coreset, "features"),
+        "bald": method(bald.bald, "logits", "images", "dropout", "draws"),
         **{
             criterion: method(lookahead.looking(criterion), "logits", "images", "kernel")
             for criterion in CRITERIA

@@ -24,6 +24,7 @@ NEEDS: Mapping[str, str] = MappingProxyType(
         "training": "SGD on copies of the network, by the strategy itself",
         "dropout": "a network with dropout, of which `bald` draws passes",
         "hooks": "a module trained together with the network, by the strategy's own row",
+        "draws": "random numbers for more than ties, so that scores are not of the images alone",
         "history": "the earlier rounds of this run, through `Situation.history`",
     }
 )

@@ -8,6 +8,7 @@ from collections.abc import Set
 import numpy as np
 from torch import nn
 
+from pipelines.strategies.bald import require_dropout
 from pipelines.strategies.infinite import architecture_of
 from trainer.penultimate import find_head
 
@@ -22,9 +23,11 @@ def require(needs: Set[str], network: nn.Module, images: np.ndarray) -> None:
 
     Raises:
         NetworkError: no layer makes the logits, and penultimate features are needed.
-        PipelineError: it has no counterpart of infinite width, and one is needed.
+        PipelineError: it has no dropout, or no counterpart of infinite width, and it is needed.
     """
     if "features" in needs:
         find_head(network, images)
+    if "dropout" in needs:
+        require_dropout(network)
     if "infinite" in needs:
         architecture_of(network)

@@ -15,6 +15,7 @@ from torch import nn
 from bridge.mirror import Mirror
 from pipelines.errors import PipelineError
 from pipelines.stages import Stages
+from pipelines.strategies.bald_config import BaldConfig
 from pipelines.strategies.baseline_config import BaselineConfig
 from pipelines.strategies.dynamics_config import DynamicsConfig
 from pipelines.strategies.held import PROBE, Held, Pair, T, predicted, probe_of
@@ -69,6 +70,7 @@ class Situation:
         lookahead: how candidates are looked ahead from, and how a batch is made of the scores.
         baseline: how the look-ahead baselines are computed.
         dynamics: how dynamicAL scores candidates, and how it makes a batch.
+        bald: how BALD samples what the network might answer.
         test: test images by their places, as the network takes them, and all their labels, on
             which a model that is not the network can be tried; None where there are none.
         shared: the seed of what strategies that are asked together all read, such as a kernel's
@@ -93,6 +95,7 @@ class Situation:
     lookahead: LookAheadConfig = LookAheadConfig()
     baseline: BaselineConfig = BaselineConfig()
     dynamics: DynamicsConfig = DynamicsConfig()
+    bald: BaldConfig = BaldConfig()
     test: tuple[Callable[[np.ndarray], np.ndarray], np.ndarray] | None = None
     shared: int | None = None
     held: Held = field(default_factory=Held, repr=False, compare=False)
@@ -153,6 +156,7 @@ def situate(
     lookahead: LookAheadConfig | None = None,
     baseline: BaselineConfig | None = None,
     dynamics: DynamicsConfig | None = None,
+    bald: BaldConfig | None = None,
     test: tuple[Callable[[np.ndarray], np.ndarray], np.ndarray] | None = None,
     shared: int | None = None,
 ) -> Situation:
@@ -176,6 +180,7 @@ def situate(
         lookahead: how candidates are looked ahead from; the defaults if None.
         baseline: how the look-ahead baselines are computed; the defaults if None.
         dynamics: how dynamicAL scores candidates; the defaults if None.
+        bald: how BALD samples; the defaults if None.
         test: test images by their places, and their labels, if there are any.
         shared: the seed of what several strategies read; None if one is asked alone.
 
@@ -210,6 +215,7 @@ def situate(
         lookahead=lookahead or LookAheadConfig(),
         baseline=baseline or BaselineConfig(),
         dynamics=dynamics or DynamicsConfig(),
+        bald=bald or BaldConfig(),
         test=test,
         shared=shared,
     )

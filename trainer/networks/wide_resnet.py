@@ -1,24 +1,30 @@
 """Pre-activation wide residual networks with biased convolutions ([L]; docs/mathematics.md, 5).
 
 The stem has 16k channels and residual stage i has 16k·2ⁱ: one stage ends at width 32k, two at 64k.
-Blocks are those of Zagoruyko & Komodakis (2016) without dropout.
+Blocks are those of Zagoruyko & Komodakis (2016), with their dropout if it is asked for.
 """
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from trainer.networks.arguments import require_counts
+from trainer.networks.arguments import dropout_layer, require_counts
 
 
 class _Block(nn.Module):
-    """BN-ReLU-conv twice, plus the input; a change of shape goes through a 1×1 convolution."""
+    """BN-ReLU-conv twice, plus the input; a change of shape goes through a 1×1 convolution.
 
-    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+    Dropout, where there is any, stands before the second convolution.
+    """
+
+    def __init__(
+        self, channels_in: int, channels_out: int, stride: int, dropout: float | int
+    ) -> None:
         super().__init__()
         self.norm1 = nn.BatchNorm2d(channels_in)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1)
         self.norm2 = nn.BatchNorm2d(channels_out)
+        self.dropout = dropout_layer("wide_resnet", dropout)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         same = channels_in == channels_out and stride == 1
         self.shortcut = None if same else nn.Conv2d(channels_in, channels_out, 1, stride)
@@ -26,23 +32,32 @@ class _Block(nn.Module):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """(batch, channels_in, height, width) → (batch, channels_out, height', width')."""
         active = functional.relu(self.norm1(inputs))
-        residual = self.conv2(functional.relu(self.norm2(self.conv1(active))))
+        inner = functional.relu(self.norm2(self.conv1(active)))
+        residual = self.conv2(inner if self.dropout is None else self.dropout(inner))
         return residual + (inputs if self.shortcut is None else self.shortcut(active))
 
 
 class WideResNet(nn.Module):
     """Stem, residual stages, BN-ReLU, mean over pixels, linear."""
 
-    def __init__(self, channels: int, classes: int, stages: int, widen: int, blocks: int) -> None:
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        stages: int,
+        widen: int,
+        blocks: int,
+        dropout: float | int = 0,
+    ) -> None:
         """Draw the initial weights from torch's generator; see `wide_resnet`."""
         super().__init__()
         width = 16 * widen
         self.stem = nn.Conv2d(channels, width, 3, padding=1)
         body: list[nn.Module] = []
         for _ in range(stages):
-            body.append(_Block(width, 2 * width, stride=2))
+            body.append(_Block(width, 2 * width, 2, dropout))
             width *= 2
-            body.extend(_Block(width, width, stride=1) for _ in range(blocks - 1))
+            body.extend(_Block(width, width, 1, dropout) for _ in range(blocks - 1))
         self.blocks = nn.Sequential(*body)
         self.norm = nn.BatchNorm2d(width)
         self.head = nn.Linear(width, classes)
@@ -59,6 +74,7 @@ def wide_resnet(
     stages: int = 1,
     widen: int = 2,
     blocks: int = 1,
+    dropout: float | int = 0,
 ) -> WideResNet:
     """A wide residual network; 232,330 parameters at one stage, widen 4, 1 channel, 10 classes.
 
@@ -68,9 +84,11 @@ def wide_resnet(
         stages: residual stages; the papers' '1 layer' and '2 layers'.
         widen: the widen factor k.
         blocks: residual blocks a stage; 1 is depth 10 of the WideResNet family.
+        dropout: rate at which what the second convolution of a block is given is dropped in
+            training; [L] has none.
 
     Raises:
-        NetworkError: an argument is not a whole number of at least 1.
+        NetworkError: a count is not a whole number of at least 1; the rate is not in [0, 1).
     """
     require_counts("wide_resnet", stages=stages, widen=widen, blocks=blocks)
-    return WideResNet(input_shape[0], classes, stages, widen, blocks)
+    return WideResNet(input_shape[0], classes, stages, widen, blocks, dropout)

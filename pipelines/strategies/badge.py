@@ -1,0 +1,79 @@
+"""BADGE (Ash et al. 2020): uncertain and different, by the gradients of the last layer.
+
+From penultimate features and probabilities to a batch by k-means++ on (p − onehot ŷ) ⊗ h, the
+gradient of the cross-entropy with the label ŷ in the last layer's weights. It is never formed:
+inner products of such embeddings are products of inner products of their factors.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from pipelines.strategies.situation import Query, Situation
+from pipelines.strategies.spread import Spread, queried, spread, squared_distances
+
+
+class Embeddings(NamedTuple):
+    """Gradients of the last layer by their factors, float64.
+
+    Attributes:
+        errors: q = p − onehot ŷ, (candidates, classes).
+        features: h, (candidates, width).
+        squares: ‖q‖²‖h‖², (candidates,).
+    """
+
+    errors: np.ndarray
+    features: np.ndarray
+    squares: np.ndarray
+
+    @classmethod
+    def of(cls, probabilities: np.ndarray, features: np.ndarray) -> "Embeddings":
+        """Of class probabilities (candidates, classes) and features (candidates, width)."""
+        errors = np.array(probabilities, np.float64)
+        errors[np.arange(len(errors)), errors.argmax(axis=1)] -= 1
+        wide = np.asarray(features, np.float64)
+        squares = np.einsum("uc,uc->u", errors, errors) * np.einsum("ud,ud->u", wide, wide)
+        return cls(errors, wide, squares)
+
+    def to(self, place: int) -> np.ndarray:
+        """Squared distances of all to one of them."""
+        products = (self.errors @ self.errors[place]) * (self.features @ self.features[place])
+        return squared_distances(self.squares, products, self.squares[place])
+
+
+def badge(situation: Situation, batch_size: int, rng: np.random.Generator) -> Query:
+    """The first pick has the largest ‖g‖; each other is drawn with odds d², to the nearest pick.
+
+    Scores are squared distances to the nearest pick before it, ‖g‖² for the first; of candidates
+    that were not picked, to the nearest pick at the end.
+
+    Raises:
+        NetworkError: no layer makes the logits.
+    """
+    _, features = situation.features()
+    with situation.stages("select"):
+        embeddings = Embeddings.of(situation.probabilities, features)
+        found = sampled(embeddings, batch_size, rng)
+        return queried(situation, found, found.distances, {})
+
+
+def sampled(embeddings: Embeddings, batch_size: int, rng: np.random.Generator) -> Spread:
+    """Places by k-means++, none of them twice; memory O(U(d + C)), time O(bU(d + C))."""
+    squares = embeddings.squares
+    first = int(rng.choice(np.flatnonzero(squares == squares.max())))
+    found = spread(
+        # the origin is no centre: the first pick is, though it was the farthest from the origin
+        embeddings.to(first),
+        embeddings.to,
+        lambda nearest: int(rng.choice(len(nearest), p=odds(nearest))),
+        batch_size,
+        first,
+    )
+    found.distances[first] = squares[first]
+    return found
+
+
+def odds(nearest: np.ndarray) -> np.ndarray:
+    """Probabilities of the next pick: as d², and equal where nothing differs from the picks."""
+    total = nearest.sum()
+    return nearest / total if total > 0 else np.full(len(nearest), 1 / len(nearest))

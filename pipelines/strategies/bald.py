@@ -1,0 +1,52 @@
+"""BALD by Monte Carlo dropout: where the network's own samples disagree.
+
+From forward passes with dropout at work to the mutual information between a candidate's label and
+the weights (Houlsby et al. 2011; Gal, Islam & Ghahramani 2017).
+"""
+
+import numpy as np
+from scipy.special import entr
+from torch import nn
+
+from pipelines.errors import PipelineError
+from pipelines.strategies.probabilities import probabilities
+from pipelines.strategies.situation import Query, Situation, top
+from trainer.dropout import dropout_layers, dropped_logits
+
+
+def bald(situation: Situation, batch_size: int, rng: np.random.Generator) -> Query:
+    """H(mean_t p_t) − mean_t H(p_t) over `bald.samples` passes, in nats; p by the training's loss.
+
+    Raises:
+        PipelineError: the network has no dropout.
+    """
+    require_dropout(situation.network)
+    samples, candidates = situation.bald.samples, situation.candidates
+    (passes_rng,) = rng.spawn(1)
+    images = situation.images(candidates)
+    total, uncertain = np.zeros(situation.candidate_logits.shape), np.zeros(len(candidates))
+    with situation.stages("score") as advance:
+        for number, own in enumerate(passes_rng.spawn(samples)):
+            p = probabilities(dropped_logits(situation.network, images, own), situation.train.loss)
+            total += p
+            uncertain += entr(p).sum(axis=1)
+            advance(number + 1, samples)
+        scores = entr(total / samples).sum(axis=1) - uncertain / samples
+    # never below 0 but for rounding, as entropy is concave
+    diagnostics = {"samples": samples, "dropout_layers": len(dropout_layers(situation.network))}
+    return top(situation, np.maximum(scores, 0), batch_size, rng, diagnostics)
+
+
+def require_dropout(network: nn.Module) -> None:
+    """Refuse a network that answers alike in every pass.
+
+    Raises:
+        PipelineError: it has no layer of dropout with a rate above 0.
+    """
+    if not dropout_layers(network):
+        raise PipelineError(
+            f"bald asks the network several times with dropout at work, and this "
+            f"{type(network).__name__} has no layer of dropout with a rate above 0: give the "
+            "networks of the table one by --network-args dropout=0.2, and your own an nn.Dropout "
+            "(torch.nn.functional.dropout cannot be switched on alone)."
+        )

@@ -17,6 +17,7 @@ from PIL import Image
 from rich.console import Console
 
 from bridge.export import weights_of
+from pipelines.config import ADDED
 from pipelines.errors import PipelineError
 from pipelines.report import report
 from pipelines.round import Bridge
@@ -59,6 +60,17 @@ def _one_mirror(monkeypatch):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> journal.Journal:
     return carry_out(config(tmp_path_factory.mktemp("whole") / "run"))
+
+
+def test_a_run_begun_before_a_setting_existed_goes_on(tmp_path):
+    now = json.loads(json.dumps(config(tmp_path).record()))
+    before = {name: value for name, value in now.items() if name not in ADDED}
+    begun = journal.open_journal(tmp_path, before)
+    begun.add({"number": 0, "round": None, "image": 3, "label": 1})
+    assert journal.open_journal(tmp_path, now).answers == begun.answers
+    changed = now | {"lookahead": now["lookahead"] | {"beta": 1.0}}
+    with pytest.raises(PipelineError, match=r"lookahead.beta is 10.0 there, 1.0 here"):
+        journal.open_journal(tmp_path, changed)
 
 
 def test_the_record_of_a_run(whole):

@@ -10,6 +10,7 @@ from typing import Any
 
 from bridge.atomic import replace
 from pipelines import record
+from pipelines.config import ADDED
 from pipelines.errors import PipelineError
 from pipelines.record import Run
 from pipelines.sequential.config import GROWING
@@ -96,7 +97,7 @@ def open_journal(path: Path, config: dict[str, Any]) -> Journal:
         new = {"format": record.FORMAT, **json.loads(json.dumps(config))}
         old, now = (
             {key: value for key, value in config.items() if key not in GROWING}
-            for config in (found.run.config, new)
+            for config in (ADDED | found.run.config, new)
         )
         differing = record.differences(old, now)
         if differing and (found.answers or found.run.rounds):
@@ -105,7 +106,7 @@ def open_journal(path: Path, config: dict[str, Any]) -> Journal:
                 "those that it was started with, or give --run another directory."
             )
         replace(path / record.CONFIG, (json.dumps(new, indent=1) + "\n").encode())
-    return Journal(record.open_run(path, config), read(path).answers)
+    return Journal(record.open_run(path, config, ADDED), read(path).answers)
 
 
 def read(path: Path) -> Journal:

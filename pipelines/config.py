@@ -4,6 +4,7 @@ Every data set's script holds only values for them; see the paper's values in do
 """
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -12,11 +13,13 @@ import tyro
 
 from kernel.lookahead import CRITERIA
 from pipelines.errors import PipelineError
-from pipelines.strategies import STRATEGIES
+from pipelines.strategies import STRATEGIES, albl, needs_of
+from pipelines.strategies.albl_config import ALBLConfig
 from pipelines.strategies.bald_config import BaldConfig
 from pipelines.strategies.baseline_config import BaselineConfig
 from pipelines.strategies.dynamics_config import DynamicsConfig
 from pipelines.strategies.kernel_config import KernelConfig
+from pipelines.strategies.ll4al_config import LL4ALConfig
 from pipelines.strategies.lookahead_config import LookAheadConfig
 from trainer.fit import TrainConfig
 from trainer.networks.factory import Argument, parse_arguments
@@ -37,6 +40,8 @@ ADDED: dict[str, Any] = {
     },
     "dynamics": dataclasses.asdict(DynamicsConfig()),
     "bald": dataclasses.asdict(BaldConfig()),
+    "ll4al": json.loads(json.dumps(dataclasses.asdict(LL4ALConfig()))),
+    "albl": json.loads(json.dumps(dataclasses.asdict(ALBLConfig()))),
 }
 
 
@@ -47,9 +52,9 @@ class RunConfig:
     Attributes:
         dataset: the data set.
         strategy: how the batch is chosen: random, entropy, margin, least_confident, badge,
-            coreset, bald; by look-ahead mlmoc, emoc, eer, flip, ev_gp, loss_change, max_det,
-            max_herding, uherding, ntkcpl; by its baselines naive, ntk_no_blocks, one_step,
-            infinite_ntk, gp; by training dynamics dynamical.
+            coreset, bald, ll4al, albl; by look-ahead mlmoc, emoc, eer, flip, ev_gp, loss_change,
+            max_det, max_herding, uherding, ntkcpl; by its baselines naive, ntk_no_blocks,
+            one_step, infinite_ntk, gp; by training dynamics dynamical.
         seed: the one seed of everything random.
         initial: labels at the start, drawn uniformly.
         query: labels bought in each cycle.
@@ -76,6 +81,8 @@ class RunConfig:
         baseline: naive, ntk_no_blocks, one_step, infinite_ntk and gp, the look-ahead baselines.
         dynamics: dynamical, by training dynamics.
         bald: bald, which samples the network by its dropout.
+        ll4al: ll4al, whose loss prediction module is trained along with the network.
+        albl: albl, which learns which of several strategies to follow.
     """
 
     dataset: tyro.conf.Suppress[str]
@@ -100,6 +107,8 @@ class RunConfig:
     baseline: BaselineConfig = dataclasses.field(default_factory=BaselineConfig)
     dynamics: DynamicsConfig = dataclasses.field(default_factory=DynamicsConfig)
     bald: BaldConfig = dataclasses.field(default_factory=BaldConfig)
+    ll4al: LL4ALConfig = dataclasses.field(default_factory=LL4ALConfig)
+    albl: ALBLConfig = dataclasses.field(default_factory=ALBLConfig)
 
     def __post_init__(self):
         """Refuse what can be seen to be wrong before anything is read or computed.
@@ -121,14 +130,27 @@ class RunConfig:
                 f"subset is {self.subset} and query is {self.query}: a batch cannot be larger "
                 "than the candidates it is chosen from; raise subset or lower query."
             )
-        if self.strategy in CRITERIA:
-            self.lookahead.check(self.strategy, self.kernel)
-        if self.strategy == "ntk_no_blocks" and self.kernel.kind == "full":
+        if self.strategy == "albl":
+            albl.check(self.albl.arms, STRATEGIES, self.lookahead)
+        for name in self.asked:
+            if name in CRITERIA:
+                self.lookahead.check(name, self.kernel)
+        if "ntk_no_blocks" in self.asked and self.kernel.kind == "full":
             raise PipelineError(
                 "ntk_no_blocks is computed on a scalar-valued kernel and kernel.kind is full: use "
                 "single, sum, trace or rademacher."
             )
         _ = self.network_arguments
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """Names of the strategies that choose: the strategy itself, or the arms of albl."""
+        return self.albl.arms if self.strategy == "albl" else (self.strategy,)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What these need, names of `pipelines.strategies.method.NEEDS`."""
+        return needs_of(self.strategy, self.albl.arms)
 
     @property
     def network_arguments(self) -> dict[str, Argument]:
@@ -154,4 +176,4 @@ class RunConfig:
             del values["kernel"][name]
         del values["baseline"][_PATIENCE]
         values["network_args"] = self.network_arguments
-        return values
+        return json.loads(json.dumps(values))  # tuples are lists there

@@ -16,11 +16,12 @@ from kernel.kinds import dtype_of
 from kernel.lookahead import CRITERIA, GREEDY, STREAMED
 from kernel.lookahead.timing import seconds_a_look
 from kernel.pool import Sizes, decide
+from pipelines.companion import companion_of
 from pipelines.compilation import keep_compiled
 from pipelines.config import RunConfig
 from pipelines.preparation import prepared
 from pipelines.round import Bridge
-from pipelines.strategies import INFINITE, MIRRORED, foretold_dynamics
+from pipelines.strategies import foretold_dynamics, mirrored
 from pipelines.strategies.foretold import FORETOLD, TIMED, Asked, foretell
 from pipelines.strategies.situation import PROBE
 from trainer.data import Dataset
@@ -50,12 +51,24 @@ def dry_run(config: RunConfig, console: Console) -> None:
         f"in the end; {parameter_count(network):,} parameters. Nothing was trained or recorded.",
         highlight=False,
     )
+    companion = companion_of(config, dataset, network)
+    if companion is not None:
+        console.print(
+            f"Trained along: a loss prediction module of {parameter_count(companion):,} "
+            f"parameters, reading {', '.join(companion.taps)}.",
+            highlight=False,
+        )
+    if config.strategy == "albl":
+        console.print(f"Each query asks {', '.join(config.asked)}.", highlight=False)
     slow: dict[str, str] = {}
-    if config.strategy in FORETOLD and config.cycles:
-        with console.status("timing a piece of a query"):
-            slow = _baseline(config, dataset, network, labelled, candidates)
-    if config.strategy not in MIRRORED or not config.cycles:
-        if config.strategy not in INFINITE or not config.cycles:
+    for name in config.asked:
+        if name in FORETOLD and config.cycles:
+            with console.status("timing a piece of a query"):
+                rows = _baseline(config, name, dataset, network, labelled, candidates)
+            of = f"{name}, " if len(config.asked) > 1 else ""
+            slow |= {f"{of}{what}": told for what, told in rows.items()}
+    if not mirrored(config.needs) or not config.cycles:
+        if "infinite" not in config.needs or not config.cycles:
             console.print("No kernel is computed.", highlight=False)
         if slow:
             console.print(_table(slow))
@@ -78,13 +91,18 @@ def _table(rows: dict[str, str]) -> Table:
 
 
 def _baseline(
-    config: RunConfig, dataset: Dataset, network: nn.Module, labelled: int, candidates: int
+    config: RunConfig,
+    strategy: str,
+    dataset: Dataset,
+    network: nn.Module,
+    labelled: int,
+    candidates: int,
 ) -> dict[str, str]:
     images = dataset.normalise(dataset.train_images[: max(labelled + 1, TIMED)])
     sizes = (labelled, candidates, dataset.classes)
     asked = Asked(network, images, *sizes, config.train, config.kernel, config.baseline)
     known = {"labelled, candidates": f"{labelled:,}, {candidates:,}"}
-    return known | foretell(config.strategy, asked)
+    return known | foretell(strategy, asked)
 
 
 def _dynamics(

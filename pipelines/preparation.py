@@ -11,7 +11,6 @@ from kernel.engine.tf32 import arithmetic
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
 from pipelines.seeds import generator
-from pipelines.strategies import LOOK_AHEAD, STRATEGIES
 from pipelines.strategies.requirements import require
 from pipelines.strategies.situation import PROBE
 from trainer import data
@@ -36,7 +35,7 @@ def prepared(
             needs of it.
         KernelError: a kernel that is to be computed, and cannot be on the devices here.
     """
-    if config.strategy in LOOK_AHEAD and config.cycles:
+    if "kernel" in config.needs and config.cycles:
         mesh(config.kernel.devices)
         arithmetic(config.kernel.precision)
     with console.status("reading the data"):
@@ -45,7 +44,7 @@ def prepared(
     network = _network(config, dataset)
     if config.cycles:
         few = dataset.normalise(dataset.train_images[:PROBE])
-        require(STRATEGIES[config.strategy].needs, network, few)
+        require(config.needs, network, few)
     return dataset, network
 
 

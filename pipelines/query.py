@@ -3,7 +3,8 @@
 From a trained network, all images and the labels so far to data-set indices, with every score.
 """
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from bridge.parity import certify
 from pipelines.errors import PipelineError
 from pipelines.seeds import generator
 from pipelines.stages import Stages
-from pipelines.strategies import STRATEGIES
+from pipelines.strategies import STRATEGIES, needs_of
+from pipelines.strategies.albl_config import ALBLConfig
 from pipelines.strategies.bald_config import BaldConfig
 from pipelines.strategies.baseline_config import BaselineConfig
 from pipelines.strategies.dynamics_config import DynamicsConfig
@@ -24,6 +26,7 @@ from pipelines.strategies.kernel_config import KernelConfig
 from pipelines.strategies.lookahead_config import LookAheadConfig
 from pipelines.strategies.requirements import require
 from pipelines.strategies.situation import PROBE, Query, Situation, situate
+from trainer.networks.loss_prediction import LossPrediction
 from trainer.pool import Pool
 from trainer.tables import lookup
 from trainer.train_config import Loss, TrainConfig
@@ -43,6 +46,9 @@ def query(
     baseline: BaselineConfig | None = None,
     dynamics: DynamicsConfig | None = None,
     bald: BaldConfig | None = None,
+    albl: ALBLConfig | None = None,
+    history: Sequence[Query | Mapping[str, Any]] = (),
+    companion: LossPrediction | None = None,
     oracle: Callable[[np.ndarray], np.ndarray] | None = None,
     mirror: Mirror | None = None,
     seed: int = 0,
@@ -57,7 +63,8 @@ def query(
             as the network takes them (normalised, not augmented).
         labelled: the labels so far, {index into images: class from 0}.
         batch_size: how many to choose.
-        strategy: random, entropy, margin, least_confident, badge, coreset, bald; by look-ahead
+        strategy: random, entropy, margin, least_confident, badge, coreset, bald, ll4al, albl;
+            by look-ahead
             mlmoc, emoc, eer, flip, ev_gp, loss_change, max_det, max_herding, uherding, ntkcpl; by
             its baselines naive, ntk_no_blocks, one_step, infinite_ntk or gp; by training dynamics
             dynamical.
@@ -69,6 +76,11 @@ def query(
         baseline: how the look-ahead baselines are computed.
         dynamics: how dynamicAL (`dynamical`) scores candidates, and how it makes a batch.
         bald: how BALD samples what the network might answer.
+        albl: which strategies ALBL chooses between, and how it learns.
+        history: what your earlier queries returned, first to last, or lines of a run's record;
+            ALBL learns from them, with the labels that they have now.
+        companion: for ll4al, the loss prediction module that was trained together with the model
+            (`trainer.networks.loss_prediction`).
         oracle: indices into `images` → their true classes, int64; asked while the batch is chosen,
             in the batch mode `hybrid` only. The answers are in the diagnostics.
         mirror: your own mirror of the model, by `bridge.twin` or kept from an earlier query; it is
@@ -94,7 +106,7 @@ def query(
         images,
         labelled,
         batch_size,
-        needs=row.needs,
+        needs=needs_of(strategy, (albl or ALBLConfig()).arms),
         subset=subset,
         loss=loss,
         kernel=kernel,
@@ -102,6 +114,9 @@ def query(
         baseline=baseline,
         dynamics=dynamics,
         bald=bald,
+        albl=albl,
+        history=history,
+        companion=companion,
         oracle=oracle,
         mirror=mirror,
         seed=seed,
@@ -124,6 +139,9 @@ def situation_of(
     baseline: BaselineConfig | None = None,
     dynamics: DynamicsConfig | None = None,
     bald: BaldConfig | None = None,
+    albl: ALBLConfig | None = None,
+    history: Sequence[Query | Mapping[str, Any]] = (),
+    companion: LossPrediction | None = None,
     oracle: Callable[[np.ndarray], np.ndarray] | None = None,
     mirror: Mirror | None = None,
     seed: int = 0,
@@ -172,6 +190,9 @@ def situation_of(
         baseline=baseline,
         dynamics=dynamics,
         bald=bald,
+        albl=albl,
+        history=[line._asdict() if isinstance(line, Query) else line for line in history],
+        companion=companion,
         shared=shared,
     )
     _check_classes(situation)

@@ -56,6 +56,10 @@ class Run:
         """The file that holds the weights trained in a round."""
         return self.path / f"weights-{round_number:03d}.safetensors"
 
+    def companion(self, round_number: int) -> Path:
+        """The file of what was trained along with the network in a round, if anything was."""
+        return self.path / f"companion-{round_number:03d}.safetensors"
+
 
 def read(path: Path) -> Run:
     """Read a run directory, complete or not.
@@ -160,9 +164,10 @@ def append(run: Run, line: dict[str, Any]) -> Run:
     """Add a completed round and drop the weights of the rounds before it."""
     rounds = (*run.rounds, json.loads(json.dumps(line, allow_nan=False)))
     _write(run.path / ROUNDS, "".join(json.dumps(entry) + "\n" for entry in rounds))
-    for stale in run.path.glob("weights-*.safetensors"):
-        if stale != run.weights(len(rounds) - 1):
-            stale.unlink()
+    for kind, latest in (("weights", run.weights), ("companion", run.companion)):
+        for stale in run.path.glob(f"{kind}-*.safetensors"):
+            if stale != latest(len(rounds) - 1):
+                stale.unlink()
     return Run(run.path, run.config, run.environment, rounds)
 
 

@@ -17,6 +17,7 @@ from bridge.parity import certify
 from bridge.trace import mirror
 from bridge.twin import made_by
 from bridge.weights import read
+from pipelines import companion
 from pipelines.config import RunConfig
 from pipelines.pending import Pending
 from pipelines.record import Run
@@ -27,6 +28,7 @@ from pipelines.strategies.situation import situate
 from pipelines.training import fit_and_save
 from trainer.data import Dataset
 from trainer.networks.factory import load
+from trainer.networks.loss_prediction import LossPrediction
 from trainer.oracle import Oracle, missing_classes
 from trainer.pool import Pool
 from trainer.predict import logits
@@ -88,6 +90,7 @@ class Setting:
     bridge: Bridge
     oracle: Oracle
     stages: Callable[[], Stages]
+    companion: LossPrediction | None = None
 
 
 def play(setting: Setting, run: Run, pool: Pool, labels: np.ndarray) -> dict[str, Any]:
@@ -108,10 +111,13 @@ def play(setting: Setting, run: Run, pool: Pool, labels: np.ndarray) -> dict[str
     pending = Pending(run)
     trained = pending.trained()
     if trained is None:
-        trained = fit_and_save(network, labelled_images, labels, config, run, round_number, stages)
+        trained = fit_and_save(
+            network, labelled_images, labels, config, run, round_number, stages, setting.companion
+        )
         pending.keep(trained)
     else:
         export.restore(network, read(run.weights(round_number)))
+        companion.take_up(setting.companion, run, round_number)
         network.eval()
         stages.seconds["fit"] = trained["seconds"]
     with stages("evaluate"):
@@ -153,13 +159,16 @@ def _query(
         mirror=lambda probe: setting.bridge.cross(run, round_number, probe),
         kernel=config.kernel,
         stages=stages,
-        needs=strategy.needs,
+        needs=config.needs,
         folder=folder,
         ask=setting.oracle,
         lookahead=config.lookahead,
         baseline=config.baseline,
         dynamics=config.dynamics,
         bald=config.bald,
+        albl=config.albl.within(config.cycles * config.query),
+        history=run.rounds,
+        companion=setting.companion,
         test=(
             lambda places: dataset.normalise(dataset.test_images[places]),
             dataset.test_labels,

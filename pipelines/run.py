@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from torch import nn
 
 from bridge import export
 from bridge.weights import read
 from pipelines import pending, record, table
+from pipelines.companion import companion_of, take_up
 from pipelines.compilation import keep_compiled
 from pipelines.config import ADDED, RunConfig
 from pipelines.preparation import prepared
@@ -17,7 +17,7 @@ from pipelines.record import Run
 from pipelines.round import Bridge, Setting, play
 from pipelines.seeds import generator
 from pipelines.stages import Stages
-from pipelines.strategies import MIRRORED
+from pipelines.strategies import mirrored
 from pipelines.strategies.situation import PROBE
 from trainer.data import Dataset
 from trainer.memory import keep_freed_blocks
@@ -44,18 +44,19 @@ def run(config: RunConfig, console: Console | None = None) -> Run:
     keep_compiled()
     console = console or Console(quiet=True)
     dataset, network = prepared(config, console)
+    companion = companion_of(config, dataset, network)
     with record.only_writer(config.run_folder):
         asked = config.record() | {"data": describe(dataset)}
         so_far = record.open_run(config.run_folder, asked, ADDED)
-        return _rounds(config, dataset, network, so_far, console)
+        oracle, bridge = DatasetOracle(dataset.train_labels), Bridge(network, config.twin)
+        setting = Setting(
+            config, dataset, network, bridge, oracle, lambda: Stages(console), companion
+        )
+        return _rounds(setting, so_far, console)
 
 
-def _rounds(
-    config: RunConfig, dataset: Dataset, network: nn.Module, run: Run, console: Console
-) -> Run:
-    oracle = DatasetOracle(dataset.train_labels)
-    bridge = Bridge(network, config.twin)
-    setting = Setting(config, dataset, network, bridge, oracle, lambda: Stages(console))
+def _rounds(setting: Setting, run: Run, console: Console) -> Run:
+    config, dataset, oracle = setting.config, setting.dataset, setting.oracle
     start = generator(config.seed, "initial")
     pool = Pool.initial(len(dataset.train_images), config.initial, start)
     labels = oracle(pool.labelled)
@@ -63,10 +64,11 @@ def _rounds(
         pool, labels = _acquire(pool, labels, line)
     table.heading(console, config, run)
     if run.rounds and not run.complete:
-        export.restore(network, read(run.weights(len(run.rounds) - 1)))
-    if config.strategy in MIRRORED and config.cycles and not run.complete:
+        export.restore(setting.network, read(run.weights(len(run.rounds) - 1)))
+        take_up(setting.companion, run, len(run.rounds) - 1)
+    if mirrored(config.needs) and config.cycles and not run.complete:
         with console.status("mirroring the network"):
-            bridge.prepare(dataset.normalise(dataset.train_images[:PROBE]))
+            setting.bridge.prepare(dataset.normalise(dataset.train_images[:PROBE]))
     while not run.complete:
         line = play(setting, run, pool, labels)
         if not run.rounds:

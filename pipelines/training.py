@@ -6,11 +6,13 @@ import numpy as np
 from torch import nn
 
 from bridge import export
+from pipelines import companion as companions
 from pipelines.config import RunConfig
 from pipelines.record import Run
 from pipelines.seeds import generator
 from pipelines.stages import Stages
 from trainer.fit import fit
+from trainer.networks.loss_prediction import LossPrediction
 
 
 def fit_and_save(
@@ -21,6 +23,7 @@ def fit_and_save(
     run: Run,
     number: int,
     stages: Stages,
+    companion: LossPrediction | None = None,
 ) -> dict[str, Any]:
     """Train from the network's present weights and save.
 
@@ -32,6 +35,7 @@ def fit_and_save(
         run: where the weights go.
         number: of the training in this run, from 0.
         stages: where time and progress are noted.
+        companion: a module trained along, and saved beside the network; None for none.
 
     Returns:
         `train_accuracy`, `fit` and `seconds`, JSON-able.
@@ -41,7 +45,8 @@ def fit_and_save(
     """
     with stages("fit") as advance:
         rng = generator(config.seed, "fit", number)
-        fitted = fit(network, images, labels, config.train, rng, advance)
+        fitted = fit(network, images, labels, config.train, rng, advance, companion)
+        companions.keep(companion, run, number)  # first: weights of the network end a training
         export.save(network, run.weights(number), {"round": str(number)})
     return {
         "train_accuracy": fitted.train_accuracy,

@@ -11,7 +11,9 @@ from kernel.lookahead import Options
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
 from pipelines.sequential.views import NAMES, options_of
+from pipelines.strategies.albl_config import ALBLConfig
 from pipelines.strategies.baseline_config import BaselineConfig
+from pipelines.strategies.ll4al_config import LL4ALConfig
 from trainer.data import DATASETS
 from trainer.tables import lookup
 
@@ -57,6 +59,8 @@ class SequentialConfig(RunConfig):
     cycles: tyro.conf.Suppress[int] = 0
     dry_run: tyro.conf.Suppress[bool] = False
     baseline: tyro.conf.Suppress[BaselineConfig] = dataclasses.field(default_factory=BaselineConfig)
+    ll4al: tyro.conf.Suppress[LL4ALConfig] = dataclasses.field(default_factory=LL4ALConfig)
+    albl: tyro.conf.Suppress[ALBLConfig] = dataclasses.field(default_factory=ALBLConfig)
 
     def __post_init__(self):
         """Refuse what can be seen to be wrong before anything is read or computed.

@@ -1,15 +1,17 @@
 """The strategies by name; a new one is a function and a row here, with what it needs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from types import MappingProxyType
 
 from kernel.lookahead import CRITERIA
 from pipelines.strategies import (
+    albl,
     badge,
     bald,
     coreset,
     dynamical,
     infinite,
+    ll4al,
     lookahead,
     naive,
     one_step,
@@ -18,7 +20,8 @@ from pipelines.strategies import (
 )
 from pipelines.strategies.method import Method, method
 
-STRATEGIES: Mapping[str, Method] = MappingProxyType(
+# Those that choose by themselves, and so can be arms of albl.
+_ROWS: Mapping[str, Method] = MappingProxyType(
     {
         "random": method(uncertainty.random, "draws"),
         "entropy": method(uncertainty.entropy, "logits"),
@@ -31,19 +34,36 @@ STRATEGIES: Mapping[str, Method] = MappingProxyType(
             criterion: method(lookahead.looking(criterion), "logits", "images", "kernel")
             for criterion in CRITERIA
         },
+        # its clusters are drawn
+        "ntkcpl": method(lookahead.looking("ntkcpl"), "logits", "images", "kernel", "draws"),
         "naive": method(naive.naive, "logits", "images", "training"),
         "ntk_no_blocks": method(without_blocks.ntk_no_blocks, "logits", "images", "kernel"),
         "one_step": method(one_step.one_step, "logits", "images", "training"),
         "infinite_ntk": method(infinite.infinite_ntk, "logits", "images", "infinite"),
         "gp": method(infinite.gp, "logits", "images", "infinite"),
+        "ll4al": method(ll4al.ll4al, "logits", "images", "hooks"),
         "dynamical": method(dynamical.dynamical, "logits", "images", "gradients"),
     }
+)
+STRATEGIES: Mapping[str, Method] = MappingProxyType(
+    {**_ROWS, "albl": method(albl.over(_ROWS), "logits", "history")}
 )
 
 
 def needing(*needs: str) -> frozenset[str]:
     """Names of the strategies that need any of these."""
     return frozenset(name for name, row in STRATEGIES.items() if row.needs & {*needs})
+
+
+def needs_of(strategy: str, arms: Sequence[str]) -> frozenset[str]:
+    """What a strategy needs, and for albl what its arms do."""
+    names = (strategy, *arms) if strategy == "albl" else (strategy,)
+    return frozenset().union(*(STRATEGIES[name].needs for name in names))
+
+
+def mirrored(needs: Set[str]) -> bool:
+    """Whether a mirror of the network is among what is needed."""
+    return bool(needs & {"kernel", "gradients"})
 
 
 # Those that compute a kernel of the network.

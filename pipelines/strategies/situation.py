@@ -4,7 +4,7 @@ Indices are those of the whole data set everywhere; a strategy never sees places
 """
 
 import functools
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -15,6 +15,7 @@ from torch import nn
 from bridge.mirror import Mirror
 from pipelines.errors import PipelineError
 from pipelines.stages import Stages
+from pipelines.strategies.albl_config import ALBLConfig
 from pipelines.strategies.bald_config import BaldConfig
 from pipelines.strategies.baseline_config import BaselineConfig
 from pipelines.strategies.dynamics_config import DynamicsConfig
@@ -22,6 +23,7 @@ from pipelines.strategies.held import PROBE, Held, Pair, T, predicted, probe_of
 from pipelines.strategies.kernel_config import KernelConfig
 from pipelines.strategies.lookahead_config import LookAheadConfig
 from pipelines.strategies.probabilities import probabilities
+from trainer.networks.loss_prediction import LossPrediction
 from trainer.pool import Pool
 from trainer.predict import logits
 from trainer.train_config import TrainConfig
@@ -71,6 +73,10 @@ class Situation:
         baseline: how the look-ahead baselines are computed.
         dynamics: how dynamicAL scores candidates, and how it makes a batch.
         bald: how BALD samples what the network might answer.
+        albl: which strategies ALBL chooses between, and how it learns.
+        history: the earlier rounds, first to last: `indices`, `diagnostics` and what else the
+            record of a run has of them.
+        companion: the loss prediction module that was trained along; None where none was.
         test: test images by their places, as the network takes them, and all their labels, on
             which a model that is not the network can be tried; None where there are none.
         shared: the seed of what strategies that are asked together all read, such as a kernel's
@@ -96,6 +102,9 @@ class Situation:
     baseline: BaselineConfig = BaselineConfig()
     dynamics: DynamicsConfig = DynamicsConfig()
     bald: BaldConfig = BaldConfig()
+    albl: ALBLConfig = ALBLConfig()
+    history: tuple[Mapping[str, Any], ...] = ()
+    companion: LossPrediction | None = None
     test: tuple[Callable[[np.ndarray], np.ndarray], np.ndarray] | None = None
     shared: int | None = None
     held: Held = field(default_factory=Held, repr=False, compare=False)
@@ -157,6 +166,9 @@ def situate(
     baseline: BaselineConfig | None = None,
     dynamics: DynamicsConfig | None = None,
     bald: BaldConfig | None = None,
+    albl: ALBLConfig | None = None,
+    history: Sequence[Mapping[str, Any]] = (),
+    companion: LossPrediction | None = None,
     test: tuple[Callable[[np.ndarray], np.ndarray], np.ndarray] | None = None,
     shared: int | None = None,
 ) -> Situation:
@@ -181,6 +193,9 @@ def situate(
         baseline: how the look-ahead baselines are computed; the defaults if None.
         dynamics: how dynamicAL scores candidates; the defaults if None.
         bald: how BALD samples; the defaults if None.
+        albl: what ALBL chooses between; the defaults if None.
+        history: the earlier rounds, for strategies that learn from them.
+        companion: what was trained along with the network, if anything was.
         test: test images by their places, and their labels, if there are any.
         shared: the seed of what several strategies read; None if one is asked alone.
 
@@ -216,6 +231,9 @@ def situate(
         baseline=baseline or BaselineConfig(),
         dynamics=dynamics or DynamicsConfig(),
         bald=bald or BaldConfig(),
+        albl=albl or ALBLConfig(),
+        history=tuple(history),
+        companion=companion,
         test=test,
         shared=shared,
     )

@@ -2,7 +2,7 @@
 
 From a kernel and one vector over the classes for each image to the matrix M_ij = v_iᵀΘ_ij v_j, over
 which both are sums: with residuals f − y, G_MSE; with labels y, the alignment A. Or, without
-a kernel, from the network itself for one set ([D]; docs/mathematics.md, 5).
+a kernel, from the network itself for one set ([D]; docs/mathematics.md, 6).
 """
 
 import numpy as np

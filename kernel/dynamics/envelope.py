@@ -2,7 +2,7 @@
 
 From a kernel and the residual of its images to Tr[RᵀR] as training goes on in the linearised
 network, by the eigenvalues of the kernel: under gradient flow, and under gradient descent with a
-rate ([D] Eqs. 16 and 17; what is taken from it and what is derived, docs/mathematics.md, 5).
+rate ([D] Eqs. 16 and 17; what is taken from it and what is derived, docs/mathematics.md, 6).
 """
 
 from typing import NamedTuple

@@ -15,7 +15,7 @@ from trainer.tables import lookup
 # Of [D]: mmd is its Figure 1, tau 2, ratio 4, gamma 5; envelope is its Eqs. 16 and 17.
 FIGURES = ("mmd", "tau", "envelope", "ratio", "gamma")
 OF_KERNEL = frozenset({"mmd", "tau", "envelope"})
-_MACHINE = ("data_dir", "run", "download", "device", "memory_gib", "dry_run", "figures")
+_MACHINE = ("data_dir", "run", "download", "device", "memory_gib", "dry_run")
 _FEWEST = 8  # of which quartiles and rank correlations say something
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter
 
 from pipelines.dynamics.of_kernel import DYNAMICAL, RANDOM
 from pipelines.dynamics.run import G_MSE, INITIAL, STATES, TRAINED, Found
@@ -90,9 +91,9 @@ def _tau(found: Found, rows: Rows) -> Figure:
         above.plot(row["alignment"], row["measured"], "o", color=_COLOURS[0], markersize=2.8)
         title = f"{_TITLES[state]}, b = {first}"
         finish(above, title, "alignment A", "" if place else "G_MSE")
-        for axis in (above.xaxis, above.yaxis):
-            axis.get_offset_text().set_fontsize(SMALL)
         above.locator_params(nbins=5)
+        for axis in (above.xaxis, above.yaxis):
+            axis.set_major_formatter(EngFormatter(sep=""))
         for number, measure in enumerate(measures):
             own = [
                 row
@@ -154,7 +155,7 @@ def _ratio(found: Found, rows: Rows) -> Figure:
                 axes.fill_between(x, *ends, color=colour, alpha=0.15, linewidth=0)
             axes.plot(x, column(own, "median"), **_look(number))
         axes.axhline(1, color=INK, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
-        axes.set_xscale("symlog", linthresh=1, linscale=0.5)
+        axes.set_xscale("symlog", linthresh=1, linscale=0.3)
         axes.set_xticks(epochs, [str(epoch) for epoch in epochs])
         axes.minorticks_off()
         axes.set_xlim(min(epochs) - 0.1, max(epochs) * 1.15 + 0.1)
@@ -163,7 +164,7 @@ def _ratio(found: Found, rows: Rows) -> Figure:
     # single ratios may be far out: the axis is that of the medians, as far as it goes
     shown = np.clip(np.append(column(rows, "median"), [0.0, 1.2]), -2, 4)
     for axes in both:
-        axes.set_ylim(np.nanmin(shown) - 0.05, np.nanmax(shown) + 0.05)
+        axes.set_ylim(np.nanmin(shown) - 0.1, np.nanmax(shown) + 0.1)
     handles = [Line2D([], [], label=f"b = {size}", **_look(i)) for i, size in enumerate(sizes)]
     return _legend(figure, handles)
 

@@ -77,16 +77,23 @@ def _tau(rows: Rows) -> str:
         if row["tau"] is None:
             parts.append(f"{_IN_WORDS[state]} one of them is constant")
             continue
-        low = row["tau_low"]
-        judged = "they agree" if low > AGREE else "they agree in part" if low > 0 else "not shown"
+        low, high = row["tau_low"], row["tau_high"]
         parts.append(
-            f"{_IN_WORDS[state]} τ = {row['tau']:.2f} (95% interval {low:.2f} to "
-            f"{row['tau_high']:.2f}: {judged})"
+            f"{_IN_WORDS[state]} τ = {row['tau']:.2f} (95% interval {low:.2f} to {high:.2f}: "
+            f"{_agreement(low, high)})"
         )
     return (
         f"Whether G_MSE and alignment rank {rows[0]['draws']} random queries of {size} alike: "
         f"{', '.join(parts)}."
     )
+
+
+def _agreement(low: float, high: float) -> str:
+    if low > AGREE:
+        return "they agree"
+    if low > 0:
+        return "they agree weakly"
+    return "they disagree" if high < 0 else "not shown"
 
 
 def _envelope(rows: Rows) -> str:

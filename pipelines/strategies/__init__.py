@@ -46,7 +46,7 @@ _ROWS: Mapping[str, Method] = MappingProxyType(
     }
 )
 STRATEGIES: Mapping[str, Method] = MappingProxyType(
-    {**_ROWS, "albl": method(albl.over(_ROWS), "logits", "history")}
+    {**_ROWS, "albl": method(albl.over(_ROWS), "logits", "draws", "history")}
 )
 
 

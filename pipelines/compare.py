@@ -14,7 +14,8 @@ from torch import nn
 from pipelines.errors import PipelineError
 from pipelines.query import situation_of
 from pipelines.seeds import generator
-from pipelines.strategies import STRATEGIES
+from pipelines.strategies import STRATEGIES, needs_of
+from pipelines.strategies.albl_config import ALBLConfig
 from pipelines.strategies.situation import Query
 from trainer.tables import lookup
 
@@ -52,12 +53,13 @@ def compare(
             f"strategies are {list(strategies)}; name at least one, and each of them once."
         )
     rows = {name: lookup(STRATEGIES, name, "strategy") for name in strategies}
+    arms = (options.get("albl") or ALBLConfig()).arms
     situation = situation_of(
         model,
         images,
         labelled,
         batch_size,
-        needs=frozenset().union(*(row.needs for row in rows.values())),
+        needs=frozenset().union(*(needs_of(name, arms) for name in strategies)),
         seed=seed,
         shared=int(generator(seed, "shared").integers(2**63)),
         **options,

@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from pipelines.errors import PipelineError
 from pipelines.strategies.situation import Query, Situation, Strategy
 
 # What a strategy may need, and who computes it.
@@ -53,7 +54,17 @@ class Method:
             raise ValueError(f"needs {sorted(unknown)} are not among {', '.join(NEEDS)}")
 
     def __call__(self, situation: Situation, batch_size: int, rng: np.random.Generator) -> Query:
-        """Choose a batch."""
+        """Choose a batch.
+
+        Raises:
+            PipelineError: none are asked for, or more than there are candidates.
+        """
+        candidates = len(situation.candidates)
+        if not 1 <= batch_size <= candidates:
+            raise PipelineError(
+                f"a query of {batch_size} images was asked for and there are {candidates} "
+                "candidates: ask for 1 to that many."
+            )
         return self.choose(situation, batch_size, rng)
 
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipelines.errors import PipelineError
 from pipelines.strategies.situation import Query, Situation
 
 # Below this share of the squared norms a squared distance is rounding, and the points are the same.
@@ -41,18 +40,10 @@ def spread(
         nearest: float64 (points,), squared distances to the nearest of the centres before.
         to: the place of a point → float64 (points,), squared distances to it.
         draw: distances of the points that are not picked yet → the next, by its place among them.
-        batch_size: how many.
+        batch_size: how many, at most as many as there are points.
         first: the place of a pick that is made already, and is the only centre before.
-
-    Raises:
-        PipelineError: more are asked for than there are points.
     """
-    points = len(nearest)
-    if not 1 <= batch_size <= points:
-        raise PipelineError(
-            f"a query of {batch_size} images was asked for and there are {points} candidates."
-        )
-    distances, left = nearest.copy(), np.ones(points, bool)
+    distances, left = nearest.copy(), np.ones(len(nearest), bool)
     places = [] if first is None else [first]
     left[places] = False
     while len(places) < batch_size:

@@ -11,11 +11,13 @@ import jax
 import numpy as np
 import pytest
 import torch
+import tyro
 from rich.console import Console
 from scipy.special import softmax
 from torch import nn
 
 from bridge.trace import mirror
+from kernel.dynamics.cost import peak_bytes
 from kernel.dynamics.criterion import Measured, cotangents, joined, measure
 from kernel.dynamics.dissimilar import dissimilar
 from kernel.dynamics.gradients import squared_length, total
@@ -24,7 +26,7 @@ from pipelines import digits, dry_run, run
 from pipelines.config import ADDED, RunConfig
 from pipelines.errors import PipelineError
 from pipelines.query import query
-from pipelines.strategies import STRATEGIES
+from pipelines.strategies import STRATEGIES, dynamical
 from pipelines.strategies.dynamics_config import DynamicsConfig
 from tests.kernel_cases import mlp
 from trainer.errors import UnknownNameError
@@ -306,9 +308,16 @@ def test_a_dissimilar_batch(subject):
 
 
 def test_blocks_and_chunks_do_not_matter(subject, monkeypatch):
-    whole = ask(subject, batch="dissimilar")
-    monkeypatch.setattr("pipelines.strategies.dynamical.BLOCK", 7)
+    whole, seen = ask(subject, batch="dissimilar"), []
+
+    def watched(model, images, *rest, **options):
+        seen.append(len(images))
+        return measure(model, images, *rest, **options)
+
+    monkeypatch.setattr(dynamical, "measure", watched)
+    monkeypatch.setattr(dynamical, "BLOCK", 7)
     cut = ask(subject, batch="dissimilar", chunk=3)
+    assert seen == [7, 7, 7, 5]  # images in memory at a time
     np.testing.assert_array_equal(cut.indices, whole.indices)
     np.testing.assert_allclose(cut.candidate_scores, whole.candidate_scores, rtol=1e-9)
 
@@ -413,6 +422,28 @@ def test_a_dry_run(batch, tmp_path, monkeypatch):
 def test_settings_that_are_refused(values: Any, error, message):
     with pytest.raises(error, match=message):
         DynamicsConfig(**values)
+
+
+@pytest.mark.parametrize(("given", "weight"), [("inf", math.inf), ("0", 0.0), ("2.5", 2.5)])
+def test_gamma_on_the_command_line(given, weight):
+    config = tyro.cli(
+        RunConfig, default=digits.DEFAULTS, args=["--dynamics.gamma", given, "--seed", "3"]
+    )
+    assert config.dynamics.weight == weight
+    json.dumps(config.record(), allow_nan=False)
+
+
+def test_memory_does_not_grow_with_candidates_times_parameters(problem):
+    """A pool of 50,000: nothing but what is kept of each candidate comes on top."""
+    image = jax.ShapeDtypeStruct((FEATURES,), "float64")
+
+    def needed(candidates, sketch=None):
+        return peak_bytes(problem[0], image, L, candidates, 1024, sketch, 16)
+
+    kept = 16 * (C + 2) * (50_000 - 1024)
+    assert needed(50_000) - needed(1024) == kept
+    assert needed(50_000, 10) - needed(1024, 10) == kept + 2 * 8 * 10 * (50_000 - 1024)
+    assert needed(1024) > needed(16)
 
 
 def test_it_is_a_row_of_the_table():

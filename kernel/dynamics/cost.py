@@ -25,6 +25,9 @@ from kernel.model import Model
 
 # Chunks of images that are timed on each core, beside the first, which is worked on alone.
 _TIMED = 2
+# What a vjp of a whole chunk keeps of an image, in what the taps of one image take: all layers'
+# outputs at once, laid out anew for each convolution (found by measuring, a bound).
+_WHOLE_CHUNK = 2
 
 
 class Cost(NamedTuple):
@@ -35,7 +38,7 @@ class Cost(NamedTuple):
         compile_seconds: before the first gradient, once a run.
         labelled_seconds: for the gradient of the labelled set.
         candidate_seconds: for everything about the candidates, folding included.
-        peak_gib: what it takes in memory beyond what is there before.
+        peak_gib: what it takes in memory beyond what is there before, compiling apart.
     """
 
     chunk: int
@@ -103,7 +106,7 @@ def peak_bytes(
     sketch: int | None = None,
     chunk: int | None = None,
 ) -> int:
-    """What a query takes in memory beyond what is there before.
+    """What a query takes in memory beyond what is there before, compiling apart.
 
     Args:
         model: the network, in the dtype of the computation.
@@ -122,7 +125,7 @@ def peak_bytes(
     apart = singly(model.function, parts)
     formed = sum(part.columns for part in parts if not part.by_rule)
     largest = max(_alone(part) for part in parts)
-    numbers = cut.share * cut.threads * problem.activations.of(1)
+    numbers = _WHOLE_CHUNK * cut.share * cut.threads * problem.activations.of(1)
     # while a set is summed: what threads have in hand, and twice as wide the sum so far
     numbers += columns * (2 * cut.threads + 4)
     numbers += cut.threads * (largest + formed * (1 if apart else cut.share))
@@ -135,7 +138,7 @@ def peak_bytes(
 def _alone(part: Part) -> int:
     """Numbers that one layer takes for one image, while its gradient's length is computed."""
     if part.form == "rows":
-        return part.columns
+        return part.columns + (part.unit.kept("patches", 1) if part.by_rule else 0)
     places = part.unit.pixels if part.form == "pixels" else part.unit.positions
     return 2 * places**2 + part.unit.kept(part.form, 1)
 

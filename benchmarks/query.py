@@ -19,7 +19,6 @@ import tyro
 from torch import nn
 
 from benchmarks.measuring import Compiling, Times, load, machine, markdown, turns, write
-from benchmarks.query_others import badge, coreset, features
 from bridge import trace
 from bridge.export import weights_of
 from bridge.parity import certify
@@ -27,7 +26,6 @@ from pipelines.seeds import generator
 from pipelines.stages import Stages
 from pipelines.strategies import STRATEGIES
 from pipelines.strategies.kernel_config import KernelConfig
-from pipelines.strategies.probabilities import probabilities
 from pipelines.strategies.situation import situate
 from trainer import data
 from trainer.fit import fit
@@ -124,6 +122,7 @@ class Queries:
                 mirror=self._mirrored,
                 kernel=kernel or KernelConfig(),
                 stages=stages,
+                needs=STRATEGIES[name].needs,
             )
             rng = generator(self.settings.seed, name)
             chosen = STRATEGIES[name](situation, self.settings.batch, rng).indices
@@ -132,19 +131,6 @@ class Queries:
 
         return work
 
-    def badge(self) -> np.ndarray:
-        """A query by BADGE."""
-        penultimate, answers = features(self.network, self.images(self.candidates))
-        rng = generator(self.settings.seed, "badge")
-        places = badge(penultimate, probabilities(answers, "l2"), self.settings.batch, rng)
-        return self.candidates[places]
-
-    def coreset(self) -> np.ndarray:
-        """A query by coreset."""
-        known, _ = features(self.network, self.images(self.pool.labelled))
-        open_, _ = features(self.network, self.images(self.candidates))
-        return self.candidates[coreset(known, open_, self.settings.batch)]
-
 
 def works(queries: Queries) -> dict[str, Callable[[], np.ndarray]]:
     """Every query by what the table calls it."""
@@ -152,8 +138,8 @@ def works(queries: Queries) -> dict[str, Callable[[], np.ndarray]]:
     exact = KernelConfig(kind="single", memory_gib=settings.memory_gib)
     named = {
         "entropy": queries.strategy("entropy", "entropy"),
-        "BADGE": queries.badge,
-        "coreset": queries.coreset,
+        "BADGE": queries.strategy("BADGE", "badge"),
+        "coreset": queries.strategy("coreset", "coreset"),
         EXACT: queries.strategy(EXACT, "mlmoc", exact),
     }
     for size in settings.sketches:

@@ -11,12 +11,10 @@ import pytest
 import torch
 
 from benchmarks import kernel, kernel_tables, pool, query, sequential
-from benchmarks.kernel_memory import CLASSES, Taken, case
+from benchmarks.kernel_memory import Taken
 from benchmarks.measuring import Compiling, Ratio, Times, apart, read, watched, write
 from benchmarks.pool_tables import STAGES, Run, Stage, exponent, summary
-from benchmarks.query_others import badge, coreset, features
 from pipelines.errors import PipelineError
-from trainer.predict import logits
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
@@ -176,43 +174,6 @@ def test_exponents_leave_out_pools_below_the_sample():
     assert found["score"][2] == "10 (100)"
     assert found["peak of the process, GiB"][:3] == ["2.00"] * 3
     assert found["predicted and there before, GiB"][0] == "1.25"
-
-
-def test_badge_draws_by_the_distances_of_the_embeddings_themselves(rng):
-    hidden, batch = rng.normal(size=(12, 5)), 6
-    probabilities = rng.dirichlet(np.ones(4), 12)
-    error = probabilities - np.eye(4)[probabilities.argmax(1)]
-    embeddings = np.einsum("ic,ih->ich", error, hidden).reshape(12, -1)
-    same = np.random.default_rng(7)
-    expected = [int((embeddings**2).sum(1).argmax())]
-    for _ in range(batch - 1):
-        gaps = embeddings[:, None] - embeddings[expected][None]
-        nearest = (gaps**2).sum(2).min(1)
-        expected.append(int(same.choice(12, p=nearest / nearest.sum())))
-    found = badge(hidden, probabilities, batch, np.random.default_rng(7))
-    assert found.tolist() == expected
-
-
-def test_badge_of_candidates_all_alike_takes_each_once():
-    alike = badge(np.ones((5, 2)), np.full((5, 2), 0.5), 5, np.random.default_rng(0))
-    assert sorted(alike.tolist()) == list(range(5))
-
-
-def test_coreset_by_hand():
-    labelled, candidates = np.zeros((1, 1)), np.array([[1.0], [10.0], [6.0], [10.5]])
-    # 10.5 is farthest from 0; then 6, of which 10.5 is 4.5 away; then 1; then 10
-    assert coreset(labelled, candidates, 4).tolist() == [3, 2, 0, 1]
-
-
-def test_features_are_what_the_last_layer_is_given():
-    network, _, images = case("cnn", 5, 0, 8)
-    found, answers = features(network, images)
-    head = [m for m in network.modules() if isinstance(m, torch.nn.Linear)][-1]
-    np.testing.assert_allclose(
-        head(torch.from_numpy(found)).detach().numpy(), answers, rtol=1e-5, atol=1e-6
-    )
-    np.testing.assert_array_equal(answers, logits(network, images))
-    assert answers.shape == (5, CLASSES)
 
 
 @linux

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -17,7 +18,7 @@ from matplotlib.ticker import EngFormatter
 from pipelines.dynamics.of_kernel import DYNAMICAL, RANDOM
 from pipelines.dynamics.run import G_MSE, INITIAL, STATES, TRAINED, Found
 from pipelines.dynamics.tables import Rows, column, distinct, tables, where
-from pipelines.report.drawing import INK, QUIET, SMALL, canvas, finish
+from pipelines.report.drawing import INK, QUIET, SMALL, canvas, finish, frame, label_ticks
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#882255", "#777777", "#e69f00", "#56b4e9")
 _MARKERS = ("o", "s", "^", "D", "v", "X", "P")
@@ -186,6 +187,9 @@ def _gamma(found: Found, rows: Rows) -> Figure:
         axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
         handles += axes.plot(x, mean, **_look(number))
         handles[-1].set_label(RANDOM if name == RANDOM else f"γ = {name}")
+    whole = pd.DataFrame(rows)
+    axes.set_ylim(*frame(whole, 100))  # an interval of two seeds may be wider than the figure
+    label_ticks(axes, whole, 8)
     finish(axes, "accuracy by γ", "labelled images", "test accuracy, %")
     return _legend(figure, handles)
 

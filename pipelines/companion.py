@@ -33,6 +33,7 @@ def companion_of(config: RunConfig, dataset: Dataset, network: nn.Module) -> Los
         margin=settings.margin,
         weight=settings.weight,
         detach=settings.detach,
+        learning_rate=settings.learning_rate,
     )
 
 

@@ -1,18 +1,22 @@
 """ALBL: Exp4.P by its golden values and its meaning, draws, rewards from earlier rounds, runs."""
 
 import dataclasses
+import io
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
-from pipelines import run, table
+from pipelines import dry_run, run, table
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
 from pipelines.query import query
 from pipelines.strategies import STRATEGIES, lookahead
 from pipelines.strategies.albl_config import ALBLConfig
+from pipelines.strategies.baseline_config import BaselineConfig
 from pipelines.strategies.exp4p import (
     arm_probabilities,
     least_probability,
@@ -65,7 +69,7 @@ def test_draws_of_one_round_are_rewarded_together(rng):
     drawn = advised @ p
     weights = np.exp(logs)
     floor = math.sqrt(math.log(arms) / (arms * 50))
-    for row, q in zip(advised, drawn, strict=True):  # as PEERS write it, one after another
+    for row, q in zip(advised, drawn, strict=True):  # one after another
         for arm in range(arms):
             bonus = math.sqrt(math.log(arms / 0.2) / (arms * 50)) / p[arm]
             weights[arm] *= math.exp(floor / 2 * (0.3 * row[arm] / q + bonus))
@@ -313,6 +317,28 @@ def test_arms_share_what_they_need(rng, monkeypatch):
     found = query(model, images, {0: 0, 1: 1, 2: 2}, 6, "albl", albl=arms)
     assert len(made) == 1
     assert len(set(found.indices.tolist())) == 6
+
+
+def test_a_dry_run_tells_of_the_arms(tmp_path, monkeypatch):
+    monkeypatch.setattr(dry_run, "keep_compiled", lambda: None)
+    settings = RunConfig(
+        "digits",
+        strategy="albl",
+        albl=ALBLConfig(arms=("naive", "one_step")),
+        initial=20,
+        query=5,
+        subset=30,
+        cycles=1,
+        network="tests.own_network:make",
+        baseline=BaselineConfig(epochs=1, candidates=4),
+        run=tmp_path / "run",
+    )
+    told = io.StringIO()
+    dry_run.dry_run(settings, Console(file=told, width=200))
+    assert "1 cycles of albl on digits" in told.getvalue()
+    assert "Each query asks naive, one_step." in told.getvalue()
+    assert re.search("naive, retrainings .* 4 of 1 epochs", told.getvalue())
+    assert re.search("one_step, steps .* 4, ", told.getvalue())
 
 
 def test_a_loop_of_ones_own(rng):

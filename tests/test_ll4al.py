@@ -76,6 +76,7 @@ def test_a_module_of_another_network_is_refused(trained):
         ({"margin": -1.0}, "ll4al.margin must be 0 or more"),
         ({"weight": float("inf")}, "ll4al.weight must be 0 or more"),
         ({"detach": 1.5}, "ll4al.detach must be from 0 to 1"),
+        ({"learning_rate": 0.0}, "ll4al.learning_rate must be above 0"),
         ({"taps": ("a", "a")}, "ll4al.taps names something twice: a, a"),
     ],
 )

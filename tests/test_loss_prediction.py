@@ -8,7 +8,7 @@ from torch import nn
 from tests import own_network
 from trainer.errors import FitError, NetworkError
 from trainer.fit import TrainConfig, fit
-from trainer.networks import build
+from trainer.networks import NETWORKS, build
 from trainer.networks.loss_prediction import LossPrediction, ranking_loss
 from trainer.networks.taps import find_taps
 from trainer.objective import losses, mean_loss
@@ -243,6 +243,46 @@ def test_with_weight_0_the_network_is_trained_as_if_alone(make, config, problem)
         ends.append((state(network), result))
     assert same(ends[0][0], ends[1][0])
     assert ends[0][1] == ends[1][1]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_is_trained_along_with(name, problem):
+    images, labels = problem
+    network = network_of(name)
+    module = LossPrediction.of(network, images[:2], generator())
+    before = module.predict(network, images[:6]), state(module)
+    config = TrainConfig(epochs=1, min_steps=0, extensions=0, learning_rate=0.01)
+    fit(network, images[:6], labels[:6], config, generator(), companion=module)
+    after = module.predict(network, images[:6])
+    assert np.isfinite(after).all()
+    assert not np.array_equal(before[0], after)
+    assert not same(before[1], state(module))
+
+
+def test_the_module_has_a_rate_of_its_own_that_is_never_above_the_networks(problem):
+    """The first step of a module's weights is in proportion to it; the network's is not."""
+    images, labels = problem
+    steps = []
+    for rate in (1e-4, 2e-4, 1.0):  # the last is above the network's
+        network = network_of("cnn")
+        module = LossPrediction.of(network, images[:2], generator(), learning_rate=rate)
+        before = state(module), state(network)
+        config = TrainConfig(
+            optimiser="adam", learning_rate=1e-3, epochs=1, min_steps=0, extensions=0
+        )
+        fit(network, images, labels, config, generator(), companion=module)
+        steps.append(
+            [
+                float((after[key] - start[key]).abs().max())
+                for start, after, key in (
+                    (before[0], state(module), "head.weight"),
+                    (before[1], state(network), "head.weight"),
+                )
+            ]
+        )
+    of_module, of_network = zip(*steps, strict=True)
+    np.testing.assert_allclose(of_module, [1e-4, 2e-4, 1e-3], rtol=1e-2)
+    np.testing.assert_allclose(of_network, [1e-3] * 3, rtol=1e-2)
 
 
 @pytest.mark.parametrize("detach", [0.0, 0.6, 1.0])

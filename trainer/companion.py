@@ -15,10 +15,14 @@ from torch import nn
 
 @runtime_checkable
 class Companion(Protocol):
-    """What is trained along; any `nn.Module` with `watch` and `added` is one."""
+    """What is trained along; any `nn.Module` with `rate`, `watch` and `added` is one."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """What is trained, in a group of its own."""
+        ...
+
+    def rate(self, network_rate: float) -> float:
+        """The highest learning rate of its group, where that of the network's is given."""
         ...
 
     def watch(self, network: nn.Module) -> AbstractContextManager[Sequence[torch.Tensor]]:

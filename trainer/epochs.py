@@ -99,11 +99,9 @@ def _optimiser(
     companion: Companion | None,
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler | None]:
     """The network's parameters in one group, a companion's in another, and their schedule."""
-    modules = [network] if companion is None else [network, companion]
-    groups = [
-        {"params": [parameter for parameter in module.parameters() if parameter.requires_grad]}
-        for module in modules
-    ]
+    groups = [{"params": _trained(network), "lr": rate}]
+    if companion is not None:
+        groups.append({"params": _trained(companion), "lr": companion.rate(rate)})
     if config.optimiser == "adam":
         return torch.optim.Adam(groups, rate, weight_decay=config.weight_decay), None
     optimiser = torch.optim.SGD(
@@ -113,10 +111,15 @@ def _optimiser(
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
     )
+    highest = [float(group["lr"]) for group in optimiser.param_groups]
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, rate, total_steps=steps + 1, cycle_momentum=False
+        optimiser, highest, total_steps=steps + 1, cycle_momentum=False
     )
     return optimiser, scheduler
+
+
+def _trained(module: nn.Module | Companion) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 def _augmented(batch: torch.Tensor, config: TrainConfig, rng: np.random.Generator) -> torch.Tensor:

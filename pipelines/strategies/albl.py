@@ -148,7 +148,9 @@ def _advice(
 ) -> list[np.ndarray | None]:
     """Places among the candidates of each arm's batch, best first; None advises all alike."""
     needs = [need for arm in situation.albl.arms for need in rows[arm].needs & _SHARED]
-    seed = int(shared_rng.integers(2**63)) if len(set(needs)) < len(needs) else situation.shared
+    seed = situation.shared
+    if seed is None and len(set(needs)) < len(needs):
+        seed = int(shared_rng.integers(2**63))
     alone = dataclasses.replace(situation, ask=None, shared=seed)
     order = np.argsort(situation.candidates)
     batches: list[np.ndarray | None] = []

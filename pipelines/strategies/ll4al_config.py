@@ -18,6 +18,8 @@ class LL4ALConfig:
         weight: of the ranking loss beside the network's own; with 0 the network is trained as if
             alone, and the module learns nothing.
         detach: part of the schedule's epochs after which the network no longer feels it.
+        learning_rate: the highest of the module's own, never above the network's. Where it is too
+            high all predictions become the same, and rank_correlation null in the record.
     """
 
     taps: tuple[str, ...] = ()
@@ -25,6 +27,7 @@ class LL4ALConfig:
     margin: float = 1.0
     weight: float = 1.0
     detach: float = 0.6
+    learning_rate: float = 0.01
 
     def __post_init__(self):
         """Refuse what no module can be trained with.
@@ -39,5 +42,7 @@ class LL4ALConfig:
         for name in ("margin", "weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise PipelineError(f"ll4al.{name} must be 0 or more, not {getattr(self, name)}.")
+        if not 0 < self.learning_rate < float("inf"):
+            raise PipelineError(f"ll4al.learning_rate must be above 0, not {self.learning_rate}.")
         if not 0 <= self.detach <= 1:
             raise PipelineError(f"ll4al.detach must be from 0 to 1, not {self.detach}.")

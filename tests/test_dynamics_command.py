@@ -164,14 +164,20 @@ def torch_gradient(network, images, labels):
 
 def test_a_shorter_training_is_the_beginning_of_the_whole_one(whole):
     """So that R is measured along one training, though each length is trained from the start."""
-    subject, histories = whole.subject, []
+    subject, histories, answers = whole.subject, [], []
     images, labels = subject.images[:20], subject.labels[:20]
     for train in (of_epochs(TRAIN, 3, 20), of_epochs(TRAIN, 7, 20), TRAIN):
         network = copy.deepcopy(subject.network)
         done = fit(network, images, labels, train, generator(0, "fit"))
         histories.append(done.loss_history)
+        answers.append(logits(network, images))
     assert histories[1][:3] == histories[0]
     assert histories[2][:7] == histories[1][: len(histories[2])]
+    for network, expected in (
+        (at_epoch(subject, 3, Stages())[0], answers[0]),
+        (trained(subject, Stages())[0], answers[2]),
+    ):
+        np.testing.assert_array_equal(logits(network, images), expected)
     few = dataclasses.replace(TrainConfig(loss="cross_entropy", optimiser="adam"), extensions=0)
     assert of_epochs(few, 9, 100).plan(100) == (few.plan(100)[0], 9)
 

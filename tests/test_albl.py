@@ -185,7 +185,7 @@ def history_and_truth():
             "diagnostics": {
                 "arms": list(ARMS),
                 "probabilities": [0.5, 0.5],
-                "advised": [[1, 0], [0, 1], [1, 1]],
+                "advised": [[1, 0], [1, 0], [1, 1]],
                 "drawn": [0.5, 0.5, 1.0],
                 "reward": None,
             },
@@ -221,10 +221,9 @@ def test_weights_follow_from_the_whole_history():
     floor = math.sqrt(math.log(2) / (2 * 20))
     bonus = math.sqrt(math.log(2 / 0.2) / (2 * 20))
     logs = [
-        floor / 2 * (0.75 * (1 / 0.5 + 1) + 3 * bonus / 0.5)
+        floor / 2 * (0.75 * (1 / 0.5 + 1 / 0.5 + 1) + 3 * bonus / 0.5)
         + floor / 2 * (earned / 0.6 + 2 * bonus / 0.6),
-        floor / 2 * (0.75 * (1 / 0.5 + 1) + 3 * bonus / 0.5)
-        + floor / 2 * (earned / 0.4 + 2 * bonus / 0.4),
+        floor / 2 * (0.75 * 1 + 3 * bonus / 0.5) + floor / 2 * (earned / 0.4 + 2 * bonus / 0.4),
     ]
     weights = np.exp(logs) / np.exp(logs).sum()
     np.testing.assert_allclose(said["weights"], weights, rtol=1e-10)

@@ -107,12 +107,12 @@ def test_one_image_at_a_time_is_the_same(monkeypatch):
 @pytest.mark.parametrize("buckets", [40, 10**6])
 def test_folded_gradients(buckets):
     """Unbiased, and whole where there are no more parameters than buckets."""
-    expected = gradients("Convolutions")
+    expected = gradients("Volumes")
     sums = np.zeros((COUNT, COUNT))
     draws = 40 if buckets == 40 else 1
     for seed in range(draws):
-        how = folding(model("Convolutions"), IMAGE, buckets, np.random.default_rng(seed))
-        values = folded(model("Convolutions"), images(COUNT), rows(), how, chunk=2)
+        how = folding(model("Volumes"), IMAGE, buckets, np.random.default_rng(seed))
+        values = folded(model("Volumes"), images(COUNT), rows(), how, chunk=2)
         assert values.shape == (COUNT, min(buckets, expected.shape[1]))
         sums += values @ values.T / draws
     lengths = np.sqrt((expected**2).sum(axis=1))
@@ -238,7 +238,7 @@ def test_no_gradients_of_a_whole_chunk_are_made(how):
 
 @pytest.mark.parametrize("how", KINDS)
 def test_images_that_are_not_finite_are_named(how):
-    own, x = KINDS[how]("Convolutions"), images(COUNT)
+    own, x = KINDS[how]("Volumes"), images(COUNT)
     x[[1, 4]] = np.nan
     direction = jax.tree.map(jnp.ones_like, own.params)
     for work in (
@@ -255,7 +255,7 @@ def test_images_that_are_not_finite_are_named(how):
 
 
 def test_weights_that_are_not_finite_are_named():
-    own = model("Convolutions")
+    own = model("Volumes")
     broken = own._replace(params={**own.params, "head.weight": own.params["head.weight"] * np.inf})
     with pytest.raises(KernelError, match=r"weights head.weight are not finite"):
         total(broken, images(COUNT), rows())

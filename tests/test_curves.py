@@ -191,6 +191,27 @@ def test_strategies_without_a_kernel_are_compared_with_every_kernel():
     assert not any(key.startswith("kernel") for key in group.settings)
 
 
+def test_only_the_settings_that_a_strategy_looks_at_set_it_apart():
+    def dynamics(gamma):
+        return {"dynamics": {"gamma": gamma}, "kernel": {"kind": "single"}}
+
+    random, two = run("random", 0, [0.1], **dynamics(2)), run("dynamical", 0, [0.1], **dynamics(2))
+    none, coreset = run("dynamical", 0, [0.1], **dynamics(0)), run("coreset", 0, [0.1])
+    look = run("mlmoc", 0, [0.1], kernel={"kind": "single"}, lookahead={"batch": "top"})
+    made = groups([random, two, none, coreset, look])
+    assert [(group.title, group.runs) for group in made] == [
+        ("digits · cnn · dynamics.gamma = 0", (random, coreset, none, look)),
+        ("digits · cnn · dynamics.gamma = 2", (random, coreset, two, look)),
+    ]
+    # arms look at what they would look at by themselves
+    albl = {"arms": ["margin", "mlmoc"], "delta": 0.1}
+    other = run("albl", 0, [0.1], kernel={"kind": "trace"}, lookahead={"batch": "top"}, albl=albl)
+    assert [group.runs for group in groups([random, look, other])] == [
+        (random, look),
+        (random, other),
+    ]
+
+
 def test_data_are_called_by_the_name_they_give_themselves():
     (group,) = groups([run("random", 0, [0.1], data={"name": "digits-jpeg", "sha256": "a"})])
     assert group.title == "digits-jpeg · cnn"

@@ -4,20 +4,21 @@ Runs whose settings differ in more than strategy, seed and length are never aver
 come apart into groups, each named by the settings in which it differs from the others.
 """
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipelines.config import ADDED
 from pipelines.errors import PipelineError
 from pipelines.record import Run
+from pipelines.strategies import SETTINGS, settings_of
 
 REFERENCE = "random"
 # What may differ between runs of one group. `cycles` only says how far a run goes; the others, how
 # much is computed at a time.
 _APART = {"format", "strategy", "seed", "cycles", "kernel.memory_gib", "kernel.chunk"}
-_KERNEL = ("kernel.", "lookahead.")
 
 
 @dataclass(frozen=True)
@@ -40,39 +41,80 @@ class Group:
 def groups(runs: Sequence[Run]) -> tuple[Group, ...]:
     """Sort runs with at least one round into groups that may be compared.
 
-    The settings of a kernel and of look-ahead say nothing about a strategy without them: such runs,
-    random's above all, are in the group of every kernel that the other settings were run with.
+    The settings of a kernel say nothing about a strategy without one, those of dynamicAL nothing
+    about any other: a run is in the group of every value of settings that it does not look at, so
+    that random's is in all of them.
 
     Raises:
         PipelineError: a configuration lacks data set, network, strategy or seed.
     """
-    plain: dict[str, list[Run]] = {}  # by the settings that count for every strategy
-    found: dict[str, dict[str, list[Run]]] = {}  # by those, then by the kernel's
-    settings: dict[str, dict[str, Any]] = {}
+    alike: dict[str, list[_Entry]] = {}
     for run in runs:
         for name in ("dataset", "network", "strategy", "seed", "cycles"):
             field(run.config, name, f"config.json of {run.path}")
-        flat = _flat(ADDED | run.config)
-        all_of_it = {key: value for key, value in flat.items() if key not in _APART}
-        others = {key: value for key, value in all_of_it.items() if not key.startswith(_KERNEL)}
-        shared, exact = _key(others), _key(all_of_it)
-        if any(line.get("diagnostics") for line in run.rounds):
-            found.setdefault(shared, {}).setdefault(exact, []).append(run)
-        else:
-            plain.setdefault(shared, []).append(run)
-        settings |= {shared: others, exact: all_of_it}
-    members = {
-        key: [*plain.get(shared, ()), *own]
-        for shared, by_kernel in found.items()
-        for key, own in by_kernel.items()
-    }
-    members |= {key: own for key, own in plain.items() if key not in found}
+        entry = _entry(run)
+        alike.setdefault(_key(entry.shared), []).append(entry)
+    members = [own for entries in alike.values() for own in _comparable(entries)]
+    settings = [_settings(own) for own in members]
     made = []
-    for key, own in members.items():
-        kept, dropped = _one_per_seed(own)
-        title = _title(settings[key], [settings[other] for other in members])
-        made.append(Group(title, settings[key], kept, dropped))
+    for own, values in zip(members, settings, strict=True):
+        kept, dropped = _one_per_seed([entry.run for entry in own])
+        made.append(Group(_title(values, settings), values, kept, dropped))
     return tuple(sorted(made, key=lambda group: group.title))
+
+
+class _Entry(NamedTuple):
+    """A run, the settings that count for every strategy, and by section those of its own."""
+
+    run: Run
+    shared: dict[str, Any]
+    own: dict[str, dict[str, Any]]
+
+
+def _entry(run: Run) -> _Entry:
+    whole = ADDED | run.config
+    strategy, arms = str(whole["strategy"]), whole["albl"]["arms"]
+    looked_at = settings_of(strategy, arms)
+    shared = {name: value for name, value in whole.items() if name not in SETTINGS}
+    own = {
+        name: _counting({name: whole[name]})
+        for name in sorted(SETTINGS & looked_at)
+        if name in whole
+    }
+    return _Entry(run, _counting(shared), own)
+
+
+def _counting(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in _flat(settings).items() if key not in _APART}
+
+
+def _comparable(entries: Sequence[_Entry]) -> list[list[_Entry]]:
+    """Largest sets in which no two runs look at the same section with different values."""
+    values: dict[str, dict[str, dict[str, Any]]] = {}
+    for entry in entries:
+        for section, own in entry.own.items():
+            values.setdefault(section, {})[_key(own)] = own
+    found: list[list[_Entry]] = []
+    for chosen in itertools.product(*values.values()):
+        picked = dict(zip(values, chosen, strict=True))
+        found.append(
+            [e for e in entries if all(_key(own) == picked[name] for name, own in e.own.items())]
+        )
+    sets = [{id(entry) for entry in one} for one in found]
+    return [
+        one
+        for number, (one, own) in enumerate(zip(found, sets, strict=True))
+        if not any(own < other for other in sets) and own not in sets[:number]
+    ]
+
+
+def _settings(entries: Sequence[_Entry]) -> dict[str, Any]:
+    """Of a group: what counts for all, and what some of its runs look at."""
+    settings = dict(entries[0].shared)
+    for entry in entries:
+        for own in entry.own.values():
+            settings |= own
+    return settings
 
 
 def _key(settings: dict[str, Any]) -> str:
@@ -84,10 +126,9 @@ def _title(own: dict[str, Any], settings: Sequence[dict[str, Any]]) -> str:
     alike = [other for other in settings if subject(other) == subject(own)]
     shown = []
     for key in sorted({*own}.union(*alike)):
-        values = [other.get(key) for other in alike if key in other or not key.startswith(_KERNEL)]
-        if any(value != values[0] for value in values) and (
-            key in own or not key.startswith(_KERNEL)
-        ):
+        apart = key.split(".")[0] in SETTINGS
+        values = [other.get(key) for other in alike if key in other or not apart]
+        if any(value != values[0] for value in values) and (key in own or not apart):
             shown.append(f"{key} = {own.get(key, 'not set')}")
     return " · ".join([*subject(own), *([", ".join(shown)] if shown else [])])
 

@@ -61,6 +61,35 @@ def needs_of(strategy: str, arms: Sequence[str]) -> frozenset[str]:
     return frozenset().union(*(STRATEGIES[name].needs for name in names))
 
 
+# Sections of a run's settings that only some strategies look at, by what those need.
+_SECTIONS: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        "kernel": frozenset({"kernel", "training", "infinite"}),
+        "lookahead": frozenset({"kernel"}),
+        "baseline": frozenset({"training", "infinite"}),
+        "dynamics": frozenset({"gradients"}),
+        "bald": frozenset({"dropout"}),
+        "ll4al": frozenset({"hooks"}),
+        "albl": frozenset({"history"}),
+    }
+)
+SETTINGS = frozenset(_SECTIONS)
+
+
+def settings_of(strategy: str, arms: Sequence[str]) -> frozenset[str]:
+    """Sections of the settings that a strategy looks at, and for albl its arms too.
+
+    One that this version does not know may look at all of them.
+    """
+    if not STRATEGIES.keys() >= {strategy, *arms}:
+        return SETTINGS
+    needs = needs_of(strategy, arms)
+    found = {section for section, its in _SECTIONS.items() if its & needs}
+    if "ntk_no_blocks" in (strategy, *arms):
+        found.add("baseline")
+    return frozenset(found)
+
+
 def mirrored(needs: Set[str]) -> bool:
     """Whether a mirror of the network is among what is needed."""
     return bool(needs & {"kernel", "gradients"})

@@ -60,7 +60,7 @@ def test_the_origin_is_no_centre():
     drawn = [
         sampled(Embeddings.of(p, h), 2, np.random.default_rng(seed)).places[1] for seed in range(20)
     ]
-    assert drawn == [1] * 20  # or [2, …] of which the second is as far
+    assert drawn == [1] * 20  # the third is first, and the first is beside it
 
 
 def test_draws_follow_their_odds(rng):

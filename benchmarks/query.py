@@ -26,7 +26,7 @@ from pipelines.seeds import generator
 from pipelines.stages import Stages
 from pipelines.strategies import STRATEGIES
 from pipelines.strategies.kernel_config import KernelConfig
-from pipelines.strategies.situation import situate
+from pipelines.strategies.situating import situate
 from trainer import data
 from trainer.fit import fit
 from trainer.memory import keep_freed_blocks

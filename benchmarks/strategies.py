@@ -28,7 +28,8 @@ from pipelines.strategies import STRATEGIES, needing, needs_of
 from pipelines.strategies.albl_config import ALBLConfig
 from pipelines.strategies.baseline_config import BaselineConfig
 from pipelines.strategies.kernel_config import KernelConfig
-from pipelines.strategies.situation import Query, situate
+from pipelines.strategies.situating import situate
+from pipelines.strategies.situation import Query
 from trainer.memory import keep_freed_blocks
 from trainer.networks import build
 from trainer.networks.loss_prediction import LossPrediction
@@ -45,12 +46,14 @@ class Settings:
     strategies: tuple[str, ...] = tuple(STRATEGIES)
     classes: tuple[int, ...] = (10, 100)
     labelled: int = 100
-    candidates: int = 500
+    candidates: int = 400
     batch: int = 10
-    side: int = 16
+    side: int = 12
     """Pixels of a side, of three channels."""
-    scored: int = 20
+    scored: int = 10
     """Candidates that naive, one_step and ntk_no_blocks score."""
+    epochs: int = 2
+    """Of naive, for each of these; its own default is 15."""
     infinite_side: int = 4
     """Pixels of a side for the kernels of infinite width."""
     repeats: int = 3
@@ -99,7 +102,10 @@ class Bench:
             stages=Stages(),
             needs=needs_of(name, ALBLConfig().arms),
             baseline=BaselineConfig(
-                candidates=settings.scored, image_size=settings.infinite_side, test=0
+                epochs=settings.epochs,
+                candidates=settings.scored,
+                image_size=settings.infinite_side,
+                test=0,
             ),
             companion=self.companion,
         )
@@ -175,8 +181,8 @@ def main(settings: Settings) -> None:
     print(markdown(*table(found)))
     print(
         f"L = {settings.labelled:,}, U = {settings.candidates:,}, b = {settings.batch}, cnn, "
-        f"3×{settings.side}×{settings.side} pixels; scored: how many of the candidates, n: counted "
-        f"queries, seed {settings.seed}. {machine()}; {load()}."
+        f"3×{settings.side}×{settings.side} pixels; scored: how many of the candidates (naive: by "
+        f"{settings.epochs} epochs each), n: counted queries, seed {settings.seed}. {machine()}; {load()}."
     )
     figures = {
         classes: {

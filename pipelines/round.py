@@ -24,7 +24,7 @@ from pipelines.record import Run
 from pipelines.seeds import generator
 from pipelines.stages import Stages
 from pipelines.strategies import STRATEGIES
-from pipelines.strategies.situation import situate
+from pipelines.strategies.situating import situate
 from pipelines.training import fit_and_save
 from trainer.data import Dataset
 from trainer.networks.factory import load

@@ -24,7 +24,8 @@ from pipelines.strategies.baseline_config import BaselineConfig
 from pipelines.strategies.infinite import shrunk
 from pipelines.strategies.kernel_config import KernelConfig
 from pipelines.strategies.naive import retraining
-from pipelines.strategies.situation import Situation, situate
+from pipelines.strategies.situating import situate
+from pipelines.strategies.situation import Situation
 from tests.kernel_cases import (
     all_forms,
     full_kernel,

@@ -19,7 +19,8 @@ from pipelines.strategies import STRATEGIES, needing
 from pipelines.strategies.bald_config import BaldConfig
 from pipelines.strategies.baseline_config import BaselineConfig
 from pipelines.strategies.kernel_config import KernelConfig
-from pipelines.strategies.situation import Query, situate
+from pipelines.strategies.situating import situate
+from pipelines.strategies.situation import Query
 from trainer.errors import NetworkError
 from trainer.fit import fit
 from trainer.networks import build

@@ -11,7 +11,7 @@ from bridge.export import weights_of
 from bridge.mirror import Mirror
 from bridge.parity import certify
 from pipelines.errors import PipelineError
-from pipelines.query import checked_images, checked_labels
+from pipelines.given import checked_images, checked_labels
 from pipelines.seeds import generator
 from pipelines.sequential.asker import Asker
 from pipelines.sequential.making import Scene, grounds

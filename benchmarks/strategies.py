@@ -46,7 +46,7 @@ class Settings:
     strategies: tuple[str, ...] = tuple(STRATEGIES)
     classes: tuple[int, ...] = (10, 100)
     labelled: int = 100
-    candidates: int = 400
+    candidates: int = 300
     batch: int = 10
     side: int = 12
     """Pixels of a side, of three channels."""
@@ -182,7 +182,8 @@ def main(settings: Settings) -> None:
     print(
         f"L = {settings.labelled:,}, U = {settings.candidates:,}, b = {settings.batch}, cnn, "
         f"3×{settings.side}×{settings.side} pixels; scored: how many of the candidates (naive: by "
-        f"{settings.epochs} epochs each), n: counted queries, seed {settings.seed}. {machine()}; {load()}."
+        f"{settings.epochs} epochs each), n: counted queries, seed {settings.seed}. "
+        f"{machine()}; {load()}."
     )
     figures = {
         classes: {

@@ -34,6 +34,7 @@ def companion_of(config: RunConfig, dataset: Dataset, network: nn.Module) -> Los
         weight=settings.weight,
         detach=settings.detach,
         learning_rate=settings.learning_rate,
+        felt=settings.share(config.train.loss, dataset.classes),
     )
 
 

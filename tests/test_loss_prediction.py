@@ -314,6 +314,28 @@ def test_the_network_feels_nothing_once_it_is_detached(detach, problem):
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
 
 
+def test_the_network_feels_a_share_of_the_gradient_and_the_module_all_of_it(problem):
+    images = torch.tensor(problem[0])
+    answers, of_network, of_module = [], [], []
+    for felt in (1.0, 0.25):
+        network = network_of("cnn")
+        module = LossPrediction.of(network, problem[0][:2], generator(), felt=felt)
+        with module.watch(network) as seen:
+            each = losses(network(images).detach(), torch.tensor(problem[1]), "l2")
+        added = module.added(seen, each, 0.0)
+        added.backward()
+        answers.append(added.item())
+        own = [p for name, p in network.named_parameters() if name.startswith("features")]
+        of_network.append([p.grad.numpy() for p in own if p.grad is not None])
+        of_module.append([p.grad.numpy() for p in module.parameters() if p.grad is not None])
+    assert answers[0] == answers[1]
+    assert any(np.abs(gradient).max() > 0 for gradient in of_network[0])
+    for whole, share in zip(*of_network, strict=True):
+        np.testing.assert_allclose(share, 0.25 * whole, rtol=1e-4, atol=1e-8)
+    for whole, share in zip(*of_module, strict=True):
+        np.testing.assert_array_equal(share, whole)
+
+
 def test_fit_tells_the_module_how_far_it_is(problem, monkeypatch):
     told = []
     real = LossPrediction.added

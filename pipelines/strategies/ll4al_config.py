@@ -20,6 +20,8 @@ class LL4ALConfig:
         detach: part of the schedule's epochs after which the network no longer feels it.
         learning_rate: the highest of the module's own, never above the network's. Where it is too
             high all predictions become the same, and rank_correlation null in the record.
+        felt: share of the module's gradient at the feature maps that enters the network; None is
+            all of it with cross-entropy, and 1/C with l2, which is a mean over C classes.
     """
 
     taps: tuple[str, ...] = ()
@@ -28,6 +30,7 @@ class LL4ALConfig:
     weight: float = 1.0
     detach: float = 0.6
     learning_rate: float = 0.01
+    felt: float | None = None
 
     def __post_init__(self):
         """Refuse what no module can be trained with.
@@ -44,5 +47,13 @@ class LL4ALConfig:
                 raise PipelineError(f"ll4al.{name} must be 0 or more, not {getattr(self, name)}.")
         if not 0 < self.learning_rate < float("inf"):
             raise PipelineError(f"ll4al.learning_rate must be above 0, not {self.learning_rate}.")
-        if not 0 <= self.detach <= 1:
-            raise PipelineError(f"ll4al.detach must be from 0 to 1, not {self.detach}.")
+        for name in ("detach", "felt"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise PipelineError(f"ll4al.{name} must be from 0 to 1, not {value}.")
+
+    def share(self, loss: str, classes: int) -> float:
+        """Of the gradient that enters the network, the default filled in."""
+        if self.felt is not None:
+            return self.felt
+        return 1 / classes if loss == "l2" else 1.0

@@ -22,6 +22,9 @@ What the paper leaves to others, and what is done here:
   one rate, 0.1, for either. Networks trained with L2 here bear far higher ones (1.25), at which,
   and at 0.1 beside them, all ReLUs of the module were seen to die within a few rounds: every
   image then has the same prediction, for good.
+- The gradient that enters the network may be made smaller than the module's own (`felt`): runs
+  with L2 take 1/C of it, because that loss is a mean over C classes. With all of it, at a learning
+  rate of 1.25, the ranking loss drowned the labels: networks no longer fitted them.
 - Losses of equal size count as no order: sign(0) = 0, where the paper has −1.
 - The schedule is that of one training; with `stop` `fitted` it may end before its `detach`.
 """
@@ -49,6 +52,7 @@ class LossPrediction(nn.Module):
         weight: λ of the ranking loss beside the network's own.
         detach: the part of the schedule after which the network feels nothing of it.
         learning_rate: its highest, where the network's is not lower.
+        felt: the share of the gradient at the feature maps that enters the network.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class LossPrediction(nn.Module):
         weight: float = 1.0,
         detach: float = 0.6,
         learning_rate: float = 0.01,
+        felt: float = 1.0,
     ) -> None:
         """Draw the initial weights from torch's generator; `of` is the usual way to make one.
 
@@ -71,11 +76,12 @@ class LossPrediction(nn.Module):
             weight: λ.
             detach: part of the schedule, from 0 to 1.
             learning_rate: its highest.
+            felt: share of the gradient that enters the network, from 0 to 1.
         """
         super().__init__()
         self.taps = tuple(taps)
         self.margin, self.weight, self.detach = margin, weight, detach
-        self.learning_rate = learning_rate
+        self.learning_rate, self.felt = learning_rate, felt
         self.maps = nn.ModuleList([nn.Linear(channels, width) for channels in widths])
         self.head = nn.Linear(width * len(widths), 1)
 
@@ -91,6 +97,7 @@ class LossPrediction(nn.Module):
         weight: float = 1.0,
         detach: float = 0.6,
         learning_rate: float = 0.01,
+        felt: float = 1.0,
     ) -> "LossPrediction":
         """A fresh module for a network, on its device.
 
@@ -104,6 +111,7 @@ class LossPrediction(nn.Module):
             weight: λ.
             detach: part of the schedule.
             learning_rate: its highest.
+            felt: share of the gradient that enters the network.
 
         Raises:
             NetworkError: no feature map is found, or one that is named cannot be read.
@@ -119,6 +127,7 @@ class LossPrediction(nn.Module):
                 weight,
                 detach,
                 learning_rate,
+                felt,
             )
         return made.to(device=device, dtype=dtype).eval()
 
@@ -174,8 +183,9 @@ class LossPrediction(nn.Module):
         Raises:
             NetworkError: another network than the one that it was made for.
         """
-        if done >= self.detach:
-            seen = [features.detach() for features in seen]
+        felt = self.felt if done < self.detach else 0.0
+        if felt < 1:  # the same values, and less of the gradient through them
+            seen = [h.detach() + felt * (h - h.detach()) if felt else h.detach() for h in seen]
         return self.weight * ranking_loss(self._read(seen), losses.detach(), self.margin)
 
     def predict(

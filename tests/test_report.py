@@ -18,8 +18,10 @@ from pipelines.errors import PipelineError
 from pipelines.report import find, report, show
 from pipelines.report.__main__ import main
 from pipelines.report.curves import QUERY_STAGES, TRAINING_STAGES
+from pipelines.report.drawing import look
 from pipelines.report.page import seed_ranges, timings
 from pipelines.report.pictures import duration
+from pipelines.strategies import STRATEGIES
 from tests.report_cases import line, run, store
 
 VOID = {"meta", "img"}
@@ -107,6 +109,28 @@ def test_every_number_of_strategies_and_seeds_can_be_drawn(tmp_path):
             for seed in range(seeds):
                 store(run(name, seed, [0.5, 0.6 + 0.01 * number]), root)
         assert len(report([root], tmp_path / "out").figures) == 4
+
+
+def test_no_two_strategies_look_alike():
+    looks = [look(name) for name in STRATEGIES]
+    assert len(set(looks)) == len(looks)
+    assert look("of another version") == look("of another version")
+
+
+def test_the_table_of_times_leaves_out_short_stages_rather_than_fold(tmp_path):
+    stages = {f"stage_{number}": 1.0 + number for number in range(9)}
+    lines = {0: {"seconds": {"fit": 9.0, **stages}}}
+    store(run("a_strategy_by_name", 0, [0.5, 0.6], lines=lines), tmp_path / "runs")
+    made = report([tmp_path / "runs"], tmp_path / "out")
+    wide, narrow = io.StringIO(), io.StringIO()
+    show(made, Console(file=wide, width=200))
+    show(made, Console(file=narrow, width=70))
+    assert "stage_0" in wide.getvalue()
+    assert "stage_0" not in narrow.getvalue()
+    assert "stage_8" in narrow.getvalue()
+    assert narrow.getvalue().count("a_strategy_by_name") == wide.getvalue().count(
+        "a_strategy_by_name"
+    )
 
 
 def test_a_single_round_of_a_single_run_is_reported(tmp_path):

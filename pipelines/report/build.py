@@ -24,7 +24,8 @@ from pipelines.report.figures import figures
 from pipelines.report.groups import Group, groups, subject
 
 _PAGE = "report.html"
-_SHOWN = 0.005  # stages below this part of the longest query are in the page only: 80 columns
+# Stages below such a part of the longest query are in the page only: the first that fits is taken.
+_SHOWN = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 @dataclass(frozen=True)
@@ -173,8 +174,10 @@ def show(made: Report, console: Console) -> None:
         wanted = [i for i, name in enumerate(header) if name not in ("seeds", "pairs")]
         kept = [[row[i] for i in wanted] for row in (header, *rows)]
         _print(console, section.title, kept)
-        header, rows = html.timings(section.summary, _SHOWN)
-        _print(console, html.TIMES, [header, *rows])
+        tables = [html.timings(section.summary, least) for least in _SHOWN]
+        fitting = [[header, *rows] for header, rows in tables]
+        fitting = [table for table in fitting if _width(table) <= console.width] or fitting[-1:]
+        _print(console, html.TIMES, fitting[0])
         for warning in section.warnings:
             console.print(f"[yellow]![/yellow] {escape(warning)}")
     for warning in made.warnings:
@@ -182,6 +185,11 @@ def show(made: Report, console: Console) -> None:
     console.print(escape(html.NOTE), style="dim")
     console.print(f"{len(made.figures)} figures, {made.rounds.name}, {made.table.name} and")
     console.print(escape(str(made.page)), style="bold", soft_wrap=True)
+
+
+def _width(rows: Sequence[Sequence[str]]) -> int:
+    """Columns of a terminal that a table takes."""
+    return sum(1 + max(map(len, column)) for column in zip(*rows, strict=True))
 
 
 def _print(console: Console, title: str, rows: Sequence[Sequence[str]]) -> None:

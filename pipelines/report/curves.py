@@ -17,7 +17,16 @@ from pipelines.report.groups import REFERENCE, Group, field, subject
 
 STAGE = "seconds_"  # prefix of the columns that hold a stage's seconds
 TRAINING_STAGES = ("fit", "evaluate")  # every strategy pays these alike: not part of a query
-QUERY_STAGES = ("predict", "certificate", "kernel", "posterior", "score", "select")  # in this order
+# In this order.
+QUERY_STAGES = (
+    "predict",
+    "certificate",
+    "kernel",
+    "gradients",
+    "posterior",
+    "score",
+    "select",
+)
 
 
 class Interval(NamedTuple):

@@ -16,6 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from pipelines.strategies import STRATEGIES
+
 INK, QUIET = "#222222", "#cccccc"
 SMALL, NORMAL = 8.0, 9.5  # points
 WIDTH, LEFT = 7.0, 0.72  # inches
@@ -43,12 +45,16 @@ _LOOKS = {
 }
 
 
+# No two of the strategies' table look alike: there are as many pairs as colours times markers.
+_PLACES = {name: place for place, name in enumerate(n for n in STRATEGIES if n not in _LOOKS)}
+
+
 def look(strategy: str) -> Look:
-    """Colour and marker of a strategy: its row of the table, or one that follows from its name."""
+    """Colour and marker of a strategy: by its place in the table, or by its name if it has none."""
     if strategy in _LOOKS:
         return _LOOKS[strategy]
-    number = zlib.crc32(strategy.encode())
-    return Look(COLOURS[number % len(COLOURS)], _MARKERS[number // 7 % len(_MARKERS)])
+    number = _PLACES.get(strategy, zlib.crc32(strategy.encode()))
+    return Look(COLOURS[number % len(COLOURS)], _MARKERS[number % len(_MARKERS)])
 
 
 def short(name: str, length: int = 24) -> str:

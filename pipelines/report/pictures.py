@@ -37,6 +37,7 @@ _STAGES = {
     "predict": "#56b4e9",
     "certificate": "#f0c75e",
     "kernel": "#0072b2",
+    "gradients": "#882255",
     "posterior": "#d55e00",
     "score": "#009e73",
     "select": "#cc79a7",

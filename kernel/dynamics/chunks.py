@@ -108,7 +108,7 @@ def chunks_of(
     if cotangents is not None:
         _check(images, cotangents)
     size = chunk_of(Request(chunk=chunk))
-    threads, share = shared(size) if jax.default_backend() == "cpu" else (1, size)
+    threads, share = shared(size)
     return Chunks(np.dtype(jnp.result_type(*leaves)), share, threads, images, cotangents)
 
 

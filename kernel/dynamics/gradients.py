@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Float64
 
 from kernel.dynamics.chunks import Chunks, chunks_of
 from kernel.dynamics.squares import cheapest, squares
+from kernel.engine.devices import together
 from kernel.engine.progress import Report
 from kernel.errors import KernelError
 from kernel.layers.diagnosis import not_finite
@@ -130,12 +131,12 @@ def norms(
     cut = chunks_of(model, images, cotangents, chunk)
     image = jax.ShapeDtypeStruct(images.shape[1:], cut.dtype)
     parts = cheapest(units(model, image))
-    together = jax.default_backend() != "cpu"
+    error = partial(not_finite, model, np.asarray(images, cut.dtype))
 
     def squared(start: int) -> np.ndarray:
         some, rows = cut.images(start), cut.cotangents(start)
-        values = np.asarray(squares(model.function, parts, together, *model[1:], some, rows))
-        cut.check(start, np.isfinite(values), partial(not_finite, model, images.astype(cut.dtype)))
+        values = np.asarray(squares(model.function, parts, together(), *model[1:], some, rows))
+        cut.check(start, np.isfinite(values), error)
         return values
 
     found = [values[:count] for count, values in _each(cut, squared, progress)]

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from kernel.dynamics.chunks import chunks_of
+from kernel.engine.devices import together
 from kernel.layers.diagnosis import not_finite
 from kernel.layers.passes import sketched
 from kernel.layers.sketch import random_signs
@@ -77,12 +78,11 @@ def folded(
             finite, with the images.
     """
     cut = chunks_of(model, images, cotangents, chunk)
-    together = jax.default_backend() != "cpu"
+    error = partial(not_finite, model, np.asarray(images, cut.dtype))
 
     def rows(start: int) -> np.ndarray:
         own = (*model[1:], cut.images(start), cut.cotangents(start)[:, None], how.signs)
-        values, finite = sketched(model.function, how.units, how.buckets, together, *own)
-        error = partial(not_finite, model, images.astype(cut.dtype))
+        values, finite = sketched(model.function, how.units, how.buckets, together(), *own)
         cut.check(start, np.asarray(finite), error)
         return np.asarray(values)[:, 0]
 

@@ -28,6 +28,7 @@ except ImportError:  # not POSIX: two processes in one run directory are not not
 
 FORMAT = 1
 CONFIG, ENVIRONMENT, ROUNDS = "config.json", "environment.json", "rounds.jsonl"
+NOTE = "trial.json"  # how a sweep's attempts at the run ended; may be there before the run is
 _PACKAGES = ("ntk-lookahead", "torch", "torchvision", "jax", "jaxlib", "neural-tangents", "numpy")
 
 
@@ -125,7 +126,8 @@ def open_run(path: Path, config: dict[str, Any], added: dict[str, Any] | None = 
     config = {"format": FORMAT, **json.loads(json.dumps(config))}
     path.mkdir(parents=True, exist_ok=True)
     if not (path / CONFIG).exists():
-        foreign = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")]
+        names = [entry.name for entry in path.iterdir() if entry.name != NOTE]
+        foreign = [name for name in names if not name.startswith(".")]
         if foreign:
             raise PipelineError(
                 f"{path} is not empty and holds no {CONFIG} (found {', '.join(foreign[:3])}); "

@@ -1,0 +1,47 @@
+"""How each kind of trial is carried out: the same work as its own command line, without its output.
+
+From the settings of a trial to its record on disk.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+
+from pipelines.audit.report import conclusion
+from pipelines.audit.report import write as write_audit
+from pipelines.audit.run import audit
+from pipelines.dynamics.report import write as write_dynamics
+from pipelines.dynamics.run import find
+from pipelines.dynamics.verdict import sentences
+from pipelines.run import run
+from pipelines.sequential.run import run as ask
+from pipelines.studies.study import Config, kind_of
+
+
+def do(config: Config) -> None:
+    """Carry out a trial, or the rest of it, in the directory that its settings name.
+
+    Raises:
+        TrainerError, BridgeError, KernelError, PipelineError: each with one plain message.
+        OSError: a file cannot be written; what was finished is safe.
+    """
+    _DO[kind_of(config)](config, Console(quiet=True))
+
+
+def _audit(config: Any, console: Console) -> None:
+    found = audit(config, console)
+    write_audit(found, conclusion(found))
+
+
+def _dynamics(config: Any, console: Console) -> None:
+    found = find(config, console)
+    write_dynamics(found, sentences(found))
+
+
+_DO: dict[str, Callable[[Any, Console], object]] = {
+    "run": run,
+    "sequential": ask,
+    "audit": _audit,
+    "dynamics": _dynamics,
+}

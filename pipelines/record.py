@@ -26,8 +26,14 @@ try:
 except ImportError:  # not POSIX: two processes in one run directory are not noticed
     fcntl = None
 
+
+class HeldError(PipelineError):
+    """Another process is working in the directory."""
+
+
 FORMAT = 1
 CONFIG, ENVIRONMENT, ROUNDS = "config.json", "environment.json", "rounds.jsonl"
+LOCK = ".lock"
 NOTE = "trial.json"  # how a sweep's attempts at the run ended; may be there before the run is
 _PACKAGES = ("ntk-lookahead", "torch", "torchvision", "jax", "jaxlib", "neural-tangents", "numpy")
 
@@ -174,19 +180,19 @@ def append(run: Run, line: dict[str, Any]) -> Run:
 
 
 @contextmanager
-def only_writer(path: Path) -> Iterator[None]:
-    """Hold a run directory; a second process that wants it is refused.
+def only_writer(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold a run directory; a second process that wants it is refused, or waits.
 
     Raises:
-        PipelineError: another process is working in it.
+        HeldError: another process is working in it, and `wait` is false.
     """
     path.mkdir(parents=True, exist_ok=True)
-    with (path / ".lock").open("w") as lock:
+    with (path / LOCK).open("w") as lock:
         if fcntl is not None:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError as error:
-                raise PipelineError(
+                raise HeldError(
                     f"another process is working in {path}; wait for it, or give --run another "
                     "directory."
                 ) from error

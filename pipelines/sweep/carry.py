@@ -15,12 +15,12 @@ from typing import Any, Literal, NamedTuple
 from bridge.atomic import replace
 from pipelines.cli import EXPECTED
 from pipelines.findings import plain
-from pipelines.record import NOTE
+from pipelines.record import NOTE, HeldError
 from pipelines.studies.study import Config, kind_of
 from pipelines.sweep.kinds import do
 
 FORMAT = 1
-State = Literal["done", "failed"]
+State = Literal["done", "failed", "held"]
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Outcome(NamedTuple):
 
     Attributes:
         key: of the trial.
-        state: done or failed.
+        state: done, failed, or held: nothing was done, for another process is at it.
         seconds: wall seconds, of this attempt.
-        message: of a failure, in one line; empty where there is none.
+        message: of a failure, or of who holds it, in one line; else empty.
     """
 
     key: str
@@ -70,6 +70,8 @@ def carry_out(task: Task) -> Outcome:
     began, message, trace = time.time(), "", None
     try:
         do(task.config)
+    except HeldError as error:  # what is in the directory is the other's to write
+        return Outcome(task.key, "held", time.time() - began, str(error))
     except Exception as error:  # noqa: BLE001 - whatever it is, the other trials go on
         name = "" if isinstance(error, EXPECTED) else f"{type(error).__name__}: "
         message = (f"{name}{error}".strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,74 @@
+"""Independent values → their mean with a 95% interval, and p against a bound.
+
+Student's t throughout: what an interval excludes at 95% has p < .05, and the other way round.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+class Interval(NamedTuple):
+    """A mean and its 95% confidence interval; the ends are NaN for fewer than two values."""
+
+    n: int
+    mean: float
+    low: float
+    high: float
+
+
+def interval(values: Iterable[float]) -> Interval:
+    """Mean ± t(0.975, n−1) · sd/√n, Student's interval for the mean of independent values."""
+    array = np.fromiter(values, dtype=np.float64)
+    n = array.size
+    mean = float(array.mean()) if n else math.nan
+    if n < 2:
+        return Interval(n, mean, math.nan, math.nan)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * _error(array)
+    return Interval(n, mean, mean - half, mean + half)
+
+
+def geometric(values: Iterable[float]) -> Interval:
+    """Geometric mean of positive values, with the interval of the mean of their logarithms."""
+    n, *found = interval(math.log(value) for value in values)
+    return Interval(n, *(math.exp(value) for value in found))
+
+
+def p_against(values: Iterable[float], bound: float = 0.0) -> float:
+    """Two-sided p of the t-test that the mean is `bound`; NaN for fewer than two values.
+
+    Of values that are all the same it is 1 where they are the bound, otherwise 0: they say what
+    the interval, a point, says.
+    """
+    array = np.fromiter(values, dtype=np.float64)
+    if array.size < 2:
+        return math.nan
+    away, error = abs(float(array.mean()) - bound), _error(array)
+    if error == 0:
+        return float(away == 0)
+    return 2 * float(stats.t.sf(away / error, array.size - 1))
+
+
+def p_within(values: Iterable[float], low: float, high: float) -> float:
+    """Two one-sided t-tests that the mean is not within two bounds: the larger p, doubled.
+
+    Doubled, so that it is below .05 exactly where the 95% interval lies within the bounds
+    (Schuirmann's test of equivalence puts the 90% interval there).
+    """
+    array = np.fromiter(values, dtype=np.float64)
+    if array.size < 2:
+        return math.nan
+    mean, error = float(array.mean()), _error(array)
+    inside = min(mean - low, high - mean)
+    if error == 0:
+        return float(inside <= 0)
+    return min(1.0, 2 * float(stats.t.sf(inside / error, array.size - 1)))
+
+
+def _error(array: np.ndarray) -> float:
+    return float(array.std(ddof=1)) / math.sqrt(array.size)

@@ -1,0 +1,263 @@
+"""Evidence for a claim → a verdict with its interval, p and a sentence.
+
+The verdict is decided by the two-sided 95% interval alone: it lies in what is claimed, or outside,
+or neither. Holm's correction over the claims of a study is reported beside it, never in its place.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import pandas as pd
+from statsmodels.stats.multitest import multipletests
+
+from pipelines.statistics.intervals import geometric, interval, p_against, p_within
+from pipelines.statistics.outcomes import having
+
+Verdict = Literal["reproduced", "not reproduced", "not decided by this size"]
+REPRODUCED: Verdict = "reproduced"
+NOT_REPRODUCED: Verdict = "not reproduced"
+UNDECIDED: Verdict = "not decided by this size"
+LEVEL = 0.05
+
+
+class Frames(Protocol):
+    """The tables that claims are judged by; `pipelines.report.results` makes them of records."""
+
+    @property
+    def curves(self) -> pd.DataFrame:
+        """A row for each round of each run: subject, arm, seed, round, labelled, test_accuracy."""
+        ...
+
+    @property
+    def answers(self) -> pd.DataFrame:
+        """A row for each answer of a sequential run: subject, arm, seed, labelled, test_accuracy.
+
+        The accuracy is the linearised network's.
+        """
+        ...
+
+    @property
+    def measures(self) -> pd.DataFrame:
+        """A row for each value measured: subject, arm, seed, quantity, x, value, state."""
+        ...
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """A row for each trial: subject, arm, seed, kind, state (done, failed, begun or absent)."""
+        ...
+
+
+class Judgement(NamedTuple):
+    """What became of a claim.
+
+    Attributes:
+        claim: what the paper says.
+        verdict: by the interval; not decided either where trials are missing.
+        effect: the mean over the units, in `scale`; NaN without any.
+        low: end of its two-sided 95% interval; NaN for fewer than two units.
+        high: the other end.
+        n: units.
+        unit: what one of them is, in words.
+        scale: of the effect: points (of accuracy), %, times, or none.
+        p: two-sided, of the effect being at the bound that is claimed; for a claim of equality,
+            of it being outside, doubled. NaN for fewer than two units.
+        p_holm: corrected for all claims of the study that have a p.
+        sentence: effect, interval, n and what is missing, in words.
+    """
+
+    claim: str
+    verdict: Verdict
+    effect: float
+    low: float
+    high: float
+    n: int
+    unit: str
+    scale: str
+    p: float
+    p_holm: float
+    sentence: str
+
+
+class Claim(Protocol):
+    """Something that can be judged by the results of a study."""
+
+    @property
+    def text(self) -> str:
+        """What the paper says, in our words."""
+        ...
+
+    def judge(self, frames: Frames) -> Judgement:
+        """What becomes of it; not yet corrected for other claims."""
+        ...
+
+
+class Missing(NamedTuple):
+    """Trials that a claim is about.
+
+    Attributes:
+        planned: all of them.
+        pending: not there, or not finished.
+        failed: ended with an error.
+    """
+
+    planned: int
+    pending: int
+    failed: int
+
+
+class Evidence(NamedTuple):
+    """What a claim is decided by.
+
+    Attributes:
+        what: the effect in words.
+        effects: (n,), independent values of it, one a unit; positive where it is a ratio.
+        unit: what one of them is, in words.
+        scale: of the effects.
+        missing: the trials that they come from.
+        ratio: whether the mean is geometric.
+        note: what else has to be said of it.
+    """
+
+    what: str
+    effects: np.ndarray
+    unit: str
+    scale: str
+    missing: Missing
+    ratio: bool = False
+    note: str = ""
+
+
+class Region(NamedTuple):
+    """What is claimed of an effect: that it lies between two bounds.
+
+    Attributes:
+        low: −∞ where there is none.
+        high: ∞ where there is none.
+        against: an interval that lies wholly above this speaks against the claim; `high` without.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    against: float | None = None
+
+    def words(self, scale: str) -> str:
+        """The region, for a sentence."""
+        if math.isinf(self.high):
+            return f"above {shown(self.low, scale)}"
+        if math.isinf(self.low):
+            return f"below {shown(self.high, scale)}"
+        return f"between {shown(self.low, scale)} and {shown(self.high, scale)}"
+
+
+def judgement(text: str, evidence: Evidence, region: Region) -> Judgement:
+    """Decide a claim.
+
+    Args:
+        text: of the claim.
+        evidence: what it is decided by.
+        region: where the effect lies if the claim holds.
+    """
+    values = evidence.effects
+    n, effect, low, high = (geometric if evidence.ratio else interval)(values)
+    verdict = UNDECIDED
+    if not evidence.missing.pending and n > 1:
+        above = region.high if region.against is None else region.against
+        if region.low < low and high < region.high:
+            verdict = REPRODUCED
+        elif high < region.low or low > above:
+            verdict = NOT_REPRODUCED
+    sentence = _sentence(evidence, n, (effect, low, high), region)
+    return Judgement(
+        claim=text,
+        verdict=verdict,
+        effect=effect,
+        low=low,
+        high=high,
+        n=n,
+        unit=evidence.unit,
+        scale=evidence.scale,
+        p=_p(evidence, region),
+        p_holm=math.nan,
+        sentence=sentence,
+    )
+
+
+def _p(evidence: Evidence, region: Region) -> float:
+    values, low, high = evidence.effects, region.low, region.high
+    if evidence.ratio:
+        values, low = np.log(values), math.log(low)  # a ratio is only ever claimed to be above
+    if math.isinf(low) or math.isinf(high):
+        return p_against(values, high if math.isinf(low) else low)
+    return p_within(values, low, high)
+
+
+def _sentence(evidence: Evidence, n: int, found: tuple[float, float, float], region: Region) -> str:
+    scale, (effect, low, high) = evidence.scale, found
+    parts = [f"{evidence.what}: claimed {region.words(scale)}, found"]
+    if n == 0:
+        parts[0] += " nothing"
+    elif n == 1:
+        parts[0] += f" {shown(effect, scale)} (n = 1 {evidence.unit}, which gives no interval)"
+    else:
+        parts[0] += (
+            f" {shown(effect, scale)} (95% interval {shown(low, '')} to {shown(high, scale)}, "
+            f"n = {n} {evidence.unit})"
+        )
+    missing = evidence.missing
+    if missing.planned == 0:
+        parts.append("This size of the study has no trials of it")
+    if missing.pending:
+        parts.append(f"{missing.pending} of its {missing.planned} trials are not done")
+    if missing.failed:
+        parts.append(f"{missing.failed} of its {missing.planned} trials failed and are left out")
+    parts += [evidence.note] if evidence.note else []
+    return ". ".join(parts) + "."
+
+
+def shown(value: float, scale: str) -> str:
+    """A number as a sentence has it: differences of accuracy with their sign."""
+    if scale == "points":
+        return f"{value:+.2f} points"
+    if scale == "%":
+        return f"{value:.2f}%"
+    return f"{value:.3g} {scale}".strip()
+
+
+def judge(claims: Iterable[Any], frames: Frames) -> tuple[Judgement, ...]:
+    """Judge all claims of a study, with p corrected by Holm for those that have one.
+
+    Raises:
+        PipelineError: a table lacks a column, or a claim names what cannot be there.
+    """
+    found = [claim.judge(frames) for claim in claims]
+    corrected = holm([one.p for one in found])
+    tests = sum(not math.isnan(one.p) for one in found)
+    made = []
+    for one, p in zip(found, corrected, strict=True):
+        sentence = one.sentence
+        if one.verdict != UNDECIDED and p >= LEVEL:
+            sentence += (
+                f" Corrected by Holm for the {tests} claims of the study that are tested, p is "
+                f"{p:.2g}: read the verdict with that in mind."
+            )
+        made.append(one._replace(p_holm=p, sentence=sentence))
+    return tuple(made)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Correct p by Holm's step-down method; the order is kept, and NaN, no test, stays NaN."""
+    array = np.asarray(p, dtype=float)
+    there, corrected = ~np.isnan(array), np.full(len(array), math.nan)
+    if there.any():
+        corrected[there] = multipletests(array[there], method="holm")[1]
+    return corrected.tolist()
+
+
+def missing(trials: pd.DataFrame, **wanted: Iterable[object] | None) -> Missing:
+    """How many of the trials that have the values wanted are there; None wants all."""
+    own = having(trials, **{name: values for name, values in wanted.items() if values is not None})
+    failed = len(having(own, state=["failed"]))
+    done = len(having(own, state=["done"]))
+    return Missing(len(own), len(own) - done - failed, failed)

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from pipelines.record import Run
 from pipelines.report.groups import REFERENCE, Group, field, subject
 
 STAGE = "seconds_"  # prefix of the columns that hold a stage's seconds
@@ -55,35 +56,37 @@ def tidy(group: Group) -> pd.DataFrame:
     Raises:
         PipelineError: a round lacks an entry that the report needs.
     """
-    rows, (dataset, network) = [], subject(group.settings)
-    for run in group.runs:
-        for entry in run.rounds:
-            where = f"round {entry['round']} of {run.path}"
-            fit, seconds = field(entry, "fit", where), field(entry, "seconds", where)
-            rows.append(
-                {
-                    "group": group.title,
-                    "run": str(run.path),
-                    "dataset": dataset,
-                    "network": network,
-                    "strategy": run.config["strategy"],
-                    "seed": run.config["seed"],
-                    "round": entry["round"],
-                    "labelled": field(entry, "labelled", where),
-                    "queried": len(entry.get("indices", ())),
-                    "test_accuracy": field(entry, "test_accuracy", where),
-                    "train_accuracy": field(entry, "train_accuracy", where),
-                    "residual_rms": field(fit, "residual_rms", f"the fit in {where}"),
-                    "fitted": field(fit, "fitted", f"the fit in {where}"),
-                    "steps": fit.get("steps"),
-                    "missing_classes": " ".join(map(str, entry.get("missing_classes", ()))),
-                    "peak_memory_mib": max(
-                        entry.get("peak_memory_mib", {}).values(), default=math.nan
-                    ),
-                    **{f"{STAGE}{stage}": value for stage, value in seconds.items()},
-                }
-            )
-    return pd.DataFrame(rows)
+    dataset, network = subject(group.settings)
+    named = {"group": group.title, "dataset": dataset, "network": network}
+    return pd.DataFrame(
+        [named | round_row(run, entry) for run in group.runs for entry in run.rounds]
+    )
+
+
+def round_row(run: Run, entry: dict[str, Any]) -> dict[str, Any]:
+    """What a report reads of one completed round of a run.
+
+    Raises:
+        PipelineError: the round lacks an entry that the report needs.
+    """
+    where = f"round {entry['round']} of {run.path}"
+    fit, seconds = field(entry, "fit", where), field(entry, "seconds", where)
+    return {
+        "run": str(run.path),
+        "strategy": run.config["strategy"],
+        "seed": run.config["seed"],
+        "round": entry["round"],
+        "labelled": field(entry, "labelled", where),
+        "queried": len(entry.get("indices", ())),
+        "test_accuracy": field(entry, "test_accuracy", where),
+        "train_accuracy": field(entry, "train_accuracy", where),
+        "residual_rms": field(fit, "residual_rms", f"the fit in {where}"),
+        "fitted": field(fit, "fitted", f"the fit in {where}"),
+        "steps": fit.get("steps"),
+        "missing_classes": " ".join(map(str, entry.get("missing_classes", ()))),
+        "peak_memory_mib": max(entry.get("peak_memory_mib", {}).values(), default=math.nan),
+        **{f"{STAGE}{stage}": value for stage, value in seconds.items()},
+    }
 
 
 def _having(rounds: pd.DataFrame, column: str, values: Iterable[Any]) -> pd.DataFrame:

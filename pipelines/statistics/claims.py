@@ -69,7 +69,7 @@ class _Pair:
             effects=100 * (table[self.arm] - table[self.than]).to_numpy(dtype=float),
             unit=_PAIRS,
             scale="points",
-            missing=missing(frames.trials, arm=arms, subject=self.subjects),
+            missing=missing(frames.trials, arms, self.subjects),
         )
 
 
@@ -165,7 +165,7 @@ class Faster:
             effects=ratios,
             unit=_PAIRS,
             scale="times",
-            missing=missing(frames.trials, arm=arms, subject=self.subjects),
+            missing=missing(frames.trials, arms, self.subjects),
             ratio=True,
             note=note,
         )
@@ -225,6 +225,6 @@ class Reaches:
             effects=100 * means(own, UNIT, "test_accuracy").to_numpy(dtype=float),
             unit=_RUNS,
             scale="%",
-            missing=missing(frames.trials, arm=(self.arm,), subject=self.subjects),
+            missing=missing(frames.trials, (self.arm,), self.subjects),
         )
         return judgement(self.text, evidence, Region(low=self.accuracy))

@@ -13,7 +13,7 @@ import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
 from pipelines.statistics.intervals import geometric, interval, p_against, p_within
-from pipelines.statistics.outcomes import having
+from pipelines.statistics.outcomes import UNIT, having
 
 Verdict = Literal["reproduced", "not reproduced", "not decided by this size"]
 REPRODUCED: Verdict = "reproduced"
@@ -100,11 +100,13 @@ class Missing(NamedTuple):
         planned: all of them.
         pending: not there, or not finished.
         failed: ended with an error.
+        unplanned: arms and subjects that this size of the study does not have.
     """
 
     planned: int
     pending: int
     failed: int
+    unplanned: str = ""
 
 
 class Evidence(NamedTuple):
@@ -144,11 +146,10 @@ class Region(NamedTuple):
 
     def words(self, scale: str) -> str:
         """The region, for a sentence."""
+        low, high = number(self.low, scale), number(self.high, scale)
         if math.isinf(self.high):
-            return f"above {shown(self.low, scale)}"
-        if math.isinf(self.low):
-            return f"below {shown(self.high, scale)}"
-        return f"between {shown(self.low, scale)} and {shown(self.high, scale)}"
+            return f"above {low}"
+        return f"below {high}" if math.isinf(self.low) else f"between {low} and {high}"
 
 
 def judgement(text: str, evidence: Evidence, region: Region) -> Judgement:
@@ -162,7 +163,7 @@ def judgement(text: str, evidence: Evidence, region: Region) -> Judgement:
     values = evidence.effects
     n, effect, low, high = (geometric if evidence.ratio else interval)(values)
     verdict = UNDECIDED
-    if not evidence.missing.pending and n > 1:
+    if not (evidence.missing.pending or evidence.missing.unplanned) and n > 1:
         above = region.high if region.against is None else region.against
         if region.low < low and high < region.high:
             verdict = REPRODUCED
@@ -195,19 +196,20 @@ def _p(evidence: Evidence, region: Region) -> float:
 
 def _sentence(evidence: Evidence, n: int, found: tuple[float, float, float], region: Region) -> str:
     scale, (effect, low, high) = evidence.scale, found
-    parts = [f"{evidence.what}: claimed {region.words(scale)}, found"]
+    said = f"{evidence.what}: claimed {region.words(scale)}, found"
+    mean = f"{number(effect, scale)} {scale}".strip().replace(" %", "%")
     if n == 0:
-        parts[0] += " nothing"
+        said += " nothing"
     elif n == 1:
-        parts[0] += f" {shown(effect, scale)} (n = 1 {evidence.unit}, which gives no interval)"
+        said += f" {mean} (n = 1 of the {evidence.unit}, which gives no interval)"
     else:
-        parts[0] += (
-            f" {shown(effect, scale)} (95% interval {shown(low, '')} to {shown(high, scale)}, "
+        said += (
+            f" {mean} (95% interval {number(low, scale)} to {number(high, scale)}, "
             f"n = {n} {evidence.unit})"
         )
-    missing = evidence.missing
-    if missing.planned == 0:
-        parts.append("This size of the study has no trials of it")
+    parts, missing = [said], evidence.missing
+    if missing.unplanned:
+        parts.append(f"This size of the study has no trials of {missing.unplanned}")
     if missing.pending:
         parts.append(f"{missing.pending} of its {missing.planned} trials are not done")
     if missing.failed:
@@ -216,13 +218,11 @@ def _sentence(evidence: Evidence, n: int, found: tuple[float, float, float], reg
     return ". ".join(parts) + "."
 
 
-def shown(value: float, scale: str) -> str:
-    """A number as a sentence has it: differences of accuracy with their sign."""
-    if scale == "points":
-        return f"{value:+.2f} points"
-    if scale == "%":
-        return f"{value:.2f}%"
-    return f"{value:.3g} {scale}".strip()
+def number(value: float, scale: str) -> str:
+    """A number as a sentence has it, without its unit: differences of accuracy with their sign."""
+    if scale in ("points", "%") and value:
+        return f"{value:+.2f}" if scale == "points" else f"{value:.2f}"
+    return f"{value:.3g}"
 
 
 def judge(claims: Iterable[Any], frames: Frames) -> tuple[Judgement, ...]:
@@ -255,9 +255,36 @@ def holm(p: Sequence[float]) -> list[float]:
     return corrected.tolist()
 
 
-def missing(trials: pd.DataFrame, **wanted: Iterable[object] | None) -> Missing:
-    """How many of the trials that have the values wanted are there; None wants all."""
-    own = having(trials, **{name: values for name, values in wanted.items() if values is not None})
-    failed = len(having(own, state=["failed"]))
-    done = len(having(own, state=["done"]))
-    return Missing(len(own), len(own) - done - failed, failed)
+def missing(
+    trials: pd.DataFrame,
+    arms: Iterable[str] | None = None,
+    subjects: Iterable[str] | None = None,
+    kinds: Iterable[str] | None = None,
+) -> Missing:
+    """How many of the trials that a claim is about are there.
+
+    Of several arms those trials count that all of the arms have, by subject and seed: the others
+    have nothing to be compared with.
+
+    Args:
+        trials: subject, arm, seed, kind, state.
+        arms: those that are compared; all that there are without, whether paired or not.
+        subjects: all without.
+        kinds: likewise.
+    """
+    wanted = {"arm": arms, "subject": subjects, "kind": kinds}
+    wanted = {name: list(values) for name, values in wanted.items() if values is not None}
+    own = having(trials, **wanted)
+    lacking = [
+        str(name)
+        for column, names in wanted.items()
+        if column != "kind"
+        for name in names
+        if having(own, **{column: [name]}).empty
+    ]
+    if "arm" in wanted:
+        arms_of = own.groupby(UNIT)["arm"].transform("nunique")
+        own = pd.DataFrame(own[arms_of == len(set(wanted["arm"]))])
+    failed, done = (len(having(own, state=[state])) for state in ("failed", "done"))
+    nothing = ", ".join(lacking) or ("it" if own.empty else "")
+    return Missing(len(own), len(own) - done - failed, failed, nothing)

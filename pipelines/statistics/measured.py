@@ -11,7 +11,15 @@ import numpy as np
 import pandas as pd
 
 from pipelines.errors import PipelineError
-from pipelines.statistics.judgement import Evidence, Frames, Judgement, Region, judgement, missing
+from pipelines.statistics.judgement import (
+    Evidence,
+    Frames,
+    Judgement,
+    Missing,
+    Region,
+    judgement,
+    missing,
+)
 from pipelines.statistics.outcomes import TRIAL, UNIT, finished, having, means, need
 
 _UNIT = "measurements, one a subject and seed"
@@ -64,11 +72,11 @@ class Part:
         return means(self.rows(frames), UNIT, "value")
 
 
-def _missing(frames: Frames, *parts: Part):
-    arms = {part.arm for part in parts}
+def _missing(frames: Frames, *parts: Part) -> Missing:
+    arms = [part.arm for part in parts if part.arm is not None]
     kinds = set(frames.trials["kind"]) - set(_RUNS)
-    named = None if None in arms else arms
-    return missing(frames.trials, kind=kinds, arm=named, subject=parts[0].subjects)
+    named = arms if len(arms) == len(parts) else None
+    return missing(frames.trials, named, parts[0].subjects, kinds)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ A run's number is its average, final accuracy or area under the curve, over the 
 at which all arms in the comparison were measured.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -114,6 +114,12 @@ def wide(curves: pd.DataFrame, value: str = "test_accuracy") -> pd.DataFrame:
             f"{row['labelled']} labels twice: give every run's rounds once."
         )
     return curves.pivot(index=[*UNIT, "arm"], columns="labelled", values=value).sort_index(axis=1)
+
+
+def each(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """The rows of each subject and arm, in the order in which they come."""
+    for subject, arm in dict.fromkeys(zip(frame["subject"], frame["arm"], strict=True)):
+        yield subject, arm, having(frame, subject=[subject], arm=[arm])
 
 
 def means(frame: pd.DataFrame, keys: Sequence[str], column: str) -> pd.Series:

@@ -42,6 +42,13 @@ def test_vgg_keeps_the_features_of_torchvision():
     assert parameter_count(features) == 9_225_984
 
 
+@pytest.mark.parametrize(("widen", "stages", "widest"), [(1.25, 1, 40), (0.5, 1, 16), (10, 2, 640)])
+def test_the_widest_layer_follows_from_the_widen_factor(widen, stages, widest):
+    network = wide_resnet((1, 8, 8), 3, stages=stages, widen=widen)
+    assert network.head.in_features == widest
+    assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 3)
+
+
 def test_stages_and_blocks_widen_and_deepen():
     two = wide_resnet((1, 8, 8), 3, stages=2, widen=1)
     assert two.head.in_features == 64  # 16k · 2²
@@ -98,7 +105,13 @@ def test_weights_follow_from_the_generator_alone(name):
         ("cnn", {"dropout": 1}, r"cnn: dropout is 1; it must be a number of at least 0 and below"),
         ("resnet18", {"dropout": "no"}, r"resnet18: dropout is 'no'; it must be a number"),
         ("wide_resnet", {"dropout": -0.1}, r"wide_resnet: dropout is -0\.1"),
-        ("wide_resnet", {"widen": 0}, r"widen is 0; it must be a whole number of at least 1"),
+        (
+            "wide_resnet",
+            {"widen": 0},
+            r"widen is 0; it must be a number of which 16 times is a who",
+        ),
+        ("wide_resnet", {"widen": 0.3}, r"widen is 0\.3; .* such as 0\.5, 1\.25 or 20"),
+        ("wide_resnet", {"widen": "2x"}, r"widen is '2x'; it must be a number"),
         ("wide_resnet", {"stages": 1.5}, r"stages is 1\.5; it must be a whole number"),
         ("wide_resnet", {"blocks": "two"}, r"blocks is 'two'; it must be a whole number"),
     ],

@@ -8,10 +8,29 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from pipelines.errors import PipelineError
+from pipelines.studies import dynamics, look_ahead
 from pipelines.studies.study import Study
 from trainer.tables import lookup
 
-STUDIES: Mapping[str, Study] = MappingProxyType({})
+STUDIES: Mapping[str, Study] = MappingProxyType(
+    {
+        study.name: study
+        for study in (
+            look_ahead.COST,
+            look_ahead.LOOK_AHEADS,
+            look_ahead.STRATEGIES,
+            look_ahead.SEQUENTIAL,
+            look_ahead.WIDTHS,
+            look_ahead.CRITERIA,
+            dynamics.ROUNDS,
+            dynamics.BY_ROUND,
+            dynamics.GAMMA,
+            dynamics.BOUND,
+            dynamics.CORRELATION,
+            dynamics.RATIO,
+        )
+    }
+)
 
 
 def find(name: str) -> Study:

@@ -106,7 +106,9 @@ class Study:
         paper: what the paper says, in one sentence or two.
         small: the question at a size that two CPU cores answer within hours.
         paper_size: the paper's own protocol.
-        claims: what is judged, in the size at hand.
+        claims: what is judged, in either size.
+        small_claims: what is judged in the small size only, such as of its subjects.
+        paper_claims: what is judged in the paper's size only, such as accuracies of its network.
     """
 
     name: str
@@ -117,6 +119,12 @@ class Study:
     small: tuple[Grid, ...]
     paper_size: tuple[Grid, ...]
     claims: tuple[Any, ...] = ()
+    small_claims: tuple[Any, ...] = ()
+    paper_claims: tuple[Any, ...] = ()
+
+    def claims_of(self, size: str) -> tuple[Any, ...]:
+        """What is judged in a size."""
+        return self.claims + (self.small_claims if size == "small" else self.paper_claims)
 
     def trials(self, size: str) -> tuple[Trial, ...]:
         """The trials of a size, seed by seed; every pair of subject and arm has one of each seed.

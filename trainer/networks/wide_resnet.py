@@ -8,7 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from trainer.errors import NetworkError
 from trainer.networks.arguments import dropout_layer, require_counts
+
+_NARROWEST = 16  # channels of the stem at a widen factor of 1
 
 
 class _Block(nn.Module):
@@ -45,13 +48,13 @@ class WideResNet(nn.Module):
         channels: int,
         classes: int,
         stages: int,
-        widen: int,
+        widen: float | int,
         blocks: int,
         dropout: float | int = 0,
     ) -> None:
         """Draw the initial weights from torch's generator; see `wide_resnet`."""
         super().__init__()
-        width = 16 * widen
+        width = int(_NARROWEST * widen)
         self.stem = nn.Conv2d(channels, width, 3, padding=1)
         body: list[nn.Module] = []
         for _ in range(stages):
@@ -72,7 +75,7 @@ def wide_resnet(
     input_shape: tuple[int, int, int],
     classes: int,
     stages: int = 1,
-    widen: int = 2,
+    widen: float | int = 2,
     blocks: int = 1,
     dropout: float | int = 0,
 ) -> WideResNet:
@@ -82,13 +85,21 @@ def wide_resnet(
         input_shape: (channels, height, width); any height and width.
         classes: how many logits.
         stages: residual stages; the papers' '1 layer' and '2 layers'.
-        widen: the widen factor k.
+        widen: the widen factor k; 16k channels to begin with, which has to be a whole number. The
+            widest layer of one stage has 32k: [L]'s width of 40 is k = 1.25.
         blocks: residual blocks a stage; 1 is depth 10 of the WideResNet family.
         dropout: rate at which what the second convolution of a block is given is dropped in
             training; [L] has none.
 
     Raises:
-        NetworkError: a count is not a whole number of at least 1; the rate is not in [0, 1).
+        NetworkError: a count is not a whole number of at least 1, nor 16·widen; the rate is not in
+            [0, 1).
     """
-    require_counts("wide_resnet", stages=stages, widen=widen, blocks=blocks)
+    require_counts("wide_resnet", stages=stages, blocks=blocks)
+    number = isinstance(widen, int | float) and not isinstance(widen, bool)
+    if not number or not _NARROWEST * widen >= 1 or _NARROWEST * widen % 1:
+        raise NetworkError(
+            f"wide_resnet: widen is {widen!r}; it must be a number of which {_NARROWEST} times is "
+            "a whole number of at least 1, such as 0.5, 1.25 or 20"
+        )
     return WideResNet(input_shape[0], classes, stages, widen, blocks, dropout)

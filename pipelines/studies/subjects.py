@@ -1,0 +1,113 @@
+"""Data sets and networks that several studies share: [L]'s and [D]'s own, and small ones.
+
+A subject is a run's settings without the strategy and seed. The small ones fit their labels on two
+CPU cores in seconds, which is what look-ahead needs more than width: see
+docs/results/fit_reliability.md.
+"""
+
+import dataclasses
+
+from pipelines import cifar10, cifar100, fashion_mnist, mnist, svhn
+from pipelines.caltech101 import DEFAULTS as CALTECH
+from pipelines.config import RunConfig
+from pipelines.dynamics.config import TheoryConfig
+from trainer.train_config import TrainConfig
+
+LOOK_AHEAD_SEEDS = tuple(range(6))  # [L]
+DYNAMICS_SEEDS = tuple(range(5))  # [D]
+FIVE, TEN = tuple(range(5)), tuple(range(10))
+
+# [L]'s data sets with its networks, batches and candidates.
+PAPER_L = {
+    "MNIST": mnist.DEFAULTS,
+    "SVHN": svhn.DEFAULTS,
+    "CIFAR-10": cifar10.DEFAULTS,
+    "CIFAR-100": cifar100.DEFAULTS,
+}
+
+
+def small(script: RunConfig) -> RunConfig:
+    """A data set of 28×28 images at 14×14, with 15,082 parameters, 100 labels, 20 a query."""
+    return dataclasses.replace(
+        script,
+        image_size=14,
+        initial=100,
+        query=20,
+        cycles=5,
+        subset=1000,
+        network_args=("stages=1", "widen=1"),
+    )
+
+
+SMALL = {
+    "MNIST 14×14": small(mnist.DEFAULTS),
+    "Fashion-MNIST 14×14": small(fashion_mnist.DEFAULTS),
+}
+
+# For strategies that go through the candidates one by one, or whose kernels cost most: fewer of
+# them, shorter runs and trainings.
+SLOW = {
+    "MNIST 14×14, 300 candidates": dataclasses.replace(
+        SMALL["MNIST 14×14"],
+        subset=300,
+        cycles=3,
+        train=TrainConfig(min_steps=600),
+    )
+}
+
+# [D]: Adam and cross-entropy, stopped at 0.99 or after 200 epochs, nothing augmented, whole pool.
+_DYNAMICS = TrainConfig(
+    loss="cross_entropy", optimiser="adam", weight_decay=0.0, min_steps=0, extensions=0
+)
+
+
+def of_dynamics(script: RunConfig, network: str) -> RunConfig:
+    """[D]'s protocol: 500 labels and a budget of 1,000, in one round unless an arm says else."""
+    return dataclasses.replace(
+        script,
+        initial=500,
+        query=1000,
+        cycles=1,
+        subset=None,
+        network=network,
+        network_args=(),
+        train=_DYNAMICS,
+    )
+
+
+PAPER_D = {
+    "CIFAR-10, CNN": of_dynamics(cifar10.DEFAULTS, "cnn"),
+    "CIFAR-10, ResNet18": of_dynamics(cifar10.DEFAULTS, "resnet18"),
+    "SVHN, VGG11": of_dynamics(svhn.DEFAULTS, "vgg11_bn"),
+    "Caltech-101, ResNet18": of_dynamics(CALTECH, "resnet18"),
+}
+SMALL_D = {
+    "Fashion-MNIST 14×14, CNN": dataclasses.replace(
+        of_dynamics(fashion_mnist.DEFAULTS, "cnn"),
+        image_size=14,
+        initial=100,
+        query=100,
+        subset=1000,
+    )
+}
+
+
+def theory(run: RunConfig, queries: tuple[int, ...], subset: int) -> TheoryConfig:
+    """The measurement of dynamicAL's theory on the network that such a run begins with."""
+    return TheoryConfig(
+        dataset=run.dataset,
+        initial=run.initial,
+        subset=subset,
+        queries=queries,
+        figures=("mmd", "tau", "envelope", "ratio"),
+        network=run.network,
+        network_args=run.network_args,
+        image_size=run.image_size,
+        train=run.train,
+    )
+
+
+SMALL_THEORY = {name: theory(run, (25, 50, 100), 500) for name, run in SMALL_D.items()}
+PAPER_THEORY = {
+    "CIFAR-10, CNN": theory(PAPER_D["CIFAR-10, CNN"], (250, 500, 1000), 6000),
+}

@@ -22,7 +22,7 @@ def _in(rounds: int, budget: int) -> dict[str, int]:
 
 
 def _by_rounds(budget: int) -> dict[str, dict[str, object]]:
-    """A budget in 1 to 10 rounds of dynamicAL, and random choice trained as often as either end of these."""
+    """A budget in 1 to 10 rounds of dynamicAL, and random choice in 1 and 10."""
     dynamical = {
         f"dynamical, R = {rounds}": {"strategy": "dynamical", **_in(rounds, budget)}
         for rounds in (1, 2, 4, 10)

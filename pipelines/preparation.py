@@ -9,6 +9,7 @@ from torch import nn
 from kernel.engine.devices import mesh
 from kernel.engine.tf32 import arithmetic
 from pipelines.config import RunConfig
+from pipelines.data_memory import remembered
 from pipelines.errors import PipelineError
 from pipelines.seeds import generator
 from pipelines.strategies.requirements import require
@@ -49,11 +50,10 @@ def prepared(
 
 
 def _loaded(config: RunConfig) -> Dataset:
-    return data.load(
-        config.dataset,
-        config.data_folder,
-        image_size=config.image_size,
-        download=config.download,
+    folder, size = config.data_folder, config.image_size
+    return remembered(
+        (config.dataset, folder.absolute(), size),
+        lambda: data.load(config.dataset, folder, image_size=size, download=config.download),
     )
 
 

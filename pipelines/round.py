@@ -19,6 +19,7 @@ from bridge.twin import made_by
 from bridge.weights import read
 from pipelines import companion
 from pipelines.config import RunConfig
+from pipelines.first_training import FirstTrainings
 from pipelines.pending import Pending
 from pipelines.record import Run
 from pipelines.seeds import generator
@@ -82,7 +83,18 @@ class Bridge:
 
 @dataclass(frozen=True)
 class Setting:
-    """What stays the same from round to round."""
+    """What stays the same from round to round.
+
+    Attributes:
+        config: of the run.
+        dataset: its data.
+        network: trained in place.
+        bridge: its mirror.
+        oracle: who labels.
+        stages: makes what notes time and memory, and shows progress.
+        companion: trained along with the network; None for none.
+        first: where the first training may lie; None looks nowhere.
+    """
 
     config: RunConfig
     dataset: Dataset
@@ -91,6 +103,7 @@ class Setting:
     oracle: Oracle
     stages: Callable[[], Stages]
     companion: LossPrediction | None = None
+    first: FirstTrainings | None = None
 
 
 def play(setting: Setting, run: Run, pool: Pool, labels: np.ndarray) -> dict[str, Any]:
@@ -112,7 +125,15 @@ def play(setting: Setting, run: Run, pool: Pool, labels: np.ndarray) -> dict[str
     trained = pending.trained()
     if trained is None:
         trained = fit_and_save(
-            network, labelled_images, labels, config, run, round_number, stages, setting.companion
+            network,
+            labelled_images,
+            labels,
+            config,
+            run,
+            round_number,
+            stages,
+            setting.companion,
+            setting.first,
         )
         pending.keep(trained)
     else:
@@ -131,6 +152,8 @@ def play(setting: Setting, run: Run, pool: Pool, labels: np.ndarray) -> dict[str
         "fit": trained["fit"],
         "missing_classes": list(missing_classes(labels, dataset.class_names)),
     }
+    if "shared" in trained:
+        line["shared"] = trained["shared"]
     if round_number == config.cycles:
         queried = {"candidates": 0, "indices": [], "scores": [], "labels": [], "diagnostics": {}}
     else:

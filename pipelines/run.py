@@ -12,6 +12,7 @@ from pipelines import pending, record, table
 from pipelines.companion import companion_of, take_up
 from pipelines.compilation import keep_compiled
 from pipelines.config import ADDED, RunConfig
+from pipelines.first_training import FirstTrainings
 from pipelines.preparation import prepared
 from pipelines.record import Run
 from pipelines.round import Bridge, Setting, play
@@ -25,12 +26,15 @@ from trainer.oracle import DatasetOracle
 from trainer.pool import Pool
 
 
-def run(config: RunConfig, console: Console | None = None) -> Run:
+def run(
+    config: RunConfig, console: Console | None = None, first: FirstTrainings | None = None
+) -> Run:
     """Carry out a run, or the rest of it.
 
     Args:
         config: what to do and where to record it.
         console: where progress and a row a round are shown; nothing is shown without one.
+        first: where the first training is kept for other runs that begin with it; None for none.
 
     Returns:
         The complete run, as its directory holds it.
@@ -50,7 +54,7 @@ def run(config: RunConfig, console: Console | None = None) -> Run:
         so_far = record.open_run(config.run_folder, asked, ADDED)
         oracle, bridge = DatasetOracle(dataset.train_labels), Bridge(network, config.twin)
         setting = Setting(
-            config, dataset, network, bridge, oracle, lambda: Stages(console), companion
+            config, dataset, network, bridge, oracle, lambda: Stages(console), companion, first
         )
         return _rounds(setting, so_far, console)
 

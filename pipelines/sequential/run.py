@@ -13,6 +13,7 @@ from rich.console import Console
 from pipelines import record
 from pipelines.compilation import keep_compiled
 from pipelines.errors import PipelineError
+from pipelines.first_training import FirstTrainings
 from pipelines.preparation import prepared
 from pipelines.round import Bridge
 from pipelines.run import describe
@@ -37,6 +38,7 @@ def run(
     config: SequentialConfig,
     console: Console | None = None,
     oracle: Callable[[np.ndarray], object] | None = None,
+    first: FirstTrainings | None = None,
 ) -> Journal:
     """Carry out a sequential run, or the rest of it.
 
@@ -44,6 +46,7 @@ def run(
         config: what to do and where to record it.
         console: where questions and answers are shown; nothing is shown without one.
         oracle: answers in place of the one that the settings name: data-set indices → classes.
+        first: where the first training is kept for other runs that begin with it; None for none.
 
     Returns:
         The run as its directory holds it; not complete if a person stopped.
@@ -69,7 +72,15 @@ def run(
         finished = start is not None
         if start is not None:
             work = Work(
-                config, dataset, network, bridge, journal, start, tests, lambda: Stages(console)
+                config,
+                dataset,
+                network,
+                bridge,
+                journal,
+                start,
+                tests,
+                lambda: Stages(console),
+                first,
             )
             finished = _questions(work, respond, who, console)
         journal.flush()

@@ -15,6 +15,7 @@ from torch import nn
 from bridge import export
 from bridge.weights import read
 from pipelines import pending
+from pipelines.first_training import FirstTrainings
 from pipelines.pending import Pending
 from pipelines.round import Bridge
 from pipelines.seeds import generator
@@ -47,6 +48,7 @@ class Work:
         start: {data-set index: class}, the labels at the start.
         tests: places of the test images on which the linearised network is evaluated.
         stages: makes what notes time and memory, and shows progress.
+        first: where the first training may lie; None looks nowhere.
     """
 
     config: SequentialConfig
@@ -57,6 +59,7 @@ class Work:
     start: dict[int, int]
     tests: np.ndarray
     stages: Callable[[], Stages]
+    first: FirstTrainings | None = None
 
     def labels(self, before: int) -> dict[int, int]:
         """{data-set index: class} of all labels given before a training, in their order."""
@@ -119,6 +122,8 @@ def train(work: Work, why: str, *, ask_on: bool) -> Asker | None:
         "seconds": stages.seconds,
         "peak_memory_mib": stages.peak_memory_mib,
     }
+    if "shared" in trained:
+        line["shared"] = trained["shared"]
     if number == 0:
         line["initial"] = {"indices": [*labels], "labels": [*labels.values()]}
     journal.train(line)
@@ -188,7 +193,9 @@ def _fit(work: Work, labels: dict[int, int], number: int, stages: Stages) -> dic
         export.restore(work.network, read(run.weights(number - 1)))
     images = work.images(np.array([*labels], np.int64))
     classes = np.array([*labels.values()], np.int64)
-    return fit_and_save(work.network, images, classes, config, run, number, stages)
+    return fit_and_save(
+        work.network, images, classes, config, run, number, stages, first=work.first
+    )
 
 
 def _accuracies(work: Work, stages: Stages) -> tuple[float | None, float | None]:

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 from bridge.atomic import replace
 from pipelines.cli import EXPECTED
 from pipelines.findings import plain
+from pipelines.first_training import FirstTrainings
 from pipelines.record import NOTE, HeldError
 from pipelines.studies.study import Config, kind_of
 from pipelines.sweep.kinds import do
@@ -57,11 +58,15 @@ class Outcome(NamedTuple):
     message: str = ""
 
 
-def carry_out(task: Task) -> Outcome:
+def carry_out(task: Task, first: FirstTrainings | None = None) -> Outcome:
     """Do what is left of a trial, and write in its directory how it ended.
 
     A failure is an outcome, with its traceback in the trial's own record; only an interruption is
     raised.
+
+    Args:
+        task: what to do.
+        first: where first trainings are kept for other runs that begin with them; None for none.
 
     Raises:
         KeyboardInterrupt: the trial goes on when it is carried out again.
@@ -69,7 +74,7 @@ def carry_out(task: Task) -> Outcome:
     """
     began, message, trace = time.time(), "", None
     try:
-        do(task.config)
+        do(task.config, first)
     except HeldError as error:  # what is in the directory is the other's to write
         return Outcome(task.key, "held", time.time() - began, str(error))
     except Exception as error:  # noqa: BLE001 - whatever it is, the other trials go on

@@ -1,16 +1,30 @@
 """The executors by name; a new one is a function from a sweep's settings to an executor."""
 
+import os
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+
+import torch
 
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.executor import Executor
 from pipelines.sweep.inline import Inline
+from pipelines.sweep.processes import Processes
+from pipelines.sweep.shares import cores_here, default_workers, gpus_here, shares
 from trainer.tables import lookup
+
+
+def _processes(config: SweepConfig) -> Processes:
+    cores = cores_here()
+    gpus = () if config.device == "cpu" else gpus_here(torch.cuda.device_count(), os.environ)
+    workers = config.workers or default_workers(len(cores), len(gpus))
+    return Processes(shares(workers, cores, gpus, os.environ))
+
 
 EXECUTORS: Mapping[str, Callable[[SweepConfig], Executor]] = MappingProxyType(
     {
         "here": lambda config: Inline(),
+        "processes": _processes,
     }
 )
 

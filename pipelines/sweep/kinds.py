@@ -14,34 +14,43 @@ from pipelines.audit.run import audit
 from pipelines.dynamics.report import write as write_dynamics
 from pipelines.dynamics.run import find
 from pipelines.dynamics.verdict import sentences
+from pipelines.first_training import FirstTrainings
 from pipelines.run import run
 from pipelines.sequential.run import run as ask
 from pipelines.studies.study import Config, kind_of
 
 
-def do(config: Config) -> None:
+def do(config: Config, first: FirstTrainings | None = None) -> None:
     """Carry out a trial, or the rest of it, in the directory that its settings name.
+
+    Args:
+        config: of the trial.
+        first: where a run's first training is kept for others that begin with it; None for none.
 
     Raises:
         TrainerError, BridgeError, KernelError, PipelineError: each with one plain message.
         OSError: a file cannot be written; what was finished is safe.
     """
-    _DO[kind_of(config)](config, Console(quiet=True))
+    _DO[kind_of(config)](config, Console(quiet=True), first)
 
 
-def _audit(config: Any, console: Console) -> None:
+def _audit(config: Any, console: Console, _: FirstTrainings | None) -> None:
     found = audit(config, console)
     write_audit(found, conclusion(found))
 
 
-def _dynamics(config: Any, console: Console) -> None:
+def _dynamics(config: Any, console: Console, _: FirstTrainings | None) -> None:
     found = find(config, console)
     write_dynamics(found, sentences(found))
 
 
-_DO: dict[str, Callable[[Any, Console], object]] = {
+def _sequential(config: Any, console: Console, first: FirstTrainings | None) -> None:
+    ask(config, console, first=first)
+
+
+_DO: dict[str, Callable[[Any, Console, FirstTrainings | None], object]] = {
     "run": run,
-    "sequential": ask,
+    "sequential": _sequential,
     "audit": _audit,
     "dynamics": _dynamics,
 }

@@ -17,6 +17,7 @@ from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.executor import Executor, Said, Started, Tick
 from pipelines.sweep.plan import Planned, chosen, planned, task_of
 from pipelines.sweep.progress import Progress
+from pipelines.sweep.recorded import SHARED
 from pipelines.sweep.remaining import Durations
 from pipelines.sweep.worker import Worker
 
@@ -91,7 +92,8 @@ def _carried_out(
 ) -> set[str]:
     """Keys of the trials that could not be carried out because another process does."""
     held = set()
-    for event in executor([task_of(row, config) for row in rows], Worker()):
+    shared = (config.runs / SHARED).absolute() if config.share else None
+    for event in executor([task_of(row, config) for row in rows], Worker(shared)):
         match event:
             case Started(key, worker):
                 progress.started(key, worker)

@@ -1,21 +1,33 @@
 """What one worker keeps from trial to trial; a copy of it is sent to each process that works."""
 
 import gc
+from pathlib import Path
 
 import jax
 
+from pipelines.data_memory import DataMemory
+from pipelines.first_training import FirstTrainings
 from pipelines.sweep.carry import Outcome, Task, carry_out
 
 
 class Worker:
-    """Carries out trial after trial in one process."""
+    """Carries out trial after trial in one process, with data sets kept in memory between them."""
+
+    def __init__(self, shared: Path | None = None):
+        """Before it has done anything it pickles.
+
+        Args:
+            shared: folder where first trainings are kept for other trials; None shares none.
+        """
+        self._first = None if shared is None else FirstTrainings(shared)
+        self._data = DataMemory()
 
     def __call__(self, task: Task) -> Outcome:
         """Carry out a task, and let go of what the next has no use for."""
         try:
-            return carry_out(task)
+            with self._data.used():
+                return carry_out(task, self._first)
         finally:
-            # compiled programs hold memory, and those of another network serve nobody; the next
-            # trial of the same finds them on disk
+            # programs compiled for a network go with it; an equal one finds them on disk
             jax.clear_caches()
             gc.collect()

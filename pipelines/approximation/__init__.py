@@ -1,0 +1,1 @@
+"""How well scalar-valued kernels stand for the full one, against width: the study of [P]."""

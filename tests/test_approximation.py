@@ -1,0 +1,343 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from kernel.approximation import contract, coupling, diagonals, distances, flat, regress, spectrum
+from kernel.errors import KernelError, SingularKernelError
+from kernel.kinds import directions
+from pipelines.approximation import __main__ as command_line
+from pipelines.approximation import report
+from pipelines.approximation.comparison import scalar_kernels
+from pipelines.approximation.config import ApproximationConfig
+from pipelines.approximation.plan import tell
+from pipelines.approximation.run import find
+from pipelines.approximation.tables import by_width, exponent, rows
+from pipelines.dynamics import pieces
+from pipelines.errors import PipelineError
+from pipelines.stages import Stages
+from trainer.errors import TrainerError
+from trainer.fit import TrainConfig
+
+KINDS = ("single", "sum", "trace", "rademacher")
+TRAIN = TrainConfig(optimiser="adam", epochs=4, min_steps=0, extensions=0)
+SMALL = ApproximationConfig(
+    initial=8,
+    test=5,
+    ridges=(0.0, 0.5),
+    network="tests.approximation_networks:two_layers",
+    widths=(12, 8),
+    width_argument="width",
+    train=TRAIN,
+)
+ARGUMENTS = ["--initial", "8", "--test", "5", "--ridges", "0", "0.5"]
+ARGUMENTS += ["--network", SMALL.network, "--widths", "12", "8", "--width-argument", "width"]
+ARGUMENTS += ["--train.optimiser", "adam", "--train.epochs", "4", "--train.min-steps", "0"]
+ARGUMENTS += ["--train.extensions", "0"]
+
+
+def jacobian(rng, images=6, classes=3, parameters=40):
+    return rng.normal(size=(images, classes, parameters))
+
+
+def full_of(rows, columns=None):
+    return np.einsum("icp,jdp->icjd", rows, rows if columns is None else columns)
+
+
+# --- the mathematics, against what it says
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_contracted_from_full_is_the_kernel_of_its_projections(kind, rng):
+    rows, others = jacobian(rng), jacobian(rng, images=4)
+    looked = directions(kind, 3, 5, np.random.default_rng(1))
+    found = contract(full_of(rows, others), looked)
+    expected = np.zeros((6, 4))
+    for vector in looked.projections:
+        left, right = (np.einsum("c,icp->ip", vector, one) for one in (rows, others))
+        expected += left @ right.T / {"single": 1, "rademacher": 15}.get(kind, 3)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_distances_are_of_the_kronecker_product_and_least_for_trace(rng):
+    full = full_of(jacobian(rng), jacobian(rng, images=4))
+    kernels = {kind: contract(full, directions(kind, 3, 4, rng)) for kind in KINDS}
+    kernels["near trace"] = kernels["trace"] + 1e-3 * rng.normal(size=(6, 4))
+    found = distances(full, kernels)
+    for name, kernel in kernels.items():
+        expected = np.linalg.norm(np.kron(kernel, np.eye(3)) - flat(full))
+        assert found[name] == pytest.approx(expected / np.linalg.norm(full), rel=1e-10)
+    assert min(found, key=lambda name: found[name]) == "trace"
+    assert coupling(full) < found["trace"]
+
+
+def test_a_kronecker_product_is_at_no_distance_and_regresses_alike(rng):
+    """With any ridge: K ⊗ I and K are the same regression, if they have the same scale."""
+    rows, others = rng.normal(size=(6, 20)), rng.normal(size=(4, 20))
+    kernel, cross = rows @ rows.T, others @ rows.T
+    full = np.einsum("ij,cd->icjd", kernel, np.eye(3))
+    full_cross = np.einsum("ij,cd->icjd", cross, np.eye(3))
+    assert distances(full, {"k": kernel})["k"] == 0
+    targets = rng.normal(size=(2, 6, 3))
+    for ridge in (0.0, 0.7):
+        own = regress(kernel, cross, targets, ridge, "float64", range(6))
+        other = regress(flat(full), flat(full_cross), targets, ridge, "float64", range(6))
+        assert own.jitter == other.jitter == 0
+        np.testing.assert_allclose(own.values, other.values, rtol=1e-9)
+        for values, one in zip(own.values, targets, strict=True):
+            expected = cross @ np.linalg.solve(kernel + ridge * np.eye(6), one)
+            np.testing.assert_allclose(values, expected, rtol=1e-9)
+        scaled = regress(3 * kernel, 3 * cross, targets, ridge, "float64", range(6)).values
+        # of another scale it is the same regression without a ridge only
+        assert np.allclose(scaled, own.values, rtol=1e-9) == (ridge == 0)
+
+
+def test_regression_with_the_full_kernel_couples_the_classes(rng):
+    rows, others = jacobian(rng), jacobian(rng, images=4)
+    targets = rng.normal(size=(1, 6, 3))
+    matrix = rows.reshape(18, 40) @ rows.reshape(18, 40).T
+    right = matrix + 0.3 * np.eye(18)
+    expected = others.reshape(12, 40) @ rows.reshape(18, 40).T
+    expected = (expected @ np.linalg.solve(right, targets.reshape(18))).reshape(4, 3)
+    found = regress(
+        flat(full_of(rows)), flat(full_of(others, rows)), targets, 0.3, "float64", range(6)
+    )
+    np.testing.assert_allclose(found.values[0], expected, rtol=1e-9)
+
+
+def test_the_spectrum_and_what_rounding_leaves_of_it(rng):
+    rows = rng.normal(size=(5, 9))
+    ends = spectrum(rows @ rows.T, "float64")
+    values = np.linalg.svd(rows, compute_uv=False) ** 2
+    np.testing.assert_allclose(ends[:2], [values[0], values[-1]], rtol=1e-9)
+    assert ends.condition == pytest.approx(np.linalg.cond(rows) ** 2)
+    few = rng.normal(size=(5, 3))
+    assert spectrum(few @ few.T, "float64").condition == np.inf
+    small = np.diag([1.0, 1e-9])
+    assert spectrum(small, "float64").condition == pytest.approx(1e9)
+    assert spectrum(small, "float32").condition == np.inf
+
+
+def closed_form(last, gram, hidden):
+    """Θ of two linear layers from V, XXᵀ and the hidden units' XUᵀUXᵀ."""
+    classes = len(last)
+    return np.einsum("ij,cd->icjd", hidden, np.eye(classes)) + np.einsum(
+        "ij,cd->icjd", gram, last @ last.T
+    )
+
+
+def test_of_two_linear_layers_the_distance_is_known_and_falls_as_the_root_of_the_width(rng):
+    """Θ − K ⊗ I is (VVᵀ − m I) ⊗ XXᵀ with m = 1ᵀVVᵀ1/C for `sum`."""
+    images, classes, widths = rng.normal(size=(7, 5)), 4, np.array([16, 64, 256, 1024])
+    gram = images @ images.T
+    errors = np.zeros((40, len(widths)))
+    for repeat, number in np.ndindex(errors.shape):
+        width = widths[number]
+        first, last = rng.normal(size=(5, width)) / 5**0.5, rng.normal(size=(classes, width))
+        full = closed_form(last, gram, images @ first @ first.T @ images.T)
+        kernel = contract(full, directions("sum", classes))
+        errors[repeat, number] = distances(full, {"sum": kernel})["sum"]
+        outer = last @ last.T
+        away = np.linalg.norm(outer - outer.sum() / classes * np.eye(classes))
+        expected = away * np.linalg.norm(gram) / np.linalg.norm(full)
+        assert errors[repeat, number] == pytest.approx(expected, rel=1e-9)
+    assert exponent(widths, errors.mean(axis=0)) == pytest.approx(-0.5, abs=0.06)
+
+
+def test_kernels_that_do_not_belong_together_are_refused(rng):
+    full = full_of(jacobian(rng))
+    with pytest.raises(KernelError, match=r"kernel sum of shape \(5, 5\).*same images"):
+        distances(full, {"sum": np.eye(5)})
+    with pytest.raises(KernelError, match="of the kind full"):
+        contract(full, directions("full", 3))
+    with pytest.raises(KernelError, match=r"3 classes.*shape \(1, 4\)"):
+        contract(full, directions("sum", 4))
+    with pytest.raises(KernelError, match="killed every unit"):
+        coupling(0 * full)
+    with pytest.raises(SingularKernelError, match="not positive definite"):
+        regress(-np.eye(2) + 2, np.eye(2), np.zeros((1, 2, 3)), 0.0, "float64", [4, 7])
+
+
+# --- the study
+
+
+def small(folder: Path, **changes) -> ApproximationConfig:
+    return dataclasses.replace(SMALL, run=folder, **changes)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return find(small(tmp_path_factory.mktemp("approximation") / "whole"))
+
+
+def value(table, state, width, measure, series):
+    """The number of one row."""
+    keys = ("state", "width", "measure", "series")
+    (found,) = (
+        row["value"]
+        for row in table
+        if tuple(row[key] for key in keys) == (state, width, measure, series)
+    )
+    return found
+
+
+@pytest.mark.parametrize("state", ["initial", "trained"])
+def test_what_is_found_is_of_these_networks(whole, state):
+    """Two linear layers have a kernel in closed form, from their weights and the images."""
+    table = rows(whole)
+    assert [own.subject.width for own in whole.widths] == [8, 12]
+    for own in whole.widths:
+        subject, width = own.subject, own.subject.width
+        network = subject.network if state == "initial" else subject.trained(Stages())[0]
+        first, last = (layer.weight.detach().double().numpy() for layer in (network[1], network[2]))
+        images = subject.images.reshape(13, -1).astype(np.float64)
+        hidden = images @ first.T
+        full = closed_form(last, images @ images.T, hidden @ hidden.T)
+        kernel = np.einsum("icjd->ij", full) / 10
+        near = distances(full[:8, :, :8], {"sum": kernel[:8, :8]})["sum"]
+        assert value(table, state, width, "frobenius error", "sum") == pytest.approx(near)
+        near = distances(full[8:, :, :8], {"sum": kernel[8:, :8]})["sum"]
+        found = value(table, state, width, "frobenius error, test images", "sum")
+        assert found == pytest.approx(near)
+        ends = spectrum(flat(full[:8, :, :8]), "float64"), spectrum(kernel[:8, :8], "float64")
+        found = value(table, state, width, "largest eigenvalue error", "sum")
+        assert found == pytest.approx(1 - ends[1].largest / ends[0].largest, rel=1e-6)
+        found = value(table, state, width, "condition number", "sum")
+        assert found == pytest.approx(ends[1].condition, rel=1e-4)
+        mean, apart = diagonals(full[:8, :, :8], kernel[:8, :8])
+        assert value(table, state, width, "diagonal", "full") == pytest.approx(mean)
+        assert value(table, state, width, "diagonal difference", "sum") == pytest.approx(apart)
+        logits = hidden @ last.T
+        predicted = {}
+        for name, (labelled, cross) in {
+            "full": (flat(full[:8, :, :8]), flat(full[8:, :, :8])),
+            "sum": (kernel[:8, :8], kernel[8:, :8]),
+        }.items():
+            shifted = labelled + 0.5 * mean * np.eye(len(labelled))
+            right = (np.eye(10)[subject.labels] - logits[:8]).reshape(len(labelled), -1)
+            predicted[name] = logits[8:] + (cross @ np.linalg.solve(shifted, right)).reshape(5, 10)
+            right = predicted[name].argmax(1) == subject.test_labels
+            found = value(table, state, width, "regression accuracy", f"{name}, ridge 0.5, network")
+            assert found == np.mean(right)
+        away = np.linalg.norm(predicted["sum"] - predicted["full"])
+        expected = away / np.linalg.norm(predicted["full"])
+        found = value(table, state, width, "regression error", "sum, ridge 0.5, network")
+        assert found == pytest.approx(expected, rel=1e-4)
+        if state == "trained":
+            away = np.linalg.norm(predicted["full"] - logits[8:]) / np.linalg.norm(logits[8:])
+            series = "full, ridge 0.5, network"
+            found = value(table, state, width, "distance from the trained network", series)
+            assert found == pytest.approx(away, rel=1e-4)
+
+
+def test_of_a_linear_network_every_kind_is_exact(tmp_path):
+    """Θ = (x·x' + 1) I: nothing is lost, at initialisation and after training, with any ridge."""
+    config = small(tmp_path, network="tests.approximation_networks:linear", widths=())
+    table = rows(find(config))
+    assert {row["state"] for row in table} == {"initial", "trained"}
+    for measure in ("frobenius error", "largest eigenvalue error", "regression error"):
+        own = [row["value"] for row in table if row["measure"] == measure]
+        assert len(own) >= 10
+        assert max(own) < 1e-6, measure
+    ratios = [row["value"] for row in table if row["measure"] == "condition number ratio"]
+    np.testing.assert_allclose(ratios, 1, rtol=1e-5)
+
+
+def test_the_command_leaves_a_table_a_picture_a_page_and_a_record(whole, monkeypatch, capsys):
+    """On what the fixture measured: the same settings measure nothing again."""
+    folder = whole.config.run_folder
+    monkeypatch.setattr(pieces, "put", lambda *_: pytest.fail("it was measured again"))
+    monkeypatch.setattr("sys.argv", ["approximation", *ARGUMENTS, "--run", str(folder)])
+    command_line.main()
+    shown = " ".join(capsys.readouterr().out.split())
+    record = json.loads((folder / report.RECORD).read_text())
+    page = (folder / report.PAGE).read_text()
+    for sentence in record["sentences"].values():
+        assert " ".join(sentence.split()) in shown
+        assert sentence in page
+    assert (folder / report.PICTURE).read_bytes().startswith(b"\x89PNG")
+    assert [one["width"] for one in record["widths"]] == [8, 12]
+    table = pd.read_csv(folder / report.TABLE)
+    kept = [row["value"] for row in rows(whole)]
+    np.testing.assert_array_equal(table["value"], np.array(kept, np.float64))
+    widths, values = by_width(rows(whole), "initial", "frobenius error", "sum")
+    np.testing.assert_array_equal(widths, [8, 12])
+    ends = f"{values[0]:.3g} at width 8 to {values[1]:.3g} at 12 at initialisation"
+    assert ends in record["sentences"]["frobenius"]
+    assert "NOT fitted to their labels: width 8, 12" in record["sentences"]["training"]
+
+
+def test_stopped_and_given_again_it_ends_with_the_same_numbers(whole, tmp_path, monkeypatch):
+    real, written = pieces.put, []
+
+    def stop(folder, name, value):
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append((folder.name, name))
+        return real(folder, name, value)
+
+    monkeypatch.setattr(pieces, "put", stop)
+    with pytest.raises(KeyboardInterrupt):
+        find(small(tmp_path))
+    assert tell(small(tmp_path), Console(quiet=True)) == 2
+    monkeypatch.setattr(
+        pieces, "put", lambda f, n, v: (written.append((f.name, n)), real(f, n, v))[1]
+    )
+    assert rows(find(small(tmp_path))) == rows(whole)
+    assert len(written) == len(set(written)) == 2 * 3
+    assert not list(tmp_path.rglob("kernel-*"))
+
+
+def test_other_settings_measure_anew_and_train_only_where_they_must(whole, monkeypatch):
+    folder, written = whole.config.run_folder, []
+    real = pieces.put
+    monkeypatch.setattr(pieces, "put", lambda f, n, v: (written.append(n), real(f, n, v))[1])
+    found = find(small(folder, widths=(8,), kinds=("sum",), ridges=(2.0,), states=("trained",)))
+    assert written == ["trained"]
+    assert list(found.widths[0].states) == ["trained"]
+
+
+def test_a_dry_run_tells_what_is_left_and_writes_nothing(whole, tmp_path, capsys):
+    assert tell(small(tmp_path / "new"), Console(width=200)) == 4
+    said = " ".join(capsys.readouterr().out.split())
+    assert "width 8: 592 parameters; left: initial, trained, about" in said
+    assert not list(tmp_path.iterdir())
+    assert tell(whole.config, Console(quiet=True)) == 0
+
+
+def test_first_projections_of_many_are_those_of_few(rng):
+    full = full_of(jacobian(rng))
+    config = small(Path(), kinds=("rademacher",), probes=(1, 2))
+    one, two = scalar_kernels(config, full).values()
+    second = 2 * two - one
+    # the other one is a projection too: of rank one in classes
+    vectors = [np.array([1.0, a, b]) for a in (-1, 1) for b in (-1, 1)]
+    candidates = [np.einsum("icjd,c,d->ij", full, v, v) / 3 for v in vectors]
+    assert any(np.allclose(second, each) for each in candidates)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"states": ("train",)}, TrainerError, "unknown state 'train'"),
+        ({"kinds": ("full",)}, TrainerError, "unknown kind of scalar-valued kernel 'full'"),
+        ({"kinds": ()}, PipelineError, "kinds is empty"),
+        ({"widths": (4, 4)}, PipelineError, "widths names something twice: 4, 4"),
+        ({"widths": (0,)}, PipelineError, "widths must be 1 or more and finite, not 0"),
+        ({"ridges": (-0.1,)}, PipelineError, "ridges must be 0 or more and finite"),
+        ({"ridges": (float("nan"),)}, PipelineError, "ridges must be 0 or more and finite"),
+        ({"initial": 1}, PipelineError, "initial must be 2 or more, not 1"),
+        ({"memory_gib": 0.0}, PipelineError, "memory_gib must be above 0"),
+        ({"test": 100_000}, PipelineError, "100000 test images were asked for and digits has"),
+        ({"memory_gib": 1e-4}, KernelError, "full kernel of 13 images of 10 classes.*GiB are"),
+        ({"width_argument": "widen"}, TrainerError, "no argument 'widen'. Known: width"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_what_to_do(changes, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        find(small(tmp_path, **changes))
+    assert not list(tmp_path.iterdir())

@@ -8,54 +8,19 @@ import os
 import platform
 import time
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from bridge.atomic import replace
 from pipelines.cli import EXPECTED
 from pipelines.findings import plain
 from pipelines.first_training import FirstTrainings
 from pipelines.record import NOTE, HeldError
-from pipelines.studies.study import Config, kind_of
+from pipelines.studies.study import kind_of
 from pipelines.sweep.kinds import do
+from pipelines.sweep.task import Outcome, Task
 
 FORMAT = 1
-State = Literal["done", "failed", "held"]
-
-
-@dataclass(frozen=True)
-class Task:
-    """A trial and where it is carried out; it pickles.
-
-    Attributes:
-        key: of the trial.
-        config: its settings, with its own directory, data directory and device in them.
-    """
-
-    key: str
-    config: Config
-
-    @property
-    def folder(self) -> Path:
-        """The directory of the trial's record."""
-        return self.config.run_folder
-
-
-class Outcome(NamedTuple):
-    """How a trial ended.
-
-    Attributes:
-        key: of the trial.
-        state: done, failed, or held: nothing was done, for another process is at it.
-        seconds: wall seconds, of this attempt.
-        message: of a failure, or of who holds it, in one line; else empty.
-    """
-
-    key: str
-    state: State
-    seconds: float
-    message: str = ""
 
 
 def carry_out(task: Task, first: FirstTrainings | None = None) -> Outcome:

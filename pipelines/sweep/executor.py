@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from pipelines.sweep.carry import Outcome, Task
+from pipelines.sweep.task import Outcome, Task
 
 Work = Callable[[Task], Outcome]
 """What a worker does with a task; it pickles, and one copy serves a worker for all of its tasks."""

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from pipelines.sweep.carry import Task
 from pipelines.sweep.executor import Event, Started, Work
+from pipelines.sweep.task import Task
 
 
 class Inline:

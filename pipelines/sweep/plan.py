@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from pipelines.errors import PipelineError
 from pipelines.studies.study import Trial
-from pipelines.sweep.carry import Task
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.recorded import Standing, recorded, state
+from pipelines.sweep.task import Task
 
 
 class Planned(NamedTuple):

@@ -15,9 +15,9 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
-from pipelines.sweep.carry import Outcome, Task, note
 from pipelines.sweep.executor import Event, Said, Started, Tick, Work
 from pipelines.sweep.shares import Share
+from pipelines.sweep.task import Outcome, Task
 
 _ATTEMPTS = 2
 _LOOK = 1.0  # seconds between ticks
@@ -160,6 +160,4 @@ def _lost(worker: _Worker, left: deque[Task], tries: Counter[str]) -> Said | Out
         f"its process ended {_ATTEMPTS} times ({how}); signal 9 is most often the system's, when "
         "memory runs out: give fewer workers, or trials that need less memory."
     )
-    outcome = Outcome(task.key, "failed", time.monotonic() - worker.began, message)
-    note(task, outcome)
-    return outcome
+    return Outcome(task.key, "failed", time.monotonic() - worker.began, message, noted=False)

@@ -15,10 +15,10 @@ from rich.text import Text
 
 from pipelines.config import RunConfig
 from pipelines.studies.study import Trial
-from pipelines.sweep.carry import Outcome
 from pipelines.sweep.plan import Planned
 from pipelines.sweep.recorded import rounds_at
 from pipelines.sweep.remaining import Durations, clock
+from pipelines.sweep.task import Outcome
 
 _SHOWN = 16  # trials under way that are shown one by one
 

@@ -12,13 +12,14 @@ from rich.console import Console
 
 from pipelines.record import HeldError, only_writer
 from pipelines.studies import find
-from pipelines.sweep.carry import Outcome
+from pipelines.sweep.carry import note
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.executor import Executor, Said, Started, Tick
 from pipelines.sweep.plan import Planned, chosen, planned, task_of
 from pipelines.sweep.progress import Progress
 from pipelines.sweep.recorded import SHARED
 from pipelines.sweep.remaining import Durations
+from pipelines.sweep.task import Outcome
 from pipelines.sweep.worker import Worker
 
 _PAUSE = 2.0  # seconds between two looks at trials that another process works on
@@ -91,9 +92,10 @@ def _carried_out(
     config: SweepConfig, rows: Sequence[Planned], executor: Executor, progress: Progress
 ) -> set[str]:
     """Keys of the trials that could not be carried out because another process does."""
+    tasks = {row.trial.key: task_of(row, config) for row in rows}
     held = set()
     shared = (config.runs / SHARED).absolute() if config.share else None
-    for event in executor([task_of(row, config) for row in rows], Worker(shared)):
+    for event in executor(list(tasks.values()), Worker(shared)):
         match event:
             case Started(key, worker):
                 progress.started(key, worker)
@@ -102,6 +104,8 @@ def _carried_out(
             case Tick(rounds):
                 progress.know(rounds)
             case Outcome():
+                if not event.noted:
+                    note(tasks[event.key], event)
                 progress.ended(event)
                 if event.state == "held":
                     held.add(event.key)

@@ -7,7 +7,8 @@ import jax
 
 from pipelines.data_memory import DataMemory
 from pipelines.first_training import FirstTrainings
-from pipelines.sweep.carry import Outcome, Task, carry_out
+from pipelines.sweep.carry import carry_out
+from pipelines.sweep.task import Outcome, Task
 
 
 class Worker:
@@ -21,6 +22,10 @@ class Worker:
         """
         self._first = None if shared is None else FirstTrainings(shared)
         self._data = DataMemory()
+
+    def elsewhere(self, shared: Path) -> "Worker":
+        """The same for a machine that does not see the folder, which has one of its own."""
+        return Worker(None if self._first is None else shared)
 
     def __call__(self, task: Task) -> Outcome:
         """Carry out a task, and let go of what the next has no use for."""

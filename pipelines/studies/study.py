@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.approximation.config import ApproximationConfig
 from pipelines.audit.config import AuditConfig
 from pipelines.config import RunConfig
 from pipelines.dynamics.config import TheoryConfig
@@ -24,15 +25,16 @@ KINDS = {
     "run": RunConfig,
     "audit": AuditConfig,
     "dynamics": TheoryConfig,
+    "approximation": ApproximationConfig,
 }
-Config = RunConfig | AuditConfig | TheoryConfig
+Config = RunConfig | AuditConfig | TheoryConfig | ApproximationConfig
 SIZES = ("small", "paper")
 _KEY = 12  # hexadecimal digits
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One thing to do: a run, a sequential run, an audit or a measurement of dynamics.
+    """One thing to do: a run (also sequential), an audit, a measurement of dynamics or of kernels.
 
     Attributes:
         subject: data set and network, as the study calls them.

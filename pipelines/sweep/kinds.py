@@ -8,6 +8,9 @@ from typing import Any
 
 from rich.console import Console
 
+from pipelines.approximation.report import write as write_approximation
+from pipelines.approximation.run import find as approximate
+from pipelines.approximation.verdict import sentences as of_kernels
 from pipelines.audit.report import conclusion
 from pipelines.audit.report import write as write_audit
 from pipelines.audit.run import audit
@@ -48,9 +51,15 @@ def _sequential(config: Any, console: Console, first: FirstTrainings | None) -> 
     ask(config, console, first=first)
 
 
+def _approximation(config: Any, console: Console, _: FirstTrainings | None) -> None:
+    found = approximate(config, console)
+    write_approximation(found, of_kernels(found))
+
+
 _DO: dict[str, Callable[[Any, Console, FirstTrainings | None], object]] = {
     "run": run,
     "sequential": _sequential,
     "audit": _audit,
     "dynamics": _dynamics,
+    "approximation": _approximation,
 }

@@ -20,9 +20,14 @@ class SweepConfig:
         study: a name of `pipelines.studies.STUDIES`, or your own as module:STUDY.
         size: small, which two CPU cores answer within hours, or paper, the paper's own protocol.
         executor: what carries the trials out: here, this process, one after another; processes,
-            several on this machine.
+            several on this machine; ray, as many as there is room for on the machines of a cluster.
         workers: how many trials are carried out at once, of executors that can; by default as many
-            as there are GPUs, or else half as many as there are cores.
+            as there are GPUs, or else half as many as there are cores, here or in the cluster.
+        address: of the Ray cluster: auto for the one that this machine belongs to, HOST:PORT, or
+            local for one that is made of this machine and ends with the sweep.
+        cpus: cores that the ray executor gives to a trial.
+        gpus: GPUs that it gives to a trial, or a share of one; by default one, if the device is not
+            cpu and a machine of the cluster has any.
         runs: folder of the records; what lies there at any depth is not done again.
         data_dir: folder of the data sets; by default the variable NTK_DATA_DIR, then ./data.
         download: fetch a data set into data_dir when it is not there and can be fetched.
@@ -38,6 +43,9 @@ class SweepConfig:
     size: str = "small"
     executor: str = "here"
     workers: int | None = None
+    address: str = "auto"
+    cpus: float = 2.0
+    gpus: float | None = None
     runs: Path = ROOT
     data_dir: Path | None = None
     download: bool = True

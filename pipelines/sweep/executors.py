@@ -6,9 +6,11 @@ from types import MappingProxyType
 
 import torch
 
+from pipelines.sweep.cluster import Cluster
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.executor import Executor
 from pipelines.sweep.inline import Inline
+from pipelines.sweep.machines import Need
 from pipelines.sweep.processes import Processes
 from pipelines.sweep.shares import cores_here, default_workers, gpus_here, shares
 from trainer.tables import lookup
@@ -21,10 +23,16 @@ def _processes(config: SweepConfig) -> Processes:
     return Processes(shares(workers, cores, gpus, os.environ))
 
 
+def _ray(config: SweepConfig) -> Cluster:
+    need = Need(config.cpus, 0.0 if config.device == "cpu" else config.gpus)
+    return Cluster(config.runs, config.address, need, config.workers)
+
+
 EXECUTORS: Mapping[str, Callable[[SweepConfig], Executor]] = MappingProxyType(
     {
         "here": lambda config: Inline(),
         "processes": _processes,
+        "ray": _ray,
     }
 )
 

@@ -27,7 +27,8 @@ def main(cores: set[int]) -> None:
     threading.Thread(target=_listen, args=(sys.stdin.buffer, tasks), daemon=True).start()
     while True:
         try:
-            answer = work(tasks.get())
+            task = tasks.get()
+            answer = task if isinstance(task, Exception) else work(task)
         except Exception as error:  # noqa: BLE001 - the sweep raises it, as if it were its own
             answer = error
         pickle.dump(answer, out)
@@ -40,6 +41,8 @@ def _listen(pipe: BinaryIO, tasks: "queue.SimpleQueue[Any]") -> None:
             task = pickle.load(pipe)
         except (EOFError, OSError, pickle.UnpicklingError):
             os._exit(0)  # the sweep is over or was killed: nobody waits for this any more
+        except Exception as error:  # noqa: BLE001 - such as a module that is not there
+            task = error
         tasks.put(task)
 
 

@@ -144,7 +144,7 @@ class Greater:
 
 @dataclass(frozen=True)
 class _Trend:
-    """A quantity from the first to the last value of x, such as the smallest and largest width.
+    """A quantity from the first to the last x that all arms have, such as the largest width.
 
     Attributes:
         quantity: its name.
@@ -162,15 +162,17 @@ class _Trend:
 
     def _evidence(self, frames: Frames) -> Evidence:
         part = Part(self.quantity, self.arm, self.state, subjects=self.subjects)
-        table = means(part.rows(frames), [*UNIT, "x"], "value").unstack("x")
+        table = means(part.rows(frames), [*UNIT, "arm", "x"], "value").unstack("x")
         changes, spans = [], {}
         for subject, rows in table.groupby(level="subject"):
-            own = rows.dropna(axis="columns", how="all")
-            if own.shape[1] < 2:
+            # at an x that only some of the arms have, a mean over the arms is one of others
+            shared = pd.DataFrame(rows.notna().groupby(level="arm").any()).all(axis="index")
+            if shared.sum() < 2:
                 continue
-            ends = own.iloc[:, [0, -1]].dropna()
-            changes.append(ends.iloc[:, 1] - ends.iloc[:, 0])
-            spans[f"{own.columns[0]:g} to {own.columns[1]:g}"] = subject
+            ends = rows.loc[:, shared.to_list()].iloc[:, [0, -1]].dropna()
+            change = pd.DataFrame({"change": ends.iloc[:, 1] - ends.iloc[:, 0]})
+            changes.append(means(change, UNIT, "change"))
+            spans[f"{ends.columns[0]:g} to {ends.columns[1]:g}"] = subject
         values = pd.concat(changes) if changes else pd.Series(dtype=float)
         span = f" from x = {', '.join(spans)}" if spans else ""
         return Evidence(

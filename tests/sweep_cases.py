@@ -1,0 +1,51 @@
+"""A study of small runs that take a second, one arm of which cannot be carried out."""
+
+from pathlib import Path
+from typing import Any
+
+from pipelines import record
+from pipelines.config import RunConfig
+from pipelines.strategies.kernel_config import KernelConfig
+from pipelines.studies.study import Grid, Study, Trial, arms
+from pipelines.sweep.config import SweepConfig
+from trainer.fit import TrainConfig
+
+NAME = "tests.sweep_cases:STUDY"
+SMALL = RunConfig(
+    "digits",
+    initial=12,
+    query=3,
+    subset=40,
+    cycles=2,
+    network="tests.own_network:make",
+    network_args=("hidden=8",),
+    train=TrainConfig(epochs=2, min_steps=10, extensions=0),
+    kernel=KernelConfig(chunk=32),
+)
+# one of its arguments is unknown to the network, which only the run can notice
+BAD = {"strategy": "random", "network_args": ("nothing=1",)}
+STUDY = Study(
+    name="of-tests",
+    title="Small runs",
+    source="nowhere",
+    question="Do they all come to an end?",
+    paper="All but one do.",
+    small=(Grid({"digits": SMALL}, {**arms(("random", "entropy")), "bad": BAD}, (0, 1)),),
+    paper_size=(Grid({"digits": SMALL}, arms(("random", "mlmoc")), (0,)),),
+)
+
+
+def config(folder: Path, **changes: Any) -> SweepConfig:
+    return SweepConfig(**{"study": NAME, "runs": folder, **changes})
+
+
+def one(arm: str, seed: int = 0, size: str = "small") -> Trial:
+    trials = STUDY.trials(size)
+    return next(trial for trial in trials if (trial.arm, trial.seed) == (arm, seed))
+
+
+def comparable(path: Path, *without: str) -> list[dict[str, Any]]:
+    """The rounds in a directory without what depends on the hour."""
+    hidden = ("seconds", "peak_memory_mib", *without)
+    rounds = record.read(path).rounds
+    return [{k: v for k, v in line.items() if k not in hidden} for line in rounds]

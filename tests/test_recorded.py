@@ -1,0 +1,172 @@
+"""Which trials are on record: by what was computed, wherever and by whomever."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import record
+from pipelines.audit.config import AuditConfig
+from pipelines.config import ADDED
+from pipelines.sequential.config import SequentialConfig
+from pipelines.strategies.kernel_config import KernelConfig
+from pipelines.studies import STUDIES, find
+from pipelines.studies.study import Config, Trial, canonical
+from pipelines.sweep.carry import note
+from pipelines.sweep.recorded import recorded, rounds_at, state
+from pipelines.sweep.task import Outcome, Task
+from tests.sweep_cases import SMALL, STUDY
+
+RANDOM = Trial("digits", "random", 0, canonical(dataclasses.replace(SMALL, strategy="random")))
+MLMOC = Trial("digits", "mlmoc", 0, canonical(dataclasses.replace(SMALL, strategy="mlmoc")))
+ASK = SequentialConfig(budget=3, subset=40, network=SMALL.network)
+AUDIT = Trial("digits", "audit", 0, AuditConfig())
+
+
+def written(path: Path, config: Config, rounds: int, **changes: Any) -> Path:
+    """A run directory as a person's own run leaves it."""
+    path.mkdir(parents=True)
+    settings = {"format": record.FORMAT, **config.record(), "data": {"sha256": "x"}, **changes}
+    known = {name: value for name, value in settings.items() if value is not ...}
+    (path / record.CONFIG).write_text(json.dumps(known))
+    lines = [json.dumps({"round": number}) + "\n" for number in range(rounds)]
+    (path / record.ROUNDS).write_text("".join(lines))
+    return path
+
+
+def noted(path: Path, trial: Trial, ending: Any) -> Path:
+    note(Task(trial.key, dataclasses.replace(trial.config, run=path)), ending)
+    return path
+
+
+def test_a_run_is_known_by_what_it_computes(tmp_path):
+    theirs = written(tmp_path / "mine" / "first", RANDOM.config, 3)
+    written(tmp_path / "mine" / "other", dataclasses.replace(SMALL, seed=5), 3)
+    assert recorded(tmp_path, [RANDOM, MLMOC]) == {RANDOM.key: theirs}
+    assert state(RANDOM, theirs) == "done"
+    assert recorded(tmp_path / "nothing here", [RANDOM]) == {}
+
+
+def test_settings_that_the_strategy_does_not_look_at_do_not_matter(tmp_path):
+    ignored = dataclasses.replace(RANDOM.config, kernel=KernelConfig(kind="full"))
+    theirs = written(tmp_path / "random", ignored, 3)
+    written(tmp_path / "mlmoc", dataclasses.replace(MLMOC.config, kernel=KernelConfig("full")), 3)
+    assert recorded(tmp_path, [RANDOM, MLMOC]) == {RANDOM.key: theirs}
+
+
+def test_older_records_count_as_what_their_version_did(tmp_path):
+    lacking = dict.fromkeys(ADDED, ...)
+    theirs = written(tmp_path / "run", MLMOC.config, 3, **lacking)
+    assert recorded(tmp_path, [MLMOC]) == {MLMOC.key: theirs}
+
+
+def test_of_several_records_the_one_that_is_furthest(tmp_path):
+    written(tmp_path / "a", RANDOM.config, 1)
+    further = written(tmp_path / "b", RANDOM.config, 2)
+    assert recorded(tmp_path, [RANDOM]) == {RANDOM.key: further}
+    assert (state(RANDOM, further), rounds_at(further)) == ("begun", 2)
+    whole = written(tmp_path / "0", RANDOM.config, 3)
+    assert recorded(tmp_path, [RANDOM]) == {RANDOM.key: whole}
+
+
+def test_what_cannot_be_gone_on_with_is_not_taken_unless_it_is_complete(tmp_path):
+    ignored = dataclasses.replace(RANDOM.config, kernel=KernelConfig(kind="full"))
+    written(tmp_path / "a", ignored, 2)
+    assert recorded(tmp_path, [RANDOM]) == {}
+    own = written(tmp_path / RANDOM.folder, RANDOM.config, 0)
+    assert recorded(tmp_path, [RANDOM]) == {RANDOM.key: own}
+
+
+def test_no_record_is_looked_for_in_another(tmp_path):
+    inside = tmp_path / "run" / "copy"
+    written(tmp_path / "run", dataclasses.replace(SMALL, seed=9), 3)
+    written(inside, RANDOM.config, 3)
+    written(tmp_path / "shared" / "run", RANDOM.config, 3)
+    written(tmp_path / ".hidden" / "run", RANDOM.config, 3)
+    assert recorded(tmp_path, [RANDOM]) == {}
+
+
+def test_what_is_not_a_run_is_known_by_its_note(tmp_path):
+    path = noted(tmp_path / "anywhere", AUDIT, Outcome(AUDIT.key, "done", 1.0))
+    assert recorded(tmp_path, [AUDIT]) == {AUDIT.key: path}
+    assert state(AUDIT, path) == "done"
+
+
+def test_killed_before_its_first_word(tmp_path):
+    (tmp_path / AUDIT.folder).mkdir()
+    assert recorded(tmp_path, [AUDIT]) == {AUDIT.key: tmp_path / AUDIT.folder}
+    assert state(AUDIT, tmp_path / AUDIT.folder) == "begun"
+
+
+@pytest.mark.parametrize("trial", [RANDOM, AUDIT])
+def test_what_failed(trial, tmp_path):
+    path = noted(tmp_path / "x", trial, Outcome(trial.key, "failed", 1.0, "no"))
+    assert recorded(tmp_path, [trial]) == {trial.key: path}
+    assert state(trial, path) == "failed"
+
+
+def test_what_failed_and_was_then_completed_by_hand(tmp_path):
+    path = written(tmp_path / "x", RANDOM.config, 3)
+    noted(path, RANDOM, Outcome(RANDOM.key, "failed", 1.0, "no"))
+    assert state(RANDOM, path) == "done"
+
+
+def test_absent(tmp_path):
+    assert state(RANDOM, None) == "absent"
+    assert state(RANDOM, tmp_path / "gone") == "absent"
+    assert rounds_at(None) == rounds_at(tmp_path / "gone") == 0
+
+
+def test_files_that_cannot_be_understood(tmp_path):
+    path = written(tmp_path / "x", RANDOM.config, 1)
+    (path / record.ROUNDS).write_text("{")
+    assert recorded(tmp_path, [RANDOM]) == {RANDOM.key: path}
+    assert state(RANDOM, path) == "failed"  # the sweep says why when it tries
+    for text in ("{", "[]", '{"format": 99}'):
+        (path / record.CONFIG).write_text(text)
+        assert recorded(tmp_path, [RANDOM]) == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "rounds", "given", "expected"),
+    [
+        ({}, 1, 3, "done"),
+        ({}, 1, 2, "begun"),
+        ({}, 0, 0, "begun"),
+        ({"final_training": True}, 1, 3, "begun"),
+        ({"final_training": True}, 2, 3, "done"),
+        ({"budget": 0}, 1, 0, "done"),
+    ],
+)
+def test_when_a_sequential_run_is_complete(changes, rounds, given, expected, tmp_path):
+    config = dataclasses.replace(ASK, **changes)
+    trial = Trial("digits", "mlmoc", 0, config)
+    path = written(tmp_path / "x", config, rounds)
+    lines = [{"number": n, "round": 0, "image": n, "label": 1} for n in range(given)]
+    (path / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert recorded(tmp_path, [trial, RANDOM]) == {trial.key: path}
+    assert state(trial, path) == expected
+
+
+def test_every_study_is_found_by_its_name():
+    for name, study in STUDIES.items():
+        assert find(name) is study
+        assert study.name == name
+    assert find("tests.sweep_cases:STUDY") is STUDY
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nothing-like-it", "unknown study 'nothing-like-it'"),
+        (":STUDY", "not of the form module:STUDY"),
+        ("tests.nowhere:STUDY", r"cannot import 'tests.nowhere' \(ModuleNotFoundError"),
+        ("tests.sweep_cases:STUDIO", "has no attribute 'STUDIO'"),
+        ("tests.sweep_cases:SMALL", "is a RunConfig, and must be a Study"),
+    ],
+)
+def test_studies_that_are_not_there(name, message):
+    with pytest.raises(ValueError, match=message):
+        find(name)

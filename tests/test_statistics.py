@@ -10,8 +10,7 @@ from scipy import stats
 
 from pipelines.errors import PipelineError
 from pipelines.statistics.friedman import critical_difference, friedman, post_hoc
-from pipelines.statistics.intervals import geometric, interval, p_against, p_within
-from pipelines.statistics.judgement import holm
+from pipelines.statistics.intervals import geometric, holm, interval, p_against, p_within
 from pipelines.statistics.outcomes import blocks, finished
 from pipelines.statistics.tables import curve, difference, summary
 

@@ -24,12 +24,11 @@ from pipelines.statistics.claims import (
     judge,
 )
 from pipelines.statistics.friedman import friedman, post_hoc
-from pipelines.statistics.intervals import geometric, interval, p_against
+from pipelines.statistics.intervals import geometric, holm, interval, p_against
 from pipelines.statistics.judgement import (
     NOT_REPRODUCED,
     REPRODUCED,
     UNDECIDED,
-    holm,
 )
 from pipelines.statistics.saving import costs, labels_saved, median, saving
 
@@ -261,6 +260,10 @@ def test_a_unit_of_measurement_is_a_subject_and_seed():
     found = Falls("error", arm="sum", text="").judge(begun)
     assert (found.verdict, found.n) == (UNDECIDED, SEEDS - 1)
     assert Falls("error", arm="audit", text="").judge(begun).verdict == NOT_REPRODUCED
+    misspelt = Measured("taus", above=0.0, text="").judge(begun)
+    assert "No measurement is called 'taus'; there are 'tau'." in misspelt.sentence
+    between = Reaches("good", 82.0, 25, text="").judge(begun)
+    assert "It was measured at 10, 20, 30 labels." in between.sentence
     with pytest.raises(PipelineError, match="gives no bound of tau: set above or below"):
         Measured("tau", text="")
 

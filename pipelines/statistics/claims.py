@@ -11,15 +11,8 @@ import numpy as np
 import pandas as pd
 
 from pipelines.errors import PipelineError
-from pipelines.statistics.judgement import (
-    Evidence,
-    Frames,
-    Judgement,
-    Region,
-    judge,
-    judgement,
-    missing,
-)
+from pipelines.statistics.evidence import Evidence, Frames, missing
+from pipelines.statistics.judgement import Judgement, Region, judge, judgement
 from pipelines.statistics.measured import Falls, Greater, Measured, Part, Rises
 from pipelines.statistics.outcomes import (
     MEASURES,
@@ -217,8 +210,10 @@ class Reaches:
         """Reproduced where the whole interval of the mean is above the accuracy."""
         table = finished(frames.answers if self.linearised else frames.curves, frames.trials)
         need(table, [*TRIAL, "labelled", "test_accuracy"])
-        own = having(table, arm=[self.arm], labelled=[self.labels])
-        own = own if self.subjects is None else having(own, subject=self.subjects)
+        runs = having(table, arm=[self.arm])
+        runs = runs if self.subjects is None else having(runs, subject=self.subjects)
+        own, there = having(runs, labelled=[self.labels]), sorted(set(runs["labelled"]))
+        nothing = f"It was measured at {', '.join(map(str, there))} labels"
         network = "linearised network" if self.linearised else "trained network"
         evidence = Evidence(
             what=f"Test accuracy of {self.arm}'s {network} at {self.labels} labels",
@@ -226,5 +221,6 @@ class Reaches:
             unit=_RUNS,
             scale="%",
             missing=missing(frames.trials, (self.arm,), self.subjects),
+            note=nothing if own.empty and there else "",
         )
         return judgement(self.text, evidence, Region(low=self.accuracy))

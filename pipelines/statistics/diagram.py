@@ -12,7 +12,7 @@ from scikit_posthocs import critical_difference_diagram
 
 from pipelines.errors import PipelineError
 from pipelines.statistics.friedman import Friedman
-from pipelines.statistics.judgement import LEVEL
+from pipelines.statistics.intervals import LEVEL
 
 _INK, _SIZE = "#1a1a1a", 9.0
 _WORDS: dict[str, Any] = {"fontsize": _SIZE, "color": _INK}

@@ -14,8 +14,7 @@ from scikit_posthocs import posthoc_nemenyi_friedman
 from scipy import stats
 
 from pipelines.errors import PipelineError
-from pipelines.statistics.intervals import interval, p_against
-from pipelines.statistics.judgement import LEVEL, holm
+from pipelines.statistics.intervals import LEVEL, holm, interval, p_against
 from pipelines.statistics.outcomes import BLOCK
 
 

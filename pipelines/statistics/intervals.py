@@ -1,16 +1,18 @@
-"""Independent values → their mean with a 95% interval, and p against a bound.
+"""Independent values → their mean with a 95% interval, and p against a bound, corrected by Holm.
 
 Student's t throughout: what an interval excludes at 95% has p < .05, and the other way round.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 CONFIDENCE = 0.95
+LEVEL = 0.05  # of p; what the interval says at its confidence
 
 
 class Interval(NamedTuple):
@@ -68,6 +70,15 @@ def p_within(values: Iterable[float], low: float, high: float) -> float:
     if error == 0:
         return float(inside <= 0)
     return min(1.0, 2 * float(stats.t.sf(inside / error, array.size - 1)))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Correct p by Holm's step-down method; the order is kept, and NaN, no test, stays NaN."""
+    array = np.asarray(p, dtype=float)
+    there, corrected = ~np.isnan(array), np.full(len(array), math.nan)
+    if there.any():
+        corrected[there] = multipletests(array[there], method="holm")[1]
+    return corrected.tolist()
 
 
 def _error(array: np.ndarray) -> float:

@@ -5,48 +5,18 @@ or neither. Holm's correction over the claims of a study is reported beside it, 
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
-import pandas as pd
-from statsmodels.stats.multitest import multipletests
 
-from pipelines.statistics.intervals import geometric, interval, p_against, p_within
-from pipelines.statistics.outcomes import UNIT, having
+from pipelines.statistics.evidence import Evidence, Frames
+from pipelines.statistics.intervals import LEVEL, geometric, holm, interval, p_against, p_within
 
 Verdict = Literal["reproduced", "not reproduced", "not decided by this size"]
 REPRODUCED: Verdict = "reproduced"
 NOT_REPRODUCED: Verdict = "not reproduced"
 UNDECIDED: Verdict = "not decided by this size"
-LEVEL = 0.05
-
-
-class Frames(Protocol):
-    """The tables that claims are judged by; `pipelines.report.results` makes them of records."""
-
-    @property
-    def curves(self) -> pd.DataFrame:
-        """A row for each round of each run: subject, arm, seed, round, labelled, test_accuracy."""
-        ...
-
-    @property
-    def answers(self) -> pd.DataFrame:
-        """A row for each answer of a sequential run: subject, arm, seed, labelled, test_accuracy.
-
-        The accuracy is the linearised network's.
-        """
-        ...
-
-    @property
-    def measures(self) -> pd.DataFrame:
-        """A row for each value measured: subject, arm, seed, quantity, x, value, state."""
-        ...
-
-    @property
-    def trials(self) -> pd.DataFrame:
-        """A row for each trial: subject, arm, seed, kind, state (done, failed, begun or absent)."""
-        ...
 
 
 class Judgement(NamedTuple):
@@ -91,44 +61,6 @@ class Claim(Protocol):
     def judge(self, frames: Frames) -> Judgement:
         """What becomes of it; not yet corrected for other claims."""
         ...
-
-
-class Missing(NamedTuple):
-    """Trials that a claim is about.
-
-    Attributes:
-        planned: all of them.
-        pending: not there, or not finished.
-        failed: ended with an error.
-        unplanned: arms and subjects that this size of the study does not have.
-    """
-
-    planned: int
-    pending: int
-    failed: int
-    unplanned: str = ""
-
-
-class Evidence(NamedTuple):
-    """What a claim is decided by.
-
-    Attributes:
-        what: the effect in words.
-        effects: (n,), independent values of it, one a unit; positive where it is a ratio.
-        unit: what one of them is, in words.
-        scale: of the effects.
-        missing: the trials that they come from.
-        ratio: whether the mean is geometric.
-        note: what else has to be said of it.
-    """
-
-    what: str
-    effects: np.ndarray
-    unit: str
-    scale: str
-    missing: Missing
-    ratio: bool = False
-    note: str = ""
 
 
 class Region(NamedTuple):
@@ -244,47 +176,3 @@ def judge(claims: Iterable[Any], frames: Frames) -> tuple[Judgement, ...]:
             )
         made.append(one._replace(p_holm=p, sentence=sentence))
     return tuple(made)
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Correct p by Holm's step-down method; the order is kept, and NaN, no test, stays NaN."""
-    array = np.asarray(p, dtype=float)
-    there, corrected = ~np.isnan(array), np.full(len(array), math.nan)
-    if there.any():
-        corrected[there] = multipletests(array[there], method="holm")[1]
-    return corrected.tolist()
-
-
-def missing(
-    trials: pd.DataFrame,
-    arms: Iterable[str] | None = None,
-    subjects: Iterable[str] | None = None,
-    kinds: Iterable[str] | None = None,
-) -> Missing:
-    """How many of the trials that a claim is about are there.
-
-    Of several arms those trials count that all of the arms have, by subject and seed: the others
-    have nothing to be compared with.
-
-    Args:
-        trials: subject, arm, seed, kind, state.
-        arms: those that are compared; all that there are without, whether paired or not.
-        subjects: all without.
-        kinds: likewise.
-    """
-    wanted = {"arm": arms, "subject": subjects, "kind": kinds}
-    wanted = {name: list(values) for name, values in wanted.items() if values is not None}
-    own = having(trials, **wanted)
-    lacking = [
-        str(name)
-        for column, names in wanted.items()
-        if column != "kind"
-        for name in names
-        if having(own, **{column: [name]}).empty
-    ]
-    if "arm" in wanted:
-        arms_of = own.groupby(UNIT)["arm"].transform("nunique")
-        own = pd.DataFrame(own[arms_of == len(set(wanted["arm"]))])
-    failed, done = (len(having(own, state=[state])) for state in ("failed", "done"))
-    nothing = ", ".join(lacking) or ("it" if own.empty else "")
-    return Missing(len(own), len(own) - done - failed, failed, nothing)

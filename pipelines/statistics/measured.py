@@ -6,20 +6,14 @@ is judged by the interval over these.
 
 import math
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 
 import numpy as np
 import pandas as pd
 
 from pipelines.errors import PipelineError
-from pipelines.statistics.judgement import (
-    Evidence,
-    Frames,
-    Judgement,
-    Missing,
-    Region,
-    judgement,
-    missing,
-)
+from pipelines.statistics.evidence import Evidence, Frames, Missing, missing
+from pipelines.statistics.judgement import Judgement, Region, judgement
 from pipelines.statistics.outcomes import TRIAL, UNIT, finished, having, means, need
 
 _UNIT = "measurements, one a subject and seed"
@@ -72,6 +66,16 @@ class Part:
         return means(self.rows(frames), UNIT, "value")
 
 
+def _unknown(frames: Frames, *parts: Part) -> str:
+    """A word on a quantity that none of the measurements has: it may be misspelt."""
+    there = sorted(set(frames.measures["quantity"]))
+    names = [part.quantity for part in parts if part.quantity not in there]
+    if not names or not there:
+        return ""
+    near = get_close_matches(names[0], there, 3, 0.3) or there[:3]
+    return f"No measurement is called {names[0]!r}; there are {', '.join(map(repr, near))}"
+
+
 def _missing(frames: Frames, *parts: Part) -> Missing:
     arms = [part.arm for part in parts if part.arm is not None]
     kinds = set(frames.trials["kind"]) - set(_RUNS)
@@ -107,7 +111,14 @@ class Measured(Part):
     def judge(self, frames: Frames) -> Judgement:
         """Reproduced where the whole interval of the mean is within the bounds."""
         values = self.by_unit(frames).to_numpy(dtype=float)
-        evidence = Evidence(self.words(), values, _UNIT, "", _missing(frames, self))
+        evidence = Evidence(
+            what=self.words(),
+            effects=values,
+            unit=_UNIT,
+            scale="",
+            missing=_missing(frames, self),
+            note=_unknown(frames, self),
+        )
         region = Region(
             low=-math.inf if self.above is None else self.above,
             high=math.inf if self.below is None else self.below,
@@ -138,6 +149,7 @@ class Greater:
             unit=_UNIT,
             scale="",
             missing=_missing(frames, self.of, self.than),
+            note=_unknown(frames, self.of, self.than),
         )
         return judgement(self.text, evidence, Region(low=0.0))
 
@@ -181,6 +193,7 @@ class _Trend:
             unit=_UNIT,
             scale="",
             missing=_missing(frames, part),
+            note=_unknown(frames, part),
         )
 
 

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pandas as pd
 
-from pipelines.statistics.intervals import Interval, interval, p_against
-from pipelines.statistics.judgement import holm
+from pipelines.statistics.intervals import Interval, holm, interval, p_against
 from pipelines.statistics.outcomes import (
     MEASURES,
     REFERENCE,

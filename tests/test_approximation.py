@@ -20,6 +20,8 @@ from pipelines.approximation.tables import by_width, exponent, rows
 from pipelines.dynamics import pieces
 from pipelines.errors import PipelineError
 from pipelines.stages import Stages
+from pipelines.studies.study import Grid
+from pipelines.sweep.kinds import do
 from trainer.errors import TrainerError
 from trainer.fit import TrainConfig
 
@@ -269,6 +271,17 @@ def test_the_command_leaves_a_table_a_picture_a_page_and_a_record(whole, monkeyp
     ends = f"{values[0]:.3g} at width 8 to {values[1]:.3g} at 12 at initialisation"
     assert ends in record["sentences"]["frobenius"]
     assert "NOT fitted to their labels: width 8, 12" in record["sentences"]["training"]
+
+
+def test_a_trial_of_a_study_may_be_one(whole, monkeypatch):
+    """It leaves what the command leaves, here from what is measured already."""
+    monkeypatch.setattr(pieces, "put", lambda *_: pytest.fail("it was measured again"))
+    (trial,) = Grid({"digits": SMALL}, {"kinds": {}}, (0,)).trials()
+    assert trial.kind == "approximation"
+    table = whole.config.run_folder / report.TABLE
+    table.unlink(missing_ok=True)
+    do(dataclasses.replace(trial.config, run=whole.config.run_folder))
+    assert len(pd.read_csv(table)) == len(rows(whole))
 
 
 def test_stopped_and_given_again_it_ends_with_the_same_numbers(whole, tmp_path, monkeypatch):

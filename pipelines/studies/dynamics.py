@@ -12,7 +12,7 @@ from pipelines.studies.subjects import (
 )
 
 # What a whole budget is, in labels, and how many rounds the figures spend it in.
-_SMALL_BUDGET, _PAPER_BUDGET = 100, 1000
+_SMALL_BUDGET, _PAPER_BUDGET = 200, 1000
 _ROUNDS = 4
 _MARGIN = 0.5  # points of accuracy below which nobody would care
 

@@ -81,13 +81,20 @@ PAPER_D = {
     "SVHN, VGG11": of_dynamics(svhn.DEFAULTS, "vgg11_bn"),
     "Caltech-101, ResNet18": of_dynamics(CALTECH, "resnet18"),
 }
+# The same training of a residual network of 15,082 parameters, which reaches 0.99 in seconds; the
+# CNN is still at 0.92 after 200 epochs of 100 labels.
 SMALL_D = {
-    "Fashion-MNIST 14×14, CNN": dataclasses.replace(
-        of_dynamics(fashion_mnist.DEFAULTS, "cnn"),
+    name: dataclasses.replace(
+        of_dynamics(script, "wide_resnet"),
+        network_args=("stages=1", "widen=1"),
         image_size=14,
         initial=100,
-        query=100,
+        query=200,
         subset=1000,
+    )
+    for name, script in (
+        ("MNIST 14×14, cross-entropy", mnist.DEFAULTS),
+        ("Fashion-MNIST 14×14, cross-entropy", fashion_mnist.DEFAULTS),
     )
 }
 

@@ -42,13 +42,6 @@ def test_a_section_says_what_it_costs_and_its_command_can_be_run(name, section, 
     assert not network.training
 
 
-def test_the_code_of_the_page_runs(capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    exec(compile(code, "docs/strategies.md", "exec"), {})
-    shown = capsys.readouterr().out
-    assert [line.split()[0] for line in shown.splitlines()] == ["badge", "coreset", "mlmoc"]
-
-
 @pytest.mark.parametrize("name", ["badge", "bald", "naive"])
 def test_commands_of_the_page_are_run(name, tmp_path, monkeypatch):
     """As a person types them, but for the size: the command line itself is gone through."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -11,10 +12,11 @@ from pipelines import digits, record
 from pipelines.errors import PipelineError
 from pipelines.studies.study import key_of
 from pipelines.sweep import cluster
-from pipelines.sweep.carry import Outcome, Task, carry_out, read_note
+from pipelines.sweep.carry import carry_out, read_note
 from pipelines.sweep.executor import Said, Started, Tick
 from pipelines.sweep.inline import Inline
 from pipelines.sweep.machines import Need
+from pipelines.sweep.task import Outcome, Task
 from trainer.fit import TrainConfig
 
 pytest.importorskip("ray", reason="Ray is not installed: the extra `ray`")
@@ -110,7 +112,7 @@ def test_a_machine_is_killed_and_its_trial_done_elsewhere(local, tmp_path):
     assert note is not None
     assert "Traceback" in note["attempts"][0]["traceback"]
     starts = [event.worker for event in events if isinstance(event, Started)]
-    assert sum(event == starts[0] for event in starts) > 1  # a process serves several trials
+    assert max(Counter(starts).values()) > 1  # a process serves several trials
     again = [task(tmp_path / "here", seed, **settings) for seed in range(3)]
     assert [end.state for end in inline(again)] == ["done"] * 3
     for there, here in zip(tasks, again, strict=False):

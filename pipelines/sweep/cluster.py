@@ -11,11 +11,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from pipelines.config import DATA_DIR_VARIABLE
-from pipelines.sweep.carry import Task
 from pipelines.sweep.crew import Crew
 from pipelines.sweep.executor import Event, Work
 from pipelines.sweep.hand import Token
 from pipelines.sweep.machines import Machines, Need
+from pipelines.sweep.task import Task
 
 
 class Cluster:

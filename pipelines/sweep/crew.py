@@ -10,13 +10,14 @@ from collections.abc import Iterator, Sequence
 from pipelines.errors import PipelineError
 from pipelines.record import HeldError, only_writer
 from pipelines.sweep.away import Away
-from pipelines.sweep.carry import Outcome, Task, note
+from pipelines.sweep.carry import note
 from pipelines.sweep.executor import Event, Said, Started, Tick, Work
 from pipelines.sweep.hand import Token
 from pipelines.sweep.hired import Hired, Lost, Raised
 from pipelines.sweep.installed import installed
 from pipelines.sweep.machines import Machines
 from pipelines.sweep.parcel import Files
+from pipelines.sweep.task import Outcome, Task
 
 _TICK = 1.0  # seconds between two looks at the machines
 _PATIENCE = 60.0  # seconds for the end of a process on a machine that was lost

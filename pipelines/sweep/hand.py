@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipelines.config import DATA_DIR_VARIABLE
-from pipelines.sweep.carry import Outcome, Task
 from pipelines.sweep.executor import Work
 from pipelines.sweep.installed import Installed, installed
 from pipelines.sweep.parcel import Files, pack, unpack
 from pipelines.sweep.recorded import SHARED, rounds_at
+from pipelines.sweep.task import Outcome, Task
 from pipelines.sweep.worker import Worker
 
 _PAUSE = 0.5  # seconds between two looks at a directory that another process holds

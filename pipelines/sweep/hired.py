@@ -6,9 +6,9 @@ From the handle of a remote object to the trial that it has in hand; Ray itself 
 import time
 from typing import Any, NamedTuple
 
-from pipelines.sweep.carry import Task
 from pipelines.sweep.hand import Host
 from pipelines.sweep.parcel import Files
+from pipelines.sweep.task import Task
 
 _PAUSE = 1.0  # seconds between two attempts to reach a worker
 _CUT = "Some common causes"  # what Ray says after this is the same every time

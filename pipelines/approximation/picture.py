@@ -1,7 +1,8 @@
 """The picture: from what was measured to the bytes of one PNG.
 
 A column a state, a row a measure, a line a kernel; markers and dashes tell kernels apart in grey
-too. Nothing here touches matplotlib's global state.
+too. Regression is drawn from 0, because from the logits of a network that has fitted its labels
+nothing is left to fit. Nothing here touches matplotlib's global state.
 """
 
 import io
@@ -10,8 +11,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from pipelines.approximation.comparison import ZERO
 from pipelines.approximation.config import INITIAL, TRAINED
 from pipelines.approximation.run import Found
 from pipelines.approximation.tables import by_width, kinds, rows, series_of
@@ -29,31 +31,31 @@ def picture(found: Found) -> bytes:
     table, config = rows(found), found.config
     states = [state for state in _TITLES if state in config.states]
     measures = [
-        ("frobenius error", "Frobenius\nerror", None),
-        ("largest eigenvalue error", "error of λ_max", None),
-        ("condition number ratio", "κ over that\nof full", None),
+        ("frobenius error", "Frobenius\nerror", ""),
+        ("largest eigenvalue error", "error of λ_max", ""),
+        ("condition number ratio", "κ over that\nof full", ""),
     ]
-    measures += [
-        ("regression error", f"regression\nerror, λ = {ridge:g}", ridge) for ridge in config.ridges
-    ]
+    error = "regression error"
+    for ridge in config.ridges:
+        label = f"regression from\n0, λ = {ridge:g}"
+        measures.append((error, label, series_of("", ridge, ZERO)))
     data = found.widths[0].subject.dataset
     side = data.image_shape[1]
     caption = (
         f"K ⊗ I against full, {data.name} {side}×{side}, {config.network}, {config.initial} "
         f"labels, {config.test} test images, seed {config.seed}: one network a width. λ in units "
-        "of the mean diagonal of full; errors are relative to full. Dotted: a fall as width^(−1/2)."
+        "of the mean diagonal of full; errors are relative to full. Dots: width^(−1/2)."
     )
     shape = (len(measures), len(states))
     figure, axes = canvas(
         caption, _HEIGHT, left=0.95, right=0.15, top=_TOP, shape=shape, gaps=(0.3, 0.62)
     )
     widths = [own.subject.width or 1 for own in found.widths]
-    for row, (measure, label, ridge) in enumerate(measures):
+    for row, (measure, label, suffix) in enumerate(measures):
         panels = axes[row * len(states) : (row + 1) * len(states)]
         for panel, state in zip(panels, states, strict=True):
             for number, kind in enumerate(kinds(found)):
-                series = kind if ridge is None else series_of(kind, ridge)
-                x, values = by_width(table, state, measure, series)
+                x, values = by_width(table, state, measure, kind + suffix)
                 panel.plot(np.where(np.isfinite(x), x, 1), values, **_look(number))
             last = row == len(measures) - 1
             name = config.width_argument if last and config.widths else ""
@@ -64,6 +66,7 @@ def picture(found: Found) -> bytes:
             if not row:
                 _guide(panel, widths)
         _same_limits(panels)
+        _ticks(panels)
     handles = [Line2D([], [], label=kind, **_look(n)) for n, kind in enumerate(kinds(found))]
     figure.legend(
         handles=handles, loc="upper center", ncols=len(handles), fontsize=SMALL, frameon=False
@@ -88,7 +91,15 @@ def _scales(panel: Axes, widths: list[int], named: bool) -> None:
     panel.set_yscale("log")
     panel.xaxis.set_minor_locator(NullLocator())
     panel.set_xticks(widths, [str(width) for width in widths] if named else ["" for _ in widths])
-    panel.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _ticks(panels: list[Axes]) -> None:
+    """Decades, or 1, 2 and 5 where there are few of them."""
+    low, high = panels[0].get_ylim()
+    for panel in panels:
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.yaxis.set_minor_locator(NullLocator())
 
 
 def _guide(panel: Axes, widths: list[int]) -> None:

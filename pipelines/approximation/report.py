@@ -13,6 +13,7 @@ from rich.table import Table
 
 from bridge.atomic import replace
 from pipelines import record
+from pipelines.approximation.comparison import ZERO
 from pipelines.approximation.picture import picture
 from pipelines.approximation.run import Found
 from pipelines.approximation.tables import ACCURACY, rows, series_of
@@ -100,12 +101,12 @@ def _cells(found: Found) -> tuple[list[str], list[list[str]]]:
         for row in rows(found)
     }
     header = ["state", found.config.width_argument, "kernel", "Frobenius error", "λ_max", "κ"]
-    header += [f"regression error, λ = {ridge:g}", "its accuracy", ACCURACY]
+    header += [f"regression from 0, λ = {ridge:g}: error", "accuracy", ACCURACY]
     body = []
     for own in found.widths:
         for state, measured in own.states.items():
             for kind in (row["kind"] for row in measured["kernels"]):
-                place, series = (state, own.subject.width), series_of(kind, ridge)
+                place, series = (state, own.subject.width), series_of(kind, ridge, ZERO)
                 numbers = [
                     whole.get((*place, measure, kind))
                     for measure in ("frobenius error", "largest eigenvalue", "condition number")

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.approximation.comparison import NETWORK, Rows
+from pipelines.approximation.comparison import Rows
 from pipelines.approximation.config import FULL
 from pipelines.approximation.run import Found, OfWidth
 
@@ -56,7 +56,7 @@ def _of_state(own: OfWidth, state: str) -> Iterator[dict[str, Any]]:
     yield about | {"measure": ACCURACY, "series": "", "value": measured["accuracy"]}
 
 
-def series_of(kind: str, ridge: float, start: str = NETWORK) -> str:
+def series_of(kind: str, ridge: float, start: str) -> str:
     """What regression with a kernel is called."""
     return f"{kind}, ridge {ridge:g}, {start}"
 

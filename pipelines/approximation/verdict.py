@@ -5,7 +5,7 @@ They state numbers; whether a claim holds is for a study of several seeds to say
 
 import numpy as np
 
-from pipelines.approximation.comparison import Rows
+from pipelines.approximation.comparison import NETWORK, ZERO, Rows
 from pipelines.approximation.config import FULL, INITIAL, TRAINED
 from pipelines.approximation.run import Found
 from pipelines.approximation.tables import by_width, exponent, kinds, rows, series_of
@@ -25,16 +25,18 @@ def sentences(found: Found) -> dict[str, str]:
         "condition": f"Condition number with {kind} over that of full: "
         + _told(found, table, "condition number ratio", kind),
     }
-    for ridge in ridges:
+    for ridge, start in [(ridges[0], NETWORK), *((ridge, ZERO) for ridge in ridges)]:
         words = f"λ = {ridge:g} of the mean diagonal of full" if ridge else "λ = 0"
+        words += f", from {'the logits of the network' if start == NETWORK else '0'}"
         known = "regression accuracy"
         own, full = (
-            _told(found, table, known, series_of(name, ridge), False) for name in (kind, FULL)
+            _told(found, table, known, series_of(name, ridge, start), False)
+            for name in (kind, FULL)
         )
-        said[f"regression {ridge:g}"] = (
+        error = _told(found, table, "regression error", series_of(kind, ridge, start))
+        said[f"regression {ridge:g} {start}"] = (
             f"Kernel regression with {words}, {kind} against full on test images: relative "
-            f"difference {_told(found, table, 'regression error', series_of(kind, ridge))}; "
-            f"accuracy of {kind} {own}; of full {full}"
+            f"difference {error}; accuracy of {kind} {own}; of full {full}"
         )
     said = {name: f"{text}." for name, text in said.items()}
     unfitted = [own for own in found.widths if own.notes and not own.notes["fitted"]]

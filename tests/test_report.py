@@ -18,7 +18,7 @@ from pipelines.errors import PipelineError
 from pipelines.report import find, report, show
 from pipelines.report.__main__ import main
 from pipelines.report.curves import QUERY_STAGES, TRAINING_STAGES
-from pipelines.report.drawing import look
+from pipelines.report.looks import look, looks
 from pipelines.report.page import seed_ranges, timings
 from pipelines.report.pictures import duration
 from pipelines.strategies import STRATEGIES
@@ -112,9 +112,13 @@ def test_every_number_of_strategies_and_seeds_can_be_drawn(tmp_path):
 
 
 def test_no_two_strategies_look_alike():
-    looks = [look(name) for name in STRATEGIES]
-    assert len(set(looks)) == len(looks)
+    seen = [look(name)[:2] for name in STRATEGIES]
+    assert len(set(seen)) == len(seen)
     assert look("of another version") == look("of another version")
+    arms = ["random", "mlmoc", *(f"mlmoc, setting {number}" for number in range(20))]
+    looked = looks(arms)
+    assert len({looked(name)[:2] for name in arms}) == len(arms)
+    assert looked("mlmoc") == look("mlmoc")
 
 
 def test_the_table_of_times_leaves_out_short_stages_rather_than_fold(tmp_path):
@@ -239,7 +243,7 @@ def test_the_terminal_leaves_out_stages_that_take_no_time(tmp_path):
 
 
 def test_the_command_prints_the_table_and_where_the_page_is(runs, tmp_path, capsys):
-    main((runs,), out=tmp_path / "out")
+    main((str(runs),), out=tmp_path / "out")
     printed = capsys.readouterr().out
     assert "digits · cnn" in printed
     assert "margin" in printed
@@ -248,7 +252,7 @@ def test_the_command_prints_the_table_and_where_the_page_is(runs, tmp_path, caps
 
 def test_the_command_ends_in_one_line_on_bad_input(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
-        main((tmp_path / "nowhere",), out=tmp_path / "out")
+        main((str(tmp_path / "nowhere"),), out=tmp_path / "out")
     assert re.fullmatch("error: .*nowhere does not exist.*\n", capsys.readouterr().err)
 
 

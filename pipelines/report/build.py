@@ -23,7 +23,7 @@ from pipelines.report.caveats import caveats
 from pipelines.report.figures import figures
 from pipelines.report.groups import Group, groups, subject
 
-_PAGE = "report.html"
+PAGE = "report.html"
 # Stages below such a part of the longest query are in the page only: the first that fits is taken.
 _SHOWN = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
@@ -89,7 +89,7 @@ def report(runs: Sequence[Path], out: Path) -> Report:
         )
     made = Report(
         out=out,
-        page=out / _PAGE,
+        page=out / PAGE,
         figures=tuple(out / name for name in pngs),
         rounds=out / "rounds.csv",
         table=out / "table.csv",
@@ -127,7 +127,7 @@ def find(paths: Sequence[Path]) -> list[Path]:
             raise PipelineError(f"{path} {what}; give run directories, or a folder that has some.")
         inside = sorted(path.rglob(record.CONFIG))
         here = [path] if (path / record.CONFIG).is_file() else [file.parent for file in inside]
-        if not here and not (path / _PAGE).is_file():  # an earlier report among the runs is passed
+        if not here and not (path / PAGE).is_file():  # an earlier report among the runs is passed
             raise PipelineError(
                 f"no run found in {path}: neither it nor a folder below it has a {record.CONFIG}. "
                 "Give run directories, or a folder that has some."

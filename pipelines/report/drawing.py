@@ -1,14 +1,11 @@
-"""What the figures of the report share: looks of strategies, layout in inches, names at curve ends.
+"""What the figures of the report share: layout in inches, lines, ticks, names at curve ends.
 
-A strategy has the same colour and marker in every figure, whichever others are shown. Nothing here
-touches matplotlib's global state.
+Nothing here touches matplotlib's global state.
 """
 
 import math
 import textwrap
-import zlib
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -16,45 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pipelines.strategies import STRATEGIES
+from pipelines.report.looks import Look, look
 
 INK, QUIET = "#222222", "#cccccc"
 SMALL, NORMAL = 8.0, 9.5  # points
 WIDTH, LEFT = 7.0, 0.72  # inches
 _LINE = 0.135  # inches a caption line
 _CHARACTER = 0.073  # inches, the usual width of one in small type
-
-# Okabe and Ito's colours, then Tol's: apart for the common forms of colour blindness.
-COLOURS = ("#56b4e9", "#d55e00", "#332288", "#44aa99", "#882255", "#999933")
-_MARKERS = ("v", "X", "<", ">", "p", "h", "*")
-
-
-class Look(NamedTuple):
-    """How a strategy is drawn."""
-
-    colour: str
-    marker: str
-
-
-_LOOKS = {
-    "random": Look("#777777", "o"),
-    "entropy": Look("#e69f00", "s"),
-    "margin": Look("#009e73", "^"),
-    "least_confident": Look("#cc79a7", "D"),
-    "mlmoc": Look("#0072b2", "P"),
-}
-
-
-# No two of the strategies' table look alike: there are as many pairs as colours times markers.
-_PLACES = {name: place for place, name in enumerate(n for n in STRATEGIES if n not in _LOOKS)}
-
-
-def look(strategy: str) -> Look:
-    """Colour and marker of a strategy: by its place in the table, or by its name if it has none."""
-    if strategy in _LOOKS:
-        return _LOOKS[strategy]
-    number = _PLACES.get(strategy, zlib.crc32(strategy.encode()))
-    return Look(COLOURS[number % len(COLOURS)], _MARKERS[number % len(_MARKERS)])
 
 
 def short(name: str, length: int = 24) -> str:
@@ -88,7 +53,7 @@ def canvas(
         shape: rows and columns of axes.
         gaps: between rows, between columns.
     """
-    lines = textwrap.wrap(caption, 128)
+    lines = textwrap.wrap(caption, 122)
     bottom = 0.62 + _LINE * len(lines)
     rows, columns = shape
     total = bottom + rows * height + (rows - 1) * gaps[0] + top
@@ -119,17 +84,32 @@ def finish(axes: Axes, title: str, x: str, y: str, size: float = NORMAL + 1) -> 
 
 
 def line(
-    axes: Axes, curve: pd.DataFrame, name: str, scale: float, band: float, size: float = 4.5
+    axes: Axes,
+    curve: pd.DataFrame,
+    name: str,
+    scale: float,
+    band: float,
+    size: float = 4.5,
+    looked: Callable[[str], Look] = look,
 ) -> None:
     """One strategy's curve; `band` is the opacity of its interval, 0 for none."""
-    own, (colour, marker) = curve.loc[curve["strategy"] == name], look(name)
+    own, (colour, marker, dash) = curve.loc[curve["strategy"] == name], looked(name)
     x = own["labelled"].to_numpy(dtype=float)
     mean, low, high = (own[end].to_numpy(dtype=float) * scale for end in ("mean", "low", "high"))
     if band and len(x) == 1:
         axes.errorbar(x, mean, [mean - low, high - mean], color=colour, capsize=3)
     elif band:
         axes.fill_between(x, low, high, color=colour, alpha=band, linewidth=0, zorder=2)
-    axes.plot(x, mean, marker=marker, color=colour, markersize=size, linewidth=1.6, zorder=3)
+    axes.plot(
+        x,
+        mean,
+        marker=marker,
+        color=colour,
+        markersize=size,
+        linestyle=dash,
+        linewidth=1.6,
+        zorder=3,
+    )
 
 
 def label_ticks(axes: Axes, curve: pd.DataFrame, most: int) -> None:
@@ -154,7 +134,13 @@ def frame(curve: pd.DataFrame, scale: float, include: Sequence[float] = ()) -> t
     return low - margin, high + margin
 
 
-def name_curves(axes: Axes, curve: pd.DataFrame, scale: float, height: float) -> None:
+def name_curves(
+    axes: Axes,
+    curve: pd.DataFrame,
+    scale: float,
+    height: float,
+    looked: Callable[[str], Look] = look,
+) -> None:
     """Write each strategy's name at the end of its curve, moved apart where they would overlap.
 
     Args:
@@ -162,6 +148,7 @@ def name_curves(axes: Axes, curve: pd.DataFrame, scale: float, height: float) ->
         curve: as it was drawn.
         scale: as it was drawn.
         height: of the axes, in inches.
+        looked: how each is drawn.
     """
     last = curve.groupby("strategy", sort=False).tail(1)
     names = [str(name) for name in last["strategy"]]
@@ -170,7 +157,7 @@ def name_curves(axes: Axes, curve: pd.DataFrame, scale: float, height: float) ->
     placed = spread(ends, 0.155 * (top - bottom) / height, bottom, top)
     across = axes.get_yaxis_transform()
     for name, labelled, end, y in zip(names, labels, ends, placed, strict=True):
-        colour, marker = look(name)
+        colour, marker, _ = looked(name)
         axes.annotate(
             "",
             (1.04, y),

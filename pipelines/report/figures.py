@@ -9,7 +9,7 @@ from pipelines.report import curves, pictures
 from pipelines.report.groups import REFERENCE, Group
 from pipelines.report.page import seed_ranges
 
-_DOTS = 200  # an inch: 1400 pixels across
+DOTS = 200  # an inch: 1400 pixels across
 
 
 def figures(group: Group, rounds: pd.DataFrame) -> list[tuple[str, str, bytes]]:
@@ -23,7 +23,12 @@ def figures(group: Group, rounds: pd.DataFrame) -> list[tuple[str, str, bytes]]:
         (
             "accuracy",
             "Test accuracy against the number of labels",
-            pictures.accuracy(learning, f"{what} {interval} over seeds{_bands(learning)}; {seeds}"),
+            pictures.accuracy(
+                learning,
+                f"{what} {interval} over seeds{_bands(learning)}; {seeds}"
+                if pictures.banded(learning)
+                else f"{what} {pictures.UNBANDED}; {seeds}",
+            ),
         )
     ]
     if len(difference):
@@ -51,7 +56,7 @@ def figures(group: Group, rounds: pd.DataFrame) -> list[tuple[str, str, bytes]]:
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DOTS)
+    figure.savefig(buffer, format="png", dpi=DOTS)
     return buffer.getvalue()
 
 

@@ -85,7 +85,7 @@ def _entry(run: Run) -> _Entry:
 
 
 def _counting(settings: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in _flat(settings).items() if key not in _APART}
+    return {key: value for key, value in flat(settings).items() if key not in _APART}
 
 
 def _comparable(entries: Sequence[_Entry]) -> list[list[_Entry]]:
@@ -138,14 +138,15 @@ def subject(settings: dict[str, Any]) -> tuple[str, str]:
     return str(settings.get("data.name", settings["dataset"])), str(settings["network"])
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings with nested names joined by dots."""
+    found: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def _one_per_seed(runs: Sequence[Run]) -> tuple[tuple[Run, ...], tuple[Run, ...]]:

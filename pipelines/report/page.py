@@ -5,7 +5,7 @@ phone. Everything that comes from a record is escaped.
 """
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -15,7 +15,7 @@ import pandas as pd
 from pipelines.report.curves import STAGE
 from pipelines.report.pictures import duration
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --ink: #1d1d1f; --soft: #5f6368; --line: #d8dadf;
   --paper: #fff; --warn: #fff4d6; --warn-line: #d39b00; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e8e8ea; --soft: #a5a9b0; --line: #3c4048;
@@ -85,51 +85,59 @@ RUN_COLUMNS = ("run", "strategy", "seed", "rounds", "versions", "machine")
 
 def page(sections: Sequence[Section], warnings: Sequence[str] = ()) -> str:
     """The whole page; `warnings` are about all sections."""
-    parts = [
+    return document(
+        "Active learning report", [warned(warnings), *(_section(section) for section in sections)]
+    )
+
+
+def document(title: str, parts: Iterable[str]) -> str:
+    """A page that needs no other file."""
+    head = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>Active learning report</title><style>{_STYLE}</style></head><body>",
-        "<h1>Active learning report</h1>",
-        _warnings(warnings),
-        *(_section(section) for section in sections),
-        "</body></html>\n",
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>",
+        f"<h1>{escape(title)}</h1>",
     ]
-    return "\n".join(parts)
+    return "\n".join([*head, *parts, "</body></html>\n"])
 
 
 def _section(section: Section) -> str:
     accuracy, seconds = accuracies(section.summary), timings(section.summary)
-    figures = "".join(
-        f'<figure><img alt="{escape(alt)}" src="data:image/png;base64,'
-        f'{base64.b64encode(png).decode()}"></figure>\n'
-        for alt, png in section.pictures
-    )
+    figures = "".join(picture(alt, png) for alt, png in section.pictures)
     settings = [(key, str(value)) for key, value in section.settings.items()]
     return "\n".join(
         [
             f"<section><h2>{escape(section.title)}</h2>",
-            _warnings(section.warnings),
-            _table(*accuracy, "Accuracy"),
+            warned(section.warnings),
+            table(*accuracy, "Accuracy"),
             f'<p class="note">{escape(NOTE)}</p>',
             figures,
-            _table(*seconds, TIMES),
+            table(*seconds, TIMES),
             "<details open><summary>Settings</summary>",
-            _table(("setting", "value"), settings, "", "plain"),
+            table(("setting", "value"), settings, "", "plain"),
             "</details><details open><summary>Runs</summary>",
-            _table(RUN_COLUMNS, section.runs, "", "plain"),
+            table(RUN_COLUMNS, section.runs, "", "plain"),
             "</details></section>",
         ]
     )
 
 
-def _warnings(texts: Sequence[str]) -> str:
+def picture(alt: str, png: bytes) -> str:
+    """A figure inside the page; its caption is part of the picture."""
+    data = base64.b64encode(png).decode()
+    return f'<figure><img alt="{escape(alt)}" src="data:image/png;base64,{data}"></figure>\n'
+
+
+def warned(texts: Sequence[str]) -> str:
+    """What a reader has to know first, in a box; nothing where there is nothing to say."""
     items = "".join(f"<li>{escape(text)}</li>" for text in texts)
     return f'<div class="warnings"><ul>{items}</ul></div>' if items else ""
 
 
-def _table(
+def table(
     header: Sequence[str], rows: Sequence[Sequence[str]], caption: str, style: str = ""
 ) -> str:
+    """A table of words; the style `plain` folds and aligns them to the left."""
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n" for row in rows

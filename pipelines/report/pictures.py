@@ -5,6 +5,7 @@ says n, seeds and settings, so that a figure can leave the page it came with.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from matplotlib.figure import Figure
 
 from pipelines.report.curves import strategies
 from pipelines.report.drawing import (
-    COLOURS,
     INK,
     LEFT,
     NORMAL,
@@ -24,15 +24,17 @@ from pipelines.report.drawing import (
     frame,
     label_ticks,
     line,
-    look,
     name_curves,
     name_width,
     short,
 )
+from pipelines.report.looks import COLOURS, Look, look
 
 _LABELS, _POINTS = "Number of labels", "Accuracy minus random (points)"
 _DIFFERENCE = "Difference from random, same seed"
 _TOGETHER = 4  # so many bands can be told apart in one pair of axes
+_MOST_BANDS = 6  # so many can still be seen
+UNBANDED = "Means over seeds; their intervals stand in the other figures"
 _STAGES = {
     "predict": "#56b4e9",
     "certificate": "#f0c75e",
@@ -44,40 +46,49 @@ _STAGES = {
 }
 
 
-def accuracy(curve: pd.DataFrame, caption: str) -> Figure:
-    """Test accuracy in percent against the number of labels, mean and 95% band over seeds."""
+def banded(curve: pd.DataFrame) -> bool:
+    """Whether the intervals of so many curves can be seen in one pair of axes."""
+    return len(strategies(curve)) <= _MOST_BANDS
+
+
+def accuracy(curve: pd.DataFrame, caption: str, looked: Callable[[str], Look] = look) -> Figure:
+    """Test accuracy in percent against the number of labels, mean over seeds.
+
+    With 95% bands where they can be told apart: see `banded`.
+    """
     names = strategies(curve)
     figure, (axes,) = canvas(caption, 3.4, right=0.62 + name_width(names))
     for name in names:
-        line(axes, curve, name, 100.0, 0.14 if len(names) < 6 else 0.07)
-    low, high = frame(curve, 100.0)
+        line(axes, curve, name, 100.0, 0.12 if banded(curve) else 0.0, looked=looked)
+    shown = curve if banded(curve) else curve.assign(low=curve["mean"], high=curve["mean"])
+    low, high = frame(shown, 100.0)
     axes.set_ylim(low, min(high, 100.5))
     label_ticks(axes, curve, 8)
     finish(axes, "Test accuracy", _LABELS, "Test accuracy (%)")
-    name_curves(axes, curve, 100.0, 3.4)
+    name_curves(axes, curve, 100.0, 3.4, looked)
     return figure
 
 
-def difference(curve: pd.DataFrame, caption: str) -> Figure:
+def difference(curve: pd.DataFrame, caption: str, looked: Callable[[str], Look] = look) -> Figure:
     """Paired difference from random in percentage points, mean and 95% band over seeds.
 
     A panel for each strategy, the others' means behind, where bands would cover each other.
     """
     names = strategies(curve)
     if len(names) > _TOGETHER:
-        return _difference_panels(curve, caption)
+        return _difference_panels(curve, caption, looked)
     figure, (axes,) = canvas(caption, 3.4, right=0.62 + name_width(names))
     axes.axhline(0, color=look("random").colour, linewidth=1.2, zorder=1)
     for name in names:
-        line(axes, curve, name, 100.0, 0.14)
+        line(axes, curve, name, 100.0, 0.14, looked=looked)
     axes.set_ylim(*frame(curve, 100.0, include=[0.0]))
     label_ticks(axes, curve, 8)
     finish(axes, _DIFFERENCE, _LABELS, _POINTS)
-    name_curves(axes, curve, 100.0, 3.4)
+    name_curves(axes, curve, 100.0, 3.4, looked)
     return figure
 
 
-def _difference_panels(curve: pd.DataFrame, caption: str) -> Figure:
+def _difference_panels(curve: pd.DataFrame, caption: str, looked: Callable[[str], Look]) -> Figure:
     names, columns = strategies(curve), 3 if len(strategies(curve)) <= 9 else 4
     rows = math.ceil(len(names) / columns)
     figure, panels = canvas(
@@ -93,7 +104,7 @@ def _difference_panels(curve: pd.DataFrame, caption: str) -> Figure:
             if other != names[place]:
                 axes.plot(own["labelled"], own["mean"] * 100, color=QUIET, linewidth=0.8, zorder=1)
         axes.axhline(0, color=look("random").colour, linewidth=1.2, zorder=1)
-        line(axes, curve, names[place], 100.0, 0.18, size=3.5)
+        line(axes, curve, names[place], 100.0, 0.18, 3.5, looked)
         axes.set_ylim(*limits)
         label_ticks(axes, curve, 12 // columns)
         finish(axes, short(names[place]), "", "", size=SMALL + 1)

@@ -179,4 +179,5 @@ def _host(environment: Sequence[Mapping[str, Any]]) -> str:
     """What machine a run was last started on, in words."""
     last = next(reversed(environment), {})
     words = [str(last[name]) for name in ("platform", "device") if last.get(name)]
+    words = [" ".join(dict.fromkeys(word.split())) for word in words]  # JAX's CPU is a "cpu cpu"
     return ", ".join([*words, *([f"{last['cpus']} CPUs"] if last.get("cpus") else [])])

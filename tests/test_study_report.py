@@ -1,0 +1,206 @@
+import json
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from pipelines.report import study as module
+from pipelines.report.__main__ import main
+from pipelines.report.study import show, study_report
+from pipelines.report.study_settings import seeds, words
+from pipelines.report.study_tables import paired
+from pipelines.statistics.claims import Better, NotBetter
+from pipelines.studies.study import Grid, arms
+from tests import study_cases as cases
+from tests.test_report import Strict
+
+THREE = Grid({cases.SUBJECT: cases.RUN}, arms(["random", "margin", "entropy"]), (0, 1, 2))
+CLAIMS = (
+    Better("margin", "random", text="Margin is better than random."),
+    NotBetter("entropy", "random", margin=1.0, text="Entropy is no better than random."),
+)
+LEVELS = {"random": 0.5, "margin": 0.7, "entropy": 0.5}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def coarse():
+    """Figures of few pixels: they are looked at by people, at full size."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "DOTS", 40)
+        yield
+
+
+def accuracies(trial):
+    rng = np.random.default_rng(trial.seed)
+    return [0.4, *(LEVELS[trial.arm] + rng.uniform(0, 0.02, size=2)).tolist()]
+
+
+def carried_out(study, root):
+    for trial in study.trials("small"):
+        cases.store(trial, root, accuracies(trial))
+    return root
+
+
+def numbers(out):
+    """Of a report, all that does not depend on the moment it was made."""
+    said = json.loads((out / "verdicts.json").read_text())
+    del said["environment"]
+    tables = {}
+    for path in out.glob("*.csv"):
+        table = pd.read_csv(path)
+        times = [name for name in table if "seconds" in str(name)]
+        tables[path.name] = table.drop(columns=[*times, "path"], errors="ignore")
+    return said, tables
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    study = cases.study(THREE, claims=CLAIMS)
+    root = carried_out(study, tmp_path_factory.mktemp("runs"))
+    return study_report(study, "small", root, tmp_path_factory.mktemp("out") / "deep")
+
+
+def test_a_report_has_verdicts_tables_figures_and_a_page_that_needs_nothing(whole):
+    names = {path.name for path in whole.out.iterdir()}
+    stems = ("differences", "ranks", *(f"digits-cnn-{x}" for x in ("accuracy", "difference")))
+    stems += ("digits-cnn-time", "digits-cnn-cost")
+    figures = {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")}
+    tables = {f"{name}.csv" for name in ("trials", "rounds", "summary", "pairs", "saved", "costs")}
+    assert names == {"report.html", "verdicts.json"} | figures | tables
+    text = whole.page.read_text()
+    page = Strict()
+    page.feed(text)
+    assert not page.open
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert len(page.sources) == len(stems)
+    for said in ("Is margin better than random?", "It says that it is.", "[L] Figure 2"):
+        assert said in text
+    assert whole.warnings == ()
+
+
+def test_verdicts_stand_in_page_and_file_with_their_intervals(whole):
+    first, second = whole.judgements
+    assert (first.verdict, second.verdict) == ("reproduced", "reproduced")
+    assert first.effect == pytest.approx(20, abs=1e-9)
+    assert first.n == 3
+    text = whole.page.read_text()
+    assert "✓ reproduced" in text
+    assert "20.00" in text
+    said = json.loads((whole.out / "verdicts.json").read_text())
+    assert said["verdicts"][0]["low"] == pytest.approx(first.low)
+    assert said["trials"] == {"done": 9}
+    assert said["settings"][cases.SUBJECT]["network"] == "cnn"
+    assert said["friedman"][0]["blocks"] == 3
+
+
+def test_every_figure_says_n_seeds_and_settings(whole):
+    for figure in json.loads((whole.out / "verdicts.json").read_text())["figures"]:
+        assert "n = 3 (seeds 0–2)" in figure["caption"]
+        assert "cnn, 10 initial labels, 5 a query, 50 candidates" in figure["caption"]
+        with Image.open(whole.out / f"{figure['name']}.png") as image:
+            assert image.width == 280
+        assert ElementTree.parse(whole.out / f"{figure['name']}.svg").getroot().tag.endswith("svg")
+
+
+def test_a_report_of_an_interrupted_and_resumed_sweep_is_that_of_one_that_was_not(whole, tmp_path):
+    study, rng = cases.study(THREE, claims=CLAIMS), np.random.default_rng(1)
+    root, whole_rounds = carried_out(study, tmp_path / "runs"), {}
+    for trial in study.trials("small"):
+        file = root / trial.folder / "rounds.jsonl"
+        whole_rounds[file] = file.read_text().replace('"select": 0.5', '"select": 0.75')
+        lines = whole_rounds[file].splitlines(keepends=True)
+        file.write_text("".join(lines[: rng.integers(len(lines))]))
+    failed = study.trials("small")[0]
+    cases.note(failed, root / failed.folder, "failed", "no memory")
+    partly = study_report(study, "small", root, tmp_path / "out")
+    assert {one.verdict for one in partly.judgements} == {"not decided by this size"}
+    assert any("failed" in warning for warning in partly.warnings)
+    assert "no memory" in partly.page.read_text()
+    for file, text in whole_rounds.items():
+        file.write_text(text)
+    cases.note(failed, root / failed.folder, "done")
+    resumed = study_report(study, "small", root, tmp_path / "out")
+    said, tables = numbers(resumed.out)
+    expected, others = numbers(whole.out)
+    assert said == expected
+    assert set(tables) == set(others)
+    for name, table in tables.items():
+        pd.testing.assert_frame_equal(table, others[name])
+    for figure in ("differences", "ranks", "digits-cnn-accuracy", "digits-cnn-difference"):
+        name = f"{figure}.svg"
+        assert (resumed.out / name).read_bytes() == (whole.out / name).read_bytes()
+
+
+def test_a_part_of_a_study_is_reported_with_what_is_missing(tmp_path, capsys):
+    study = cases.study(THREE, claims=CLAIMS[:1])
+    trials = study.trials("small")
+    cases.store(trials[0], tmp_path / "runs", [0.1, 0.2, 0.3])
+    made = study_report(study, "small", tmp_path / "runs", tmp_path / "out")
+    missing = "8 of 9 trials are not begun: digits, CNN, seeds of margin (0–2), entropy (0–2)"
+    assert any(warning.startswith(missing) for warning in made.warnings)
+    assert "8 of 9 trials are not begun" in made.page.read_text()
+    show(made, Console(width=200))
+    printed = capsys.readouterr().out
+    assert "not decided by this size: Margin is better than random." in printed
+    assert str(made.page) in printed
+
+
+def test_sequential_runs_and_measurements_have_their_figures(tmp_path):
+    grids = (
+        Grid({"one": cases.one_by_one(2)}, {"asked": {"strategy": "random"}}, (0, 1)),
+        Grid({"theory": cases.THEORY}, {"network": {}}, (0, 1)),
+    )
+    study = cases.study(*grids)
+    for trial in study.trials("small"):
+        if trial.kind == "sequential":
+            cases.store_sequential(trial, tmp_path / "runs", [0.5, 0.6, 0.7])
+        else:
+            tau = "network,queries,measure,tau\ninitial,5,G,0.9\ntrained,5,G,0.8\n"
+            cases.measured(trial, tmp_path / "runs", {"tau.csv": tau})
+    made = study_report(study, "small", tmp_path / "runs", tmp_path / "out")
+    names = {path.name for path in made.figures}
+    assert {"one-accuracy.png", "one-answers.png", "theory-tau.png"} <= names
+    assert {"answers.csv", "measures.csv"} <= {path.name for path in made.out.iterdir()}
+    assert "0.8" in made.page.read_text()
+
+
+def test_an_arm_is_compared_with_the_random_that_shares_its_settings():
+    rows = [("s", "random"), ("s", "random, R = 4"), ("s", "margin, R = 4"), ("s", "margin, R = 2")]
+    found = paired(pd.DataFrame(rows, columns=["subject", "arm"]))
+    assert list(found.itertuples(index=False, name=None)) == [
+        ("s", "random"),
+        ("s, R = 4", "random"),
+        ("s, R = 4", "margin"),
+        ("s", "margin, R = 2"),
+    ]
+
+
+def test_captions_name_seeds_by_arm_and_what_the_trials_share():
+    table = pd.DataFrame(
+        [("s", "a", 0), ("s", "a", 1), ("s", "b", 0), ("s", "b", 1), ("s", "c", 3)],
+        columns=["subject", "arm", "seed"],
+    )
+    assert seeds(table) == "n = 2 (seeds 0–1) but c: n = 1 (seed 3)."
+    varied = {"few": {"query": 5}, "many": {"query": 10}}
+    told = words(cases.study(Grid({"s": cases.RUN}, varied, (0,))).trials("small"))
+    assert told.startswith("s: cnn, 10 initial labels, 50 candidates, 2 queries")
+
+
+def test_what_cannot_be_reported_is_refused_with_what_to_do(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cases, "MINE", cases.study(), raising=False)
+    mine = "tests.study_cases:MINE"
+    for what, size, message in (
+        (mine, None, "pipelines.sweep tiny --size small"),
+        (mine, "large", "large"),
+        ("no_such_study", None, "no_such_study is no directory, and: "),
+        (str(tmp_path), "small", "--size and --runs are for the report of"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main((what,), out=tmp_path / "out", size=size)
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -43,6 +43,16 @@ def test_strategies_do_not_know_the_loop():
         assert not wrong, f"{path.name} imports {sorted(wrong)}"
 
 
+def test_statistics_know_tables_alone():
+    known = {"pipelines.errors", "numpy", "pandas", "scipy", "scikit_posthocs", "statsmodels"}
+    known |= {"matplotlib", "pipelines.statistics", *sys.stdlib_module_names}
+    for path in (ROOT / "pipelines" / "statistics").glob("*.py"):
+        own = {
+            ".".join(name.split(".")[: 1 + name.startswith("pipelines.")]) for name in imports(path)
+        }
+        assert own <= known, f"{path.name} imports {sorted(own - known)}"
+
+
 def test_only_compat_touches_neural_tangents():
     for package in FORBIDDEN:
         for path in (ROOT / package).rglob("*.py"):

@@ -97,6 +97,9 @@ def test_what_is_said_of_hardly_any_values():
     assert math.isnan(p_within([2.0], 0.0, 3.0))
     assert interval([2.0, 2.0]) == (2, 2.0, 2.0, 2.0)
     assert (p_against([2.0, 2.0], 2.0), p_against([2.0, 2.0], 1.0)) == (1.0, 0.0)
+    rounded = [0.93 - 0.91, 0.94 - 0.92, 0.95 - 0.93]  # all .02, but for rounding
+    assert len(set(rounded)) > 1
+    assert (p_against(rounded, 0.02), p_against(rounded)) == (1.0, 0.0)
     assert (p_within([2.0, 2.0], 1.0, 3.0), p_within([2.0, 2.0], 2.0, 3.0)) == (0.0, 1.0)
 
 

@@ -12,6 +12,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 CONFIDENCE = 0.95
+_ROUNDING = 1e-12  # of float64, with room for a few sums
 LEVEL = 0.05  # of p; what the interval says at its confidence
 
 
@@ -52,7 +53,7 @@ def p_against(values: Iterable[float], bound: float = 0.0) -> float:
         return math.nan
     away, error = abs(float(array.mean()) - bound), _error(array)
     if error == 0:
-        return float(away == 0)
+        return float(away <= _ROUNDING * abs(array).max())
     return 2 * float(stats.t.sf(away / error, array.size - 1))
 
 
@@ -68,7 +69,7 @@ def p_within(values: Iterable[float], low: float, high: float) -> float:
     mean, error = float(array.mean()), _error(array)
     inside = min(mean - low, high - mean)
     if error == 0:
-        return float(inside <= 0)
+        return float(inside <= _ROUNDING * abs(array).max())
     return min(1.0, 2 * float(stats.t.sf(inside / error, array.size - 1)))
 
 
@@ -82,4 +83,6 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def _error(array: np.ndarray) -> float:
-    return float(array.std(ddof=1)) / math.sqrt(array.size)
+    """Standard error of the mean; 0 of values that differ by rounding, of which t makes anything."""
+    spread = float(array.std(ddof=1))
+    return 0.0 if spread <= _ROUNDING * abs(array).max() else spread / math.sqrt(array.size)

@@ -83,6 +83,6 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def _error(array: np.ndarray) -> float:
-    """Standard error of the mean; 0 of values that differ by rounding, of which t makes anything."""
+    """Standard error of the mean; 0 where values differ by rounding, of which t makes anything."""
     spread = float(array.std(ddof=1))
     return 0.0 if spread <= _ROUNDING * abs(array).max() else spread / math.sqrt(array.size)

@@ -1,5 +1,6 @@
 """A study of small runs that take a second, one arm of which cannot be carried out."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,14 @@ def config(folder: Path, **changes: Any) -> SweepConfig:
 def one(arm: str, seed: int = 0, size: str = "small") -> Trial:
     trials = STUDY.trials(size)
     return next(trial for trial in trials if (trial.arm, trial.seed) == (arm, seed))
+
+
+def settings(arm: str, **changes: Any) -> RunConfig:
+    """Those of a trial, as a person would give them."""
+    size = "paper" if arm == "mlmoc" else "small"
+    config = one(arm, size=size).config
+    assert isinstance(config, RunConfig)
+    return dataclasses.replace(config, **changes)
 
 
 def comparable(path: Path, *without: str) -> list[dict[str, Any]]:

@@ -52,6 +52,7 @@ class Progress:
         self.done = self.failed = 0
         self._rows = {row.trial.key: row for row in rows}
         self._workers, self._durations, self._console = workers, durations, console
+        self._rounds_of = {row.trial.key: _rounds_of(row.trial) for row in rows}
         self._running: dict[str, _Running] = {}
         self._ended: set[str] = set()
         self._known: dict[str, int] = {}
@@ -111,7 +112,7 @@ class Progress:
             whole = self._durations.of(row.trial)
             if whole is None:
                 return None
-            total = _rounds_of(row.trial)
+            total = self._rounds_of[key]
             lasts.append(whole * (1 - self._rounds(row) / total if total else 1))
         if not lasts:
             return 0.0
@@ -121,7 +122,7 @@ class Progress:
     def _rounds(self, row: Planned) -> int:
         key = row.trial.key
         if key in self._ended:
-            return self._known.get(key, _rounds_of(row.trial))
+            return self._known.get(key, self._rounds_of[key])
         return max(self._known.get(key, 0), rounds_at(row.path))
 
     def _tell(self, text: str) -> None:
@@ -135,7 +136,7 @@ class Progress:
 
     def _board(self) -> RenderableType:
         rounds = sum(self._rounds(row) for row in self._rows.values())
-        total = sum(_rounds_of(row.trial) for row in self._rows.values())
+        total = sum(self._rounds_of.values())
         left, passed = self.seconds_left(), time.monotonic() - self._began
         rest = "" if left is None else f" · about {clock(left)} left"
         line = Text(
@@ -145,13 +146,14 @@ class Progress:
         table = Table.grid(padding=(0, 2))
         running = list(self._running.values())
         for one in running[:_SHOWN]:
-            its = _rounds_of(one.row.trial)
+            its = self._rounds_of[one.row.trial.key]
             far = f"round {self._rounds(one.row)} of {its}" if its else ""
             since = clock(time.monotonic() - one.began)
-            table.add_row(one.worker, name_of(one.row.trial), far, since)
+            table.add_row(*map(Text, (one.worker, name_of(one.row.trial), far, since)))
         more = len(running) - _SHOWN
         rest_of_them = [Text(f"and {more} more")] if more > 0 else []
-        bar = ProgressBar(total=max(total, 1), completed=rounds)
+        bar = Table.grid(expand=True)  # by itself a bar does not end its line
+        bar.add_row(ProgressBar(total=max(total, 1), completed=rounds))
         return Group(line, bar, table, *rest_of_them)
 
 

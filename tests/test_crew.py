@@ -1,6 +1,7 @@
 """What becomes of trials on machines that refuse, die and are lost; no cluster is needed for it."""
 
 import dataclasses
+import socket
 from pathlib import Path
 
 import pytest
@@ -362,6 +363,15 @@ def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(PipelineError, match=r"ntk-lookahead\[ray\]"):
         Cluster(tmp_path, "auto", Need())
+
+
+def test_an_address_at_which_nobody_answers(tmp_path):
+    pytest.importorskip("ray")
+    with socket.socket() as taken:  # bound, and nobody listens
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(PipelineError, match=f"no Ray cluster at '{address}' .*refused"):
+            Cluster(tmp_path, address, Need())
 
 
 def test_needs_that_mean_nothing():

@@ -6,6 +6,7 @@ optional extra, which is imported when a cluster is asked for.
 
 import logging
 import math
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -19,6 +20,7 @@ from pipelines.sweep.hired import Hired, Lost, Raised
 
 _STARTS = 3  # of workers that end before they begin, on one machine
 _CLOSING = 5.0  # seconds that workers are given to remove what they wrote elsewhere
+_REACH = 10.0  # seconds for an answer at an address
 _DOUBT = 120.0  # seconds without a connection after which a worker counts as lost
 
 
@@ -222,11 +224,23 @@ def _connected(address: str) -> Any:
     if ray.is_initialized():
         return ray
     try:
+        _reach(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise PipelineError(
             f"no Ray cluster at {address!r} ({f'{error}'.strip().splitlines()[0]}): start one by "
             "ray start --head, give --address HOST:PORT of another, or --address local for one "
             "that is made of this machine alone."
         ) from error
     return ray
+
+
+def _reach(address: str) -> None:
+    """Notice an address at which nobody answers; Ray itself would try for minutes.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, colon, port = address.rpartition(":")
+    if colon and "://" not in address and port.isdigit():
+        socket.create_connection((host, int(port)), _REACH).close()

@@ -33,7 +33,8 @@ class SweepConfig:
         download: fetch a data set into data_dir when it is not there and can be fetched.
         device: where networks are trained; auto takes a GPU if there is one.
         only: which trials, by patterns such as mnist, mlmoc, mnist/ml*, mnist/*/seed0: a subject,
-            an arm, or subject/arm, perhaps with /seedN; any of them will do. None takes all.
+            an arm, or subject/arm, perhaps with /seedN, in capitals or not; any of them will do.
+            None takes all.
         retry: try trials again that failed at an earlier sweep.
         share: train the first network of a seed once, for all trials that begin with it.
         dry_run: tell what there is to do, and stop.

@@ -82,5 +82,6 @@ def _is_of(pattern: str, trial: Trial) -> bool:
     names = (trial.subject, trial.arm, f"{trial.subject}/{trial.arm}")
     seed = f"seed{trial.seed}"
     return any(
-        fnmatchcase(name, pattern) for name in (*names, *(f"{name}/{seed}" for name in names))
+        fnmatchcase(name.lower(), pattern.lower())
+        for name in (*names, *(f"{name}/{seed}" for name in names))
     )

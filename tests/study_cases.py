@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import record
+from pipelines.approximation.config import ApproximationConfig
 from pipelines.audit.config import AuditConfig
 from pipelines.config import RunConfig
 from pipelines.dynamics.config import TheoryConfig
@@ -84,4 +85,5 @@ def note(trial: Trial, folder: Path, state: str, message: str = "") -> None:
 
 
 THEORY = TheoryConfig(dataset="digits", queries=(5, 10), subset=50, network="cnn")
+KINDS = ApproximationConfig(dataset="digits", network="cnn")
 AUDIT = AuditConfig(dataset="digits", widths=(1, 2), network="wide_resnet")

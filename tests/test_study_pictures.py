@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from pipelines.report import placing
 from pipelines.report.looks import look
-from pipelines.report.measure_pictures import families, measured, panels
+from pipelines.report.measure_pictures import Family, families, measured, panels
 from pipelines.report.study_pictures import answers, forest, gain
 from pipelines.report.study_words import p_value, percent
 
@@ -100,11 +100,25 @@ def test_measures_of_other_lines_are_other_figures(measures):
     other = measures[measures["series"] == "sum"].assign(measure="other")
     third = measures.assign(measure="third")
     found = families(measured(pd.concat([measures, other, third])))
-    assert [set(part["measure"]) for part in found] == [{"m", "third"}, {"other"}]
+    assert [set(part.table["measure"]) for part in found] == [{"m", "third"}, {"other"}]
+    nothing = measures.assign(value=0.0, measure="nothing")
+    assert len(families(measured(pd.concat([measures, nothing])))) == 1
+
+
+def test_more_lines_than_can_be_seen_are_parted_by_their_last_words(measures):
+    kinds = [measures.assign(series=f"{k}, ridge {r}") for k in "abcde" for r in (0, 1)]
+    found = families(measured(pd.concat(kinds)))
+    assert [part.of for part in found] == ["ridge 0", "ridge 1"]
+    assert all(set(part.table["line"]) == set("abcde") for part in found)
+    figure = panels(found[0], "caption")
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == ["M, at initialisation", "M, trained"]
+    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
+    assert "ridge 0" in [text.get_text() for text in figure.texts]
 
 
 def test_a_panel_shows_the_means_hollow_where_nothing_is_trained(measures):
-    figure = panels(measured(measures), "caption")
+    figure = panels(Family("", measured(measures)), "caption")
     (axes,) = figure.axes
     assert axes.get_title(loc="left") == "M"
     assert axes.get_yscale() == "log"  # 1.5 to 80.5
@@ -117,7 +131,7 @@ def test_a_panel_shows_the_means_hollow_where_nothing_is_trained(measures):
 
 
 def test_what_has_no_x_is_drawn_too(measures):
-    figure = panels(measured(measures.assign(x=NAN, axis="")), "caption")
+    figure = panels(Family("", measured(measures.assign(x=NAN, axis=""))), "caption")
     assert len(figure.axes[0].get_xticks()) == 0
 
 

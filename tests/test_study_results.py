@@ -20,6 +20,11 @@ RATIO = """epoch,train_accuracy,queries,chosen,draws,median,ratio_of_means
 0,0.1,5,random,20,0.2,0.3
 10,1.0,5,random,20,0.9,0.8
 """
+ROWS = """state,width,parameters,measure,series,value
+initial,8,100,frobenius error,sum,0.25
+initial,8,100,condition number,sum,
+trained,8,100,network accuracy,,0.9
+"""
 AUDIT = """kind,reference,sketch,width,steps,spearman,ceiling,gain
 sum,network,,1,,0.5,0.9,0.1
 sum,network,,2,,0.6,,
@@ -97,8 +102,10 @@ def test_numbers_of_measurements_are_named_rows(tmp_path):
     study = cases.study(
         Grid({"theory": cases.THEORY}, {"network": {}}, (0,)),
         Grid({"audit": cases.AUDIT}, {"network": {}}, (0,)),
+        Grid({"kinds": cases.KINDS}, {"network": {}}, (0,)),
     )
-    theory, audit = study.trials("small")
+    theory, audit, kinds = study.trials("small")
+    cases.measured(kinds, tmp_path, {"rows.csv": ROWS})
     tables = {"mmd.csv": MMD, "tau.csv": TAU, "ratio.csv": RATIO}
     cases.measured(theory, tmp_path, tables)
     others = "".join(f",{name}" for name in ("agreeing", "error", "cosine", "size", "point_error"))
@@ -119,6 +126,8 @@ def test_numbers_of_measurements_are_named_rows(tmp_path):
     assert values["spearman, sum, network", 2, "trained"] == 0.6
     assert values["spearman, sum, linearised, sketch 4096", 2, "trained"] == 0.4
     assert ("ceiling, sum, network", 2, "trained") not in values
+    assert values["frobenius error, sum", 8, "initial"] == 0.25
+    assert values["network accuracy", 8, "trained"] == 0.9
     assert set(found["axis"]) == {"width", "query size", "epoch"}
 
 

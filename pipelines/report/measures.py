@@ -1,4 +1,4 @@
-"""The record of an audit or of training dynamics → its numbers in long form, for a study's report.
+"""The record of an audit, of dynamics or of kernels compared → numbers in long form, by quantity.
 
 One row a number, under the name of a quantity; what was redrawn within a trial is averaged, so that
 a trial says one thing, and trials differ by their seeds.
@@ -97,6 +97,15 @@ def _dynamics(folder: Path) -> Iterator[Measure]:
         yield Measure("training accuracy", "", "epoch", row["epoch"], row["train_accuracy"], "")
 
 
+def _approximation(folder: Path) -> Iterator[Measure]:
+    """Quantities such as "frobenius error, sum" and "regression error, sum, ridge 0, zero"."""
+    for row in _rows(pd.read_csv(folder / "rows.csv", keep_default_na=False, na_values=[""])):
+        series = "" if pd.isna(row["series"]) else row["series"]
+        x = float(row["width"])
+        axis = "" if math.isnan(x) else "width"
+        yield Measure(row["measure"], series, axis, x, float(row["value"]), row["state"])
+
+
 def _read(folder: Path, name: str, keys: Iterable[str]) -> list[Mapping[str, Any]]:
     """Means by some columns of a table; no rows where the table was not asked for."""
     file = folder / f"{name}.csv"
@@ -111,4 +120,8 @@ def _rows(table: pd.DataFrame) -> list[Mapping[str, Any]]:
     return [dict(zip(table.columns, row, strict=True)) for row in table.itertuples(index=False)]
 
 
-READERS: dict[str, Callable[[Path], Iterable[Measure]]] = {"audit": _audit, "dynamics": _dynamics}
+READERS: dict[str, Callable[[Path], Iterable[Measure]]] = {
+    "audit": _audit,
+    "dynamics": _dynamics,
+    "approximation": _approximation,
+}

@@ -185,14 +185,15 @@ def _costs(made: Tables, trials: tuple[Trial, ...], looked: Looked) -> Iterator[
 
 
 def _measured(subject: str, own: pd.DataFrame, told: str) -> Iterator[Drawn]:
-    for part in families(measured(own)):
-        caption = f"{told} {_MEAN} over seeds{_bands(part)}; {seeds(own)}"
-        first = str(part["measure"].iloc[0])
-        listed = ", ".join(dict.fromkeys(map(str, part["measure"])))
+    for family in families(measured(own)):
+        part = family.table
+        of = f"{family.of}. " if family.of else ""
+        caption = f"{told} {of}{_MEAN} over seeds{_bands(part)}; {seeds(own)}"
+        listed = list(dict.fromkeys(map(str, part["measure"])))
         axis = str(part["axis"].iloc[0])
-        seen = f"{listed}{f' against {axis}' if axis else ''}"
-        name = f"{_stem(subject)}-{_stem(first)}"
-        yield Drawn(name, seen, caption, panels(part, caption), subject)
+        seen = f"{', '.join(listed)}{f' against {axis}' if axis else ''}"
+        name = _stem(" ".join([subject, listed[0], family.of]))
+        yield Drawn(name, seen, caption, panels(family, caption), subject)
 
 
 def _named(table: pd.DataFrame) -> pd.DataFrame:

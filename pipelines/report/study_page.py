@@ -22,12 +22,12 @@ NOTE = (
     "the same seed, which begins with the same labels and network; p of a paired t-test of the "
     "average, and corrected by Holm for the arms of the table."
 )
-_VERDICTS = (
+VERDICTS = (
     "A claim is reproduced where the whole 95% interval lies in what is claimed, not reproduced "
     "where all of it lies outside, and otherwise not decided by this size; so it is where trials "
     "are missing. Holm's correction is over the claims of this page."
 )
-_SAVED = (
+SAVED = (
     "Labels that random needs for the accuracy its run of the same seed ends with, less those that "
     "the arm needs for it; curves are read between rounds by straight lines. A run that never "
     "reaches it counts as the least of all. In brackets: part of what random needs."
@@ -44,7 +44,7 @@ def page(found: Results, made: Tables, drawn: list[tuple[Drawn, bytes]]) -> str:
     """
     study = found.study
     parts = [
-        f'<p class="note">{escape(study.source)} · size: {escape(found.size)} · {_done(found)}</p>',
+        f'<p class="note">{escape(study.source)} · size: {escape(found.size)} · {done(found)}</p>',
         f"<p><b>Question.</b> {escape(study.question)}</p>",
         f"<p><b>The paper.</b> {escape(study.paper)}</p>",
         warned(missing(found)),
@@ -58,11 +58,13 @@ def page(found: Results, made: Tables, drawn: list[tuple[Drawn, bytes]]) -> str:
     return document(f"{study.title}: what the runs say", parts)
 
 
-def _done(found: Results) -> str:
+def done(found: Results) -> str:
+    """How many trials are done, and seeds planned."""
     trials = found.trials
-    seeds = len(set(trials["seed"]))
-    done = len(having(trials, state=["done"]))
-    return f"{done} of {len(trials)} trials done, {seeds} seed{'s' if seeds > 1 else ''} planned"
+    seeds, finished = len(set(trials["seed"])), len(having(trials, state=["done"]))
+    return (
+        f"{finished} of {len(trials)} trials done, {seeds} seed{'s' if seeds > 1 else ''} planned"
+    )
 
 
 def missing(found: Results) -> list[str]:
@@ -78,10 +80,10 @@ def missing(found: Results) -> list[str]:
         if len(rows):
             who = "; ".join(_who(rows))
             said.append(f"{len(rows)} of {len(found.trials)} trials {what}: {who}.")
-    unfitted = found.curves[~found.curves["fitted"].astype(bool)]
+    unfitted = having(found.curves, fitted=[False])
     if len(unfitted):
         arms = ", ".join(
-            f"{arm} {count}" for arm, count in unfitted["arm"].value_counts(sort=False).items()
+            f"{arm} {len(having(unfitted, arm=[arm]))}" for arm in dict.fromkeys(unfitted["arm"])
         )
         said.append(
             f"{len(unfitted)} of {len(found.curves)} trainings did not reach their labels "
@@ -106,7 +108,7 @@ def _verdicts(made: Tables) -> Iterator[str]:
         yield table(*told.verdicts(made.judgements), "Verdicts", "plain")
         sentences = "".join(f"<li>{escape(one.sentence)}</li>" for one in made.judgements)
         yield f"<ol>{sentences}</ol>"
-        yield _note(_VERDICTS)
+        yield _note(VERDICTS)
 
 
 def _rankings(made: Tables) -> Iterator[str]:
@@ -130,7 +132,7 @@ def _subjects(found: Results, made: Tables, drawn: list[tuple[Drawn, bytes]]) ->
         saving, costs = _own(made.saving, subject), _own(made.costs, subject)
         if len(saving):
             yield table(*told.savings(saving), "Labels saved at equal accuracy")
-            yield _note(_SAVED)
+            yield _note(SAVED)
         if len(costs):
             yield table(*told.spent(costs), "What queries cost and gain")
         numbers = _own(found.measures, subject)

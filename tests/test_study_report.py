@@ -1,4 +1,5 @@
 import json
+import re
 from xml.etree import ElementTree
 
 import numpy as np
@@ -69,7 +70,7 @@ def test_a_report_has_verdicts_tables_figures_and_a_page_that_needs_nothing(whol
     stems += ("digits-cnn-time", "digits-cnn-cost")
     figures = {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")}
     tables = {f"{name}.csv" for name in ("trials", "rounds", "summary", "pairs", "saved", "costs")}
-    assert names == {"report.html", "verdicts.json"} | figures | tables
+    assert names == {"report.html", "report.md", "verdicts.json"} | figures | tables
     text = whole.page.read_text()
     page = Strict()
     page.feed(text)
@@ -79,6 +80,17 @@ def test_a_report_has_verdicts_tables_figures_and_a_page_that_needs_nothing(whol
     for said in ("Is margin better than random?", "It says that it is.", "[L] Figure 2"):
         assert said in text
     assert whole.warnings == ()
+
+
+def test_the_markdown_page_names_figures_that_are_there_and_its_tables_are_whole(whole):
+    text = (whole.out / "report.md").read_text()
+    shown = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
+    assert len(shown) == len(set(shown)) == len(whole.figures)
+    assert all((whole.out / name).is_file() for name in shown)
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
+        assert len({line.count("|") for line in block.splitlines()}) == 1
+    for said in ("✓ reproduced", "20.00", "python -m pipelines.sweep", "Friedman's test"):
+        assert said in text
 
 
 def test_verdicts_stand_in_page_and_file_with_their_intervals(whole):

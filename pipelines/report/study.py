@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
+from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 
@@ -19,7 +20,7 @@ from bridge.atomic import replace
 from pipelines import record
 from pipelines.errors import PipelineError
 from pipelines.findings import plain
-from pipelines.report import study_page
+from pipelines.report import study_markdown, study_page
 from pipelines.report.build import PAGE
 from pipelines.report.figures import DOTS
 from pipelines.report.results import Results, results
@@ -30,7 +31,8 @@ from pipelines.statistics.judgement import Judgement
 from pipelines.studies.study import Study
 
 FORMAT = 1
-VERDICTS = "verdicts.json"
+_COLOURS = 128
+VERDICTS, MARKDOWN = "verdicts.json", "report.md"
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class StudyReport:
 
     Attributes:
         out: the folder.
-        page: the HTML page, which needs no other file.
+        page: the HTML page, which needs no other file; report.md beside it is for hosts that show
+            repositories.
         figures: PNG files; beside each is the same as SVG.
         judgements: of the study's claims.
         warnings: what is missing, failed or untrained.
@@ -85,6 +88,7 @@ def study_report(study: Study, size: str, root: Path, out: Path) -> StudyReport:
         replace(out / VERDICTS, _verdicts(found, made, drawn).encode())
         pairs = list(zip(drawn, pngs, strict=True))
         replace(out / PAGE, study_page.page(found, made, pairs).encode())
+        replace(out / MARKDOWN, study_markdown.page(found, made, drawn).encode())
     except OSError as error:
         raise PipelineError(
             f"the report cannot be written into {out} ({error}); give --out a folder that can be "
@@ -101,10 +105,15 @@ def study_report(study: Study, size: str, root: Path, out: Path) -> StudyReport:
 
 def _encoded(figure: Figure, kind: str) -> bytes:
     stream = io.BytesIO()
+    if kind == "png":  # a few colours and their blends: a palette shows the same at a third
+        figure.savefig(stream, format=kind, dpi=DOTS)
+        picture = Image.open(stream).convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE)
+        small = io.BytesIO()
+        picture.save(small, kind, optimize=True)
+        return small.getvalue()
     # the same figure is the same file: no date, and no random names inside it
     with matplotlib.rc_context({"svg.hashsalt": "ntk-lookahead"}):
-        metadata = {"Date": None} if kind == "svg" else None
-        figure.savefig(stream, format=kind, dpi=DOTS, metadata=metadata)
+        figure.savefig(stream, format=kind, dpi=DOTS, metadata={"Date": None})
     return stream.getvalue()
 
 

@@ -53,6 +53,7 @@ def forest(table: pd.DataFrame, caption: str, looked: Looked, title: str) -> Fig
     axes.set_xlim(*frame(table, 100.0, include=[0.0]))
     y, ticks = 0.0, []
     text = {"fontsize": SMALL + 0.5, "weight": "bold", "va": "center", "color": INK}
+    text["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # over lines behind it
     width = WIDTH - left - _NUMBERS
     for subject in subjects:
         start = (0.13 - left) / width  # from the edge of the figure, where no line runs through

@@ -89,8 +89,8 @@ def ranks(ranking: Ranking) -> str:
     degrees = len(found.ranks) - 1
     return (
         f"Friedman's test over {found.blocks} blocks ({found.unit}{dropped}): "
-        f"χ²({degrees}) = {found.chi2:.2f}, p = {p_value(found.p)}; Iman and Davenport's "
-        f"F = {found.f:.2f}, p = {p_value(found.f_p)}. Average ranks: {told}; critical difference "
+        f"χ²({degrees}) = {found.chi2:.2f}, {_p(found.p)}; Iman and Davenport's "
+        f"F = {found.f:.2f}, {_p(found.f_p)}. Average ranks: {told}; critical difference "
         f"(Nemenyi, α = .05) {found.critical:.2f}."
     )
 
@@ -167,6 +167,11 @@ def percent(
 def p_value(p: float) -> str:
     """Two significant digits, or that it is smaller than anybody cares for."""
     return "—" if pd.isna(p) else "< .0001" if p < 1e-4 else f"{p:.2g}".removeprefix("0")
+
+
+def _p(p: float) -> str:
+    told = p_value(p)
+    return f"p {told}" if told.startswith("<") else f"p = {told}"
 
 
 def _count(value: float) -> str:

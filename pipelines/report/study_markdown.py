@@ -16,6 +16,8 @@ from pipelines.report.study_page import NOTE, SAVED, VERDICTS, done, missing
 from pipelines.report.study_tables import Tables
 from pipelines.statistics.outcomes import having
 
+_ROWS = 150  # of a table that somebody would read
+
 
 def page(found: Results, made: Tables, drawn: Sequence[Drawn]) -> str:
     """The whole page.
@@ -76,9 +78,12 @@ def _subjects(found: Results, made: Tables, drawn: Sequence[Drawn]) -> Iterator[
 
 
 def _measures(numbers: pd.DataFrame) -> Iterator[str]:
-    if len(numbers):
+    table = measured(numbers) if len(numbers) else numbers
+    if len(table) > _ROWS:
+        yield f"The {len(table)} means of what was measured are too many for a page: measures.csv."
+    elif len(table):
         yield "<details><summary>All that was measured</summary>"
-        yield _table(told.measured(measured(numbers)))
+        yield _table(told.measured(table))
         yield "</details>"
 
 

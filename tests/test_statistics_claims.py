@@ -118,6 +118,18 @@ def test_verdicts_on_runs(claim, verdict):
     assert verdict == UNDECIDED or not np.isnan(bounds).any()
 
 
+def test_p_is_of_the_bound_that_decided():
+    frames = tables(LEVELS)
+    gained = 100 * (0.83 - 0.80)
+    better = Better("good", "random", text="").judge(frames)
+    refuted = NotBetter("good", "random", margin=3.0, text="").judge(frames)
+    assert refuted.effect == pytest.approx(gained, abs=1.5)
+    assert refuted.p == pytest.approx(better.p)  # against 0, not against a margin near the effect
+    held = NotBetter("good", "random", margin=5.0, text="").judge(frames)
+    assert held.p < 0.05
+    assert held.p != pytest.approx(better.p)
+
+
 def test_a_verdict_is_of_the_paired_interval():
     frames = tables(LEVELS)
     found = Better("good", "random", text="what it says").judge(frames)

@@ -31,8 +31,9 @@ class Judgement(NamedTuple):
         n: units.
         unit: what one of them is, in words.
         scale: of the effect: points (of accuracy), %, times, or none.
-        p: two-sided, of the effect being at the bound that is claimed; for a claim of equality,
-            of it being outside, doubled. NaN for fewer than two units.
+        p: two-sided, of the effect being at the bound that is claimed, or at the one that refuted
+            the claim; for a claim of equality, of it being outside, doubled. NaN for fewer than two
+            units.
         p_holm: corrected for all claims of the study that have a p.
         sentence: effect, interval, n and what is missing, in words.
     """
@@ -111,14 +112,16 @@ def judgement(text: str, evidence: Evidence, region: Region) -> Judgement:
         n=n,
         unit=evidence.unit,
         scale=evidence.scale,
-        p=_p(evidence, region),
+        p=_p(evidence, region, verdict),
         p_holm=math.nan,
         sentence=sentence,
     )
 
 
-def _p(evidence: Evidence, region: Region) -> float:
+def _p(evidence: Evidence, region: Region, verdict: Verdict) -> float:
     values, low, high = evidence.effects, region.low, region.high
+    if verdict == NOT_REPRODUCED and region.against is not None:
+        high = region.against  # what decided it
     if evidence.ratio:
         values, low = np.log(values), math.log(low)  # a ratio is only ever claimed to be above
     if math.isinf(low) or math.isinf(high):

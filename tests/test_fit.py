@@ -1,6 +1,7 @@
 """Training: it fits or says that it did not, repeats bit for bit, and refuses what cannot be."""
 
 import dataclasses
+import platform
 
 import jaxtyping
 import numpy as np
@@ -440,4 +441,4 @@ def test_flips_mirror_about_half():
 
 
 def test_keeping_freed_blocks_says_whether_it_did():
-    assert keep_freed_blocks() in (True, False)
+    assert keep_freed_blocks() == (platform.libc_ver()[0] == "glibc")

@@ -10,7 +10,7 @@ from pipelines.config import RunConfig
 from pipelines.sequential.config import SequentialConfig, defaults
 from pipelines.statistics.claims import Alike, Better, Faster, NotBetter, Reaches
 from pipelines.studies.study import Grid, Study, arms
-from pipelines.studies.subjects import FIVE, LOOK_AHEAD_SEEDS, PAPER_L, SLOW, SMALL, TEN
+from pipelines.studies.subjects import FIVE, LOOK_AHEAD_SEEDS, PAPER_L, SLOW, SMALL
 
 # Points of accuracy below which nobody would care.
 _MARGIN = 0.5
@@ -55,7 +55,7 @@ LOOK_AHEADS = Study(
         "Only look-ahead by the empirical NTK beats its random baseline (Friedman p = 0.0045; "
         "paired t-tests, uncorrected: against one step 0.011, infinite NTK 0.0093, GP 0.0014)."
     ),
-    small=(Grid(SLOW, arms(["random", "mlmoc"]) | _OTHERS, TEN),),
+    small=(Grid(SLOW, arms(["random", "mlmoc"]) | _OTHERS, FIVE),),
     paper_size=(
         Grid(
             PAPER_L,

@@ -15,7 +15,7 @@ from trainer.train_config import TrainConfig
 
 LOOK_AHEAD_SEEDS = tuple(range(6))  # [L]
 DYNAMICS_SEEDS = tuple(range(5))  # [D]
-FIVE, TEN = tuple(range(5)), tuple(range(10))
+FIVE = tuple(range(5))
 
 # [L]'s data sets with its networks, batches and candidates.
 PAPER_L = {

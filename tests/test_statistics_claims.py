@@ -125,6 +125,9 @@ def test_p_is_of_the_bound_that_decided():
     refuted = NotBetter("good", "random", margin=3.0, text="").judge(frames)
     assert refuted.effect == pytest.approx(gained, abs=1.5)
     assert refuted.p == pytest.approx(better.p)  # against 0, not against a margin near the effect
+    unlike = Alike("good", "random", within=1.0, text="").judge(frames)
+    assert unlike.p == pytest.approx(Better("good", "random", by=1.0, text="").judge(frames).p)
+    assert Alike("random", "good", within=1.0, text="").judge(frames).p == pytest.approx(unlike.p)
     held = NotBetter("good", "random", margin=5.0, text="").judge(frames)
     assert held.p < 0.05
     assert held.p != pytest.approx(better.p)

@@ -120,13 +120,15 @@ def judgement(text: str, evidence: Evidence, region: Region) -> Judgement:
 
 def _p(evidence: Evidence, region: Region, verdict: Verdict) -> float:
     values, low, high = evidence.effects, region.low, region.high
-    if verdict == NOT_REPRODUCED and region.against is not None:
-        high = region.against  # what decided it
     if evidence.ratio:
         values, low = np.log(values), math.log(low)  # a ratio is only ever claimed to be above
-    if math.isinf(low) or math.isinf(high):
-        return p_against(values, high if math.isinf(low) else low)
-    return p_within(values, low, high)
+    one_sided = math.isinf(low) or math.isinf(high)
+    if verdict != NOT_REPRODUCED and not one_sided:
+        return p_within(values, low, high)
+    # what is refuted is so by one bound, perhaps by another than the claim's own
+    above = high if region.against is None or verdict != NOT_REPRODUCED else region.against
+    below = not math.isinf(low) and (math.isinf(high) or float(np.mean(values)) < low)
+    return p_against(values, low if below else above)
 
 
 def _sentence(evidence: Evidence, n: int, found: tuple[float, float, float], region: Region) -> str:

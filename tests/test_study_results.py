@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -129,6 +130,8 @@ def test_numbers_of_measurements_are_named_rows(tmp_path):
     assert values["frobenius error, sum", 8, "initial"] == 0.25
     assert values["network accuracy", 8, "trained"] == 0.9
     assert set(found["axis"]) == {"width", "query size", "epoch"}
+    of_one = dataclasses.replace(study, shows=("tau", "ratio"))
+    assert set(results(of_one, "small", tmp_path).measures["measure"]) == {"tau", "ratio"}
 
 
 def test_a_measurement_without_its_columns_is_a_failed_trial(tmp_path):

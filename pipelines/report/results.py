@@ -91,7 +91,11 @@ def results(study: Study, size: str = "small", root: Path = ROOT) -> Results:
         found, who = kept[trial.key], dict(zip(WHO, _who(trial), strict=True))
         curves += [row | who for row in found.curves]
         answers += [row | who for row in found.answers]
-        measured += [who | one._asdict() | {"quantity": one.quantity} for one in found.measures]
+        measured += [
+            who | one._asdict() | {"quantity": one.quantity}
+            for one in found.measures
+            if not study.shows or one.measure in study.shows
+        ]
         rows.append(who | {"kind": trial.kind} | found.trial)
     stages = dict.fromkeys(name for row in curves for name in row if name.startswith(STAGE))
     return Results(

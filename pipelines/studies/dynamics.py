@@ -128,6 +128,7 @@ BOUND = Study(
     paper="MMD is far below B for queries of 250, 500 and 1,000.",
     small=_SMALL_MEASURED,
     paper_size=_PAPER_MEASURED,
+    shows=("MMD", "bound", "MMD over bound"),
     claims=tuple(
         Measured(
             f"MMD over bound, {chosen}",
@@ -148,6 +149,7 @@ CORRELATION = Study(
     paper="Kendall's τ between G_MSE and alignment is clearly positive.",
     small=_SMALL_MEASURED,
     paper_size=_PAPER_MEASURED,
+    shows=("tau",),
     claims=tuple(
         Measured("tau, G_MSE", state=state, above=0.0, text=f"τ is positive {words}.")
         for state, words in _STATES
@@ -176,6 +178,7 @@ RATIO = Study(
     paper="The approximation ratio R goes to 1 over training.",
     small=_SMALL_MEASURED,
     paper_size=_PAPER_MEASURED,
+    shows=("ratio", "median ratio", "training accuracy"),
     small_claims=_near_one(25),
     paper_claims=_near_one(250),
 )

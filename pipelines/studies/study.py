@@ -108,6 +108,7 @@ class Study:
         paper: what the paper says, in one sentence or two.
         small: the question at a size that two CPU cores answer within hours.
         paper_size: the paper's own protocol.
+        shows: of the measures that its trials have, those that its report is about; all without.
         claims: what is judged, in either size.
         small_claims: what is judged in the small size only, such as of its subjects.
         paper_claims: what is judged in the paper's size only, such as accuracies of its network.
@@ -120,6 +121,7 @@ class Study:
     paper: str
     small: tuple[Grid, ...]
     paper_size: tuple[Grid, ...]
+    shows: tuple[str, ...] = ()
     claims: tuple[Any, ...] = ()
     small_claims: tuple[Any, ...] = ()
     paper_claims: tuple[Any, ...] = ()

@@ -1,0 +1,38 @@
+"""The studies of the papers: they can be planned, and their claims are about what they have."""
+
+import pytest
+
+from pipelines.report.results import results
+from pipelines.statistics.judgement import UNDECIDED, judge
+from pipelines.studies import STUDIES
+from pipelines.studies.study import SIZES, kind_of
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", STUDIES)
+def test_claims_are_about_subjects_and_arms_that_are_there(name, size, tmp_path):
+    study = STUDIES[name]
+    claims = study.claims_of(size)
+    assert claims
+    judged = judge(claims, results(study, size, tmp_path))
+    assert {one.verdict for one in judged} == {UNDECIDED}
+    for one in judged:
+        assert "has no trials of" not in one.sentence, one.sentence
+        assert "trials are not done" in one.sentence
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_both_sizes_ask_the_same_question(name):
+    study = STUDIES[name]
+    small, paper = (study.trials(size) for size in SIZES)
+    assert {kind_of(trial.config) for trial in small} == {kind_of(trial.config) for trial in paper}
+    assert {trial.arm for trial in paper} <= {trial.arm for trial in small}
+    assert len({trial.seed for trial in small}) >= 5
+
+
+def test_studies_of_one_measurement_share_its_trials():
+    shared = [STUDIES[name].trials("small") for name in ("bound", "correlation", "ratio")]
+    assert shared[0] == shared[1] == shared[2]
+    alike = {trial.key for trial in STUDIES["strategies"].trials("small")}
+    both = alike & {trial.key for trial in STUDIES["criteria"].trials("small")}
+    assert len(both) == 30  # random, mlmoc and flip of two data sets, five seeds

@@ -7,14 +7,13 @@ are fractions in every table; percent and points are made where they are shown.
 
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import pandas as pd
-from scipy import stats
 
 from pipelines.record import Run
 from pipelines.report.groups import REFERENCE, Group, field, subject
+from pipelines.statistics.intervals import Interval, interval
 
 STAGE = "seconds_"  # prefix of the columns that hold a stage's seconds
 TRAINING_STAGES = ("fit", "evaluate")  # every strategy pays these alike: not part of a query
@@ -28,26 +27,6 @@ QUERY_STAGES = (
     "score",
     "select",
 )
-
-
-class Interval(NamedTuple):
-    """A mean and its 95% confidence interval; the ends are NaN for fewer than two values."""
-
-    n: int
-    mean: float
-    low: float
-    high: float
-
-
-def interval(values: Iterable[float]) -> Interval:
-    """Mean ± t(0.975, n−1) · sd/√n, Student's interval for the mean of independent values."""
-    array = np.fromiter(values, dtype=np.float64)
-    n = array.size
-    mean = float(array.mean()) if n else math.nan
-    if n < 2:
-        return Interval(n, mean, math.nan, math.nan)
-    half = float(stats.t.ppf(0.975, n - 1)) * float(array.std(ddof=1)) / math.sqrt(n)
-    return Interval(n, mean, mean - half, mean + half)
 
 
 def tidy(group: Group) -> pd.DataFrame:

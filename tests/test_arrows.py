@@ -74,3 +74,16 @@ def test_what_is_loaded(module, absent):
     """The arrows hold for what is imported in turn, too."""
     code = f"import sys, {module}; sys.exit({absent!r} in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+# Each takes a second or more, and none is needed to print a help text or to refuse a setting.
+SLOW = {"torchvision", "sklearn", "torch._dynamo", "pandas", "matplotlib.figure", "statsmodels"}
+
+
+@pytest.mark.parametrize("module", ["pipelines.mnist", "pipelines.query", "bridge.check"])
+def test_a_command_begins_soon(module):
+    code = f"import sys, {module}; print(*sorted(set(sys.modules) & set({sorted(SLOW)!r})))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True
+    )
+    assert not done.stdout.split()

@@ -2,6 +2,9 @@
 
 Files are read where they lie, in torchvision's own layout; what torchvision can download is
 downloaded if it is absent. A new data set is one function and one row here.
+
+A reader is imported when it is asked for: torchvision and scikit-learn, which most of them need,
+take seconds, and a command that only prints its help or a refusal should not.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,15 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-from trainer.caltech import read_caltech101
-from trainer.cifar import read_cifar10, read_cifar100
 from trainer.dataset import Dataset, moments
-from trainer.digits import read_digits
 from trainer.errors import DataError
 from trainer.images import read_images
-from trainer.mnist import read_fashion_mnist, read_mnist
 from trainer.pixels import resize
-from trainer.svhn import read_svhn
 from trainer.tables import lookup
 
 __all__ = ["DATASETS", "Dataset", "load"]
@@ -72,25 +70,58 @@ def _own_images(path: Path | None, image_size: int | None, download: bool) -> Da
     return read_images(path, image_size)
 
 
+def _digits(folder: Path | None, size: int | None, download: bool) -> Dataset:
+    from trainer.digits import read_digits
+
+    del folder, download  # they come with scikit-learn
+    return _resized(read_digits(), size)
+
+
+def _mnist(folder: Path | None, size: int | None, download: bool) -> Dataset:
+    from trainer.mnist import read_mnist
+
+    return _resized(read_mnist(folder, download=download), size)
+
+
+def _fashion_mnist(folder: Path | None, size: int | None, download: bool) -> Dataset:
+    from trainer.mnist import read_fashion_mnist
+
+    return _resized(read_fashion_mnist(folder, download=download), size)
+
+
+def _svhn(folder: Path | None, size: int | None, download: bool) -> Dataset:
+    from trainer.svhn import read_svhn
+
+    return _resized(read_svhn(folder, download=download), size)
+
+
+def _cifar10(folder: Path | None, size: int | None, download: bool) -> Dataset:
+    from trainer.cifar import read_cifar10
+
+    return _resized(read_cifar10(folder, download=download), size)
+
+
+def _cifar100(folder: Path | None, size: int | None, download: bool) -> Dataset:
+    from trainer.cifar import read_cifar100
+
+    return _resized(read_cifar100(folder, download=download), size)
+
+
+def _caltech101(folder: Path | None, size: int | None, download: bool) -> Dataset:
+    from trainer.caltech import read_caltech101
+
+    return read_caltech101(folder, size, download=download)
+
+
 DATASETS: Mapping[str, Reader] = MappingProxyType(
     {
-        "digits": lambda folder, size, download: _resized(read_digits(), size),
-        "mnist": lambda folder, size, download: _resized(
-            read_mnist(folder, download=download), size
-        ),
-        "fashion_mnist": lambda folder, size, download: _resized(
-            read_fashion_mnist(folder, download=download), size
-        ),
-        "svhn": lambda folder, size, download: _resized(read_svhn(folder, download=download), size),
-        "cifar10": lambda folder, size, download: _resized(
-            read_cifar10(folder, download=download), size
-        ),
-        "cifar100": lambda folder, size, download: _resized(
-            read_cifar100(folder, download=download), size
-        ),
-        "caltech101": lambda folder, size, download: read_caltech101(
-            folder, size, download=download
-        ),
+        "digits": _digits,
+        "mnist": _mnist,
+        "fashion_mnist": _fashion_mnist,
+        "svhn": _svhn,
+        "cifar10": _cifar10,
+        "cifar100": _cifar100,
+        "caltech101": _caltech101,
         "images": _own_images,
     }
 )

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Int64
-from sklearn.cluster import KMeans
 
 from kernel.absorb import absorb_block
 from kernel.lookahead.flips import agreeing
@@ -98,6 +97,8 @@ def ntkcpl(
     Raises:
         KernelError: the full kernel.
     """
+    from sklearn.cluster import KMeans  # seconds, which no other criterion needs
+
     refuse_full("ntkcpl", posterior)
     labelled = len(targets)
     rng = np.random.default_rng(options.seed)

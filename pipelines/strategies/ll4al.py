@@ -12,7 +12,6 @@ here, and queries the top of it with no term for diversity.
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 
 from pipelines.errors import PipelineError
 from pipelines.strategies.situation import Query, Situation, top
@@ -43,6 +42,8 @@ def ll4al(situation: Situation, batch_size: int, rng: np.random.Generator) -> Qu
 
 def _agreement(situation: Situation, predicted: np.ndarray) -> float | None:
     """Spearman's between predicted and true losses of the labelled images; None if one is flat."""
+    from scipy.stats import rankdata  # a second, for one number
+
     answers = torch.from_numpy(np.array(situation.labelled_logits))
     targets = torch.from_numpy(np.asarray(situation.labels, np.int64))
     true = losses(answers, targets, situation.train.loss).numpy()

@@ -11,7 +11,6 @@ from torch import nn
 from trainer.networks.cnn import CNN
 from trainer.networks.vgg import VGG
 from trainer.networks.wide_resnet import WideResNet
-from trainer.torchvision_compat import torchvision
 
 
 class Depths(NamedTuple):
@@ -38,6 +37,8 @@ def depths_of(network: nn.Module) -> Depths | None:
         stages = sum(block.shortcut is not None for block in network.blocks)
         blocks = len(network.blocks) // stages
         return Depths("wide_resnet", (("stages", stages), ("blocks", blocks)))
+    from trainer.torchvision_compat import torchvision  # seconds, which the others do not need
+
     if isinstance(network, torchvision.models.ResNet) and _is_resnet18(network):
         return Depths("resnet18")
     return None

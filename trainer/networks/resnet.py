@@ -3,7 +3,6 @@
 from torch import nn
 
 from trainer.networks.arguments import dropout_layer
-from trainer.torchvision_compat import torchvision
 
 
 def resnet18(
@@ -19,6 +18,8 @@ def resnet18(
     Raises:
         NetworkError: the rate is not in [0, 1).
     """
+    from trainer.torchvision_compat import torchvision  # seconds, for this network alone
+
     layer = dropout_layer("resnet18", dropout)
     network = torchvision.models.resnet18(num_classes=classes)
     network.conv1 = nn.Conv2d(input_shape[0], 64, 3, padding=1, bias=False)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 from xml.etree import ElementTree
@@ -203,6 +204,49 @@ def test_captions_name_seeds_by_arm_and_what_the_trials_share():
     assert told.startswith("s: cnn, 10 initial labels, 50 candidates, 2 queries")
 
 
+def test_several_studies_have_a_report_each_and_one_table_of_verdicts(
+    tmp_path, capsys, monkeypatch
+):
+    one, other = (cases.study(THREE, claims=(claim,), name=claim.arm) for claim in CLAIMS)
+    absent = cases.study(
+        Grid({"elsewhere": dataclasses.replace(cases.RUN, initial=11)}, arms(["random"]), (0,)),
+        name="absent",
+    )
+    root = carried_out(one, tmp_path / "runs")
+    found = {"MARGIN": one, "ENTROPY": other, "ABSENT": absent}
+    for name, made in found.items():
+        monkeypatch.setattr(cases, name, made, raising=False)
+    names = tuple(f"tests.study_cases:{name}" for name in found)
+    main(names, out=tmp_path / "out", runs=root, places=False)
+    said = capsys.readouterr().out
+    assert "2 reproduced" in said
+    assert "absent: no trial is on record" in said
+    written = tmp_path / "out"
+    page = (written / "verdicts.md").read_text()
+    assert "2 claims of 2 studies" in page
+    assert "Without trials on record: absent." in page
+    for made in (one, other):
+        assert f"[{made.name}]({made.name}/report.md)" in page
+        assert made.claims[0].text in page
+        alone = json.loads((written / made.name / "verdicts.json").read_text())["verdicts"]
+        assert len(alone) == 1
+        row = pd.read_csv(written / "verdicts.csv", index_col="study").loc[made.name]
+        assert row["verdict"] == alone[0]["verdict"]
+        assert row["effect"] == pytest.approx(alone[0]["effect"])
+    assert not (written / "absent").exists()
+    for file in written.rglob("*.csv"):
+        assert str(root) not in file.read_text()
+    assert {"path"} <= set(pd.read_csv(whole_trials(one, root, tmp_path)).columns)
+    with pytest.raises(SystemExit):
+        main(names[2:] * 2, out=written, runs=root)
+    assert "no trial of absent, absent" in capsys.readouterr().err
+
+
+def whole_trials(made, root, folder):
+    study_report(made, "small", root, folder / "whole")
+    return folder / "whole" / "trials.csv"
+
+
 def test_what_cannot_be_reported_is_refused_with_what_to_do(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cases, "MINE", cases.study(), raising=False)
@@ -211,7 +255,7 @@ def test_what_cannot_be_reported_is_refused_with_what_to_do(tmp_path, capsys, mo
         (mine, None, "pipelines.sweep tiny --size small"),
         (mine, "large", "large"),
         ("no_such_study", None, "no_such_study is no directory, and: "),
-        (str(tmp_path), "small", "--size and --runs are for the report of"),
+        (str(tmp_path), "small", "--size, --runs and --no-places are for reports of studies"),
     ):
         with pytest.raises(SystemExit) as ended:
             main((what,), out=tmp_path / "out", size=size)

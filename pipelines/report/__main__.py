@@ -1,6 +1,6 @@
 """The command line of reports: python -m pipelines.report runs/*, or of one study by its name.
 
-What is given is a study's name where it is no path and the name of a study, or module:STUDY.
+What is given is a study where it is no path and the name of a study, module:STUDY or `all`.
 """
 
 from pathlib import Path
@@ -11,49 +11,67 @@ from rich.console import Console
 
 from pipelines.cli import plainly
 from pipelines.errors import PipelineError
-from pipelines.report import report, show, study
+from pipelines.report import report, several, show, study
 from pipelines.report.results import ROOT
 from pipelines.studies import STUDIES, find
 from pipelines.studies.study import SIZES, Study
 from trainer.errors import UnknownNameError
 
+ALL = "all"  # studies that are built in
+
 
 def main(
-    what: Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN…|STUDY", help_behavior_hint="")],
+    what: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="RUN…|STUDY…|all", help_behavior_hint="")
+    ],
     /,
     out: Path | None = None,
     size: str | None = None,
     runs: Path | None = None,
+    places: bool = True,
 ) -> None:
     """Learning curves, differences from random, query times and tables; of a study also verdicts.
 
     Of runs: they are averaged over seeds where everything but strategy, seed and length is equal,
     and stand in groups apart where it is not. Of a study: everything its records say of its
     question, what the paper claims and what became of it. Writes figures, the data as CSV, and
-    report.html, which needs no other file.
+    report.html, which needs no other file. Of several studies, or `all`: the report of each in a
+    folder of its name, and verdicts.md and verdicts.csv with every claim.
 
     Args:
-        what: run directories, or folders that hold some at any depth; or one study, by its name or
-            as module:STUDY.
-        out: folder to write into, made if it is not there; by default report, or
-            reports/STUDY-SIZE.
+        what: run directories, or folders that hold some at any depth; or studies, by their names
+            or as module:STUDY; or `all` studies that are built in.
+        out: folder to write into, made if it is not there; by default report, reports/STUDY-SIZE
+            or reports/SIZE.
         size: of a study, small (by default) or paper.
         runs: folder of a study's records, at any depth; by default runs/studies.
+        places: whether a study's tables say where its records lie and on which machines they were
+            made; --no-places leaves that out of what is to be shown to others.
     """
     with plainly():
-        if len(what) == 1 and _is_study(what[0]):
-            chosen, size = _study(what[0]), size or SIZES[0]
-            folder = out or Path("reports") / f"{chosen.name}-{size}"
-            made = study.study_report(chosen, size, runs or ROOT, folder)
-            study.show(made, Console())
+        names = tuple(STUDIES) if what == (ALL,) and _is_study(ALL) else what
+        if names and all(map(_is_study, names)):
+            _of_studies(list(map(_study, names)), size or SIZES[0], runs or ROOT, out, places)
             return
-        if size is not None or runs is not None:
+        if size is not None or runs is not None or not places:
             raise PipelineError(
-                "--size and --runs are for the report of one study, and "
-                f"{', '.join(what) or 'nothing'} is none: give the name of a study "
-                f"({', '.join(STUDIES)}), or leave them out."
+                "--size, --runs and --no-places are for reports of studies alone, and "
+                f"{', '.join(what) or 'nothing'} is something else: give names of studies "
+                f"({', '.join(STUDIES)}, or {ALL}), or leave them out."
             )
         show(report([Path(name) for name in what], out or Path("report")), Console())
+
+
+def _of_studies(
+    studies: list[Study], size: str, root: Path, out: Path | None, places: bool
+) -> None:
+    folder = Path("reports")
+    if len(studies) == 1:
+        out = out or folder / f"{studies[0].name}-{size}"
+        study.show(study.study_report(studies[0], size, root, out, places), Console())
+    else:
+        made = several.several_reports(studies, size, root, out or folder / size, places)
+        several.show(made, Console())
 
 
 def _study(name: str) -> Study:

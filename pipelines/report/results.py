@@ -37,6 +37,7 @@ CURVES = (
 )
 ANSWERS = (*WHO, "round", "labelled", "test_accuracy")
 MEASURES = (*WHO, "quantity", "x", "value", "state", "measure", "series", "axis")
+PLACES = ("path", "host")  # columns that say where
 TRIALS = (*WHO, "kind", "strategy", "state", "rounds", "of_rounds", "path", "message")
 
 

@@ -23,7 +23,7 @@ from pipelines.findings import plain
 from pipelines.report import study_markdown, study_page
 from pipelines.report.build import PAGE
 from pipelines.report.figures import DOTS
-from pipelines.report.results import Results, results
+from pipelines.report.results import PLACES, Results, results
 from pipelines.report.study_figures import Drawn, figures
 from pipelines.report.study_settings import common
 from pipelines.report.study_tables import Tables, tables
@@ -32,6 +32,7 @@ from pipelines.studies.study import Study
 
 FORMAT = 1
 _COLOURS = 128
+_DIGITS = "%.9g"  # of what is measured nothing is known better
 VERDICTS, MARKDOWN = "verdicts.json", "report.md"
 
 
@@ -55,7 +56,9 @@ class StudyReport:
     warnings: tuple[str, ...]
 
 
-def study_report(study: Study, size: str, root: Path, out: Path) -> StudyReport:
+def study_report(
+    study: Study, size: str, root: Path, out: Path, places: bool = True
+) -> StudyReport:
     """Read what there is of a study and write everything about it into a folder.
 
     Args:
@@ -63,18 +66,30 @@ def study_report(study: Study, size: str, root: Path, out: Path) -> StudyReport:
         size: small or paper.
         root: a folder that holds records at any depth.
         out: the folder, made if it is not there; files of an earlier report are replaced.
+        places: whether the files say in which folder a record lies and on which machine it was
+            made; without them they can be shown to anybody.
 
     Raises:
         UnknownNameError: no such size.
         PipelineError: no trial is on record, or the folder cannot be written.
     """
     found = results(study, size, root)
-    if set(found.trials["state"]) <= {"absent"}:
+    if nothing(found):
         raise PipelineError(
             f"no trial of the study {study.name!r}, size {size}, is on record in {root}: carry "
             f"some out with `python -m pipelines.sweep {study.name} --size {size}`, or give --runs "
             "the folder that holds them."
         )
+    return written(found, out, places)
+
+
+def nothing(found: Results) -> bool:
+    """Whether no trial of a study is on record."""
+    return set(found.trials["state"]) <= {"absent"}
+
+
+def written(found: Results, out: Path, places: bool = True) -> StudyReport:
+    """Write everything about what was read; arguments and errors are those of `study_report`."""
     made = tables(found)
     drawn = figures(found, made)
     pngs = [_encoded(one.figure, "png") for one in drawn]
@@ -84,7 +99,8 @@ def study_report(study: Study, size: str, root: Path, out: Path) -> StudyReport:
             replace(out / f"{one.name}.png", png)
             replace(out / f"{one.name}.svg", _encoded(one.figure, "svg"))
         for name, table in _files(found, made).items():
-            replace(out / f"{name}.csv", table.to_csv(index=False).encode())
+            kept = table if places else table.drop(columns=[*PLACES], errors="ignore")
+            replace(out / f"{name}.csv", kept.to_csv(index=False, float_format=_DIGITS).encode())
         replace(out / VERDICTS, _verdicts(found, made, drawn).encode())
         pairs = list(zip(drawn, pngs, strict=True))
         replace(out / PAGE, study_page.page(found, made, pairs).encode())

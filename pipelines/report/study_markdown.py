@@ -48,7 +48,7 @@ def _verdicts(made: Tables) -> Iterator[str]:
     if not made.judgements:
         return
     yield "## Verdicts"
-    yield _table(told.verdicts(made.judgements))
+    yield table(told.verdicts(made.judgements))
     yield "\n".join(f"{n}. {one.sentence}" for n, one in enumerate(made.judgements, start=1))
     yield VERDICTS
 
@@ -63,27 +63,27 @@ def _subjects(found: Results, made: Tables, drawn: Sequence[Drawn]) -> Iterator[
             for frame in (made.summary, made.saving, made.costs)
         )
         if len(summary):
-            yield _table(told.accuracies(summary))
+            yield table(told.accuracies(summary))
             yield "" if noted else NOTE  # once is enough
         yield from _figures(drawn, subject)
         if len(saving):
             yield "Labels saved at equal accuracy:"
-            yield _table(told.savings(saving))
+            yield table(told.savings(saving))
             yield "" if noted else SAVED
         if len(costs):
             yield "What queries cost and gain:"
-            yield _table(told.spent(costs))
+            yield table(told.spent(costs))
         noted = noted or bool(len(summary))
         yield from _measures(having(found.measures, subject=[subject]))
 
 
 def _measures(numbers: pd.DataFrame) -> Iterator[str]:
-    table = measured(numbers) if len(numbers) else numbers
-    if len(table) > _ROWS:
-        yield f"The {len(table)} means of what was measured are too many for a page: measures.csv."
-    elif len(table):
+    means = measured(numbers) if len(numbers) else numbers
+    if len(means) > _ROWS:
+        yield f"The {len(means)} means of what was measured are too many for a page: measures.csv."
+    elif len(means):
         yield "<details><summary>All that was measured</summary>"
-        yield _table(told.measured(table))
+        yield table(told.measured(means))
         yield "</details>"
 
 
@@ -93,7 +93,8 @@ def _figures(drawn: Sequence[Drawn], subject: str) -> Iterator[str]:
             yield f"![{_plain(one.seen)}]({one.name}.png)"
 
 
-def _table(content: told.Table) -> str:
+def table(content: told.Table) -> str:
+    """A header and rows in Markdown."""
     header, rows = content
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(_plain(cell) for cell in line)} |" for line in lines)

@@ -23,6 +23,7 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
             look_ahead.WIDTHS,
             look_ahead.CRITERIA,
             dynamics.ROUNDS,
+            dynamics.CIFAR10_ROUNDS,
             dynamics.BY_ROUND,
             dynamics.GAMMA,
             dynamics.BOUND,

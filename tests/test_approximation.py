@@ -340,7 +340,7 @@ def test_first_projections_of_many_are_those_of_few(rng):
         ({"kinds": ("full",)}, TrainerError, "unknown kind of scalar-valued kernel 'full'"),
         ({"kinds": ()}, PipelineError, "kinds is empty"),
         ({"widths": (4, 4)}, PipelineError, "widths names something twice: 4, 4"),
-        ({"widths": (0,)}, PipelineError, "widths must be 1 or more and finite, not 0"),
+        ({"widths": (0,)}, PipelineError, "widths must be 1 or more, not 0"),
         ({"ridges": (-0.1,)}, PipelineError, "ridges must be 0 or more and finite"),
         ({"ridges": (float("nan"),)}, PipelineError, "ridges must be 0 or more and finite"),
         ({"initial": 1}, PipelineError, "initial must be 2 or more, not 1"),

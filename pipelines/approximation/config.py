@@ -1,7 +1,6 @@
 """The settings of the study; the command line is made from this dataclass."""
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +8,7 @@ from typing import Any, Literal
 from kernel.kinds import KINDS, PRECISIONS
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
+from pipelines.first_round import MACHINE, at_width, check_list, first_round, folder
 from trainer.fit import TrainConfig
 from trainer.tables import lookup
 
@@ -16,7 +16,6 @@ INITIAL, TRAINED = "initial", "trained"
 STATES = (INITIAL, TRAINED)
 FULL = "full"
 SCALAR = tuple(kind for kind in KINDS if kind != FULL)
-_MACHINE = ("data_dir", "run", "download", "device", "memory_gib", "dry_run")
 
 
 @dataclass(frozen=True)
@@ -97,11 +96,9 @@ class ApproximationConfig:
         for name, least in {"seed": 0, "initial": 2, "test": 1}.items():
             if getattr(self, name) < least:
                 raise PipelineError(f"{name} must be {least} or more, not {getattr(self, name)}.")
-        for name in ("states", "kinds", "probes", "ridges"):
-            if not getattr(self, name):
-                raise PipelineError(f"{name} is empty: name at least one.")
         for name in ("states", "kinds", "probes", "ridges", "widths"):
-            _check_list(name, getattr(self, name), 0 if name == "ridges" else 1)
+            least = 0 if name == "ridges" else 1
+            check_list(name, getattr(self, name), least, empty=name == "widths")
         if not self.memory_gib > 0:
             raise PipelineError(f"memory_gib must be above 0, not {self.memory_gib}.")
         _ = self.run_config()
@@ -114,46 +111,15 @@ class ApproximationConfig:
     @property
     def run_folder(self) -> Path:
         """Where the record is written."""
-        name = self.network.replace(":", ".")
-        return self.run or Path("approximations") / f"{self.dataset}-{name}-seed{self.seed}"
+        return folder(self, "approximations")
 
     def run_config(self, width: int | None = None) -> RunConfig:
         """The run whose first round has the network of this width."""
-        arguments = tuple(
-            text
-            for text in self.network_args
-            if width is None or text.partition("=")[0] != self.width_argument
-        )
-        if width is not None:
-            arguments += (f"{self.width_argument}={width}",)
-        return RunConfig(
-            dataset=self.dataset,
-            strategy="random",
-            seed=self.seed,
-            initial=self.initial,
-            query=1,
-            cycles=0,
-            network=self.network,
-            network_args=arguments,
-            twin=self.twin,
-            image_size=self.image_size,
-            data_dir=self.data_dir,
-            download=self.download,
-            device=self.device,
-            train=self.train,
-        )
+        return first_round(self, at_width(self.network_args, self.width_argument, width))
 
     def record(self) -> dict[str, Any]:
         """What is computed, JSON-able: everything but the machine's own places."""
         values = dataclasses.asdict(self)
-        for name in _MACHINE:
+        for name in MACHINE:
             del values[name]
         return values
-
-
-def _check_list(name: str, values: tuple[Any, ...], least: int) -> None:
-    if len(set(values)) < len(values):
-        raise PipelineError(f"{name} names something twice: {', '.join(map(str, values))}.")
-    for value in values:
-        if isinstance(value, int | float) and not least <= value < math.inf:
-            raise PipelineError(f"{name} must be {least} or more and finite, not {value}.")

@@ -9,12 +9,12 @@ from typing import Any, Literal
 from kernel.kinds import KINDS, PROBES
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
+from pipelines.first_round import MACHINE, at_width, check_list, first_round, folder
 from pipelines.strategies.kernel_config import KernelConfig
 from trainer.fit import TrainConfig
 from trainer.tables import lookup
 
 LEAST_CANDIDATES = 8
-_MACHINE = ("data_dir", "run", "download", "device", "memory_gib", "dry_run")
 Kind = Literal["single", "sum", "trace", "rademacher", "full"]
 
 
@@ -115,11 +115,8 @@ class AuditConfig:
                 f"subset is {self.subset} and candidates is {self.candidates}: candidates are "
                 "drawn from the reference points; raise subset or lower candidates."
             )
-        for name in ("kinds", "probes", "sketches"):
-            if not getattr(self, name):
-                raise PipelineError(f"{name} is empty: name at least one.")
         for name in ("widths", "train_steps", "kinds", "probes", "sketches"):
-            _check_list(name, getattr(self, name))
+            check_list(name, getattr(self, name), empty=name in ("widths", "train_steps"))
         if self.weights is not None and (self.widths or self.train_steps):
             raise PipelineError(
                 "weights are of one width and one training: leave out widths and train_steps, or "
@@ -156,39 +153,18 @@ class AuditConfig:
     @property
     def run_folder(self) -> Path:
         """Where the record is written."""
-        name = self.network.replace(":", ".")
-        return self.run or Path("audits") / f"{self.dataset}-{name}-seed{self.seed}"
+        return folder(self, "audits")
 
     def run_config(self, width: int | None = None, steps: int | None = None) -> RunConfig:
         """The run whose first round has this network."""
-        arguments = tuple(
-            text
-            for text in self.network_args
-            if width is None or text.partition("=")[0] != self.width_argument
-        )
-        if width is not None:
-            arguments += (f"{self.width_argument}={width}",)
-        return RunConfig(
-            dataset=self.dataset,
-            strategy="random",
-            seed=self.seed,
-            initial=self.initial,
-            query=1,
-            cycles=0,
-            network=self.network,
-            network_args=arguments,
-            twin=self.twin,
-            image_size=self.image_size,
-            data_dir=self.data_dir,
-            download=self.download,
-            device=self.device,
-            train=self.train if steps is None else of_length(self.train, steps, self.initial),
-        )
+        train = None if steps is None else of_length(self.train, steps, self.initial)
+        arguments = at_width(self.network_args, self.width_argument, width)
+        return first_round(self, arguments, train)
 
     def record(self) -> dict[str, Any]:
         """What is computed, JSON-able: everything but the machine's own places."""
         values = dataclasses.asdict(self)
-        for name in _MACHINE:
+        for name in MACHINE:
             del values[name]
         for name in ("weights", "labelled"):
             values[name] = None if values[name] is None else Path(values[name]).name
@@ -210,11 +186,3 @@ def _too_few(name: str, got: int, least: int) -> str:
         "repeat is compared with a control of its own",
     }
     return f"{name} must be {least} or more, not {got}{why.get(name, '')}."
-
-
-def _check_list(name: str, values: tuple[Any, ...]) -> None:
-    if len(set(values)) < len(values):
-        raise PipelineError(f"{name} names something twice: {', '.join(map(str, values))}.")
-    for value in values:
-        if isinstance(value, int) and value < 1:
-            raise PipelineError(f"{name} must be 1 or more, not {value}.")

@@ -9,13 +9,13 @@ from kernel.engine.problem import Request
 from kernel.kinds import KINDS, PRECISIONS, PROBES
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
+from pipelines.first_round import MACHINE, check_list, first_round, folder
 from trainer.fit import TrainConfig
 from trainer.tables import lookup
 
 # Of [D]: mmd is its Figure 1, tau 2, ratio 4, gamma 5; envelope is its Eqs. 16 and 17.
 FIGURES = ("mmd", "tau", "envelope", "ratio", "gamma")
 OF_KERNEL = frozenset({"mmd", "tau", "envelope"})
-_MACHINE = ("data_dir", "run", "download", "device", "memory_gib", "dry_run")
 _FEWEST = 8  # of which quartiles and rank correlations say something
 
 
@@ -102,7 +102,7 @@ class TheoryConfig:
             if getattr(self, name) < value:
                 raise PipelineError(f"{name} must be {value} or more, not {getattr(self, name)}.")
         for name, value in (("figures", None), ("queries", 1), ("epochs", 0)):
-            _check_list(name, getattr(self, name), value)
+            check_list(name, getattr(self, name), value)
         if self.sketch is not None and self.sketch < 1:
             raise PipelineError(f"sketch must be 1 or more, or none, not {self.sketch}.")
         if not self.memory_gib > 0:
@@ -134,33 +134,17 @@ class TheoryConfig:
     @property
     def run_folder(self) -> Path:
         """Where the record is written."""
-        name = self.network.replace(":", ".")
-        return self.run or Path("dynamics") / f"{self.dataset}-{name}-seed{self.seed}"
+        return folder(self, "dynamics")
 
     @property
     def run_config(self) -> RunConfig:
         """The run whose first round has this network."""
-        return RunConfig(
-            dataset=self.dataset,
-            strategy="random",
-            seed=self.seed,
-            initial=self.initial,
-            query=1,
-            cycles=0,
-            network=self.network,
-            network_args=self.network_args,
-            twin=self.twin,
-            image_size=self.image_size,
-            data_dir=self.data_dir,
-            download=self.download,
-            device=self.device,
-            train=self.train,
-        )
+        return first_round(self)
 
     def record(self) -> dict[str, Any]:
         """What is computed, JSON-able: everything but the machine's own places."""
         values = dataclasses.asdict(self)
-        for name in _MACHINE:
+        for name in MACHINE:
             del values[name]
         values["runs"] = [path.name for path in self.runs]
         return values
@@ -176,13 +160,3 @@ def of_epochs(train: TrainConfig, epochs: int, labelled: int) -> TrainConfig:
     return dataclasses.replace(
         train, epochs=epochs, min_steps=epochs * batches, extensions=0, stop="schedule"
     )
-
-
-def _check_list(name: str, values: tuple[Any, ...], least: int | None) -> None:
-    if not values:
-        raise PipelineError(f"{name} is empty: name at least one.")
-    if len(set(values)) < len(values):
-        raise PipelineError(f"{name} names something twice: {', '.join(map(str, values))}.")
-    for value in values:
-        if least is not None and value < least:
-            raise PipelineError(f"{name} must be {least} or more, not {value}.")

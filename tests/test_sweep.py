@@ -14,6 +14,9 @@ from rich.console import Console
 
 from pipelines import preparation, run, training
 from pipelines import round as play_round
+from pipelines.approximation.config import ApproximationConfig
+from pipelines.audit.config import AuditConfig
+from pipelines.dynamics.config import TheoryConfig
 from pipelines.errors import PipelineError
 from pipelines.record import only_writer
 from pipelines.studies.study import Trial
@@ -23,8 +26,10 @@ from pipelines.sweep.carry import read_note
 from pipelines.sweep.executor import Said, Started, Tick
 from pipelines.sweep.executors import EXECUTORS, executor_of
 from pipelines.sweep.inline import Inline
+from pipelines.sweep.kinds import WRITTEN
 from pipelines.sweep.plan import chosen, planned, task_of
 from pipelines.sweep.progress import Progress
+from pipelines.sweep.recorded import recorded, state
 from pipelines.sweep.remaining import Durations, clock
 from pipelines.sweep.sweep import plan, sweep, to_do
 from pipelines.sweep.task import Outcome
@@ -368,3 +373,18 @@ def test_several_processes_end_as_this_one(whole, tmp_path):
         if row.state == "done":
             mine = comparable(row.path, "shared")
             assert mine == comparable(folder / row.trial.folder, "shared")
+
+
+@pytest.mark.parametrize("made", [AuditConfig(), TheoryConfig(), ApproximationConfig()])
+def test_a_measurement_made_by_hand_is_taken(made, tmp_path):
+    trial, other = (Trial("s", "a", seed, dataclasses.replace(made, seed=seed)) for seed in (0, 1))
+    folder = tmp_path / "deep" / "whatever"
+    folder.mkdir(parents=True)
+    content = {"format": 1, "config": json.loads(json.dumps(trial.config.record()))}
+    (folder / WRITTEN[trial.kind]).write_text(json.dumps(content))
+    assert recorded(tmp_path, [trial, other]) == {trial.key: folder}
+    assert state(trial, folder) == "done"
+    assert state(other, folder) == "begun"  # another's
+    (folder / WRITTEN[trial.kind]).write_text('{"config": {"half"')
+    assert recorded(tmp_path, [trial, other]) == {}
+    assert state(trial, folder) == "begun"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from pipelines.errors import PipelineError
-from pipelines.studies import dynamics, kernels, look_ahead
+from pipelines.studies import audits, dynamics, kernels, look_ahead
 from pipelines.studies.study import Study
 from trainer.tables import lookup
 
@@ -30,6 +30,7 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
             dynamics.CORRELATION,
             dynamics.RATIO,
             kernels.APPROXIMATION,
+            audits.AUDIT,
         )
     }
 )

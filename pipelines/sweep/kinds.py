@@ -8,19 +8,25 @@ from typing import Any
 
 from rich.console import Console
 
-from pipelines.approximation.report import write as write_approximation
+from pipelines.approximation import report as of_approximation
 from pipelines.approximation.run import find as approximate
 from pipelines.approximation.verdict import sentences as of_kernels
-from pipelines.audit.report import conclusion
-from pipelines.audit.report import write as write_audit
+from pipelines.audit import report as of_audit
 from pipelines.audit.run import audit
-from pipelines.dynamics.report import write as write_dynamics
+from pipelines.dynamics import report as of_dynamics
 from pipelines.dynamics.run import find
 from pipelines.dynamics.verdict import sentences
 from pipelines.first_training import FirstTrainings
 from pipelines.run import run
 from pipelines.sequential.run import run as ask
 from pipelines.studies.study import Config, kind_of
+
+# Of a measurement, the last file that it writes, with its settings in it.
+WRITTEN = {
+    "audit": of_audit.RECORD,
+    "dynamics": of_dynamics.RECORD,
+    "approximation": of_approximation.RECORD,
+}
 
 
 def do(config: Config, first: FirstTrainings | None = None) -> None:
@@ -39,12 +45,12 @@ def do(config: Config, first: FirstTrainings | None = None) -> None:
 
 def _audit(config: Any, console: Console, _: FirstTrainings | None) -> None:
     found = audit(config, console)
-    write_audit(found, conclusion(found))
+    of_audit.write(found, of_audit.conclusion(found))
 
 
 def _dynamics(config: Any, console: Console, _: FirstTrainings | None) -> None:
     found = find(config, console)
-    write_dynamics(found, sentences(found))
+    of_dynamics.write(found, sentences(found))
 
 
 def _sequential(config: Any, console: Console, first: FirstTrainings | None) -> None:
@@ -53,7 +59,7 @@ def _sequential(config: Any, console: Console, first: FirstTrainings | None) -> 
 
 def _approximation(config: Any, console: Console, _: FirstTrainings | None) -> None:
     found = approximate(config, console)
-    write_approximation(found, of_kernels(found))
+    of_approximation.write(found, of_kernels(found))
 
 
 _DO: dict[str, Callable[[Any, Console, FirstTrainings | None], object]] = {

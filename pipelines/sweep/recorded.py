@@ -17,6 +17,7 @@ from pipelines.sequential.config import SequentialConfig
 from pipelines.strategies import SETTINGS, settings_of
 from pipelines.studies.study import Trial, key_of
 from pipelines.sweep.carry import read_note
+from pipelines.sweep.kinds import WRITTEN
 
 ROOT = Path("runs") / "studies"
 SHARED = "shared"  # below the root: what several trials begin with; no trial lies in it
@@ -29,9 +30,10 @@ def recorded(root: Path, trials: Iterable[Trial]) -> dict[str, Path]:
     """Where the record of each trial lies.
 
     A run is known by its settings, those left aside that its strategy does not look at, so that one
-    made by hand is found too; anything else by the key that the sweep wrote beside it. Of several
-    records of a trial a complete one is taken, else the one that has come furthest. A run that is
-    not complete counts only if the trial can go on with it: if all of its settings are the same.
+    made by hand is found too; a measurement by the key that a sweep wrote beside it or, once it is
+    complete, by its settings as well. Of several records of a trial a complete one is taken, else
+    the one that has come furthest. A run that is not complete counts only if the trial can go on
+    with it: if all of its settings are the same.
 
     Args:
         root: a folder that holds records at any depth; it need not be there.
@@ -70,7 +72,9 @@ def state(trial: Trial, path: Path | None) -> Standing:
     if path is None or not path.is_dir():
         return "absent"
     said = (read_note(path) or {}).get("state")
-    if trial.kind not in ("run", "sequential"):
+    if trial.kind in WRITTEN:
+        if said is None and _measured(path) == (trial.kind, trial.key):
+            return "done"  # by hand
         return "done" if said == "done" else "failed" if said == "failed" else "begun"
     try:
         done = (path / record.CONFIG).is_file() and _complete(trial, path)
@@ -101,7 +105,7 @@ def _complete(trial: Trial, path: Path) -> bool:
 def _directories(root: Path) -> Iterator[Path]:
     """Those below a folder that hold a record, or what a sweep wrote of one."""
     for path, folders, files in os.walk(root):
-        if record.CONFIG in files or record.NOTE in files:
+        if not {record.CONFIG, record.NOTE, *WRITTEN.values()}.isdisjoint(files):
             folders.clear()  # no record lies in another
             yield Path(path)
         folders[:] = sorted(name for name in folders if name[0] != "." and name != SHARED)
@@ -110,12 +114,25 @@ def _directories(root: Path) -> Iterator[Path]:
 def _key_at(path: Path) -> str | None:
     """Of the trial that a directory holds; None if it cannot be told."""
     if not (path / record.CONFIG).is_file():
-        return (read_note(path) or {}).get("key")
+        note = read_note(path)
+        return _measured(path)[1] if note is None else note.get("key")
     settings = _settings(path)
     if settings is None:
         return None
     kind = "sequential" if settings.get("mode") == "sequential" else "run"
     return key_of(kind, _canonical(settings) if kind == "run" else settings)
+
+
+def _measured(path: Path) -> tuple[str, str | None]:
+    """Kind and key of the complete measurement in a directory; no key where there is none."""
+    for kind, name in WRITTEN.items():
+        try:
+            found = json.loads((path / name).read_text("utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(found, dict) and isinstance(found.get("config"), dict):
+            return kind, key_of(kind, found["config"])
+    return "", None
 
 
 def _settings(path: Path) -> dict[str, Any] | None:

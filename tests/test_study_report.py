@@ -9,8 +9,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from pipelines.audit.config import AuditConfig
 from pipelines.report import study as module
 from pipelines.report.__main__ import main
+from pipelines.report.measure_dots import dots, single
+from pipelines.report.measure_pictures import measured
 from pipelines.report.study import show, study_report
 from pipelines.report.study_settings import seeds, words
 from pipelines.report.study_tables import paired
@@ -202,6 +205,36 @@ def test_captions_name_seeds_by_arm_and_what_the_trials_share():
     varied = {"few": {"query": 5}, "many": {"query": 10}}
     told = words(cases.study(Grid({"s": cases.RUN}, varied, (0,))).trials("small"))
     assert told.startswith("s: cnn, 10 initial labels, 50 candidates, 2 queries")
+
+
+def test_an_audit_is_captioned_by_what_it_retrains():
+    audit = AuditConfig(network_args=("widen=1",), train_steps=(300,))
+    told = words(cases.study(Grid({"s": audit}, {"audited": {}}, (0,))).trials("small"))
+    assert told.startswith("s: wide_resnet widen 1, 50 initial labels, 200 reference points, 24 ")
+    assert told.endswith("300 training steps.")
+    assert "epochs" not in told
+
+
+def test_what_is_measured_once_is_drawn_as_rows():
+    rows = [
+        ("audited", name, series, "training steps", 300.0, "trained", seed, value)
+        for seed in (0, 1)
+        for number, series in enumerate(["single, network", "sum, network", "no kernel, network"])
+        for name, value in (("spearman", 0.2 * number + 0.1 * seed), ("ceiling", 0.9))
+    ]
+    columns = ["arm", "measure", "series", "axis", "x", "state", "seed", "value"]
+    table = measured(pd.DataFrame(rows, columns=columns))
+    assert single(table)
+    figure = dots(table, "What it is.")
+    spearman, ceiling = figure.axes
+    names = [text.get_text() for text in spearman.get_yticklabels()]
+    assert names == ["single, network", "sum, network", "no kernel, network"]
+    points = [line.get_xydata() for line in spearman.lines if line.get_marker() == "o"]
+    drawn = {int(y): x for x, y in np.concatenate([np.asarray(one) for one in points])}
+    assert drawn == pytest.approx({0: 0.05, 1: 0.25, 2: 0.45})
+    assert np.ptp(ceiling.get_xlim()) >= 0.1  # equal values are not shown as if they differed
+    later = pd.DataFrame(rows, columns=columns).assign(x=lambda t: 300.0 * (1 + t["seed"]))
+    assert not single(measured(later))
 
 
 def test_several_studies_have_a_report_each_and_one_table_of_verdicts(

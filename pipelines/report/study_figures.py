@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from pipelines.report import curves, pictures, study_pictures
 from pipelines.report.drawing import INK, NORMAL, canvas, name_width
 from pipelines.report.looks import looks
+from pipelines.report.measure_dots import dots, single
 from pipelines.report.measure_pictures import families, measured, panels
 from pipelines.report.results import Results
 from pipelines.report.study_pictures import Looked
@@ -185,7 +186,13 @@ def _costs(made: Tables, trials: tuple[Trial, ...], looked: Looked) -> Iterator[
 
 
 def _measured(subject: str, own: pd.DataFrame, told: str) -> Iterator[Drawn]:
-    for family in families(measured(own)):
+    table = measured(own)
+    if single(table):
+        listed = ", ".join(dict.fromkeys(map(str, table["measure"])))
+        caption = f"{told} {_MEAN} over seeds{_bands(table)}; {seeds(own)}"
+        yield Drawn(f"{_stem(subject)}-measures", listed, caption, dots(table, caption), subject)
+        return
+    for family in families(table):
         part = family.table
         of = f"{family.of}. " if family.of else ""
         caption = f"{told} {of}{_MEAN} over seeds{_bands(part)}; {seeds(own)}"

@@ -57,14 +57,21 @@ def words(trials: Sequence[Trial]) -> str:
     if "network" in settings:
         prefix = "network_args."
         of = [f"{k.removeprefix(prefix)} {v}" for k, v in settings.items() if prefix in k]
+        given = settings.get("network_args")
+        if isinstance(given, list | tuple):  # of a measurement
+            of += [str(text).replace("=", " ") for text in given]
         told.append(" ".join([str(settings["network"]), *of]))
     skip = ("train.min_steps",) if not settings.get("train.min_steps") else ()
     skip += ("query", "cycles") if "budget" in settings else ()
+    skip += ("train.epochs", "train.min_steps") if settings.get("train_steps") else ()
+    counts = _COUNTS | ({"subset": "reference points"} if "candidates" in settings else {})
     told += [
         f"{settings[key]} {word}"
-        for key, word in _COUNTS.items()
+        for key, word in counts.items()
         if settings.get(key) is not None and key not in skip
     ]
+    if settings.get("train_steps"):  # of an audit, in place of the other two
+        told.append(f"{' and '.join(map(str, settings['train_steps']))} training steps")
     return f"{'; '.join(subjects)}{': ' if told else ''}{', '.join(told)}."
 
 

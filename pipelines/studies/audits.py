@@ -72,6 +72,7 @@ AUDIT = Study(
     ),
     small=(Grid(_SMALL, {"audited": {}}, (0,)),),
     paper_size=(Grid(_PAPER, {"audited": {}}, (0, 1, 2)),),
+    shows=("spearman", "ceiling", "error", "gain"),
     claims=(
         *(
             Measured(

@@ -33,15 +33,16 @@ _WIDE = dataclasses.replace(
 _CNN = dataclasses.replace(
     _of(_BASE, "cnn"), train=TrainConfig(optimiser="adam", learning_rate=0.003), train_steps=(600,)
 )
+_RESNET = dataclasses.replace(_of(_LARGE, "resnet18"), train_steps=(100,))
 _SMALL = {
     "MNIST 16×16, wide ResNet": _WIDE,
     "MNIST 16×16, CNN": _CNN,
     "MNIST 16×16, VGG11": _of(_LARGE, "vgg11_bn"),
-    "MNIST 16×16, ResNet18": _of(_LARGE, "resnet18"),
+    "MNIST 16×16, ResNet18": _RESNET,
     "CIFAR-10 16×16, wide ResNet": _on_cifar10(_WIDE, network_args=("stages=2", "widen=1")),
     "CIFAR-10 16×16, CNN": _on_cifar10(_CNN),
     "CIFAR-10 16×16, VGG11": _on_cifar10(_of(_LARGE, "vgg11_bn")),
-    "CIFAR-10 16×16, ResNet18": _on_cifar10(_of(_LARGE, "resnet18")),
+    "CIFAR-10 16×16, ResNet18": _on_cifar10(_RESNET),
 }
 # [L]'s labels and widths, images as they are.
 _WHOLE = dataclasses.replace(

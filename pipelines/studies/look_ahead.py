@@ -10,7 +10,7 @@ from pipelines.config import RunConfig
 from pipelines.sequential.config import SequentialConfig, defaults
 from pipelines.statistics.claims import Alike, Better, Faster, NotBetter, Reaches
 from pipelines.studies.study import Grid, Study, arms
-from pipelines.studies.subjects import FIVE, LOOK_AHEAD_SEEDS, PAPER_L, SLOW, SMALL
+from pipelines.studies.subjects import FIVE, LOOK_AHEAD_SEEDS, PAPER_L, SLOW, SMALL, SMALL_GREY
 
 # Points of accuracy below which nobody would care.
 _MARGIN = 0.5
@@ -105,7 +105,7 @@ CRITERIA = Study(
     source="[L] Figure 3c",
     question="Does it matter which criterion is asked of the same look-ahead predictions?",
     paper="MLMOC and EMOC are about equally good, and so is EER.",
-    small=(Grid(SMALL, arms(["random", "mlmoc", "emoc", "eer", "flip"]), FIVE),),
+    small=(Grid(SMALL_GREY, arms(["random", "mlmoc", "emoc", "eer", "flip"]), FIVE),),
     paper_size=(
         Grid(_PAPER_MNIST, arms(["random", "mlmoc", "emoc", "eer", "flip"]), LOOK_AHEAD_SEEDS),
     ),

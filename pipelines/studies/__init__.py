@@ -19,6 +19,7 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
             look_ahead.COST,
             look_ahead.LOOK_AHEADS,
             look_ahead.STRATEGIES,
+            look_ahead.CIFAR10,
             look_ahead.SEQUENTIAL,
             look_ahead.WIDTHS,
             look_ahead.CRITERIA,

@@ -10,7 +10,14 @@ from pipelines.config import RunConfig
 from pipelines.sequential.config import SequentialConfig, defaults
 from pipelines.statistics.claims import Alike, Better, Faster, NotBetter, Reaches
 from pipelines.studies.study import Grid, Study, arms
-from pipelines.studies.subjects import FIVE, LOOK_AHEAD_SEEDS, PAPER_L, SLOW, SMALL, SMALL_GREY
+from pipelines.studies.subjects import (
+    FIVE,
+    LOOK_AHEAD_SEEDS,
+    PAPER_L,
+    SLOW,
+    SMALL,
+    SMALL_CIFAR10,
+)
 
 # Points of accuracy below which nobody would care.
 _MARGIN = 0.5
@@ -99,13 +106,28 @@ STRATEGIES = Study(
     ),
 )
 
+CIFAR10 = dataclasses.replace(
+    STRATEGIES,
+    name="cifar10_strategies",
+    title="Look-ahead against the state of the art, on CIFAR-10",
+    source="[L] Figure 2, CIFAR-10",
+    small=(Grid(SMALL_CIFAR10, arms(["random", "mlmoc", *_COMPARED, "uherding", "flip"]), FIVE),),
+    paper_size=(
+        Grid(
+            {"CIFAR-10": PAPER_L["CIFAR-10"]},
+            arms(["random", "mlmoc", *_COMPARED]),
+            LOOK_AHEAD_SEEDS,
+        ),
+    ),
+)
+
 CRITERIA = Study(
     name="criteria",
     title="Which change to look for",
     source="[L] Figure 3c",
     question="Does it matter which criterion is asked of the same look-ahead predictions?",
     paper="MLMOC and EMOC are about equally good, and so is EER.",
-    small=(Grid(SMALL_GREY, arms(["random", "mlmoc", "emoc", "eer", "flip"]), FIVE),),
+    small=(Grid(SMALL, arms(["random", "mlmoc", "emoc", "eer", "flip"]), FIVE),),
     paper_size=(
         Grid(_PAPER_MNIST, arms(["random", "mlmoc", "emoc", "eer", "flip"]), LOOK_AHEAD_SEEDS),
     ),

@@ -41,14 +41,12 @@ def small(
     )
 
 
-SMALL_GREY = {
+SMALL = {
     "MNIST 14×14": small(mnist.DEFAULTS),
     "Fashion-MNIST 14×14": small(fashion_mnist.DEFAULTS),
 }
 # Harder images, and so twice the labels.
-SMALL = SMALL_GREY | {
-    "CIFAR-10 16×16": small(cifar10.DEFAULTS, image_size=16, initial=200, query=40)
-}
+SMALL_CIFAR10 = {"CIFAR-10 16×16": small(cifar10.DEFAULTS, image_size=16, initial=200, query=40)}
 
 # For strategies that go through the candidates one by one, or whose kernels cost most: fewer of
 # them, shorter runs and trainings.

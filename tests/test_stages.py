@@ -32,7 +32,8 @@ def test_peak_memory_is_that_of_the_stage():
     with stages("small"):
         pass
     assert stages.peak_memory_mib["large"] >= 256
-    assert stages.peak_memory_mib["small"] <= stages.peak_memory_mib["large"]
+    # a process that keeps what it freed does not grow again, and a page or two come and go
+    assert stages.peak_memory_mib["small"] <= stages.peak_memory_mib["large"] + 1
 
 
 def test_a_bar_on_a_terminal_shows_stage_progress_and_words(capsys):

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import re
+import sys
 from xml.etree import ElementTree
 
 import numpy as np
@@ -267,8 +268,9 @@ def test_several_studies_have_a_report_each_and_one_table_of_verdicts(
         assert row["verdict"] == alone[0]["verdict"]
         assert row["effect"] == pytest.approx(alone[0]["effect"])
     assert not (written / "absent").exists()
-    for file in written.rglob("*.csv"):
+    for file in [*written.rglob("*.csv"), *written.rglob("*.json")]:
         assert str(root) not in file.read_text()
+        assert sys.argv[0] not in file.read_text()
     assert {"path"} <= set(pd.read_csv(whole_trials(one, root, tmp_path)).columns)
     with pytest.raises(SystemExit):
         main(names[2:] * 2, out=written, runs=root)

@@ -37,7 +37,7 @@ CURVES = (
 )
 ANSWERS = (*WHO, "round", "labelled", "test_accuracy")
 MEASURES = (*WHO, "quantity", "x", "value", "state", "measure", "series", "axis")
-PLACES = ("path", "host")  # columns that say where
+PLACES = ("path", "host", "command")  # what says where: columns, and of the environment
 TRIALS = (*WHO, "kind", "strategy", "state", "rounds", "of_rounds", "path", "message")
 
 

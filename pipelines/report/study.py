@@ -101,7 +101,7 @@ def written(found: Results, out: Path, places: bool = True) -> StudyReport:
         for name, table in _files(found, made).items():
             kept = table if places else table.drop(columns=[*PLACES], errors="ignore")
             replace(out / f"{name}.csv", kept.to_csv(index=False, float_format=_DIGITS).encode())
-        replace(out / VERDICTS, _verdicts(found, made, drawn).encode())
+        replace(out / VERDICTS, _verdicts(found, made, drawn, places).encode())
         pairs = list(zip(drawn, pngs, strict=True))
         replace(out / PAGE, study_page.page(found, made, pairs).encode())
         replace(out / MARKDOWN, study_markdown.page(found, made, drawn).encode())
@@ -151,7 +151,7 @@ def _files(found: Results, made: Tables) -> dict[str, pd.DataFrame]:
     return {name: table for name, table in files.items() if len(table)}
 
 
-def _verdicts(found: Results, made: Tables, drawn: list[Drawn]) -> str:
+def _verdicts(found: Results, made: Tables, drawn: list[Drawn], places: bool) -> str:
     """The whole report but its numbers by run, for a program."""
     study = found.study
     trials = study.trials(found.size)
@@ -177,7 +177,11 @@ def _verdicts(found: Results, made: Tables, drawn: list[Drawn]) -> str:
             for subject in dict.fromkeys(trial.subject for trial in trials)
         },
         "figures": [{"name": d.name, "seen": d.seen, "caption": d.caption} for d in drawn],
-        "environment": record.environment(),
+        "environment": {
+            name: value
+            for name, value in record.environment().items()
+            if places or name not in PLACES
+        },
     }
     return json.dumps(plain(content), indent=1, allow_nan=False) + "\n"
 

@@ -9,7 +9,7 @@ TORCH ?= torch<2.14
 # cpu, cu130, auto, …: where uv looks for torch (Linux with no GPU: cpu is much smaller).
 TORCH_BACKEND ?=
 # Bytecode once and for all: where Python may not write it (PYTHONDONTWRITEBYTECODE, a read-only folder)
-# torch and JAX would otherwise be compiled anew by every command, for some ten seconds.
+# torch and JAX would otherwise be compiled anew by every command.
 UV_PIP := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(if $(TORCH_BACKEND),--torch-backend=$(TORCH_BACKEND))
 
 .PHONY: help setup demo test test-fast lint types format check clean

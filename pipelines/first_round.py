@@ -4,20 +4,23 @@ What audits and measurements of one network share: they begin where a run with t
 """
 # ruff: noqa: D102 - the properties are fields of a run, which RunConfig tells of
 
+import dataclasses
 import math
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
 from trainer.fit import TrainConfig
 
 # Settings that say where and how something is computed, and not what.
-MACHINE = ("data_dir", "run", "download", "device", "memory_gib", "dry_run")
+_MACHINE = ("data_dir", "run", "download", "device", "memory_gib", "dry_run")
 
 
 class Begun(Protocol):
-    """Settings that name a data set, a network and a training."""
+    """Settings that name a data set, a network and a training: a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def dataset(self) -> str: ...
@@ -77,6 +80,12 @@ def first_round(
         device=settings.device,
         train=settings.train if train is None else train,
     )
+
+
+def computed(settings: Begun) -> dict[str, Any]:
+    """What is computed, by name and JSON-able: every setting but the machine's own places."""
+    values = dataclasses.asdict(settings)
+    return {name: value for name, value in values.items() if name not in _MACHINE}
 
 
 def at_width(arguments: tuple[str, ...], name: str, width: int | None) -> tuple[str, ...]:

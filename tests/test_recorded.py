@@ -15,6 +15,7 @@ from pipelines.strategies.kernel_config import KernelConfig
 from pipelines.studies import STUDIES, find
 from pipelines.studies.study import Config, Trial, canonical
 from pipelines.sweep.carry import note
+from pipelines.sweep.kinds import WRITTEN
 from pipelines.sweep.recorded import recorded, rounds_at, state
 from pipelines.sweep.task import Outcome, Task
 from tests.sweep_cases import SMALL, STUDY
@@ -86,6 +87,18 @@ def test_no_record_is_looked_for_in_another(tmp_path):
     written(tmp_path / "shared" / "run", RANDOM.config, 3)
     written(tmp_path / ".hidden" / "run", RANDOM.config, 3)
     assert recorded(tmp_path, [RANDOM]) == {}
+
+
+def test_files_of_other_programs_hide_no_record(tmp_path):
+    for text in ("{", "[]", '{"config": 1}', '{"mine": {}}'):
+        for name in WRITTEN.values():
+            (tmp_path / name).write_text(text)
+            (tmp_path / "theirs").mkdir(exist_ok=True)
+            (tmp_path / "theirs" / name).write_text(text)
+        path = tmp_path / "theirs" / "run"
+        if not path.exists():
+            written(path, RANDOM.config, 3)
+        assert recorded(tmp_path, [RANDOM, AUDIT]) == {RANDOM.key: path}
 
 
 def test_what_is_not_a_run_is_known_by_its_note(tmp_path):

@@ -246,7 +246,8 @@ def test_several_studies_have_a_report_each_and_one_table_of_verdicts(
         name="absent",
     )
     root = carried_out(one, tmp_path / "runs")
-    found = {"MARGIN": one, "ENTROPY": other, "ABSENT": absent}
+    gone = dataclasses.replace(absent, name="gone")
+    found = {"MARGIN": one, "ENTROPY": other, "ABSENT": absent, "GONE": gone}
     for name, made in found.items():
         monkeypatch.setattr(cases, name, made, raising=False)
     names = tuple(f"tests.study_cases:{name}" for name in found)
@@ -257,7 +258,7 @@ def test_several_studies_have_a_report_each_and_one_table_of_verdicts(
     written = tmp_path / "out"
     page = (written / "verdicts.md").read_text()
     assert "2 claims of 2 studies" in page
-    assert "Without trials on record: absent." in page
+    assert "Without trials on record: absent, gone." in page
     for made in (one, other):
         assert f"[{made.name}]({made.name}/report.md)" in page
         assert made.claims[0].text in page
@@ -273,8 +274,12 @@ def test_several_studies_have_a_report_each_and_one_table_of_verdicts(
         assert str(root) not in file.read_text()
     assert {"path"} <= set(pd.read_csv(whole_trials(one, root, tmp_path)).columns)
     with pytest.raises(SystemExit):
-        main(names[2:] * 2, out=written, runs=root)
-    assert "no trial of absent, absent" in capsys.readouterr().err
+        main(names[2:], out=written, runs=root)
+    assert "no trial of absent, gone" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main((*names, names[0]), out=tmp_path / "twice", runs=root)
+    assert f"{one.name} is named more than once" in capsys.readouterr().err
+    assert not (tmp_path / "twice").exists()
 
 
 def whole_trials(made, root, folder):

@@ -1,6 +1,5 @@
 """The settings of the study; the command line is made from this dataclass."""
 
-import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -8,7 +7,7 @@ from typing import Any, Literal
 from kernel.kinds import KINDS, PRECISIONS
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
-from pipelines.first_round import MACHINE, at_width, check_list, first_round, folder
+from pipelines.first_round import at_width, check_list, computed, first_round, folder
 from trainer.fit import TrainConfig
 from trainer.tables import lookup
 
@@ -119,7 +118,4 @@ class ApproximationConfig:
 
     def record(self) -> dict[str, Any]:
         """What is computed, JSON-able: everything but the machine's own places."""
-        values = dataclasses.asdict(self)
-        for name in MACHINE:
-            del values[name]
-        return values
+        return computed(self)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from kernel.kinds import KINDS, PROBES
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
-from pipelines.first_round import MACHINE, at_width, check_list, first_round, folder
+from pipelines.first_round import at_width, check_list, computed, first_round, folder
 from pipelines.strategies.kernel_config import KernelConfig
 from trainer.fit import TrainConfig
 from trainer.tables import lookup
@@ -163,9 +163,7 @@ class AuditConfig:
 
     def record(self) -> dict[str, Any]:
         """What is computed, JSON-able: everything but the machine's own places."""
-        values = dataclasses.asdict(self)
-        for name in MACHINE:
-            del values[name]
+        values = computed(self)
         for name in ("weights", "labelled"):
             values[name] = None if values[name] is None else Path(values[name]).name
         return values

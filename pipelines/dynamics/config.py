@@ -9,7 +9,7 @@ from kernel.engine.problem import Request
 from kernel.kinds import KINDS, PRECISIONS, PROBES
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
-from pipelines.first_round import MACHINE, check_list, first_round, folder
+from pipelines.first_round import check_list, computed, first_round, folder
 from trainer.fit import TrainConfig
 from trainer.tables import lookup
 
@@ -143,9 +143,7 @@ class TheoryConfig:
 
     def record(self) -> dict[str, Any]:
         """What is computed, JSON-able: everything but the machine's own places."""
-        values = dataclasses.asdict(self)
-        for name in MACHINE:
-            del values[name]
+        values = computed(self)
         values["runs"] = [path.name for path in self.runs]
         return values
 

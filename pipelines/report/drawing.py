@@ -18,18 +18,19 @@ from pipelines.report.looks import Look, look
 INK, QUIET = "#222222", "#cccccc"
 SMALL, NORMAL = 8.0, 9.5  # points
 WIDTH, LEFT = 7.0, 0.72  # inches
+NAME = 24  # characters of a name that stand beside a figure, as a rule
 _LINE = 0.135  # inches a caption line
 _CHARACTER = 0.073  # inches, the usual width of one in small type
 
 
-def short(name: str, length: int = 24) -> str:
+def short(name: str, length: int = NAME) -> str:
     """A name that fits beside a figure."""
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
-def name_width(names: Sequence[str]) -> float:
-    """Inches that the longest of some names takes in small type."""
-    return _CHARACTER * max((len(short(name)) for name in names), default=0)
+def name_width(names: Sequence[str], length: int = NAME) -> float:
+    """Inches that the longest of some names takes in small type, cut as `short` cuts them."""
+    return _CHARACTER * max((len(short(name, length)) for name in names), default=0)
 
 
 def canvas(

@@ -12,11 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pipelines.report.drawing import INK, SMALL, canvas, finish, short
+from pipelines.report.drawing import INK, SMALL, canvas, finish, name_width, short
 from pipelines.report.looks import look
 from pipelines.statistics.outcomes import having
 
-_ROW, _CHARACTER = 0.19, 0.065  # inches
+_ROW = 0.19  # inches
 _COLUMNS, _LONGEST = 4, 36  # panels beside each other, characters of a name
 _LEAST = 0.1  # that an axis spans, lest it show differences that nobody would care for
 _COLOUR = look("mlmoc").colour  # rows have names: nothing else tells them apart
@@ -41,7 +41,7 @@ def dots(table: pd.DataFrame, caption: str) -> Figure:
     columns = min(_COLUMNS, len(measures))
     shape = (math.ceil(len(measures) / columns), columns)
     names = [short(line, _LONGEST) for line in lines]
-    left = 0.3 + _CHARACTER * max(map(len, names))
+    left = 0.2 + name_width(lines, _LONGEST)
     figure, axes = canvas(
         caption, _ROW * len(lines) + 0.12, left=left, top=0.4, shape=shape, gaps=(0.7, 0.22)
     )

@@ -52,8 +52,16 @@ def several_reports(
 
     Raises:
         UnknownNameError: no such size.
-        PipelineError: no trial of any of them is on record, or the folder cannot be written.
+        PipelineError: two studies of one name, no trial of any of them is on record, or the folder
+            cannot be written.
     """
+    names = [study.name for study in studies]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise PipelineError(
+            f"{', '.join(twice)} is named more than once, and each report is written into a "
+            "folder of its study's name: name every study once, and rename one of two that differ."
+        )
     read = [results(study, size, root) for study in studies]
     made = [
         (found.study, written(found, out / found.study.name, places))
@@ -62,7 +70,7 @@ def several_reports(
     ]
     if not made:
         raise PipelineError(
-            f"no trial of {', '.join(study.name for study in studies)}, size {size}, is on record "
+            f"no trial of {', '.join(names)}, size {size}, is on record "
             f"in {root}: carry some out with `python -m pipelines.sweep STUDY --size {size}`, or "
             "give --runs the folder that holds them."
         )

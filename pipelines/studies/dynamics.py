@@ -17,6 +17,7 @@ from pipelines.studies.subjects import (
 _SMALL_BUDGET, _PAPER_BUDGET = 200, 1000
 _ROUNDS = 4
 _MARGIN = 0.5  # points of accuracy below which nobody would care
+_PAPER_CNN = PAPER_D["CIFAR-10, CNN"]
 
 
 def _in(rounds: int, budget: int) -> dict[str, int]:
@@ -67,7 +68,7 @@ ROUNDS = Study(
     ),
 )
 
-_SMALL_CNN = {"CIFAR-10 16×16, CNN": dataclasses.replace(PAPER_D["CIFAR-10, CNN"], image_size=16)}
+_SMALL_CNN = {"CIFAR-10 16×16, CNN": dataclasses.replace(_PAPER_CNN, image_size=16)}
 CIFAR10_ROUNDS = dataclasses.replace(
     ROUNDS,
     name="cifar10_rounds",
@@ -79,11 +80,7 @@ CIFAR10_ROUNDS = dataclasses.replace(
     ),
     # its network, training, labels and budget; only the images are smaller
     small=(Grid(_SMALL_CNN, _by_rounds(_PAPER_BUDGET), (0, 1, 2)),),
-    paper_size=(
-        Grid(
-            {"CIFAR-10, CNN": PAPER_D["CIFAR-10, CNN"]}, _by_rounds(_PAPER_BUDGET), DYNAMICS_SEEDS
-        ),
-    ),
+    paper_size=(Grid({"CIFAR-10, CNN": _PAPER_CNN}, _by_rounds(_PAPER_BUDGET), DYNAMICS_SEEDS),),
 )
 
 _COMPARED = ("random", "dynamical", "badge", "coreset", "least_confident", "albl")
@@ -127,9 +124,7 @@ GAMMA = Study(
     question="Which γ of Δ = ‖g_u‖² + γ g_u·g_S is best?",
     paper="γ = 2, what a candidate would really add to the training dynamics, is best.",
     small=(Grid(SMALL_D, _gammas(_SMALL_BUDGET), FIVE),),
-    paper_size=(
-        Grid({"CIFAR-10, CNN": PAPER_D["CIFAR-10, CNN"]}, _gammas(_PAPER_BUDGET), DYNAMICS_SEEDS),
-    ),
+    paper_size=(Grid({"CIFAR-10, CNN": _PAPER_CNN}, _gammas(_PAPER_BUDGET), DYNAMICS_SEEDS),),
     claims=tuple(
         Better("γ = 2.0", f"γ = {other}", text=f"γ = 2 is better than γ = {other}.")
         for other in ("0.0", "1.0", "∞")

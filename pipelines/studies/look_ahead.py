@@ -84,6 +84,8 @@ LOOK_AHEADS = Study(
 )
 
 _COMPARED = ("entropy", "margin", "badge", "ll4al")
+_SMALL_ARMS = arms(["random", "mlmoc", *_COMPARED, "uherding", "flip"])
+_PAPER_ARMS = arms(["random", "mlmoc", *_COMPARED])
 STRATEGIES = Study(
     name="strategies",
     title="Look-ahead against the state of the art",
@@ -93,8 +95,8 @@ STRATEGIES = Study(
         "NTK look-ahead is as good as or better than Entropy, Margin, BADGE and LL4AL on MNIST, "
         "SVHN, CIFAR-10 and CIFAR-100."
     ),
-    small=(Grid(SMALL, arms(["random", "mlmoc", *_COMPARED, "uherding", "flip"]), FIVE),),
-    paper_size=(Grid(PAPER_L, arms(["random", "mlmoc", *_COMPARED]), LOOK_AHEAD_SEEDS),),
+    small=(Grid(SMALL, _SMALL_ARMS, FIVE),),
+    paper_size=(Grid(PAPER_L, _PAPER_ARMS, LOOK_AHEAD_SEEDS),),
     claims=(
         Better("mlmoc", "random", text="NTK look-ahead is better than random."),
         *(
@@ -111,14 +113,8 @@ CIFAR10 = dataclasses.replace(
     name="cifar10_strategies",
     title="Look-ahead against the state of the art, on CIFAR-10",
     source="[L] Figure 2, CIFAR-10",
-    small=(Grid(SMALL_CIFAR10, arms(["random", "mlmoc", *_COMPARED, "uherding", "flip"]), FIVE),),
-    paper_size=(
-        Grid(
-            {"CIFAR-10": PAPER_L["CIFAR-10"]},
-            arms(["random", "mlmoc", *_COMPARED]),
-            LOOK_AHEAD_SEEDS,
-        ),
-    ),
+    small=(Grid(SMALL_CIFAR10, _SMALL_ARMS, FIVE),),
+    paper_size=(Grid({"CIFAR-10": PAPER_L["CIFAR-10"]}, _PAPER_ARMS, LOOK_AHEAD_SEEDS),),
 )
 
 CRITERIA = Study(

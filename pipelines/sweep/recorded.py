@@ -24,6 +24,7 @@ SHARED = "shared"  # below the root: what several trials begin with; no trial li
 
 Standing = Literal["done", "begun", "failed", "absent"]
 _DESCRIBED = ("format", "data")  # in config.json, and no settings
+_RECORDS = {record.CONFIG, record.NOTE, *WRITTEN.values()}  # that a directory may hold
 
 
 def recorded(root: Path, trials: Iterable[Trial]) -> dict[str, Path]:
@@ -105,7 +106,9 @@ def _complete(trial: Trial, path: Path) -> bool:
 def _directories(root: Path) -> Iterator[Path]:
     """Those below a folder that hold a record, or what a sweep wrote of one."""
     for path, folders, files in os.walk(root):
-        if not {record.CONFIG, record.NOTE, *WRITTEN.values()}.isdisjoint(files):
+        found = _RECORDS.intersection(files)
+        # files of other programs may have the names that measurements write
+        if found - {*WRITTEN.values()} or (found and _measured(Path(path))[1] is not None):
             folders.clear()  # no record lies in another
             yield Path(path)
         folders[:] = sorted(name for name in folders if name[0] != "." and name != SHARED)

@@ -12,7 +12,7 @@ TORCH_BACKEND ?=
 # torch and JAX would otherwise be compiled anew by every command.
 UV_PIP := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(if $(TORCH_BACKEND),--torch-backend=$(TORCH_BACKEND))
 
-.PHONY: help setup demo test test-fast lint types format check clean
+.PHONY: help setup demo test test-all test-fast lint types format check clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -31,11 +31,15 @@ demo: setup       ## active learning on scikit-learn's digits: a table and a pic
 
 # Processes of the tests. The largest networks among them take gigabytes each.
 JOBS ?= 2
-test: setup       ## every test (those that need the full data sets: NTK_DATA_DIR=DIR make test)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
+test: setup       ## the tests (those that need the full data sets: NTK_DATA_DIR=DIR make test)
+	$(PYTEST) -m 'not exhaustive'
+
+test-all: setup   ## those, too, that repeat on further networks what others show
+	$(PYTEST)
 
 test-fast: setup  ## the tests that take seconds
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 lint: setup       ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """The networks of torchvision, mirrored and certified on small images.
 
 Their architectures as they come, with ten classes; weights are random, and nothing in them is left
-at a 0 or 1 that would hide a fault.
+at a 0 or 1 that would hide a fault. Those without operators of their own are for `make test-all`.
 """
 
 import gc
@@ -69,6 +69,21 @@ NETWORKS: dict[str, tuple[int, dict[str, Any]]] = {
     "wide_resnet50_2": (32, {}),
 }
 QUICK = {"squeezenet1_1"}
+# Every operator of theirs is in one of the others, which is a test of its own.
+REPEATING = {
+    "densenet121",
+    "efficientnet_b0",
+    "googlenet",
+    "inception_v3",
+    "mnasnet0_5",
+    "mobilenet_v3_large",
+    "regnet_x_400mf",
+    "resnet50",
+    "resnext50_32x4d",
+    "swin_t",
+    "vgg11",
+    "wide_resnet50_2",
+}
 # torch's own derivative of hardsigmoid in float64 is 1/6 rounded to float32.
 GRADIENTS = {"mobilenet_v3_small": 1e-7, "mobilenet_v3_large": 1e-7}
 
@@ -111,9 +126,12 @@ def _freed() -> Iterator[None]:
     gc.collect()
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS]
-)
+def marked(name: str) -> Any:
+    marks = [] if name in QUICK else [pytest.mark.slow]
+    return pytest.param(name, marks=[*marks, *([pytest.mark.exhaustive] * (name in REPEATING))])
+
+
+@pytest.mark.parametrize("name", [marked(name) for name in NETWORKS])
 def test_it_is_certified_at_other_batch_sizes_than_its_example(name: str) -> None:
     side, arguments = NETWORKS[name]
     network = build(name, **arguments)
@@ -123,6 +141,17 @@ def test_it_is_certified_at_other_batch_sizes_than_its_example(name: str) -> Non
     assert certificate.compared >= certificate.sites / 2  # torch fuses attention's
     assert certificate.logits_float64 < 1e-12
     assert certificate.gradients < GRADIENTS.get(name, 1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_networks_that_are_left_out_have_no_operator_of_their_own() -> None:
+    operators: dict[bool, set[str]] = {True: set(), False: set()}
+    for name, (side, arguments) in NETWORKS.items():
+        program = mirror(build(name, **arguments), images(2, side)).program
+        assert program is not None
+        operators[name in REPEATING].update(node.op for node in program.nodes)
+    assert operators[True] <= operators[False]
 
 
 def test_heads_of_training_alone_are_refused_by_name_and_taken_frozen() -> None:

@@ -80,7 +80,6 @@ REPEATING = {
     "regnet_x_400mf",
     "resnet50",
     "resnext50_32x4d",
-    "swin_t",
     "vgg11",
     "wide_resnet50_2",
 }

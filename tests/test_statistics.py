@@ -12,7 +12,7 @@ from pipelines.errors import PipelineError
 from pipelines.statistics.friedman import critical_difference, friedman, post_hoc
 from pipelines.statistics.intervals import geometric, holm, interval, p_against, p_within
 from pipelines.statistics.outcomes import blocks, finished
-from pipelines.statistics.tables import curve, difference, summary
+from pipelines.statistics.tables import curve, difference, own_models, summary
 
 # Demšar 2006, Table 6: AUC of C4.5 plain, with parameter m, with cf, and with both tuned. The last
 # row but one prints 0.975 twice and ranks them 2 and 3: they were not equal before rounding.
@@ -267,3 +267,21 @@ def test_tables_that_cannot_be_read_are_refused():
         blocks(curves.drop(columns=["labelled", "test_accuracy"]))
     with pytest.raises(PipelineError, match=r"arm 'a', seed 0 has 10 labels twice"):
         blocks(pd.concat([curves, curves]))
+
+
+def test_models_of_strategies_are_compared_with_the_network_of_the_same_run():
+    table = runs({"gp": {0: (0.5, 0.6, 0.7), 1: (0.4, 0.6, 0.8)}, "random": {0: (0.5, 0.5, 0.5)}})
+    own = [0.6, 0.5, np.nan, 0.8, 0.7, np.nan, *[np.nan] * 3]  # nothing is queried at the end
+    found = own_models(table.assign(own_accuracy=own))
+    assert found[["subject", "arm", "labelled", "n"]].to_numpy().tolist() == [
+        ["s", "gp", 10, 2],
+        ["s", "gp", 20, 2],
+    ]
+    assert found["own"].tolist() == pytest.approx([0.7, 0.6])
+    assert found["network"].tolist() == pytest.approx([0.45, 0.6])
+    assert found["gained"].tolist() == pytest.approx([0.25, 0.0])
+    half = stats.t.ppf(0.975, 1) * np.std([0.1, 0.4], ddof=1) / math.sqrt(2)
+    assert found["gained_high"][0] - found["gained"][0] == pytest.approx(half)
+    assert own_models(table.assign(own_accuracy=np.nan)).empty
+    with pytest.raises(PipelineError, match="lacks own_accuracy"):
+        own_models(table)

@@ -27,7 +27,7 @@ CLAIMS = (
     Better("margin", "random", text="Margin is better than random."),
     NotBetter("entropy", "random", margin=1.0, text="Entropy is no better than random."),
 )
-LEVELS = {"random": 0.5, "margin": 0.7, "entropy": 0.5}
+LEVELS = {"random": 0.5, "margin": 0.7, "entropy": 0.5, "gp": 0.6}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -84,6 +84,21 @@ def test_a_report_has_verdicts_tables_figures_and_a_page_that_needs_nothing(whol
     for said in ("Is margin better than random?", "It says that it is.", "[L] Figure 2"):
         assert said in text
     assert whole.warnings == ()
+
+
+def test_what_a_strategy_looks_ahead_with_stands_beside_the_network(tmp_path):
+    study = cases.study(Grid({"digits": cases.RUN}, arms(["random", "gp"]), (0, 1)))
+    for trial in study.trials("small"):
+        own = {"test_accuracy": 0.8 + 0.01 * trial.seed} if trial.arm == "gp" else {}
+        cases.store(trial, tmp_path / "runs", accuracies(trial), diagnostics=own)
+    out = study_report(study, "small", tmp_path / "runs", tmp_path / "out").out
+    table = pd.read_csv(out / "models.csv")
+    assert table["arm"].tolist() == ["gp"] * 3
+    assert table["own"].tolist() == pytest.approx([0.805] * 3)
+    for page in ("report.md", "report.html"):
+        text = (out / page).read_text()
+        assert "its own model" in text
+        assert "80.50" in text
 
 
 def test_the_markdown_page_names_figures_that_are_there_and_its_tables_are_whole(whole):

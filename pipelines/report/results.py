@@ -26,6 +26,7 @@ CURVES = (
     "round",
     "labelled",
     "test_accuracy",
+    "own_accuracy",
     "train_accuracy",
     "residual_rms",
     "fitted",
@@ -51,8 +52,9 @@ class Results:
         root: where records were looked for.
         curves: a row for each completed round of each run, also of runs that are not done:
             `CURVES`, and a column of seconds for each stage. A sequential run has a row for each
-            training. Accuracies are fractions; `query_seconds` is NaN where nothing was queried;
-            `host` says what machine the run was last started on.
+            training. Accuracies are fractions; `own_accuracy` is that of the strategy's own model
+            where it has one, as a GP; `query_seconds` is NaN where nothing was queried; `host`
+            says what machine the run was last started on.
         answers: a row for each answer of each sequential run, with the accuracy of the linearised
             network after it: `ANSWERS`.
         measures: a row for each number that an audit or another measurement ended with:
@@ -161,6 +163,7 @@ def _of_run(path: Path, row: dict[str, Any]) -> _Read:
         rows.append(one)
         # a sequential run's round is a training, and what is asked after it are its queries
         one["queried"] = one["queried"] or len(found.of_round(number))
+        one["own_accuracy"] = entry["diagnostics"].get("test_accuracy", math.nan)
         one["fit_seconds"] = one.get(f"{STAGE}fit", math.nan)
         one["query_seconds"] = _query_seconds(one) if one["queried"] else math.nan
     counts = {"rounds": len(rows), "of_rounds": run.config["cycles"] + 1}

@@ -147,6 +147,7 @@ def _files(found: Results, made: Tables) -> dict[str, pd.DataFrame]:
         "pairs": pd.concat(pairs, ignore_index=True) if pairs else pd.DataFrame(),
         "saved": made.saving,
         "costs": made.costs,
+        "models": made.models,
     }
     return {name: table for name, table in files.items() if len(table)}
 

@@ -12,7 +12,7 @@ from pipelines.report import study_words as told
 from pipelines.report.measure_pictures import measured
 from pipelines.report.results import Results
 from pipelines.report.study_figures import Drawn
-from pipelines.report.study_page import NOTE, SAVED, VERDICTS, done, missing
+from pipelines.report.study_page import MODELS, NOTE, SAVED, VERDICTS, done, missing
 from pipelines.report.study_tables import Tables
 from pipelines.statistics.outcomes import having
 
@@ -58,9 +58,9 @@ def _subjects(found: Results, made: Tables, drawn: Sequence[Drawn]) -> Iterator[
     noted = False
     for subject in dict.fromkeys([*names, *(one.subject for one in drawn if one.subject)]):
         yield f"## {subject}"
-        summary, saving, costs = (
+        summary, saving, costs, models = (
             having(frame, subject=[subject]) if len(frame) else frame
-            for frame in (made.summary, made.saving, made.costs)
+            for frame in (made.summary, made.saving, made.costs, made.models)
         )
         if len(summary):
             yield table(told.accuracies(summary))
@@ -73,6 +73,9 @@ def _subjects(found: Results, made: Tables, drawn: Sequence[Drawn]) -> Iterator[
         if len(costs):
             yield "What queries cost and gain:"
             yield table(told.spent(costs))
+        if len(models):
+            yield f"{MODELS}:"
+            yield table(told.models(models))
         noted = noted or bool(len(summary))
         yield from _measures(having(found.measures, subject=[subject]))
 

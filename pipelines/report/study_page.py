@@ -27,6 +27,7 @@ VERDICTS = (
     "where all of it lies outside, and otherwise not decided by this size; so it is where trials "
     "are missing. Holm's correction is over the claims of this page."
 )
+MODELS = "Accuracy of the models that strategies look ahead with, when they do"
 SAVED = (
     "Labels that random needs for the accuracy its run of the same seed ends with, less those that "
     "the arm needs for it; curves are read between rounds by straight lines. A run that never "
@@ -129,12 +130,16 @@ def _subjects(found: Results, made: Tables, drawn: list[tuple[Drawn, bytes]]) ->
             yield table(*told.accuracies(own), "Accuracy")
             yield _note(NOTE)
         yield from _figures(drawn, subject)
-        saving, costs = _own(made.saving, subject), _own(made.costs, subject)
+        saving, costs, models = (
+            _own(frame, subject) for frame in (made.saving, made.costs, made.models)
+        )
         if len(saving):
             yield table(*told.savings(saving), "Labels saved at equal accuracy")
             yield _note(SAVED)
         if len(costs):
             yield table(*told.spent(costs), "What queries cost and gain")
+        if len(models):
+            yield table(*told.models(models), MODELS)
         numbers = _own(found.measures, subject)
         if len(numbers):
             yield "<details open><summary>All that was measured</summary>"

@@ -14,7 +14,7 @@ from pipelines.statistics.friedman import Friedman, friedman, post_hoc
 from pipelines.statistics.judgement import Judgement, judge
 from pipelines.statistics.outcomes import REFERENCE, blocks, finished, having
 from pipelines.statistics.saving import costs, labels_saved, saving
-from pipelines.statistics.tables import summary
+from pipelines.statistics.tables import own_models, summary
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Tables:
         rankings: one for each set of subjects with the same arms, three or more.
         saving: of `pipelines.statistics.saving.saving`.
         costs: of `pipelines.statistics.saving.costs`.
+        models: of `pipelines.statistics.tables.own_models`.
     """
 
     judgements: tuple[Judgement, ...]
@@ -58,6 +59,7 @@ class Tables:
     rankings: tuple[Ranking, ...]
     saving: pd.DataFrame
     costs: pd.DataFrame
+    models: pd.DataFrame
 
 
 def tables(found: Results) -> Tables:
@@ -76,6 +78,7 @@ def tables(found: Results) -> Tables:
         rankings=tuple(_rankings(curves)),
         saving=saving(labels_saved(matched)),
         costs=costs(matched),
+        models=own_models(matched),
     )
 
 

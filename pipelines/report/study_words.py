@@ -131,6 +131,22 @@ def spent(table: pd.DataFrame) -> Table:
     return header, rows
 
 
+def models(table: pd.DataFrame) -> Table:
+    """Accuracy of the models that strategies look ahead with, of one subject."""
+    header = ["arm", "labels", "n", "its own model", "its network", "own − network"]
+    rows = [
+        [
+            row["arm"],
+            f"{row['labelled']:g}",
+            str(row["n"]),
+            *(percent(row, name) for name in ("own", "network")),
+            percent(row, "gained", sign="+"),
+        ]
+        for row in table.to_dict("records")
+    ]
+    return header, rows
+
+
 def measured(table: pd.DataFrame) -> Table:
     """Means of what was measured, of one subject."""
     axes = [axis for axis in dict.fromkeys(table["axis"]) if axis]

@@ -102,6 +102,29 @@ def summary(curves: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
     return table
 
 
+def own_models(curves: pd.DataFrame) -> pd.DataFrame:
+    """The accuracy of models of their own that strategies look ahead with, beside the networks'.
+
+    Returns:
+        A row for each subject, arm and number of labels that any run has such a model at: columns
+        subject, arm, labelled, n, and mean, `…_low` and `…_high` of `own`, of `network`, and of
+        `gained`, which is the own model's minus the network's of the same run.
+
+    Raises:
+        PipelineError: a column is missing.
+    """
+    need(curves, [*TRIAL, "labelled", "test_accuracy", "own_accuracy"])
+    rows = []
+    for subject, arm, runs in each(curves.dropna(subset=["own_accuracy"])):
+        for labels in sorted(set(runs["labelled"])):
+            here = having(runs, labelled=[labels])
+            own, network = (here[name].to_numpy() for name in ("own_accuracy", "test_accuracy"))
+            row = {"subject": subject, "arm": arm, "labelled": labels, "n": len(here)}
+            row |= _named("own", own) | _named("network", network)
+            rows.append(row | _named("gained", own - network))
+    return pd.DataFrame(rows)
+
+
 def _gained(both: pd.DataFrame | None, arm: str, reference: str) -> dict[str, float]:
     row: dict[str, float] = {"pairs": 0, "better": 0}
     for name in MEASURES:

@@ -113,7 +113,7 @@ def test_floor_and_likeness_of_known_outputs(rng):
     assert comparison.likeness(np.stack([field, -field])) == pytest.approx(-1)
 
 
-SURE = Interval(0.9, 0.8, 0.95)
+SURE, UNTOLD = Interval(0.9, 0.8, 0.95), Interval(np.nan, np.nan, np.nan)
 LEVELS = [
     ((0.9, 0.8, 0.97), SURE, 0.95, FOLLOW),
     ((0.6, 0.46, 0.7), SURE, 0.6, FOLLOW),  # little, and most of what is possible
@@ -125,6 +125,8 @@ LEVELS = [
     ((0.0, -0.3, 0.3), Interval(0.2, -0.1, 0.5), 0.58, UNKNOWABLE),
     ((0.5, 0.2, 0.8), Interval(0.2, -0.1, 0.5), 0.58, PARTLY),
     ((np.nan,) * 3, SURE, 0.95, UNDECIDED),
+    ((np.nan,) * 3, UNTOLD, 1.0, UNKNOWABLE),
+    ((0.5, 0.2, 0.8), UNTOLD, 1.0, PARTLY),
     ((0.9, 0.8, 0.97), None, None, FOLLOW),
     ((0.6, 0.46, 0.7), None, None, PARTLY),
 ]

@@ -75,7 +75,10 @@ def sentence(
         caveats: clauses that are added.
     """
     if found.value != found.value:
-        measured = f"MLMOC ({what}) is the same for all {candidates} candidates"
+        measured = (
+            f"MLMOC ({what}) and real retraining cannot be ranked against each other, for one of "
+            f"them is the same for all {candidates} candidates"
+        )
     else:
         measured = (
             f"MLMOC ({what}) and real retraining rank {candidates} candidates with a Spearman of "
@@ -83,6 +86,11 @@ def sentence(
         )
     if agreeing is None or ceiling is None:
         limit = "and without repeats the most that is possible is not known"
+    elif agreeing.value != agreeing.value:
+        limit = (
+            "and whether two retrainings agree cannot be told, for what one of them changes is the "
+            "same for all"
+        )
     elif not agreeing.low > 0:
         limit = f"and two retrainings with the same candidates agree with {_shown(agreeing)}"
     else:

@@ -10,7 +10,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from trainer import augmentation, batchnorm
+from trainer import augmentation, batchnorm, objective
 from trainer.errors import DataError, FitError, NetworkError, TrainerError
 from trainer.fit import TrainConfig, fit
 from trainer.memory import keep_freed_blocks
@@ -169,6 +169,45 @@ def test_divergence_in_the_last_step_is_divergence_too(digits):
     )
     with pytest.raises(FitError, match="diverged 1 times"):
         fit(network_of(), images, labels, config, generator())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_with_two_classes_a_network_that_died_starts_again(seed):
+    """The squared error of two classes has five times the gradient of that of ten."""
+    pixels, targets = map(np.asarray, load_digits(return_X_y=True))
+    two = np.flatnonzero((targets == 3) | (targets == 8))
+    chosen = generator(seed).permutation(two)[:14]
+    images = ((pixels[chosen] - 4.9) / 6.0).astype(np.float32).reshape(14, 1, 8, 8)
+    labels = (targets[chosen] == 8).astype(np.int64)
+
+    def trained(config):
+        torch.manual_seed(seed)
+        layers = nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2)
+        network = nn.Sequential(*layers)
+        return fit(network, images, labels, config, generator(seed))
+
+    died = trained(TrainConfig(extensions=0))
+    assert died.train_accuracy < 0.8
+    result = trained(TrainConfig(restarts=0))
+    assert result.fitted
+    assert result.learning_rate < 1.25
+
+
+@pytest.mark.parametrize("loss", ["l2", "cross_entropy"])
+def test_the_least_loss_of_a_constant_answer(loss):
+    rng = generator()
+    labels = rng.integers(4, size=30)
+    shares = np.bincount(labels, minlength=5) / 30
+    best = objective.constant_loss(labels, 5, loss)
+    answer = np.log(np.maximum(shares, 1e-30)) if loss == "cross_entropy" else shares
+
+    def loss_of(answer):
+        answers = torch.tensor(np.tile(answer, (30, 1)))
+        return objective.mean_loss(answers, torch.tensor(labels), loss).item()
+
+    assert loss_of(answer) == pytest.approx(best)
+    for _ in range(20):
+        assert loss_of(answer + rng.normal(size=5) / 10) > best
 
 
 def test_the_fitted_rule_stops_early(digits):

@@ -8,12 +8,14 @@ until they are, within limits, and the result says whether it got there:
    makes OneCycle climb to its rate in a few dozen steps, faster than a wide network adapts.
 2. A schedule that diverges (a loss that is not finite, or one above twice that of answering zeros
    or of the start once half of it is over) starts again from its first weights at half the rate.
-3. A schedule that ends before the labels are fitted is followed by another at half the rate.
+3. A schedule that ends before the labels are fitted is followed by another at half the rate. It
+   goes on from there, but from the schedule's first weights if that learnt next to nothing: ReLUs
+   that died at too high a rate, as happens with two classes, have no gradient to come back by.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +33,8 @@ from trainer.randomness import seeded
 from trainer.train_config import TrainConfig
 
 __all__ = ["FitResult", "Progress", "TrainConfig", "fit"]
+
+_NOTHING = 0.9  # of the loss that needs no image at all: more is to have learnt next to nothing
 
 Progress = Callable[[int, int, str], None]
 """Told steps done, steps expected and a few words, at most ten times a second."""
@@ -117,17 +121,17 @@ def _fit(
     rate = config.peak_learning_rate
     history: list[float] = []
     restarts = extensions = 0
+    going_on = False
     modules = [network] if companion is None else [network, companion]
     while True:
         start = [_copied(module) for module in modules]
         passes = epochs(
-            network, images, labels, config, rate, rng, companion, 1.0 if extensions else None
+            network, images, labels, config, rate, rng, companion, 1.0 if going_on else None
         )
         with seeded(rng, placement(network)[0]):
             answers = _schedule(network, images, labels, config, ceiling, passes, history, tell)
         if answers is None:
-            for module, state in zip(modules, start, strict=True):
-                module.load_state_dict(state)
+            _restore(modules, start)
             if restarts == config.restarts:
                 raise FitError(
                     f"training diverged {restarts + 1} times, last with learning rate {rate:.3g} "
@@ -141,6 +145,12 @@ def _fit(
             if fitted or extensions == config.extensions:
                 break
             extensions += 1
+            if _loss(answers, labels, config) > _NOTHING * objective.constant_loss(
+                labels, answers.shape[1], config.loss
+            ):
+                _restore(modules, start)
+            else:
+                going_on = True
         rate /= 2
 
     steps = len(history) * config.plan(len(labels))[0]
@@ -199,6 +209,11 @@ def _schedule(
 
 def _copied(module: nn.Module | Companion) -> Mapping[str, Any]:
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def _restore(modules: Sequence[nn.Module | Companion], states: Sequence[Mapping[str, Any]]) -> None:
+    for module, state in zip(modules, states, strict=True):
+        module.load_state_dict(state)
 
 
 def _loss(answers: np.ndarray, labels: np.ndarray, config: TrainConfig) -> float:

@@ -17,7 +17,7 @@ from pipelines.report.looks import look
 from pipelines.statistics.outcomes import having
 
 _ROW = 0.19  # inches
-_COLUMNS, _LONGEST = 4, 36  # panels beside each other, characters of a name
+_COLUMNS, _LONGEST = 4, 40  # panels beside each other, characters of a name
 _LEAST = 0.1  # that an axis spans, lest it show differences that nobody would care for
 _COLOUR = look("mlmoc").colour  # rows have names: nothing else tells them apart
 

@@ -1,4 +1,4 @@
-"""Every kind of kernel of one network from one set of Jacobians, and how alike two selections are.
+"""Every kind of kernel of one network from its `full` one, and how alike two selections are.
 
 From a model and images to the `full` kernel and the folded gradients of every class, of which all
 other kinds are contractions: with M the mean of v vᵀ over a kind's projections v of the logits, its
@@ -16,10 +16,10 @@ from scipy.stats import spearmanr
 from kernel.layers.gradients import per_example_gradients
 from kernel.layers.sketch import fold, random_signs
 from kernel.model import Model
+from kernel.ntk import empirical_ntk
 
 CHUNK = 8
 PROBES = (1, 2, 4, 8)
-GIB = 2**30
 
 
 class Jacobians(NamedTuple):
@@ -28,12 +28,10 @@ class Jacobians(NamedTuple):
     Attributes:
         full: float64 (examples, classes, examples, classes), Θ.
         folded: float32 (examples, classes, k), the gradients in the dimensions of a sketch.
-        exact: whether Θ is of the gradients themselves; else of the folded ones.
     """
 
     full: np.ndarray
     folded: np.ndarray
-    exact: bool
 
 
 def jacobians(
@@ -44,7 +42,7 @@ def jacobians(
     rng: np.random.Generator,
     gib: float,
 ) -> Jacobians:
-    """Differentiate every logit of every image once, in float32.
+    """Differentiate every logit of every image, in float32.
 
     Args:
         model: the network, in float32.
@@ -52,13 +50,11 @@ def jacobians(
         classes: its logits.
         sketch: k, dimensions that gradients are folded to, below the number of parameters.
         rng: of the signs of the sketch.
-        gib: GiB that the Jacobian may take; where it takes more, only the folded one is kept.
+        gib: GiB that Θ may be computed in.
     """
     images = np.asarray(images, np.float32)
     columns = sum(leaf.size for leaf in jax.tree.leaves(model.params))
     signs = jnp.asarray(random_signs(columns, sketch, rng))
-    exact = len(images) * classes * columns * 4 / GIB <= gib
-    kept = np.empty((len(images), classes, columns if exact else 0), np.float32)
     folded = np.empty((len(images), classes, sketch), np.float32)
     for c in range(classes):
         direction = jnp.asarray(np.eye(classes, dtype=np.float32)[c])
@@ -68,10 +64,7 @@ def jacobians(
             rows = per_example_gradients(model, jnp.asarray(images[places]), direction)
             part = slice(start, min(start + CHUNK, len(images)))
             folded[part, c] = fold(rows, signs, sketch)[: part.stop - start]
-            if exact:
-                kept[part, c] = rows[: part.stop - start]
-    values = _gram((kept if exact else folded).reshape(len(images) * classes, -1))
-    return Jacobians(values.reshape((len(images), classes) * 2), folded, exact)
+    return Jacobians(empirical_ntk(model, images, "full", memory_gib=gib).values, folded)
 
 
 def projections(classes: int, rng: np.random.Generator) -> dict[str, np.ndarray]:

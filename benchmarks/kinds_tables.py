@@ -96,7 +96,7 @@ def frame(runs: list[dict[str, Any]]) -> Frame:
 
 
 def _is_exact(run: dict[str, Any]) -> bool:
-    """Whether the `full` kernel was of the gradients themselves."""
+    """Whether the `full` kernel was of the gradients themselves: once it could be of a sketch."""
     return all(row.get("exact", True) for row in run["rows"])
 
 

@@ -10,7 +10,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from trainer import augmentation, batchnorm, objective
+from trainer import augmentation, batchnorm
 from trainer.errors import DataError, FitError, NetworkError, TrainerError
 from trainer.fit import TrainConfig, fit
 from trainer.memory import keep_freed_blocks
@@ -191,23 +191,6 @@ def test_with_two_classes_a_network_that_died_starts_again(seed):
     result = trained(TrainConfig(restarts=0))
     assert result.fitted
     assert result.learning_rate < 1.25
-
-
-@pytest.mark.parametrize("loss", ["l2", "cross_entropy"])
-def test_the_least_loss_of_a_constant_answer(loss):
-    rng = generator()
-    labels = rng.integers(4, size=30)
-    shares = np.bincount(labels, minlength=5) / 30
-    best = objective.constant_loss(labels, 5, loss)
-    answer = np.log(np.maximum(shares, 1e-30)) if loss == "cross_entropy" else shares
-
-    def loss_of(answer):
-        answers = torch.tensor(np.tile(answer, (30, 1)))
-        return objective.mean_loss(answers, torch.tensor(labels), loss).item()
-
-    assert loss_of(answer) == pytest.approx(best)
-    for _ in range(20):
-        assert loss_of(answer + rng.normal(size=5) / 10) > best
 
 
 def test_the_fitted_rule_stops_early(digits):

@@ -9,8 +9,8 @@ until they are, within limits, and the result says whether it got there:
 2. A schedule that diverges (a loss that is not finite, or one above twice that of answering zeros
    or of the start once half of it is over) starts again from its first weights at half the rate.
 3. A schedule that ends before the labels are fitted is followed by another at half the rate. It
-   goes on from there, but from the schedule's first weights if that learnt next to nothing: ReLUs
-   that died at too high a rate, as happens with two classes, have no gradient to come back by.
+   goes on from there, but from the schedule's first weights if the network died: ReLUs that a high
+   rate has closed for good, as happens with two classes, have no gradient to come back by.
 """
 
 import math
@@ -33,8 +33,6 @@ from trainer.randomness import seeded
 from trainer.train_config import TrainConfig
 
 __all__ = ["FitResult", "Progress", "TrainConfig", "fit"]
-
-_NOTHING = 0.9  # of the loss that needs no image at all: more is to have learnt next to nothing
 
 Progress = Callable[[int, int, str], None]
 """Told steps done, steps expected and a few words, at most ten times a second."""
@@ -145,9 +143,7 @@ def _fit(
             if fitted or extensions == config.extensions:
                 break
             extensions += 1
-            if _loss(answers, labels, config) > _NOTHING * objective.constant_loss(
-                labels, answers.shape[1], config.loss
-            ):
+            if _dead(answers):
                 _restore(modules, start)
             else:
                 going_on = True
@@ -205,6 +201,12 @@ def _schedule(
         return logits(network, images)
     except NotFiniteError:
         return None
+
+
+def _dead(answers: np.ndarray) -> bool:
+    """Whether most images are answered by biases alone: with the very same logits."""
+    same = np.isclose(answers, np.median(answers, axis=0), rtol=1e-5, atol=1e-7).all(axis=1)
+    return bool(2 * same.sum() > len(answers) > 1)
 
 
 def _copied(module: nn.Module | Companion) -> Mapping[str, Any]:

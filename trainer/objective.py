@@ -47,14 +47,6 @@ def losses(
     return (answers - wanted).square().mean(dim=1)
 
 
-def constant_loss(labels: Integer[np.ndarray, " labelled"], classes: int, loss: Loss) -> float:
-    """The least mean loss of answering every image alike: with how often each class occurs."""
-    shares = np.bincount(labels, minlength=classes) / len(labels)
-    if loss == "cross_entropy":
-        return float(scipy.special.entr(shares).sum())
-    return float(np.mean(shares * (1 - shares)))
-
-
 def accuracy(
     answers: Float[np.ndarray, "labelled classes"], labels: Integer[np.ndarray, " labelled"]
 ) -> float:

@@ -47,8 +47,8 @@ class TrainConfig:
     target_accuracy: float = 0.99
     """Eval-mode accuracy on the labelled set, not augmented, from which it counts as fitted."""
     extensions: int = 2
-    """How many more schedules, each at half the rate, a labelled set gets that is not fitted; one
-    that learnt next to nothing is gone back on."""
+    """How many more schedules, each at half the rate, a labelled set gets that is not fitted; from
+    where the last began if the network died in it."""
     restarts: int = 6
     """How often training that diverges goes back to its start with half the rate."""
     augmentation: Augmentation = "none"

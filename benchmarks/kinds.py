@@ -68,6 +68,8 @@ class Settings:
     """Of training, in place of the pipeline's own floor."""
     optimiser: Optimiser | None = None
     """In place of the pipeline's own: [D]'s networks without BatchNorm need adam."""
+    learning_rate: float | None = None
+    """The highest of training, in place of the optimiser's own: 1.25 is too much for deep ones."""
     sketches: tuple[int, ...] = (1024, 4096, 16384, 65536)
     """Each a multiple of those before it; those not below the number of parameters are left out."""
     top: tuple[int, ...] = (5, 25)
@@ -130,6 +132,7 @@ def measure(settings: Settings, case: Case) -> dict[str, Any]:
         "side": images.shape[-1],
         "optimiser": config.optimiser,
         "min_steps": config.min_steps,
+        "learning_rate": config.peak_learning_rate,
         "parameters": parameter_count(network),
         "fitted": result.fitted,
         "steps": result.steps,
@@ -143,7 +146,8 @@ def measure(settings: Settings, case: Case) -> dict[str, Any]:
 def training(settings: Settings, dataset: str) -> TrainConfig:
     """The settings of the data set's own pipeline."""
     config: TrainConfig = import_module(f"pipelines.{dataset}").DEFAULTS.train
-    given = {"min_steps": settings.min_steps, "optimiser": settings.optimiser}
+    names = ("min_steps", "optimiser", "learning_rate")
+    given = {name: getattr(settings, name) for name in names}
     return replace(config, **{key: value for key, value in given.items() if value is not None})
 
 

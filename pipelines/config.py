@@ -6,6 +6,7 @@ Every data set's script holds only values for them; see the paper's values in do
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +44,21 @@ ADDED: dict[str, Any] = {
     "ll4al": json.loads(json.dumps(dataclasses.asdict(LL4ALConfig()))),
     "albl": json.loads(json.dumps(dataclasses.asdict(ALBLConfig()))),
 }
+# Likewise within the settings of training.
+_ADDED_TO_TRAINING = {"precision": "float32"}
+
+
+def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's settings as recorded; those that older versions lacked as these understood them."""
+    return ADDED | completed_training(settings)
+
+
+def completed_training(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of anything that trains a network: only what lies in `train`."""
+    training = settings.get("train")
+    if not isinstance(training, dict):
+        return dict(settings)
+    return {**settings, "train": _ADDED_TO_TRAINING | training}
 
 
 @dataclasses.dataclass(frozen=True)

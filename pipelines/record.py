@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -117,14 +117,18 @@ def _changed(what: str) -> PipelineError:
     )
 
 
-def open_run(path: Path, config: dict[str, Any], added: dict[str, Any] | None = None) -> Run:
+def open_run(
+    path: Path,
+    config: dict[str, Any],
+    completed: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> Run:
     """Start a run in a directory, or take up the one that is there.
 
     Args:
         path: the directory, made if it is not there.
         config: what is asked for now; JSON-able.
-        added: settings that older versions did not have, with the values that stand for what they
-            did, so that a run begun before them goes on.
+        completed: adds to recorded settings those that older versions did not have, with the
+            values that stand for what they did, so that a run begun before them goes on.
 
     Raises:
         PipelineError: the directory holds a run made with another configuration, or other files.
@@ -141,7 +145,7 @@ def open_run(path: Path, config: dict[str, Any], added: dict[str, Any] | None = 
             )
         _write(path / CONFIG, json.dumps(config, indent=1) + "\n")
     run = read(path)
-    differing = differences((added or {}) | run.config, config)
+    differing = differences(completed(run.config), config)
     if differing and not run.rounds:
         # nothing was computed with the old settings yet
         _write(path / CONFIG, json.dumps(config, indent=1) + "\n")

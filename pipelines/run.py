@@ -11,7 +11,7 @@ from bridge.weights import read
 from pipelines import pending, record, table
 from pipelines.companion import companion_of, take_up
 from pipelines.compilation import keep_compiled
-from pipelines.config import ADDED, RunConfig
+from pipelines.config import RunConfig, completed
 from pipelines.first_training import FirstTrainings
 from pipelines.preparation import prepared
 from pipelines.record import Run
@@ -51,7 +51,7 @@ def run(
     companion = companion_of(config, dataset, network)
     with record.only_writer(config.run_folder):
         asked = config.record() | {"data": describe(dataset)}
-        so_far = record.open_run(config.run_folder, asked, ADDED)
+        so_far = record.open_run(config.run_folder, asked, completed)
         oracle, bridge = DatasetOracle(dataset.train_labels), Bridge(network, config.twin)
         setting = Setting(
             config, dataset, network, bridge, oracle, lambda: Stages(console), companion, first

@@ -4,7 +4,7 @@ From a network, images and labels to the mean loss of each epoch; the weights ar
 """
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -64,8 +64,11 @@ def epochs(
             where = torch.tensor(chosen, device=pixels.device)
             batch = _augmented(pixels[where], config, rng)
             batch = batch.contiguous(memory_format=torch.channels_last)
-            with nullcontext(()) if companion is None else companion.watch(network) as seen:
+            watched = nullcontext(()) if companion is None else companion.watch(network)
+            with _arithmetic(config, batch.device), watched as seen:
                 answers = forward(network, batch)
+            if config.precision == "bfloat16":  # losses are sums of many small numbers
+                answers, seen = answers.float(), [features.float() for features in seen]
             loss = objective.mean_loss(answers, targets[where], config.loss)
             total += loss.detach() * len(chosen)
             if companion is not None:
@@ -82,6 +85,13 @@ def epochs(
         if companion is not None:
             companion.eval()
         yield Epoch(total.item() / len(labels), extra.item() / len(labels))
+
+
+def _arithmetic(config: TrainConfig, device: torch.device) -> AbstractContextManager[object]:
+    """What a forward pass, and by it the backward pass, computes in."""
+    if config.precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
 
 
 def lay_out(network: nn.Module, memory_format: torch.memory_format) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipelines import record
-from pipelines.config import ADDED
+from pipelines.config import completed
 from pipelines.errors import PipelineError
 from pipelines.findings import plain
 from pipelines.record import Run
@@ -107,7 +107,7 @@ def _settings(run: Run) -> dict[str, Any]:
     # settings of other strategies are groups that neither of the two reads
     known = {
         key: value
-        for key, value in (ADDED | run.config).items()
+        for key, value in completed(run.config).items()
         if key not in _APART and (key in _SHARED or not isinstance(value, dict))
     }
     if run.config["strategy"] == RANDOM:

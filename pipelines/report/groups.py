@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pipelines.config import ADDED
+from pipelines.config import completed
 from pipelines.errors import PipelineError
 from pipelines.record import Run
 from pipelines.strategies import SETTINGS, settings_of
@@ -72,7 +72,7 @@ class _Entry(NamedTuple):
 
 
 def _entry(run: Run) -> _Entry:
-    whole = ADDED | run.config
+    whole = completed(run.config)
     strategy, arms = str(whole["strategy"]), whole["albl"]["arms"]
     looked_at = settings_of(strategy, arms)
     shared = {name: value for name, value in whole.items() if name not in SETTINGS}

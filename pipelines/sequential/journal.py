@@ -10,7 +10,7 @@ from typing import Any
 
 from bridge.atomic import replace
 from pipelines import record
-from pipelines.config import ADDED
+from pipelines.config import completed
 from pipelines.errors import PipelineError
 from pipelines.record import Run
 from pipelines.sequential.config import GROWING
@@ -97,7 +97,7 @@ def open_journal(path: Path, config: dict[str, Any]) -> Journal:
         new = {"format": record.FORMAT, **json.loads(json.dumps(config))}
         old, now = (
             {key: value for key, value in config.items() if key not in GROWING}
-            for config in (ADDED | found.run.config, new)
+            for config in (completed(found.run.config), new)
         )
         differing = record.differences(old, now)
         if differing and (found.answers or found.run.rounds):
@@ -106,7 +106,7 @@ def open_journal(path: Path, config: dict[str, Any]) -> Journal:
                 "those that it was started with, or give --run another directory."
             )
         replace(path / record.CONFIG, (json.dumps(new, indent=1) + "\n").encode())
-    return Journal(record.open_run(path, config, ADDED), read(path).answers)
+    return Journal(record.open_run(path, config, completed), read(path).answers)
 
 
 def read(path: Path) -> Journal:

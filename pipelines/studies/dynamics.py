@@ -68,7 +68,13 @@ ROUNDS = Study(
     ),
 )
 
-_SMALL_CNN = {"CIFAR-10 16×16, CNN": dataclasses.replace(_PAPER_CNN, image_size=16)}
+_SMALL_CNN = {
+    "CIFAR-10 16×16, CNN": dataclasses.replace(
+        _PAPER_CNN,
+        image_size=16,
+        train=dataclasses.replace(_PAPER_CNN.train, precision="bfloat16"),
+    )
+}
 CIFAR10_ROUNDS = dataclasses.replace(
     ROUNDS,
     name="cifar10_rounds",
@@ -78,7 +84,7 @@ CIFAR10_ROUNDS = dataclasses.replace(
         "A budget of 1,000 beside 500 labels, on CIFAR-10 with the CNN: R = 10, 4, 2 and 1 rounds "
         "come to 36.84, 36.72, 36.71 and 36.67%."
     ),
-    # its network, training, labels and budget; only the images are smaller
+    # its network, training, labels and budget; images are smaller, products of training rounder
     small=(Grid(_SMALL_CNN, _by_rounds(_PAPER_BUDGET), (0, 1, 2)),),
     paper_size=(Grid({"CIFAR-10, CNN": _PAPER_CNN}, _by_rounds(_PAPER_BUDGET), DYNAMICS_SEEDS),),
 )

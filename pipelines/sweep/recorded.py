@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines import record
-from pipelines.config import ADDED, RunConfig
+from pipelines.config import RunConfig, completed, completed_training
 from pipelines.errors import PipelineError
 from pipelines.sequential import journal
 from pipelines.sequential.config import SequentialConfig
@@ -118,7 +118,7 @@ def _key_at(path: Path) -> str | None:
     """Of the trial that a directory holds; None if it cannot be told."""
     if not (path / record.CONFIG).is_file():
         note = read_note(path)
-        return _measured(path)[1] if note is None else note.get("key")
+        return _measured(path)[1] or (note or {}).get("key")
     settings = _settings(path)
     if settings is None:
         return None
@@ -134,7 +134,7 @@ def _measured(path: Path) -> tuple[str, str | None]:
         except (OSError, ValueError):
             continue
         if isinstance(found, dict) and isinstance(found.get("config"), dict):
-            return kind, key_of(kind, found["config"])
+            return kind, key_of(kind, completed_training(found["config"]))
     return "", None
 
 
@@ -146,7 +146,7 @@ def _settings(path: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(config, dict) or config.get("format") != record.FORMAT:
         return None
-    return ADDED | {name: value for name, value in config.items() if name not in _DESCRIBED}
+    return completed({name: value for name, value in config.items() if name not in _DESCRIBED})
 
 
 def _canonical(settings: dict[str, Any]) -> dict[str, Any]:

@@ -269,6 +269,7 @@ BAD_SETTINGS = [
     ("stop", "never", "one of None, schedule, fitted"),
     ("augmentation", "mixup", "one of none, crop, flip_crop"),
     ("statistics", "batch", "one of running, labelled"),
+    ("precision", "float16", "one of float32, bfloat16"),
     ("learning_rate", 0.0, "learning_rate is 0.0; it must be positive and finite"),
     ("learning_rate", float("nan"), "learning_rate is nan"),
     ("momentum", 1.0, r"momentum is 1.0; it must be in \[0, 1\)"),
@@ -309,6 +310,7 @@ def test_every_setting_has_a_test_of_its_check():
         ("epochs", 5),
         ("augmentation", "crop"),
         ("statistics", "labelled"),
+        ("precision", "bfloat16"),
     ],
 )
 def test_every_setting_of_training_changes_the_weights(digits, changed, value):

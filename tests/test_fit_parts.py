@@ -1,5 +1,6 @@
-"""What training is made of: statistics of BatchNorm, augmentation, memory that is kept."""
+"""What training is made of: the stopping rule, precision, BatchNorm, augmentation, kept memory."""
 
+import dataclasses
 import platform
 
 import numpy as np
@@ -9,13 +10,97 @@ from torch import nn
 
 from tests.fit_cases import generator, network_of, some_digits
 from trainer import augmentation, batchnorm
+from trainer import fit as fit_module
+from trainer.fit import fit
 from trainer.memory import keep_freed_blocks
+from trainer.networks.loss_prediction import LossPrediction
 from trainer.predict import logits
+from trainer.train_config import TrainConfig
 
 
 @pytest.fixture(scope="module")
 def digits():
     return some_digits()
+
+
+# When labels are fitted
+
+
+class Answers(nn.Module):
+    """Answers what it is told, image by image, and counts how many it was asked for."""
+
+    def __init__(self, told):
+        super().__init__()
+        self.told, self.asked = torch.tensor(told), 0
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images):
+        self.asked += len(images)
+        return nn.functional.one_hot(self.told[images[:, 0, 0, 0].long()], 10).float()
+
+
+@pytest.mark.parametrize("target", [0.5, 0.9, 0.99, 1.0])
+@pytest.mark.parametrize("wrong", [0, 1, 4, 5, 40, 250, 499])
+def test_whether_labels_are_fitted_is_what_the_accuracy_says(wrong, target):
+    labels = generator(1).integers(10, size=500)
+    told = labels.copy()
+    told[generator(2).permutation(500)[:wrong]] += 1
+    images = np.arange(500, dtype=np.float32).reshape(500, 1, 1, 1)
+    network = Answers(told % 10).eval()
+    expected = np.mean(told % 10 == labels) >= target
+    config = TrainConfig(target_accuracy=target)
+    assert fit_module._fits(network, images, labels, config) == expected
+    assert network.asked == 500 if expected else network.asked <= 500
+
+
+def test_labels_far_from_fitted_are_not_all_asked_for():
+    labels = np.zeros(500, np.int64)
+    network = Answers(np.ones(500, np.int64)).eval()
+    images = np.arange(500, dtype=np.float32).reshape(500, 1, 1, 1)
+    assert not fit_module._fits(network, images, labels, TrainConfig())
+    assert network.asked == 128
+
+
+# Precision
+
+BRIEF = TrainConfig(epochs=4, min_steps=0, extensions=0, batch_size=10)
+
+
+def test_a_step_in_bfloat16_is_one_in_float32_but_for_its_rounding(digits):
+    images, labels = digits
+    config = TrainConfig(epochs=1, min_steps=0, extensions=0, restarts=0, batch_size=40)
+    moved = []
+    for precision in ("float32", "bfloat16"):
+        network = network_of("cnn")
+        before = torch.cat([p.detach().flatten().clone() for p in network.parameters()])
+        fit(network, images, labels, dataclasses.replace(config, precision=precision), generator())
+        assert {p.dtype for p in network.parameters()} == {torch.float32}
+        assert logits(network, images).dtype == np.float32
+        moved.append(torch.cat([p.detach().flatten() for p in network.parameters()]) - before)
+    exact, rounded = moved
+    assert 0 < (rounded - exact).norm() < 0.05 * exact.norm()  # bfloat16 has 8 bits
+
+
+def test_bfloat16_fits_and_repeats_bit_for_bit(digits):
+    ends = []
+    for _ in range(2):
+        network = network_of()
+        config = TrainConfig(precision="bfloat16", min_steps=300)
+        result = fit(network, *digits, config, generator())
+        assert result.fitted
+        ends.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
+    assert torch.equal(*ends)
+
+
+def test_what_is_trained_along_is_told_float32_in_bfloat16_too(digits):
+    images, labels = digits
+    network = network_of()
+    along = LossPrediction.of(network, images, generator())
+    before = [p.detach().clone() for p in along.parameters()]
+    config = dataclasses.replace(BRIEF, precision="bfloat16")
+    fit(network, images, labels, config, generator(), companion=along)
+    assert {p.dtype for p in along.parameters()} == {torch.float32}
+    assert any(not torch.equal(*pair) for pair in zip(before, along.parameters(), strict=True))
 
 
 # BatchNorm

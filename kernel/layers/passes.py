@@ -93,19 +93,9 @@ def compute_shape(
     """`compute` for parts of one shape, whose pieces begin at `starts`."""
     seen = observed(function, parts, params, frozen, images, projections)
 
-    def rows(own: Seen) -> Array:
-        pieces = [
-            rows_of(number, part, own, start)
-            for number, (part, start) in enumerate(zip(parts, starts, strict=True))
-            if part.form == "rows"
-        ]
-        joined = jnp.concatenate(pieces, axis=1).astype(images.dtype)
-        return joined if square else joined.reshape(1, -1)
-
-    if any(part.form == "rows" for part in parts):
-        formed = over(together)(rows, seen)
-    else:
-        formed = jnp.zeros((len(images), len(projections) if square else 1, 0), images.dtype)
+    formed = _rows(parts, seen, starts, images, len(projections), together)
+    if not square:
+        formed = formed.reshape(len(images), 1, -1)
     factors = tuple(factor_of(part, seen, square) for part in parts if part.form != "rows")
     finite = _finite(formed)
     for part, factor in zip([p for p in parts if p.form != "rows"], factors, strict=True):
@@ -179,6 +169,40 @@ def over(together: bool) -> Callable[[Callable[[Any], Array], Any], Array]:
     if together:
         return lambda function, values: jax.vmap(function)(values)
     return jax.lax.map
+
+
+def _rows(
+    parts: tuple[Part, ...],
+    seen: Seen,
+    starts: Array,
+    images: Array,
+    projections: int,
+    together: bool,
+) -> Array:
+    """(images, projections, columns) of all parts that are formed, side by side."""
+    own = [(n, part, starts[n]) for n, part in enumerate(parts) if part.form == "rows"]
+    columns = sum(part.columns for _, part, _ in own)
+    formed = jnp.zeros((len(images), projections, columns), images.dtype)
+    if not own:
+        return formed
+    if together:
+        pieces = [
+            jax.vmap(lambda one, some=some: rows_of(*some[:2], one, some[2]))(seen) for some in own
+        ]
+        return jnp.concatenate(pieces, axis=2).astype(images.dtype)
+
+    def form(image: Array, formed: Array) -> Array:
+        one = jax.tree.map(lambda array: array[image], seen)
+        offset = 0
+        for number, part, start in own:
+            # straight to its place: rows put together first are copied once more, at the speed of
+            # memory, which is what limits the rows of layers with few positions
+            piece = rows_of(number, part, one, start).astype(images.dtype)
+            formed = jax.lax.dynamic_update_slice(formed, piece[None], (image, 0, offset))
+            offset += part.columns
+        return formed
+
+    return jax.lax.fori_loop(0, len(images), form, formed)
 
 
 def rows_of(number: int, part: Part, seen: Seen, start: Array) -> Array:

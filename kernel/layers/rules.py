@@ -120,8 +120,15 @@ class Product:
         if outputs < self.outputs:
             delta = jnp.pad(delta, ((0, 0), (0, -self.outputs % outputs), (0, 0)))
             delta = jax.lax.dynamic_slice_in_dim(delta, start, outputs, axis=1)
-        grouped = delta.reshape(len(delta), self.groups, -1, delta.shape[2])
-        kernels = jnp.einsum("rgot,gft->rgof", grouped, self.patches(x)).reshape(len(delta), -1)
+        patches = self.patches(x)
+        if self.groups == 1:
+            # one product of two matrices, whose result lies as it is wanted: XLA turns an einsum
+            # with groups around, and then takes most of its time to turn the result back
+            kernels = delta.reshape(-1, delta.shape[2]) @ patches[0].T
+        else:
+            grouped = delta.reshape(len(delta), self.groups, -1, delta.shape[2])
+            kernels = jnp.einsum("rgot,gft->rgof", grouped, patches)
+        kernels = kernels.reshape(len(delta), -1)
         if self.bias is None:
             return kernels
         return jnp.concatenate([kernels, delta.sum(axis=2)], axis=1)

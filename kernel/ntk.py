@@ -124,8 +124,8 @@ def _sketched(model, images, problem: Problem, sketch, request: Request, rng, pr
             f"{request.memory_gib:g} GiB are given: give {needed} GiB, or lower the sketch, "
             "the chunk or the number of images."
         )
-    rows = sketched(model, images, problem, sketch, chunk, rng, progress, request.devices, scratch)
-    return gram(rows.reshape(len(images) * problem.rows_an_example, -1))
+    own = (model, images, problem, sketch, chunk, rng, progress, request.devices, scratch)
+    return gram(sketched(*own).features.reshape(len(images) * problem.rows_an_example, -1))
 
 
 def gram(rows: Float[jax.Array | np.ndarray, "rows columns"]) -> Float[np.ndarray, "rows rows"]:

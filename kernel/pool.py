@@ -180,10 +180,10 @@ def _features(model, images, sizes: Sizes, request: Request, rng, progress, kept
     """Sketched gradients of all images, the projections side by side."""
     problem, chunk, model = _ready(model, images, len(images), request, rng)
     assert sizes.sketch is not None
-    values = sketched(
+    found = sketched(
         model, images, problem, sizes.sketch, chunk, rng, progress, request.devices, kept
     )
-    return Features(values.reshape(len(images), -1), request.precision)
+    return Features(found.features.reshape(len(images), -1), request.precision, found.logits)
 
 
 def _cross(model, images, labelled: int, sample, request: Request, rng, progress, kept) -> Cross:

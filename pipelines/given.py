@@ -8,6 +8,7 @@ import torch
 from pipelines.errors import PipelineError
 from pipelines.strategies.situation import Situation
 from trainer.pool import Pool
+from trainer.predict import logits
 
 
 def checked_images(images: np.ndarray | torch.Tensor) -> np.ndarray:
@@ -63,7 +64,11 @@ def check_classes(situation: Situation) -> None:
     Raises:
         PipelineError: there is one.
     """
-    classes = situation.candidate_logits.shape[1]
+    if situation.answered is None:  # whoever needs all of them asks when it does
+        one = logits(situation.network, situation.images(situation.candidates[:1]))
+    else:
+        one = situation.candidate_logits
+    classes = one.shape[1]
     outside = np.flatnonzero(situation.labels >= classes)
     if len(outside):
         index, label = situation.labelled[outside[0]], situation.labels[outside[0]]

@@ -125,7 +125,8 @@ def sketch_apart(folder: Path) -> float:
     images = seeded().normal(size=(11, *shape))
     problem, _ = problem_for(model, images, "rademacher", 11, None, 2)
     own = (model, images, problem, 16, 1)
-    return apart(sketched(*own, seeded(), devices=8), sketches(*own, seeded()))
+    pairs = zip(sketched(*own, seeded(), devices=8), sketches(*own, seeded()), strict=True)
+    return max(apart(one, other) for one, other in pairs)
 
 
 def refusals(folder: Path) -> Any:
@@ -161,7 +162,7 @@ def one_of_two(address: str, number: int) -> Any:
     features = sketches(
         model, images, problem_for(model, images, "trace", 11, None, 1)[0], 9, 4, seeded()
     )
-    flat = features.reshape(11, -1)
+    flat = features.features.reshape(11, -1)
     images[4] = np.nan
     said = []
     for devices in (None, 2):

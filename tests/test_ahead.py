@@ -114,7 +114,7 @@ def test_cores_change_the_time_and_not_the_kernel(monkeypatch):
         rng = np.random.default_rng(0)
         found[cores] = (
             *sweep(model("Words"), images(9), problem, made, told),
-            sketches(model("Words"), images(9), problem, 5, chunk, rng),
+            *sketches(model("Words"), images(9), problem, 5, chunk, rng),
         )
     for cores in (2, 3):
         for ours, alone in zip(found[cores], found[1], strict=True):

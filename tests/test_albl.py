@@ -112,7 +112,10 @@ def test_weighted_accuracy_by_hand():
 def scored(count=12, **changes):
     """A situation whose entropy, margin and least confidence name different images."""
     p = np.random.default_rng(3).dirichlet(np.ones(4) / 2, count)
-    return dataclasses.replace(situation(p), **changes)
+    given = situation(p)
+    if "labelled_logits" in changes:
+        changes["answered"] = changes.pop("labelled_logits"), given.candidate_logits
+    return dataclasses.replace(given, **changes)
 
 
 def albl(given, batch=4, seed=0):

@@ -20,7 +20,7 @@ from kernel.regression.inputs import Features
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
 from pipelines.query import query
-from pipelines.strategies import LOOK_AHEAD, STRATEGIES
+from pipelines.strategies import LOOK_AHEAD, STRATEGIES, lookahead
 from pipelines.strategies.kernel_config import KernelConfig
 from pipelines.strategies.lookahead_config import LookAheadConfig
 from tests.kernel_cases import mlp, random_problem
@@ -114,6 +114,36 @@ def test_a_sample_and_a_sketch(criterion, subject):
         found = ask(subject, criterion, kernel)
         assert found.diagnostics["held"].startswith(held)
         assert np.isfinite(found.candidate_scores).all()
+
+
+def passes(model):
+    """How many images go through the network at a time, and what ends the counting."""
+    seen = []
+    return seen, model.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
+
+
+def test_a_sketch_leaves_logits_and_the_network_is_not_asked_again(subject, monkeypatch):
+    kernel = KernelConfig(sketch=40, precision="float64", chunk=7)
+    seen, hook = passes(subject[0])
+    try:
+        found = ask(subject, "emoc", kernel)
+        assert max(seen) <= 4  # of the certificate
+        monkeypatch.setattr(lookahead, "_leaves_logits", lambda _: False)
+        seen.clear()
+        expected = ask(subject, "emoc", kernel)
+        assert max(seen) == len(subject[1]) - len(LABELLED)
+    finally:
+        hook.remove()
+    np.testing.assert_allclose(found.candidate_scores, expected.candidate_scores, rtol=1e-4)
+    np.testing.assert_array_equal(found.indices, expected.indices)
+
+
+@pytest.mark.parametrize("kernel", [EXACT, KernelConfig(kind="full", sketch=40)])
+def test_other_kernels_leave_no_logits(kernel, subject):
+    seen, hook = passes(subject[0])
+    ask(subject, "mlmoc", kernel)
+    hook.remove()
+    assert max(seen) == len(subject[1]) - len(LABELLED)
 
 
 def test_nobody_answers(subject):

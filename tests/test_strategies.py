@@ -33,15 +33,13 @@ def situation(p: np.ndarray, candidates: np.ndarray | None = None) -> Situation:
         labelled=np.array([0]),
         labels=np.array([0]),
         candidates=np.arange(10, 10 + len(p)) if candidates is None else candidates,
-        labelled_logits=np.zeros((1, p.shape[1]), np.float32),
-        candidate_logits=p.astype(np.float32),
-        probabilities=p,
         images=lambda indices: np.zeros((len(indices), 1, 2, 2), np.float32),
         mirror=no_mirror,
         kernel=KernelConfig(),
         stages=Stages(),
         network=nn.Identity(),
         train=TrainConfig(),
+        answered=(np.zeros((1, p.shape[1]), np.float32), p),
     )
 
 

@@ -82,9 +82,9 @@ def folded(
 
     def rows(start: int) -> np.ndarray:
         own = (*model[1:], cut.images(start), cut.cotangents(start)[:, None], how.signs)
-        values, finite = sketched(model.function, how.units, how.buckets, together(), *own)
-        cut.check(start, np.asarray(finite), error)
-        return np.asarray(values)[:, 0]
+        found = sketched(model.function, how.units, how.buckets, together(), *own)
+        cut.check(start, np.asarray(found.finite), error)
+        return np.asarray(found.rows)[:, 0]
 
     with cut.in_order(rows) as results:
         return np.concatenate([values[:count] for count, values in results])

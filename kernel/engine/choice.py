@@ -13,7 +13,7 @@ from kernel.engine.progress import Progress, Report
 from kernel.engine.scratch import Scratch
 from kernel.engine.sharded import sharded_sweep
 from kernel.engine.sharded_sketches import sharded_sketches
-from kernel.engine.sketches import sketches
+from kernel.engine.sketches import Sketches, sketches
 from kernel.engine.sweep import sweep
 from kernel.engine.tf32 import arithmetic
 from kernel.errors import KernelError
@@ -54,7 +54,7 @@ def sketched(
     report: Report | None = None,
     devices: int | None = None,
     scratch: Scratch | None = None,
-) -> Float[np.ndarray, "examples projections buckets"]:
+) -> Sketches:
     """`kernel.engine.sketches.sketches` on so many devices; all if None.
 
     Several processes keep nothing in the scratch.

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int8
 
 from kernel.engine.devices import AXIS
 from kernel.layers.pairs import alone, pair
-from kernel.layers.passes import Chunk, Factor, Part, compute_shape, sketched
+from kernel.layers.passes import Chunk, Factor, Folded, Part, compute_shape, sketched
 from kernel.layers.rules import Lookup
 from kernel.layers.units import Unit
 from kernel.model import Frozen, Function, Params
@@ -78,7 +78,7 @@ def sketch_on(
     images: Float[Array, "images ..."],
     projections: Float[Array, "projections classes"],
     signs: Int8[Array, " columns"],
-) -> tuple[Array, Array]:
+) -> Folded:
     """`kernel.layers.passes.sketched` of a wave of images, spread over the devices like them."""
 
     def local(*arrays: Any) -> Any:

@@ -13,13 +13,11 @@ from kernel.engine.programs import sketch_on
 from kernel.engine.progress import Report
 from kernel.engine.scratch import Scratch
 from kernel.engine.sharded import check_wave
+from kernel.engine.sketches import Sketches, finished, room
 from kernel.engine.waves import waves
 from kernel.kinds import given
 from kernel.layers.sketch import random_signs
 from kernel.model import Model
-
-# In the scratch.
-_FEATURES = "features"
 
 
 def sharded_sketches(
@@ -32,7 +30,7 @@ def sharded_sketches(
     report: Report | None,
     mesh: Mesh,
     scratch: Scratch | None = None,
-) -> Float[np.ndarray, "examples projections buckets"]:
+) -> Sketches:
     """`kernel.engine.sketches.sketches`, each device with its slice of every wave.
 
     Args:
@@ -56,9 +54,7 @@ def sharded_sketches(
     weights = everywhere(tuple(model[1:]), mesh)
     scale = np.dtype(problem.precision).type(problem.directions.scale**0.5)
     scratch = scratch or Scratch()
-    shape = (len(images), len(projections), buckets)
-    values = scratch.array(_FEATURES, shape, problem.precision)
-    done = scratch.done(_FEATURES)
+    found, done = room(scratch, len(images), problem, buckets)
     for wave in waves(0, len(images), chunk, mesh.size):
         if wave.stop <= done:
             continue
@@ -66,7 +62,7 @@ def sharded_sketches(
         # one projection at a time: what one image leaves in the network is what takes memory
         for number in range(len(projections)):
             one = everywhere(projections[number : number + 1], mesh)
-            rows, finite = sketch_on(
+            folded = sketch_on(
                 mesh,
                 model.function,
                 problem.units,
@@ -77,10 +73,11 @@ def sharded_sketches(
                 one,
                 signs,
             )
-            check_wave(model, images, wave, finite, projections)
-            own = collected(rows)[: wave.images, 0]
-            values[wave.start : wave.stop, number] = own * scale
-        scratch.mark(_FEATURES, wave.stop)
+            check_wave(model, images, wave, folded.finite, projections)
+            own = collected(folded.rows)[: wave.images, 0]
+            found.features[wave.start : wave.stop, number] = own * scale
+            found.logits[wave.start : wave.stop] = collected(folded.logits)[: wave.images]
+        finished(scratch, wave.stop)
         if report is not None:
             report(float(wave.stop), float(len(images)))
-    return values
+    return found

@@ -1,8 +1,11 @@
 """Sketched gradients of a set of images: one row of features an image, whose products are a kernel.
 
 From a network and images to Φ with Θ ≈ ΦΦᵀ, in one pass and in memory of Φ's own size: what a pool
-too large for its kernel is worked with (docs/mathematics.md, 2).
+too large for its kernel is worked with (docs/mathematics.md, 2). The pass goes through the network,
+so its logits are had without going there again.
 """
+
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +20,32 @@ from kernel.layers.diagnosis import not_finite
 from kernel.layers.passes import sketched
 from kernel.layers.sketch import random_signs
 from kernel.model import Model
+
+
+class Sketches(NamedTuple):
+    """What one pass finds of a set of images.
+
+    Attributes:
+        features: (examples, projections, buckets), with the scale of the kernel in them.
+        logits: (examples, classes), in the precision of the problem.
+    """
+
+    features: Float[np.ndarray, "examples projections buckets"]
+    logits: Float[np.ndarray, "examples classes"]
+
+
+def room(scratch: Scratch, examples: int, problem: Problem, buckets: int) -> tuple[Sketches, int]:
+    """The arrays as the scratch has them, and of how many images they are finished."""
+    projections, classes = problem.directions.projections.shape
+    shapes = {"features": (examples, projections, buckets), "logits": (examples, classes)}
+    arrays = {name: scratch.array(name, shapes[name], problem.precision) for name in shapes}
+    return Sketches(**arrays), min(scratch.done(name) for name in shapes)
+
+
+def finished(scratch: Scratch, images: int) -> None:
+    """Of so many images both arrays are."""
+    for name in Sketches._fields:
+        scratch.mark(name, images)
 
 
 def sketch_bytes(problem: Problem, buckets: int, chunk: int) -> int:
@@ -43,7 +72,7 @@ def sketches(
     rng: np.random.Generator | None,
     report: Report | None = None,
     scratch: Scratch | None = None,
-) -> Float[np.ndarray, "examples projections buckets"]:
+) -> Sketches:
     """Every image's gradient, folded to so many dimensions for each projection of the logits.
 
     Args:
@@ -65,18 +94,16 @@ def sketches(
     projections = problem.directions.projections
     scale = np.dtype(problem.precision).type(problem.directions.scale**0.5)
     scratch = scratch or Scratch()
-    shape = (len(images), len(projections), buckets)
-    values = scratch.array("features", shape, problem.precision)
-    done = scratch.done("features")
+    found, done = room(scratch, len(images), problem, buckets)
     threads, share = shared(chunk)
 
-    def folded(start: int) -> list[np.ndarray]:
+    def folded(start: int) -> tuple[list[np.ndarray], np.ndarray]:
         places = np.minimum(np.arange(start, start + share), len(images) - 1)
         some = jnp.asarray(images[places])
-        all_rows = []
+        all_rows, logits = [], np.empty(0)
         # one projection at a time: what one image leaves in the network is what takes memory
         for projection in jnp.asarray(projections, problem.precision):
-            rows, finite = sketched(
+            one = sketched(
                 model.function,
                 problem.units,
                 buckets,
@@ -86,17 +113,19 @@ def sketches(
                 projection[None],
                 signs,
             )
-            if not bool(finite.all()):
-                bad = sorted(set(places[~np.asarray(finite)].tolist()))
+            if not bool(one.finite.all()):
+                bad = sorted(set(places[~np.asarray(one.finite)].tolist()))
                 raise not_finite(model, images, bad, projections)
-            all_rows.append(np.asarray(rows)[:, 0])
-        return all_rows
+            all_rows.append(np.asarray(one.rows)[:, 0])
+            logits = np.asarray(one.logits)
+        return all_rows, logits
 
     with in_order(folded, range(done, len(images), share), threads) as chunks:
-        for start, rows in chunks:
+        for start, (rows, logits) in chunks:
             count = min(share, len(images) - start)
-            values[start : start + count] = np.stack(rows, axis=1)[:count] * scale
-            scratch.mark("features", start + share)
+            found.features[start : start + count] = np.stack(rows, axis=1)[:count] * scale
+            found.logits[start : start + count] = logits[:count]
+            finished(scratch, start + share)
             if report is not None:
                 report(float(start + count), float(len(images)))
-    return values
+    return found

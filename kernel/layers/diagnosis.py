@@ -45,11 +45,10 @@ def _layer(model: Model, image: Array, projections: Array) -> str:
     if not isinstance(model.function, Tapped):
         return "where in the network is not known, because its layers cannot be observed"
     sites = [site.name for site in model.function.sites if site.parameters]
-    inputs, cotangents = taps(model.function, *model[1:], image, projections, sites)
+    inputs, cotangents, logits = taps(model.function, *model[1:], image, projections, sites)
     for site in sites:
         if not _finite(inputs[site]):
             return f"what enters the layer {site!r} is not finite"
-    logits = model.function(model.params, model.frozen, image[None])
     if not _finite(logits):
         return f"the logits are not finite, although what enters the last layer {sites[-1]!r} is"
     for site in reversed(sites):

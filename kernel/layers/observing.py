@@ -48,11 +48,13 @@ class Seen(NamedTuple):
     """Of one image, or with a leading axis of several.
 
     Attributes:
+        logits: (classes,).
         inputs: of layers with a rule, by site.
         cotangents: of their outputs, the projections along axis 0, by site.
         formed: (projections, columns) of every other part, by its number among the parts.
     """
 
+    logits: Array
     inputs: dict[str, Array]
     cotangents: dict[str, Array]
     formed: dict[int, Array]
@@ -68,9 +70,10 @@ def observe(
 ) -> Seen:
     """What a pass sees of one image; map it over images with `vmap`."""
     if not isinstance(function, Tapped):
-        return Seen({}, {}, _by_leaf(function, parts, params, frozen, image, projections))
+        logits, formed = _by_leaf(function, parts, params, frozen, image, projections)
+        return Seen(logits, {}, {}, formed)
     sites = [site for part in parts for site in part.unit.sites]
-    inputs, cotangents = taps(function, params, frozen, image, projections, sites)
+    inputs, cotangents, logits = taps(function, params, frozen, image, projections, sites)
     by_rule = [part.unit.sites[0] for part in parts if part.by_rule]
     formed = {
         number: _general(function, part.unit, params, frozen, inputs, cotangents)
@@ -78,6 +81,7 @@ def observe(
         if not part.by_rule
     }
     return Seen(
+        logits,
         {site: inputs[site][0] for site in by_rule},
         {site: cotangents[site][0] for site in by_rule},
         formed,
@@ -108,8 +112,8 @@ def _by_leaf(
     frozen: Frozen,
     image: Array,
     projections: Array,
-) -> dict[int, Array]:
-    """Rows of a function without taps, whose units are single parameters."""
+) -> tuple[Array, dict[int, Array]]:
+    """Logits and rows of a function without taps, whose units are single parameters."""
     leaves, structure = jax.tree.flatten(params)
     places = sorted({place for part in parts for place in part.unit.places})
 
@@ -119,10 +123,10 @@ def _by_leaf(
             rebuilt[place] = leaf
         return function(jax.tree.unflatten(structure, rebuilt), frozen, image[None])[0]
 
-    _, pull = jax.vjp(logits, [leaves[place] for place in places])
+    answers, pull = jax.vjp(logits, [leaves[place] for place in places])
     (gradients,) = jax.vmap(pull)(projections)
     own = dict(zip(places, gradients, strict=True))
-    return {
+    return answers, {
         number: own[part.unit.places[0]].reshape(len(projections), -1)
         for number, part in enumerate(parts)
     }

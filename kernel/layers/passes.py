@@ -21,7 +21,7 @@ from kernel.layers.sketch import fold_into
 from kernel.layers.units import Unit
 from kernel.model import Frozen, Function, Model, Params
 
-__all__ = ["Chunk", "Factor", "Part", "compute", "compute_shape", "sketched"]
+__all__ = ["Chunk", "Factor", "Folded", "Part", "compute", "compute_shape", "sketched"]
 
 
 class Factor(NamedTuple):
@@ -105,6 +105,20 @@ def compute_shape(
     return Chunk(formed, factors, finite)
 
 
+class Folded(NamedTuple):
+    """Some images' gradients in fewer dimensions.
+
+    Attributes:
+        rows: (images, projections, buckets).
+        logits: (images, classes), which the pass has anyway.
+        finite: whether the rows are, by image.
+    """
+
+    rows: Float[Array, "images projections buckets"]
+    logits: Float[Array, "images classes"]
+    finite: Bool[Array, " images"]
+
+
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def sketched(
     function: Function,
@@ -116,11 +130,11 @@ def sketched(
     images: Float[Array, "images ..."],
     projections: Float[Array, "*each projections classes"],
     signs: Int8[Array, " columns"],
-) -> tuple[Float[Array, "images projections buckets"], Bool[Array, " images"]]:
+) -> Folded:
     """Every image's gradient with its signs, folded into buckets layer by layer (`fold_into`).
 
-    Also whether all of it is finite, by image. Projections are those of all images, or each image's
-    own along axis 0. Columns are counted unit by unit, each as its rule lays them out.
+    Projections are those of all images, or each image's own along axis 0. Columns are counted unit
+    by unit, each as its rule lays them out.
     """
     parts = tuple(Part(unit, "rows", unit.outputs) for unit in units)
     seen = observed(function, parts, params, frozen, images, projections)
@@ -136,7 +150,7 @@ def sketched(
         return total
 
     values = over(together)(folded, seen)
-    return values, _finite(values)
+    return Folded(values, seen.logits, _finite(values))
 
 
 def observed(
@@ -187,7 +201,8 @@ def _rows(
         return formed
     if together:
         pieces = [
-            jax.vmap(lambda one, some=some: rows_of(*some[:2], one, some[2]))(seen) for some in own
+            jax.vmap(partial(rows_of, number, part, start=start))(seen)
+            for number, part, start in own
         ]
         return jnp.concatenate(pieces, axis=2).astype(images.dtype)
 

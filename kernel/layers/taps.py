@@ -86,7 +86,7 @@ def taps(
     image: Float[Array, "..."],
     projections: Float[Array, "projections classes"],
     sites: Collection[str],
-) -> tuple[Inputs, Cotangents]:
+) -> tuple[Inputs, Cotangents, Float[Array, " classes"]]:
     """What reaches the layers from both sides, for one image; map it over images with `vmap`.
 
     Args:
@@ -98,8 +98,8 @@ def taps(
         sites: names of the layers.
 
     Returns:
-        The inputs of each layer, and the cotangents of each of its outputs with the projections
-        along axis 0.
+        The inputs of each layer, the cotangents of each of its outputs with the projections along
+        axis 0, and the logits.
     """
     x = image[None]
     zeros = function.perturbations(params, frozen, x)
@@ -110,7 +110,7 @@ def taps(
 
     found, pull, inputs = jax.vjp(logits, {name: zeros[name] for name in sites}, has_aux=True)
     (cotangents,) = jax.vmap(pull)(projections.astype(found.dtype))
-    return inputs, cotangents
+    return inputs, cotangents, found
 
 
 def site_gradients(
@@ -147,7 +147,7 @@ def tap_gradients(
         For each name an array shaped as the parameter: the sum over the sites that consume it.
     """
     wanted = [s.name for s in function.sites if not set(names).isdisjoint(s.parameters)]
-    inputs, cotangents = taps(function, params, frozen, image, projection[None], wanted)
+    inputs, cotangents, _ = taps(function, params, frozen, image, projection[None], wanted)
     gradients = {name: jnp.zeros_like(params[name]) for name in names}
     for site in wanted:
         own = site_gradients(function, site, params, frozen, inputs[site], cotangents[site])

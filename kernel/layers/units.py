@@ -171,7 +171,7 @@ def _shapes(
     def one(params: Any, frozen: Any, image: Array) -> tuple[Any, Any]:
         classes = jax.eval_shape(function, params, frozen, image[None]).shape[1]
         projections = jnp.zeros((1, classes), image.dtype)
-        return taps(function, params, frozen, image, projections, [s.name for s in sites])
+        return taps(function, params, frozen, image, projections, [s.name for s in sites])[:2]
 
     return jax.eval_shape(one, params, frozen, image)
 

@@ -25,10 +25,12 @@ class Features(NamedTuple):
         values: Φ with every scale in it, float32 or float64, (examples, dimensions); the labelled
             images first, then the candidates.
         precision: by which the rounding of inner products is judged; its dtype is that of `values`.
+        logits: of the network whose gradients they are, if the pass that made them left any.
     """
 
     values: Float[np.ndarray | Array, "examples dimensions"]
     precision: Precision
+    logits: Float[np.ndarray, "examples classes"] | None = None
 
 
 class Cross(NamedTuple):

@@ -31,11 +31,12 @@ _ROWS: Mapping[str, Method] = MappingProxyType(
         "coreset": method(coreset.coreset, "features"),
         "bald": method(bald.bald, "logits", "images", "dropout", "draws"),
         **{
-            criterion: method(lookahead.looking(criterion), "logits", "images", "kernel")
+            # logits are those of the kernel's own pass, or asked for by themselves
+            criterion: method(lookahead.looking(criterion), "images", "kernel")
             for criterion in CRITERIA
         },
         # its clusters are drawn
-        "ntkcpl": method(lookahead.looking("ntkcpl"), "logits", "images", "kernel", "draws"),
+        "ntkcpl": method(lookahead.looking("ntkcpl"), "images", "kernel", "draws"),
         "naive": method(naive.naive, "logits", "images", "training"),
         "ntk_no_blocks": method(without_blocks.ntk_no_blocks, "logits", "images", "kernel"),
         "one_step": method(one_step.one_step, "logits", "images", "training"),

@@ -6,6 +6,7 @@ mode asks for it.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,9 +16,10 @@ from kernel.lookahead import STREAMED, outlook
 from kernel.lookahead.herding import Herding
 from kernel.pool import Decision, query_kernel
 from kernel.posterior import posterior
-from kernel.regression.inputs import Given
+from kernel.regression.inputs import Features, Given
 from pipelines.errors import PipelineError
 from pipelines.strategies.batches import pick
+from pipelines.strategies.held import Pair
 from pipelines.strategies.situation import Query, Situation, Strategy
 
 
@@ -51,9 +53,12 @@ def look(situation: Situation, criterion: str, batch_size: int, rng: np.random.G
             "lookahead.batch is hybrid, which asks for true labels while the batch is chosen, and "
             "nobody answers here: give an oracle, or use top or conditioned."
         )
+    if not _leaves_logits(situation):
+        situation.logits()
     *rngs, cluster_rng = rng.spawn(4)
     given = kernel_of(situation, rngs, streamed=criterion in STREAMED)
     kernel, held, sample = given.kernel, given.held, given.sample
+    situation = replace(situation, answered=given.logits or situation.logits())
     targets = np.eye(situation.labelled_logits.shape[1])[situation.labels]
     with stages("posterior"):
         result = posterior(
@@ -100,12 +105,15 @@ class Looked(NamedTuple):
         held: how it is held.
         sample: places of the candidates over which changes are summed; None for all.
         diagnostics: what is recorded of it.
+        logits: f_L and f_U, where the kernel's own pass through the mirror left them; strategies
+            that are asked together all read the network's.
     """
 
     kernel: Given
     held: Decision
     sample: np.ndarray | None
     diagnostics: dict[str, Any]
+    logits: Pair | None
 
 
 def kernel_of(
@@ -165,7 +173,23 @@ def _kernel_of(situation: Situation, rngs: Sequence[np.random.Generator], stream
         "ridge": settings.ridge,
         "certificate": certificate,
     }
-    return Looked(kernel, held, sample, diagnostics | rounded)
+    logits = None
+    if _leaves_logits(situation):
+        assert isinstance(kernel, Features)
+        assert kernel.logits is not None
+        both = np.split(np.asarray(kernel.logits, np.float32), [len(situation.labelled)])
+        logits = both[0], both[1]
+    return Looked(kernel, held, sample, diagnostics | rounded, logits)
+
+
+def _leaves_logits(situation: Situation) -> bool:
+    """Whether the kernel's own pass through the mirror is read for logits, too.
+
+    A sketch goes through it once. Strategies that are asked together all read the network's, so
+    that none of them depends on the others.
+    """
+    settings = situation.kernel
+    return settings.sketch is not None and settings.kind != "full" and situation.shared is None
 
 
 def reference_sample(

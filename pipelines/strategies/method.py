@@ -16,7 +16,7 @@ from pipelines.strategies.situation import Query, Situation, Strategy
 # What a strategy may need, and who computes it.
 NEEDS: Mapping[str, str] = MappingProxyType(
     {
-        "logits": "logits of the labelled images and the candidates, by `situate`",
+        "logits": "logits of the labelled images and the candidates, by `Situation.logits`",
         "features": "penultimate features of both, in the same forward pass, by `situate`",
         "images": "the images themselves, through `Situation.images`",
         "kernel": "the mirror and its empirical NTK, by `lookahead.kernel_of`",
@@ -65,6 +65,8 @@ class Method:
                 f"a query of {batch_size} images was asked for and there are {candidates} "
                 "candidates: ask for 1 to that many."
             )
+        if "logits" in self.needs:
+            situation.logits()  # before other stages, whose seconds are their own
         return self.choose(situation, batch_size, rng)
 
 

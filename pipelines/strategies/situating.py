@@ -17,11 +17,10 @@ from pipelines.strategies.dynamics_config import DynamicsConfig
 from pipelines.strategies.held import predicted, probe_of
 from pipelines.strategies.kernel_config import KernelConfig
 from pipelines.strategies.lookahead_config import LookAheadConfig
-from pipelines.strategies.probabilities import probabilities
 from pipelines.strategies.situation import Situation
 from trainer.networks.loss_prediction import LossPrediction
 from trainer.pool import Pool
-from trainer.predict import logits
+from trainer.predict import refuse_training
 from trainer.train_config import TrainConfig
 
 
@@ -49,7 +48,7 @@ def situate(
     test: tuple[Callable[[np.ndarray], np.ndarray], np.ndarray] | None = None,
     shared: int | None = None,
 ) -> Situation:
-    """Ask the network for its logits and put together what a strategy looks at.
+    """Put together what a strategy looks at.
 
     Args:
         network: in eval mode.
@@ -77,25 +76,20 @@ def situate(
         shared: the seed of what several strategies read; None if one is asked alone.
 
     Raises:
-        NetworkError: the network is in train mode or does not return one row of logits an image;
-            features are needed and no layer makes its logits.
+        NetworkError: the network is in train mode; features are needed and no layer makes its
+            logits.
     """
     features, candidates = None, np.sort(candidates)
-    with stages("predict"):
-        if "features" in needs:
-            both, features = predicted(network, images, pool.labelled, candidates)
-            labelled_logits, candidate_logits = both
-        else:
-            labelled_logits = logits(network, images(pool.labelled))
-            candidate_logits = logits(network, images(candidates))
+    refuse_training(network)
+    answered = None
+    if "features" in needs:
+        with stages("predict"):
+            answered, features = predicted(network, images, pool.labelled, candidates)
     probe = probe_of(pool.labelled, candidates)
     situation = Situation(
         labelled=pool.labelled,
         labels=labels,
         candidates=candidates,
-        labelled_logits=labelled_logits,
-        candidate_logits=candidate_logits,
-        probabilities=probabilities(candidate_logits, train.loss),
         images=images,
         mirror=functools.cache(lambda: mirror(images(probe))),
         kernel=kernel,
@@ -113,6 +107,7 @@ def situate(
         companion=companion,
         test=test,
         shared=shared,
+        answered=answered,
     )
     if features is not None:
         situation.once("features", lambda: features)

@@ -21,7 +21,9 @@ from pipelines.strategies.dynamics_config import DynamicsConfig
 from pipelines.strategies.held import PROBE, Held, Pair, T, predicted
 from pipelines.strategies.kernel_config import KernelConfig
 from pipelines.strategies.lookahead_config import LookAheadConfig
+from pipelines.strategies.probabilities import probabilities
 from trainer.networks.loss_prediction import LossPrediction
+from trainer.predict import logits
 from trainer.train_config import TrainConfig
 
 __all__ = ["PROBE", "Query", "Situation", "Strategy", "top"]
@@ -53,9 +55,6 @@ class Situation:
         labelled: int64 (labelled,), data-set indices.
         labels: int64 (labelled,), the class of each.
         candidates: int64 (candidates,), data-set indices that may be queried, ascending.
-        labelled_logits: f_L, float32 (labelled, classes).
-        candidate_logits: f_U, float32 (candidates, classes).
-        probabilities: p, float64 (candidates, classes), by the rule that fits the loss.
         images: data-set indices → images as the network takes them, float32.
         mirror: the certified JAX mirror of the network and its certificate, JSON-able.
         kernel: how a look-ahead kernel is computed.
@@ -77,15 +76,14 @@ class Situation:
             which a model that is not the network can be tried; None where there are none.
         shared: the seed of what strategies that are asked together all read, such as a kernel's
             projections; None where one is asked alone, which may use its arrays up.
+        answered: f_L and f_U, float32 (labelled, classes) and (candidates, classes), where they are
+            known already; None asks the network when somebody looks at them.
         held: what `once` keeps; copies by `dataclasses.replace` hold the same.
     """
 
     labelled: np.ndarray
     labels: np.ndarray
     candidates: np.ndarray
-    labelled_logits: np.ndarray
-    candidate_logits: np.ndarray
-    probabilities: np.ndarray
     images: Callable[[np.ndarray], np.ndarray]
     mirror: Callable[[], tuple[Mirror, dict[str, Any]]]
     kernel: KernelConfig
@@ -103,6 +101,7 @@ class Situation:
     companion: LossPrediction | None = None
     test: tuple[Callable[[np.ndarray], np.ndarray], np.ndarray] | None = None
     shared: int | None = None
+    answered: Pair | None = None
     held: Held = field(default_factory=Held, repr=False, compare=False)
 
     def __post_init__(self):
@@ -111,10 +110,8 @@ class Situation:
         Raises:
             PipelineError: some are not finite.
         """
-        for indices, rows in (
-            (self.labelled, self.labelled_logits),
-            (self.candidates, self.candidate_logits),
-        ):
+        both = (self.labelled, self.candidates)
+        for indices, rows in zip(both, self.answered or (), strict=self.answered is not None):
             finite = np.isfinite(rows).all(axis=1)
             if not finite.all():
                 raise PipelineError(
@@ -129,6 +126,38 @@ class Situation:
         with others of them computes its own.
         """
         return self.held.once(need, (self.network, self.labelled, self.candidates), make)
+
+    def logits(self) -> Pair:
+        """f_L, float32 (labelled, classes), and f_U, (candidates, classes), eval-mode logits.
+
+        Raises:
+            NetworkError: the network does not return one row of finite logits an image.
+        """
+        if self.answered is not None:
+            return self.answered
+
+        def make() -> Pair:
+            with self.stages("predict"):
+                f_l = logits(self.network, self.images(self.labelled))
+                f_u = logits(self.network, self.images(self.candidates))
+            return f_l, f_u
+
+        return self.once("logits", make)
+
+    @property
+    def labelled_logits(self) -> np.ndarray:
+        """f_L."""
+        return self.logits()[0]
+
+    @property
+    def candidate_logits(self) -> np.ndarray:
+        """f_U."""
+        return self.logits()[1]
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """p, float64 (candidates, classes), by the rule that fits the loss."""
+        return probabilities(self.candidate_logits, self.train.loss)
 
     def features(self) -> Pair:
         """Penultimate features h_L, float32 (labelled, width), and h_U, (candidates, width).

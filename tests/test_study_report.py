@@ -310,7 +310,11 @@ def test_what_cannot_be_reported_is_refused_with_what_to_do(tmp_path, capsys, mo
         (mine, None, "pipelines.sweep tiny --size small"),
         (mine, "large", "large"),
         ("no_such_study", None, "no_such_study is no directory, and: "),
-        (str(tmp_path), "small", "--size, --runs and --no-places are for reports of studies"),
+        (
+            str(tmp_path),
+            "small",
+            "--size, --runs, --no-places and --records are for reports of studies",
+        ),
     ):
         with pytest.raises(SystemExit) as ended:
             main((what,), out=tmp_path / "out", size=size)

@@ -29,6 +29,7 @@ def main(
     size: str | None = None,
     runs: Path | None = None,
     places: bool = True,
+    records: bool = False,
 ) -> None:
     """Learning curves, differences from random, query times and tables; of a study also verdicts.
 
@@ -47,15 +48,19 @@ def main(
         runs: folder of a study's records, at any depth; by default runs/studies.
         places: whether a study's tables say where its records lie and on which machines they were
             made; --no-places leaves that out of what is to be shown to others.
+        records: of a study, put its trials' records beside the report, in records.zip: unpacked
+            below --runs, on any machine, they are reported on and gone on with.
     """
     with plainly():
         names = tuple(STUDIES) if what == (ALL,) and _is_study(ALL) else what
         if names and all(map(_is_study, names)):
-            _of_studies(list(map(_study, names)), size or SIZES[0], runs or ROOT, out, places)
+            _of_studies(
+                list(map(_study, names)), size or SIZES[0], runs or ROOT, out, places, records
+            )
             return
-        if size is not None or runs is not None or not places:
+        if size is not None or runs is not None or not places or records:
             raise PipelineError(
-                "--size, --runs and --no-places are for reports of studies alone, and "
+                "--size, --runs, --no-places and --records are for reports of studies alone, and "
                 f"{', '.join(what) or 'nothing'} is something else: give names of studies "
                 f"({', '.join(STUDIES)}, or {ALL}), or leave them out."
             )
@@ -63,15 +68,16 @@ def main(
 
 
 def _of_studies(
-    studies: list[Study], size: str, root: Path, out: Path | None, places: bool
+    studies: list[Study], size: str, root: Path, out: Path | None, places: bool, records: bool
 ) -> None:
     folder = Path("reports")
     if len(studies) == 1:
         out = out or folder / f"{studies[0].name}-{size}"
-        study.show(study.study_report(studies[0], size, root, out, places), Console())
+        made = study.study_report(studies[0], size, root, out, places, records)
+        study.show(made, Console())
     else:
-        made = several.several_reports(studies, size, root, out or folder / size, places)
-        several.show(made, Console())
+        out = out or folder / size
+        several.show(several.several_reports(studies, size, root, out, places, records), Console())
 
 
 def _study(name: str) -> Study:

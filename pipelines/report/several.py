@@ -39,7 +39,12 @@ class Several(NamedTuple):
 
 
 def several_reports(
-    studies: Sequence[Study], size: str, root: Path, out: Path, places: bool = True
+    studies: Sequence[Study],
+    size: str,
+    root: Path,
+    out: Path,
+    places: bool = True,
+    records: bool = False,
 ) -> Several:
     """Report each study that has trials on record, and all their verdicts together.
 
@@ -49,6 +54,7 @@ def several_reports(
         root: a folder that holds records at any depth.
         out: the folder; the report of a study is in out/NAME.
         places: as for `study_report`.
+        records: likewise.
 
     Raises:
         UnknownNameError: no such size.
@@ -64,7 +70,7 @@ def several_reports(
         )
     read = [results(study, size, root) for study in studies]
     made = [
-        (found.study, written(found, out / found.study.name, places))
+        (found.study, written(found, out / found.study.name, places, records))
         for found in read
         if not nothing(found)
     ]

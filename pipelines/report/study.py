@@ -23,6 +23,7 @@ from pipelines.findings import plain
 from pipelines.report import study_markdown, study_page
 from pipelines.report.build import PAGE
 from pipelines.report.figures import DOTS
+from pipelines.report.records import ARCHIVE, archive
 from pipelines.report.results import PLACES, Results, results
 from pipelines.report.study_figures import Drawn, figures
 from pipelines.report.study_settings import common
@@ -57,7 +58,7 @@ class StudyReport:
 
 
 def study_report(
-    study: Study, size: str, root: Path, out: Path, places: bool = True
+    study: Study, size: str, root: Path, out: Path, places: bool = True, records: bool = False
 ) -> StudyReport:
     """Read what there is of a study and write everything about it into a folder.
 
@@ -68,6 +69,7 @@ def study_report(
         out: the folder, made if it is not there; files of an earlier report are replaced.
         places: whether the files say in which folder a record lies and on which machine it was
             made; without them they can be shown to anybody.
+        records: whether the records themselves are put beside it, in one archive.
 
     Raises:
         UnknownNameError: no such size.
@@ -80,7 +82,7 @@ def study_report(
             f"some out with `python -m pipelines.sweep {study.name} --size {size}`, or give --runs "
             "the folder that holds them."
         )
-    return written(found, out, places)
+    return written(found, out, places, records)
 
 
 def nothing(found: Results) -> bool:
@@ -88,7 +90,7 @@ def nothing(found: Results) -> bool:
     return set(found.trials["state"]) <= {"absent"}
 
 
-def written(found: Results, out: Path, places: bool = True) -> StudyReport:
+def written(found: Results, out: Path, places: bool = True, records: bool = False) -> StudyReport:
     """Write everything about what was read; arguments and errors are those of `study_report`."""
     made = tables(found)
     drawn = figures(found, made)
@@ -102,6 +104,8 @@ def written(found: Results, out: Path, places: bool = True) -> StudyReport:
             kept = table if places else table.drop(columns=[*PLACES], errors="ignore")
             replace(out / f"{name}.csv", kept.to_csv(index=False, float_format=_DIGITS).encode())
         replace(out / VERDICTS, _verdicts(found, made, drawn, places).encode())
+        if records:
+            replace(out / ARCHIVE, archive(found.study, found.size, found.root, places))
         pairs = list(zip(drawn, pngs, strict=True))
         replace(out / PAGE, study_page.page(found, made, pairs).encode())
         replace(out / MARKDOWN, study_markdown.page(found, made, drawn).encode())

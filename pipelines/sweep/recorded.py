@@ -45,8 +45,8 @@ def recorded(root: Path, trials: Iterable[Trial]) -> dict[str, Path]:
     """
     wanted = {trial.key: trial for trial in trials}
     best: dict[str, tuple[tuple[int, int], Path]] = {}
-    for path in _directories(root):
-        key = _key_at(path)
+    for path, measured in _directories(root):
+        key = _key_at(path, measured)
         trial = wanted.get(key or "")
         if trial is None:
             continue
@@ -103,22 +103,29 @@ def _complete(trial: Trial, path: Path) -> bool:
     return not (config.final_training and any(line["label"] is not None for line in since))
 
 
-def _directories(root: Path) -> Iterator[Path]:
-    """Those below a folder that hold a record, or what a sweep wrote of one."""
+def _directories(root: Path) -> Iterator[tuple[Path, str | None]]:
+    """Those below a folder that hold a record, or what a sweep wrote of one.
+
+    Each with the key of the complete measurement in it, if there is one.
+    """
     for path, folders, files in os.walk(root):
         found = _RECORDS.intersection(files)
+        of_measurements = found & {*WRITTEN.values()}
         # files of other programs may have the names that measurements write
-        if found - {*WRITTEN.values()} or (found and _measured(Path(path))[1] is not None):
+        measured = _measured(Path(path))[1] if of_measurements else None
+        if found - of_measurements or measured is not None:
             folders.clear()  # no record lies in another
-            yield Path(path)
+            yield Path(path), measured
         folders[:] = sorted(name for name in folders if name[0] != "." and name != SHARED)
 
 
-def _key_at(path: Path) -> str | None:
-    """Of the trial that a directory holds; None if it cannot be told."""
+def _key_at(path: Path, measured: str | None) -> str | None:
+    """Of the trial that a directory holds; None if it cannot be told.
+
+    A measurement says it itself; a note that an older version wrote may have another key.
+    """
     if not (path / record.CONFIG).is_file():
-        note = read_note(path)
-        return _measured(path)[1] or (note or {}).get("key")
+        return measured or (read_note(path) or {}).get("key")
     settings = _settings(path)
     if settings is None:
         return None

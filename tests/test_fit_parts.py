@@ -86,7 +86,7 @@ def test_bfloat16_fits_and_repeats_bit_for_bit(digits):
     for _ in range(2):
         network = network_of()
         config = TrainConfig(precision="bfloat16", min_steps=300)
-        result = fit(network, *digits, config, generator())
+        result = fit(network, digits[0], digits[1], config, generator())
         assert result.fitted
         ends.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
     assert torch.equal(*ends)

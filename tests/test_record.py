@@ -53,11 +53,14 @@ def test_a_run_without_a_round_takes_the_new_configuration(tmp_path):
 def test_a_run_begun_before_a_setting_existed_goes_on(tmp_path):
     record.append(record.open_run(tmp_path, CONFIG), {"round": 0})
     now = CONFIG | {"lookahead": {"batch": None, "beta": 10.0}}
-    added = {"lookahead": {"batch": None, "beta": 10.0}}
-    assert record.open_run(tmp_path, now, added).rounds == ({"round": 0},)
+
+    def completed(settings):
+        return {"lookahead": {"batch": None, "beta": 10.0}} | settings
+
+    assert record.open_run(tmp_path, now, completed).rounds == ({"round": 0},)
     changed = CONFIG | {"lookahead": {"batch": "hybrid", "beta": 10.0}}
     with pytest.raises(PipelineError, match=r"lookahead\.batch is None there, 'hybrid' here"):
-        record.open_run(tmp_path, changed, added)
+        record.open_run(tmp_path, changed, completed)
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):

@@ -83,7 +83,7 @@ def test_delta_is_what_a_candidate_adds_to_the_dynamics(problem, loss):
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "l2"])
-def test_every_gamma_and_every_label_from_one_jvp(problem, loss):
+def test_every_gamma(problem, loss):
     model, x, labels, candidates = problem
     found, _ = measured(problem, loss)
 
@@ -92,9 +92,6 @@ def test_every_gamma_and_every_label_from_one_jvp(problem, loss):
         return np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(tree)])
 
     own = gradient(x, labels)
-    for c in range(C):
-        inner = [gradient(u[None], np.array([c])) @ own for u in candidates]
-        np.testing.assert_allclose(found.products[:, c], inner, atol=1e-10 * np.abs(inner).max())
     each = [gradient(u[None], y[None]) for u, y in zip(candidates, found.pseudo, strict=True)]
     norms = np.array([g @ g for g in each])
     inner = np.array([g @ own for g in each])
@@ -120,8 +117,8 @@ def test_blocks_are_joined(problem):
         )
         for part in (slice(0, 4), slice(4, None))
     ]
-    assert (8, 8) in told  # four images, twice
-    assert told[-1] == (10, 10)
+    assert (4, 4) in told
+    assert told[-1] == (5, 5)
     for one, other in zip(joined(pieces), whole, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-12)
 
@@ -148,7 +145,7 @@ def test_cotangents_that_cannot_be(labels, loss, message):
 @pytest.mark.parametrize("gamma", [-1.0, math.nan])
 def test_a_gamma_that_is_none(gamma):
     with pytest.raises(KernelError, match="gamma must be 0 or more"):
-        Measured(np.ones(1), np.ones((1, 2)), np.zeros(1, np.int64)).delta(gamma)
+        Measured(np.ones(1), np.ones(1), np.zeros(1, np.int64)).delta(gamma)
 
 
 # the dissimilar batch

@@ -6,7 +6,13 @@ import pytest
 from jax import numpy as jnp
 
 from kernel.dynamics import squares
-from kernel.dynamics.gradients import along, norms, squared_length, total
+from kernel.dynamics.gradients import (
+    along,
+    lengths_and_products,
+    norms,
+    squared_length,
+    total,
+)
 from kernel.dynamics.sketches import folded, folding
 from kernel.errors import KernelError
 from kernel.layers.units import Unit, units
@@ -40,6 +46,23 @@ def close(ours, theirs, rtol=1e-11):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=rtol * np.abs(theirs).max())
 
 
+def shaped(own, vector):
+    """A vector as a direction, shaped as the parameters."""
+    ends = np.cumsum([own.params[k].size for k in sorted(own.params)])[:-1]
+    return {
+        k: jnp.asarray(some.reshape(own.params[k].shape))
+        for k, some in zip(sorted(own.params), np.split(vector, ends), strict=True)
+    }
+
+
+def close_both(own, expected, chunk):
+    """Lengths and products of gradients, against the gradients themselves."""
+    cosines = np.cos(np.arange(expected.shape[1]))
+    found = lengths_and_products(own, images(COUNT), rows(), shaped(own, cosines), chunk=chunk)
+    close(found[0], (expected**2).sum(axis=1))
+    close(found[1], expected @ cosines)
+
+
 # closed form
 
 
@@ -50,6 +73,9 @@ def test_a_linear_network_by_hand(rng):
     close(total(own, x, d)["weight"], d.T @ x)
     close(along(own, x, direction), x @ direction["weight"].T)
     close(norms(own, x, d), (x**2).sum(1) * (d**2).sum(1))
+    lengths, products = lengths_and_products(own, x, d, direction)
+    close(lengths, (x**2).sum(1) * (d**2).sum(1))
+    close(products, ((x @ direction["weight"].T) * d).sum(1))
     assert squared_length(direction) == pytest.approx((direction["weight"] ** 2).sum())
 
 
@@ -60,7 +86,7 @@ CASES = [(name, "tapped") for name in NETWORKS] + [("Convolutions", "plain"), ("
 
 
 @pytest.mark.parametrize(("name", "how"), CASES)
-def test_all_three_are_those_of_the_jacobian(name, how):
+def test_all_are_those_of_the_jacobian(name, how):
     """Stride, padding, dilation, groups, several positions, norms, shared weights, embeddings."""
     own, expected = KINDS[how](name), gradients(name)
     summed = total(own, images(COUNT), rows(), chunk=4)
@@ -68,12 +94,9 @@ def test_all_three_are_those_of_the_jacobian(name, how):
     close(flat, expected.sum(axis=0))
     close(norms(own, images(COUNT), rows(), chunk=4), (expected**2).sum(axis=1))
     cosines = np.cos(np.arange(expected.shape[1]))
-    ends = np.cumsum([own.params[k].size for k in sorted(own.params)])[:-1]
-    direction = {
-        k: jnp.asarray(some.reshape(own.params[k].shape))
-        for k, some in zip(sorted(own.params), np.split(cosines, ends), strict=True)
-    }
-    close(along(own, images(COUNT), direction, chunk=4), flat_jacobian(name, COUNT) @ cosines)
+    changes = along(own, images(COUNT), shaped(own, cosines), chunk=4)
+    close(changes, flat_jacobian(name, COUNT) @ cosines)
+    close_both(own, expected, chunk=4)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +117,7 @@ def test_lengths_are_the_same_in_every_form(name, form, monkeypatch):
     )
     assert form in {part.form for part in squares.cheapest(units(model(name), IMAGE))}
     close(norms(model(name), images(COUNT), rows(), chunk=4), (gradients(name) ** 2).sum(axis=1))
+    close_both(model(name), gradients(name), chunk=4)
 
 
 def test_one_image_at_a_time_is_the_same(monkeypatch):
@@ -102,6 +126,7 @@ def test_one_image_at_a_time_is_the_same(monkeypatch):
     # of a shape that nothing was compiled for
     found = norms(model("Sequences"), images(COUNT), rows(), chunk=3)
     close(found, (gradients("Sequences") ** 2).sum(axis=1))
+    close_both(model("Sequences"), gradients("Sequences"), chunk=3)
 
 
 @pytest.mark.parametrize("buckets", [40, 10**6])
@@ -243,6 +268,7 @@ def test_images_that_are_not_finite_are_named(how):
     direction = jax.tree.map(jnp.ones_like, own.params)
     for work in (
         lambda: norms(own, x, rows(), chunk=2),
+        lambda: lengths_and_products(own, x, rows(), direction, chunk=2),
         lambda: total(own, x, rows(), chunk=2),
     ):
         with pytest.raises(KernelError, match=r"images \[1\].* the first of them holds values"):
@@ -288,9 +314,10 @@ def test_what_has_no_gradient(of, change, message):
 def test_a_direction_that_is_not_one(rng):
     own = mlp(4, 3, 2, rng)
     x, good = rng.normal(size=(2, 4)), dict(own.params)
-    with pytest.raises(KernelError, match="the direction is PyTreeDef"):
-        along(own, x, {"first.weight": good["first.weight"]})
-    with pytest.raises(KernelError, match=r"shape \(3,\) and its parameter \(2,\)"):
-        along(own, x, good | {"second.bias": good["first.bias"]})
-    with pytest.raises(KernelError, match="direction holds NaN"):
-        along(own, x, good | {"second.bias": good["second.bias"] * np.nan})
+    for of in (along, lambda one, x, v: lengths_and_products(one, x, np.ones((2, 2)), v)):
+        with pytest.raises(KernelError, match="the direction is PyTreeDef"):
+            of(own, x, {"first.weight": good["first.weight"]})
+        with pytest.raises(KernelError, match=r"shape \(3,\) and its parameter \(2,\)"):
+            of(own, x, good | {"second.bias": good["first.bias"]})
+        with pytest.raises(KernelError, match="direction holds NaN"):
+            of(own, x, good | {"second.bias": good["second.bias"] * np.nan})

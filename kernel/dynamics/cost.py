@@ -128,6 +128,7 @@ def peak_bytes(
     numbers = _WHOLE_CHUNK * cut.share * cut.threads * problem.activations.of(1)
     # while a set is summed: what threads have in hand, and twice as wide the sum so far
     numbers += columns * (2 * cut.threads + 4)
+    numbers += columns  # the direction, in the order of the gradients
     numbers += cut.threads * (largest + formed * (1 if apart else cut.share))
     kept = math.prod(image.shape) * max(labelled, min(block, candidates))
     kept += 2 * candidates * min(sketch or 0, columns)

@@ -2,7 +2,7 @@
 
 From logits and labels to the loss's cotangents, and from a network, candidates and the summed
 gradient of the labelled set to Δ(x_u) = ‖g_u‖² + γ g_u·g_S for every candidate under its
-pseudo-label: one jvp gives g_u·g_S for every label and γ (docs/mathematics.md, 6).
+pseudo-label: one pass gives both terms, for every γ (docs/mathematics.md, 6).
 """
 
 import math
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64, Integer
 from scipy.special import softmax
 
-from kernel.dynamics.gradients import along, norms
+from kernel.dynamics.gradients import lengths_and_products
 from kernel.engine.progress import Report
 from kernel.errors import KernelError
 from kernel.model import Model, Params
@@ -28,18 +28,13 @@ class Measured(NamedTuple):
 
     Attributes:
         norms: ‖g_u‖² under the pseudo-label.
-        products: g_u·g_S for each label that the candidate might have.
+        inner: g_u·g_S under the pseudo-label.
         pseudo: ŷ, the class of the largest logit.
     """
 
     norms: Float64[np.ndarray, " candidates"]
-    products: Float64[np.ndarray, "candidates classes"]
+    inner: Float64[np.ndarray, " candidates"]
     pseudo: Int64[np.ndarray, " candidates"]
-
-    @property
-    def inner(self) -> Float64[np.ndarray, " candidates"]:
-        """g_u·g_S under the pseudo-label."""
-        return self.products[np.arange(len(self.pseudo)), self.pseudo]
 
     def delta(self, gamma: int | float = GAMMA) -> Float64[np.ndarray, " candidates"]:
         """Δ = ‖g_u‖² + γ g_u·g_S; for γ = ∞ the inner product alone.
@@ -101,7 +96,7 @@ def measure(
     chunk: int | None = None,
     progress: Report | None = None,
 ) -> Measured:
-    """What Δ of some candidates is made of, by one jvp and their gradients' lengths.
+    """What Δ of some candidates is made of, by one pass forth and back.
 
     Args:
         model: the network; its dtype is that of the computation.
@@ -110,29 +105,15 @@ def measure(
         direction: g_S, `kernel.dynamics.gradients.total` of the labelled set.
         loss: of the training, one of `LOSSES`.
         chunk: images differentiated at a time; None chooses for the machine.
-        progress: told how many images are done, twice each, and of how many.
+        progress: told how many images are done, and of how many.
 
     Raises:
         KernelError: unknown loss; no candidates; gradients that are not finite, with the images.
     """
     pseudo = logits.argmax(axis=1)
     own = cotangents(logits, pseudo, loss)
-    count = float(len(images))
-
-    def half(before: float) -> Report:
-        def told(done: float, _: float) -> None:
-            if progress is not None:
-                progress(before + done, 2 * count)
-
-        return told
-
-    changes = along(model, images, direction, chunk=chunk, progress=half(0.0))
-    lengths = norms(model, images, own, chunk=chunk, progress=half(count))
-    # d under another label c is p − e_c (or f − e_c), so that d·(J g_S) = p·(J g_S) − (J g_S)_c
-    expected = own.copy()
-    expected[np.arange(len(pseudo)), pseudo] += 1
-    products = (expected * changes).sum(axis=1, keepdims=True) - changes
-    return Measured(lengths, products, pseudo)
+    found = lengths_and_products(model, images, own, direction, chunk=chunk, progress=progress)
+    return Measured(*found, pseudo)
 
 
 def joined(pieces: Sequence[Measured]) -> Measured:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float64
 
 from kernel.dynamics.chunks import Chunks, chunks_of
-from kernel.dynamics.squares import cheapest, squares
+from kernel.dynamics.squares import cheapest, laid_out, squares
 from kernel.engine.devices import together
 from kernel.engine.progress import Report
 from kernel.errors import KernelError
@@ -128,15 +128,58 @@ def norms(
         KernelError: no images, or not one row an image; nothing to train; cotangents or gradients
             that are not finite, with the images.
     """
+    return _both(model, images, cotangents, None, chunk, progress)[:, 0]
+
+
+def lengths_and_products(
+    model: Model,
+    images: Float[np.ndarray, "images ..."],
+    cotangents: Float[np.ndarray, "rows classes"],
+    direction: Params,
+    *,
+    chunk: int | None = None,
+    progress: Report | None = None,
+) -> tuple[Float64[np.ndarray, " images"], Float64[np.ndarray, " images"]]:
+    """‖J_iᵀd_i‖² and v·J_iᵀd_i in one pass: what is formed of a gradient serves both.
+
+    Args:
+        model: the network; its dtype is that of the computation.
+        images: as the network takes them.
+        cotangents: d_i, one row an image.
+        direction: v, shaped as `model.params`.
+        chunk: images differentiated at a time; None chooses for the machine.
+        progress: told how many images are done, and of how many.
+
+    Raises:
+        KernelError: no images, or not one row an image; nothing to train; cotangents or gradients
+            that are not finite, with the images; a direction that is shaped otherwise or not
+            finite.
+    """
+    found = _both(model, images, cotangents, direction, chunk, progress)
+    return found[:, 0], found[:, 1]
+
+
+def _both(
+    model: Model,
+    images: np.ndarray,
+    cotangents: np.ndarray,
+    direction: Params | None,
+    chunk: int | None,
+    progress: Report | None,
+) -> Float64[np.ndarray, "images 2"]:
+    """Lengths, and products with a direction if there is one."""
     cut = chunks_of(model, images, cotangents, chunk)
     image = jax.ShapeDtypeStruct(images.shape[1:], cut.dtype)
     parts = cheapest(units(model, image))
+    along = None
+    if direction is not None:
+        along = laid_out(model, parts, _tangent(model.params, direction))
     error = partial(not_finite, model, np.asarray(images, cut.dtype))
 
     def squared(start: int) -> np.ndarray:
-        some, rows = cut.images(start), cut.cotangents(start)
-        values = np.asarray(squares(model.function, parts, together(), *model[1:], some, rows))
-        cut.check(start, np.isfinite(values), error)
+        own = (*model[1:], cut.images(start), cut.cotangents(start), along)
+        values = np.asarray(squares(model.function, parts, together(), *own))
+        cut.check(start, np.isfinite(values.sum(axis=1)), error)
         return values
 
     found = [values[:count] for count, values in _each(cut, squared, progress)]

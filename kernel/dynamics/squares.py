@@ -1,9 +1,12 @@
 """Squared lengths of the gradients of a chunk of images, each with a cotangent of its own.
 
-From images and cotangents d_i to ‖J_iᵀd_i‖², one layer after another. A layer that multiplies has
-at its positions t patches a_t and cotangents δ_t; its part is the length of Σ_t δ_t a_tᵀ, formed
-for one image and let go, or Σ_tt' (a_t·a_t' + 1)(δ_t·δ_t') with the 1 for a bias, whichever needs
-fewer multiplications: for a dense layer at one position (‖a‖² + 1)‖δ‖².
+From images and cotangents d_i to ‖J_iᵀd_i‖², and to v·J_iᵀd_i for a v that is the same for all of
+them, one layer after another. A layer that multiplies has at its positions t patches a_t and
+cotangents δ_t; its part is the length of Σ_t δ_t a_tᵀ, formed for one image and let go, or
+Σ_tt' (a_t·a_t' + 1)(δ_t·δ_t') with the 1 for a bias, whichever needs fewer multiplications: for a
+dense layer at one position (‖a‖² + 1)‖δ‖². Its part of v is a matrix V of the layer's own shape:
+what is formed is multiplied with it as it is, else Σ_t δ_t·V a_t is one pass of all images through
+the layer with V for its weights.
 """
 
 from collections.abc import Sequence
@@ -17,9 +20,10 @@ from jaxtyping import Array, Float
 from kernel.layers.observing import Part, Seen
 from kernel.layers.pairs import alone
 from kernel.layers.passes import factor_of, observed, over, rows_of
+from kernel.layers.rules import Lookup, Product
 from kernel.layers.taps import Tapped
 from kernel.layers.units import Unit
-from kernel.model import Frozen, Function, Params
+from kernel.model import Frozen, Function, Model, Params
 
 # Columns of layers without a rule from which their gradients are formed for one image at a time.
 SINGLY = 2**20
@@ -52,8 +56,9 @@ def squares(
     frozen: Frozen,
     images: Float[Array, "images ..."],
     cotangents: Float[Array, "images classes"],
-) -> Float[Array, " images"]:
-    """‖J_iᵀd_i‖² in float64, the lengths of single layers in the dtype of the network.
+    direction: tuple[Float[Array, "..."], ...] | None = None,
+) -> Float[Array, "images 2"]:
+    """‖J_iᵀd_i‖² and v·J_iᵀd_i in float64, those of single layers in the dtype of the network.
 
     Args:
         function: the network.
@@ -63,6 +68,7 @@ def squares(
         frozen: every other array.
         images: of the same dtype as the parameters.
         cotangents: d_i, one row an image.
+        direction: v, as `laid_out` has it; None for the lengths alone, beside zeros.
 
     Returns:
         NaN or infinity where a gradient is not finite.
@@ -71,34 +77,90 @@ def squares(
     def of(images: Array, cotangents: Array) -> Array:
         rows = cotangents[:, None]
         seen = observed(function, parts, params, frozen, images, rows)
-        return _squares(parts, together, seen, len(images))
+        return _squares(parts, together, seen, len(images), direction)
 
     if not singly(function, parts):
         return of(images, cotangents)
     return jax.lax.map(lambda one: of(one[0][None], one[1][None])[0], (images, cotangents))
 
 
-def _squares(parts: tuple[Part, ...], together: bool, seen: Seen, count: int) -> Array:
-    total = jnp.zeros(count, jnp.float64)
-    ruled = [(n, part) for n, part in enumerate(parts) if part.form == "rows" and part.by_rule]
+def laid_out(model: Model, parts: Sequence[Part], direction: Params) -> tuple[Array, ...]:
+    """Of every part the columns of a direction, in the order of the part's own gradients.
 
-    def lengths(own: Seen) -> Array:
-        squared = [_length(rows_of(n, part, own, jnp.asarray(0))) for n, part in ruled]
-        return sum(squared, jnp.zeros((), jnp.float64))
+    Args:
+        model: the network.
+        parts: every unit of it.
+        direction: arrays shaped as the parameters.
+    """
+    leaves = jax.tree.leaves(direction)
+    by_name = dict(zip(sorted(model.params), leaves, strict=True)) if _named(model) else {}
+
+    def of(unit: Unit) -> list[Array]:
+        if isinstance(unit.rule, Product):  # kernels first, then biases
+            names = (unit.rule.weight, unit.rule.bias)
+            return [by_name[name] for name in names if name is not None]
+        return [leaves[place] for place in unit.places]
+
+    return tuple(jnp.concatenate([jnp.ravel(leaf) for leaf in of(part.unit)]) for part in parts)
+
+
+def _named(model: Model) -> bool:
+    return isinstance(model.function, Tapped)
+
+
+def _squares(
+    parts: tuple[Part, ...],
+    together: bool,
+    seen: Seen,
+    count: int,
+    direction: tuple[Array, ...] | None,
+) -> Array:
+    """(images, 2)."""
+    total = jnp.zeros((count, 2), jnp.float64)
+    ruled = [(n, part) for n, part in enumerate(parts) if part.form == "rows" and part.by_rule]
+    along = direction or (None,) * len(parts)
+
+    def both(own: Seen) -> Array:
+        pairs = [_both(rows_of(n, part, own, jnp.asarray(0)), along[n]) for n, part in ruled]
+        return sum(pairs, jnp.zeros(2, jnp.float64))
 
     if ruled:
-        total += over(together)(lengths, seen._replace(formed={}))
-    for formed in seen.formed.values():
-        total += jax.vmap(_length)(formed)
-    for part in parts:
+        total += over(together)(both, seen._replace(formed={}))
+    for number, formed in seen.formed.items():
+        total += jax.vmap(lambda own, v=along[number]: _both(own, v))(formed)
+    for number, part in enumerate(parts):
         if part.form != "rows":
             assert part.unit.rule is not None
             own = alone(part.unit.rule, part.form, factor_of(part, seen, False))
             # rounding may leave a little less than nothing; NaN stays
-            total += jnp.maximum(own[:, 0, 0].astype(jnp.float64), 0.0)
+            lengths = jnp.maximum(own[:, 0, 0].astype(jnp.float64), 0.0)
+            total += jnp.stack([lengths, _along(part, seen, along[number], count)], axis=1)
     return total
 
 
-def _length(values: Any) -> Array:
+def _both(values: Any, along: Array | None) -> Array:
+    """A gradient's squared length, and its product with a direction."""
     flat = values.reshape(-1)
-    return jnp.vdot(flat, flat).astype(jnp.float64)
+    product = jnp.zeros((), flat.dtype) if along is None else jnp.vdot(flat, along)
+    return jnp.stack([jnp.vdot(flat, flat), product]).astype(jnp.float64)
+
+
+def _along(part: Part, seen: Seen, along: Array | None, count: int) -> Array:
+    """Σ_t δ_t·V a_t of each image, for a layer whose gradients are not formed."""
+    if along is None:
+        return jnp.zeros(count, jnp.float64)
+    (site,) = part.unit.sites
+    rule, x, delta = part.unit.rule, seen.inputs[site], seen.cotangents[site]
+    if isinstance(rule, Lookup):
+        entries = x.reshape(count, -1)
+        table = along.reshape(rule.entries, -1)
+        kept = (entries != rule.padding)[..., None]
+        delta = delta.reshape(*entries.shape, -1)
+        return jnp.where(kept, table[entries] * delta, 0).sum((1, 2)).astype(jnp.float64)
+    assert isinstance(rule, Product)
+    own = rule.shaped(along)
+    delta = jax.vmap(rule.cotangents)(delta)[:, 0]
+    products = (rule.outputs_of(x, own[rule.weight]) * delta).sum((1, 2))
+    if rule.bias is not None:
+        products += delta.sum(2) @ own[rule.bias]
+    return products.astype(jnp.float64)

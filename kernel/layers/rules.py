@@ -133,6 +133,27 @@ class Product:
             return kernels
         return jnp.concatenate([kernels, delta.sum(axis=2)], axis=1)
 
+    def outputs_of(self, x: Array, weight: Array) -> Array:
+        """(images, outputs, positions): what the layer makes of images with other weights, no bias.
+
+        Args:
+            x: its inputs, images along axis 0.
+            weight: in the layout of the parameter.
+        """
+        if self.window is None:
+            return (x.reshape(len(x), -1, self.inputs) @ weight.T).swapaxes(1, 2)
+        window, copies = self.window, x.shape[1]
+        y = jax.lax.conv_general_dilated(
+            x.reshape(-1, *x.shape[2:]),
+            weight,
+            window.stride,
+            window.edges,
+            rhs_dilation=window.dilation,
+            feature_group_count=window.groups,
+        )
+        y = y.reshape(len(x), copies, *y.shape[1:])
+        return jnp.moveaxis(y, 2, 1).reshape(len(x), self.outputs, -1)
+
     def shaped(self, row: Array) -> dict[str, Array]:
         """The parameters' gradients, each in the layout of the parameter, from a whole row."""
         size = self.outputs * self.features

@@ -1,7 +1,6 @@
-"""Keep freed blocks in the process, so that no step asks the operating system for them anew.
+"""Keep freed blocks in the process, so that every training step does not ask the kernel anew.
 
-glibc hands large blocks back as soon as they are freed, and activations and gradients are large:
-every page of theirs is then filled with zeros before it is written.
+glibc hands large blocks back to the kernel as soon as they are freed, and activations are large.
 """
 
 import ctypes
@@ -10,15 +9,11 @@ import platform
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
-_M_ARENA_MAX = -8
-_KEPT_BYTES = (1 << 31) - 1  # the largest that fits into the C int that is asked for
+_KEPT_BYTES = 1 << 30
 
 
 def keep_freed_blocks() -> bool:
-    """Raise glibc's thresholds for handing memory back to 2 GiB; call it before anything else.
-
-    Threads that begin to allocate afterwards take their blocks from one heap, as the main thread
-    does: those of their own could keep none above 64 MiB.
+    """Raise glibc's thresholds for handing memory back to 1 GiB; call it before training starts.
 
     Returns:
         Whether it was done: only on Linux with glibc; elsewhere nothing happens.
@@ -26,5 +21,6 @@ def keep_freed_blocks() -> bool:
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
-    wanted = {_M_TRIM_THRESHOLD: _KEPT_BYTES, _M_MMAP_THRESHOLD: _KEPT_BYTES, _M_ARENA_MAX: 1}
-    return sum(libc.mallopt(option, value) for option, value in wanted.items()) == len(wanted)
+    return all(
+        libc.mallopt(option, _KEPT_BYTES) == 1 for option in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD)
+    )

@@ -57,7 +57,7 @@ class TrainConfig:
     statistics: Statistics = "running"
     """Of BatchNorm, once trained: running averages, or counted again on the labelled images."""
     precision: Precision = "float32"
-    """Of the products of a training step. bfloat16 takes half the time on hardware that has it;
+    """Of the products of a training step. bfloat16 takes less time on hardware that has it;
     weights, optimiser and loss stay in float32, and so do the answers of a trained network."""
 
     def __post_init__(self) -> None:

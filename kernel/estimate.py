@@ -15,9 +15,10 @@ import numpy as np
 from jaxtyping import Float
 
 from kernel.engine.ahead import shared
+from kernel.engine.chunking import planned, sketch_chunk
 from kernel.engine.devices import together
-from kernel.engine.plan import GIB, Pass, Plan, Problem, plan
-from kernel.engine.problem import Request, cast, chunk_of, problem_of
+from kernel.engine.plan import GIB, Pass, Plan, Problem
+from kernel.engine.problem import Request, cast, problem_of
 from kernel.engine.sketches import sketch_bytes
 from kernel.engine.store import Store
 from kernel.kinds import dtype_of, given
@@ -95,11 +96,15 @@ def estimate(
     # which projections and signs has no part in what they cost
     rng = np.random.default_rng(0)
     problem = problem_of(model, image, examples, anchors, request, rng)
-    chunk = min(chunk_of(request), examples)
-    some = jnp.asarray(np.resize(images, (chunk, *images.shape[1:])), dtype)
+
+    def repeated(chunk: int) -> jax.Array:
+        return jnp.asarray(np.resize(images, (chunk, *images.shape[1:])), dtype)
+
     if sketch is not None:
+        some = repeated(sketch_chunk(problem, request, sketch))
         return _sketch(model, some, problem, sketch, rng)
-    made = plan(problem, request.memory_gib, chunk)
+    made = planned(problem, request)
+    some = repeated(made.chunk)
     first, alone, each = _gradients(lambda few: _chunk(model, few, problem, made.passes[0]), some)
     work = [problem.network * (1 + 2 * one.width) + one.forming for one in made.passes]
     return Estimate(
@@ -108,7 +113,7 @@ def estimate(
         parameters=sum(unit.columns for unit in problem.units),
         projections=len(problem.directions.projections),
         passes=len(made.passes),
-        chunk=chunk,
+        chunk=made.chunk,
         # parts of one shape are compiled once, so this is what the widest pass takes
         compile_seconds=max(first - alone, 0.0),
         gradient_seconds=each * sum(work) / work[0] * examples,

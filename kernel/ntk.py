@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import Float
 
 from kernel.engine.choice import sketched, swept
-from kernel.engine.plan import GIB, Problem, enough, plan
-from kernel.engine.problem import Request, cast, chunk_of, problem_of
+from kernel.engine.chunking import planned, sketch_chunk
+from kernel.engine.plan import GIB, Problem, enough
+from kernel.engine.problem import Request, cast, problem_of
 from kernel.engine.progress import Progress, Report
 from kernel.engine.scratch import Scratch
 from kernel.engine.sketches import sketch_bytes
@@ -99,9 +100,8 @@ def empirical_ntk(
     images = np.asarray(images, dtype_of(precision))
     image = jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
     problem = problem_of(model, image, len(images), len(images), request, rng)
-    chunk = min(chunk_of(request), len(images))
     if sketch is None:
-        made = plan(problem, memory_gib, chunk)
+        made = planned(problem, request)
         told = Progress(problem, made, progress)
         values, _ = swept(model, images, problem, made, told, devices, scratch)
         values *= problem.directions.scale
@@ -115,7 +115,7 @@ def empirical_ntk(
 
 def _sketched(model, images, problem: Problem, sketch, request: Request, rng, progress, scratch):
     """The kernel of sketched gradients, whole."""
-    chunk = min(chunk_of(request), len(images))
+    chunk = sketch_chunk(problem, request, sketch, problem.result_bytes)
     least = problem.result_bytes + sketch_bytes(problem, sketch, chunk)
     if least / GIB > request.memory_gib:
         needed = enough(float(least))

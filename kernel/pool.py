@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from kernel.engine.choice import sketched, swept
-from kernel.engine.plan import GIB, Plan, enough, plan
-from kernel.engine.problem import Request, cast, chunk_of, problem_of
+from kernel.engine.chunking import planned, sketch_chunk
+from kernel.engine.plan import GIB, enough
+from kernel.engine.problem import Request, cast, problem_of
 from kernel.engine.progress import Progress, Report
 from kernel.engine.scratch import Scratch, key_of
 from kernel.engine.sketches import sketch_bytes, sketch_work
@@ -88,13 +89,13 @@ def decide(
     request = request or Request()
     _check(sizes)
     form, problem = _problem(model, image, sizes, request)
-    chunk = min(chunk_of(request), problem.examples)
     if sizes.sketch is None:
-        made = plan(problem, request.memory_gib, chunk)
+        made = planned(problem, request)
         kernel, work = made.peak_bytes, made.work
     else:
-        kernel, work = sketch_bytes(problem, sizes.sketch, chunk), sketch_work(problem)
-        kernel += problem.result_bytes if form == "full" else 0
+        beside = problem.result_bytes if form == "full" else 0
+        chunk = sketch_chunk(problem, request, sizes.sketch, beside)
+        kernel, work = sketch_bytes(problem, sizes.sketch, chunk) + beside, sketch_work(problem)
     projections = 1 if problem.directions.square else len(problem.directions.projections)
     footprints = [
         (
@@ -178,8 +179,9 @@ def query_kernel(
 
 def _features(model, images, sizes: Sizes, request: Request, rng, progress, kept) -> Features:
     """Sketched gradients of all images, the projections side by side."""
-    problem, chunk, model = _ready(model, images, len(images), request, rng)
+    problem, model = _ready(model, images, len(images), request, rng)
     assert sizes.sketch is not None
+    chunk = sketch_chunk(problem, request, sizes.sketch)
     found = sketched(
         model, images, problem, sizes.sketch, chunk, rng, progress, request.devices, kept
     )
@@ -190,8 +192,8 @@ def _cross(model, images, labelled: int, sample, request: Request, rng, progress
     """The exact kernel between labelled images and the sample, and all images."""
     anchors = np.concatenate([np.arange(labelled), labelled + sample])
     order = np.concatenate([anchors, np.setdiff1d(np.arange(len(images)), anchors)])
-    problem, chunk, model = _ready(model, images, len(anchors), request, rng)
-    made: Plan = plan(problem, request.memory_gib, chunk)
+    problem, model = _ready(model, images, len(anchors), request, rng)
+    made = planned(problem, request)
     dtype = dtype_of(request.precision)
     ordered = np.asarray(images, dtype)[order]
     progressed = Progress(problem, made, progress)
@@ -203,11 +205,11 @@ def _cross(model, images, labelled: int, sample, request: Request, rng, progress
 
 
 def _ready(model, images, anchors: int, request: Request, rng):
-    """The problem, the chunk and the model in the precision asked for."""
+    """The problem and the model in the precision asked for."""
     model = cast(model, request.precision)
     image = jax.ShapeDtypeStruct(images.shape[1:], dtype_of(request.precision))
     problem = problem_of(model, image, len(images), anchors, request, rng)
-    return problem, min(chunk_of(request), len(images)), model
+    return problem, model
 
 
 def _problem(model: Model, image: jax.ShapeDtypeStruct, sizes: Sizes, request: Request):

@@ -28,7 +28,10 @@ def shared(chunk: int) -> tuple[int, int]:
 
 @contextmanager
 def in_order(
-    work: Callable[[int], _Result], places: Iterable[int], threads: int
+    work: Callable[[int], _Result],
+    places: Iterable[int],
+    threads: int,
+    compiled: bool = False,
 ) -> Iterator[Iterator[tuple[int, _Result]]]:
     """Each place with the work done on it, in the order of the places.
 
@@ -40,6 +43,7 @@ def in_order(
         work: is called from several threads.
         places: what it is called with.
         threads: how many; 1 does everything in the caller's own.
+        compiled: there is nothing left to compile, so all begin at once.
 
     Raises:
         Exception: what the work raised, at its place in the order.
@@ -49,7 +53,7 @@ def in_order(
         return
     pool = ThreadPoolExecutor(threads)
     try:
-        yield _handed_over(work, iter(places), threads, pool)
+        yield _handed_over(work, iter(places), threads, pool, compiled)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -59,10 +63,12 @@ def _handed_over(
     places: Iterator[int],
     threads: int,
     pool: ThreadPoolExecutor,
+    compiled: bool,
 ) -> Iterator[tuple[int, _Result]]:
-    for place in places:
-        yield place, work(place)
-        break
+    if not compiled:
+        for place in places:
+            yield place, work(place)
+            break
     begun: deque[tuple[int, Future[_Result]]] = deque()
     for place in places:
         begun.append((place, pool.submit(work, place)))

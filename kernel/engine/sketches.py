@@ -7,6 +7,7 @@ so its logits are had without going there again.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
@@ -17,7 +18,7 @@ from kernel.engine.progress import Report
 from kernel.engine.scratch import Scratch
 from kernel.kinds import given
 from kernel.layers.diagnosis import not_finite
-from kernel.layers.passes import sketched
+from kernel.layers.passes import compile_sketched, sketched
 from kernel.layers.sketch import random_signs
 from kernel.model import Model
 
@@ -96,6 +97,11 @@ def sketches(
     scratch = scratch or Scratch()
     found, done = room(scratch, len(images), problem, buckets)
     threads, share = shared(chunk)
+    how = (model.function, problem.units, buckets, False, *model[1:])
+    if done < len(images):  # compiled before several threads begin with it
+        like = jax.ShapeDtypeStruct((share, *images.shape[1:]), images.dtype)
+        first = jnp.asarray(projections[:1], problem.precision)
+        compile_sketched(*how, like, first, signs)
 
     def folded(start: int) -> tuple[list[np.ndarray], np.ndarray]:
         places = np.minimum(np.arange(start, start + share), len(images) - 1)
@@ -103,16 +109,7 @@ def sketches(
         all_rows, logits = [], np.empty(0)
         # one projection at a time: what one image leaves in the network is what takes memory
         for projection in jnp.asarray(projections, problem.precision):
-            one = sketched(
-                model.function,
-                problem.units,
-                buckets,
-                False,
-                *model[1:],
-                some,
-                projection[None],
-                signs,
-            )
+            one = sketched(*how, some, projection[None], signs)
             if not bool(one.finite.all()):
                 bad = sorted(set(places[~np.asarray(one.finite)].tolist()))
                 raise not_finite(model, images, bad, projections)
@@ -120,7 +117,8 @@ def sketches(
             logits = np.asarray(one.logits)
         return all_rows, logits
 
-    with in_order(folded, range(done, len(images), share), threads) as chunks:
+    places = range(done, len(images), share)
+    with in_order(folded, places, threads, compiled=True) as chunks:
         for start, (rows, logits) in chunks:
             count = min(share, len(images) - start)
             found.features[start : start + count] = np.stack(rows, axis=1)[:count] * scale

@@ -13,9 +13,10 @@ from kernel.engine.ahead import in_order, shared
 from kernel.engine.plan import Pass, Plan, Problem
 from kernel.engine.progress import Progress
 from kernel.engine.scratch import Scratch
+from kernel.engine.spare import Spare
 from kernel.engine.store import Store
 from kernel.layers.diagnosis import not_finite
-from kernel.layers.passes import Chunk, compute
+from kernel.layers.passes import Chunk, compile_ahead, compute
 from kernel.model import Model
 
 
@@ -87,17 +88,27 @@ def _pass(
         problem.examples,
     )
     threads, share = shared(plan.chunk)
+    spare = Spare(one.parts, share, one.width, problem.directions.square, images.dtype)
+    compile_ahead(
+        model,
+        one.parts,
+        jax.ShapeDtypeStruct((share, *images.shape[1:]), images.dtype),
+        _projections(problem, one, images.dtype),
+        square=problem.directions.square,
+        into=spare.like,
+    )
     store = Store(anchors, one.parts, scratch, str(number))
     done = scratch.done(f"{number}-anchors")
 
     def anchored(start: int) -> Chunk:
-        return _chunk(model, images, start, share, anchors, problem, one)
+        return _chunk(model, images, start, share, anchors, problem, one, spare)
 
     # the first chunk is always made: it tells the shapes of what was left
     rest = range(max(done, share), anchors, share)
-    with in_order(anchored, [0, *rest], threads) as chunks:
+    with in_order(anchored, [0, *rest], threads, compiled=True) as chunks:
         for start, chunk in chunks:
             store.put(start, chunk)
+            spare.give(chunk.rows)
             finished = max(done, start + share)
             scratch.mark(f"{number}-anchors", finished)
             progress.formed(one, min(finished if start == 0 else share, anchors - start))
@@ -113,12 +124,13 @@ def _pass(
         added, alone = values[:, anchors * each :], diagonal
 
     def met(start: int) -> Chunk:
-        return _chunk(model, images, start, share, total, problem, one)
+        return _chunk(model, images, start, share, total, problem, one, spare)
 
+    places = range(anchors + done, total, share)
     if done:
         progress.formed(one, done)
         progress.contracted(one, float(done))
-    with in_order(met, range(anchors + done, total, share), threads) as chunks:
+    with in_order(met, places, threads, compiled=True) as chunks:
         for start, chunk in chunks:
             count = min(share, total - start)
             place = slice(start - anchors, start - anchors + count)
@@ -127,6 +139,7 @@ def _pass(
                 added[:, columns], alone[place] = 0, 0
             store.add_cross(added[:, columns], chunk, count)
             alone[place] += store.diagonal(chunk)[:count]
+            spare.give(chunk.rows)
             scratch.mark(name, start - anchors + count)
             progress.formed(one, count)
             progress.contracted(one, float(count))
@@ -145,22 +158,28 @@ def _chunk(
     end: int,
     problem: Problem,
     one: Pass,
+    spare: Spare,
 ) -> Chunk:
     """One chunk; the last is padded with repeats so that one shape is compiled."""
     places = np.minimum(np.arange(start, start + count), end - 1)
-    projections = problem.directions.projections[slice(*one.projections)]
+    projections = _projections(problem, one, images.dtype)
     chunk = jax.block_until_ready(
         compute(
             model,
             one.parts,
             jnp.asarray(images[places]),
-            jnp.asarray(projections, images.dtype),
+            projections,
             square=problem.directions.square,
             together=False,
+            into=spare.take(),
         )
     )
     finite = np.asarray(chunk.finite)
     if not finite.all():
         bad = sorted(set(places[~finite].tolist()))
-        raise not_finite(model, images, bad, projections)
+        raise not_finite(model, images, bad, np.asarray(projections))
     return chunk
+
+
+def _projections(problem: Problem, one: Pass, dtype: np.dtype) -> jax.Array:
+    return jnp.asarray(problem.directions.projections[slice(*one.projections)], dtype)

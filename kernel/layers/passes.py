@@ -59,6 +59,7 @@ def compute(
     *,
     square: bool,
     together: bool,
+    into: Float[Array, "images rows columns"] | None = None,
 ) -> Chunk:
     """A chunk of images in one pass.
 
@@ -70,15 +71,45 @@ def compute(
         square: a row for each projection (the kind `full`); else one row for all of them, whose
             inner products are the sums over projections.
         together: form the gradients of all images at once, not image by image.
+        into: rows of an earlier chunk of the same pass, which are written over and are gone: what
+            is asked for anew is filled with zeros first. None asks for it, and is the only choice
+            where images go together.
     """
+    return compute_shape(*_given(model, parts, images, projections, square, together), into)
+
+
+def compile_ahead(
+    model: Model,
+    parts: tuple[Part, ...],
+    images: jax.ShapeDtypeStruct,
+    projections: Float[Array, "projections classes"],
+    *,
+    square: bool,
+    into: jax.ShapeDtypeStruct,
+) -> None:
+    """Compile what `compute` will run, so that several threads can begin with it at once.
+
+    Args:
+        model: as there.
+        parts: as there.
+        images: shape and dtype of a chunk.
+        projections: as there.
+        square: as there.
+        into: shape and dtype of what is written over.
+    """
+    given = _given(model, parts, images, projections, square, False)
+    compute_shape.lower(*given, into).compile()
+
+
+def _given(
+    model: Model, parts: tuple[Part, ...], images: Any, projections: Any, *how: bool
+) -> tuple[Any, ...]:
     shapes = tuple(part._replace(piece=0) for part in parts)
     starts = jnp.asarray([part.piece * part.outputs for part in parts])
-    return compute_shape(
-        model.function, shapes, square, together, *model[1:], images, projections, starts
-    )
+    return model.function, shapes, *how, *model[1:], images, projections, starts
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnames="into")
 def compute_shape(
     function: Function,
     parts: tuple[Part, ...],
@@ -89,11 +120,12 @@ def compute_shape(
     images: Float[Array, "images ..."],
     projections: Float[Array, "projections classes"],
     starts: Array,
+    into: Array | None = None,
 ) -> Chunk:
     """`compute` for parts of one shape, whose pieces begin at `starts`."""
     seen = observed(function, parts, params, frozen, images, projections)
 
-    formed = _rows(parts, seen, starts, images, len(projections), together)
+    formed = _rows(parts, seen, starts, images, len(projections), together, into)
     if not square:
         formed = formed.reshape(len(images), 1, -1)
     factors = tuple(factor_of(part, seen, square) for part in parts if part.form != "rows")
@@ -153,6 +185,11 @@ def sketched(
     return Folded(values, seen.logits, _finite(values))
 
 
+def compile_sketched(*given: Any) -> None:
+    """Compile what `sketched` will run, given shapes and dtypes for images."""
+    sketched.lower(*given).compile()
+
+
 def observed(
     function: Function,
     parts: tuple[Part, ...],
@@ -192,11 +229,12 @@ def _rows(
     images: Array,
     projections: int,
     together: bool,
+    into: Array | None,
 ) -> Array:
     """(images, projections, columns) of all parts that are formed, side by side."""
     own = [(n, part, starts[n]) for n, part in enumerate(parts) if part.form == "rows"]
-    columns = sum(part.columns for _, part, _ in own)
-    formed = jnp.zeros((len(images), projections, columns), images.dtype)
+    shape = (len(images), projections, sum(part.columns for _, part, _ in own))
+    formed = jnp.zeros(shape, images.dtype) if into is None else into.reshape(shape)
     if not own:
         return formed
     if together:

@@ -18,8 +18,9 @@ from bridge.parity import certify
 from kernel.dynamics.criterion import Measured, cotangents, measure
 from kernel.dynamics.gradients import squared_length, total
 from kernel.dynamics.mmd import normalised
-from kernel.engine.plan import GIB, enough, plan
-from kernel.engine.problem import Request, cast, chunk_of, problem_of
+from kernel.engine.chunking import planned, sketch_chunk
+from kernel.engine.plan import GIB, enough
+from kernel.engine.problem import Request, cast, problem_of
 from kernel.engine.scratch import Scratch, key_of
 from kernel.engine.sketches import sketch_bytes
 from kernel.errors import KernelError
@@ -145,10 +146,10 @@ def check_memory(
     one = jax.ShapeDtypeStruct(image, dtype_of(request.precision))
     rng = np.random.default_rng(0)  # which projections has no part in sizes
     problem = problem_of(cast(model, request.precision), one, examples, examples, request, rng)
-    chunk = min(chunk_of(request), examples)
     if sketch is None:
-        computing = plan(problem, request.memory_gib, chunk).peak_bytes
+        computing = planned(problem, request).peak_bytes
     else:
+        chunk = sketch_chunk(problem, request, sketch, problem.result_bytes)
         computing = problem.result_bytes + sketch_bytes(problem, sketch, chunk)
     needed = max(computing, problem.result_bytes + _BESIDE * 8 * examples**2)
     if needed > request.memory_gib * GIB:

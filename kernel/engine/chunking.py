@@ -5,8 +5,6 @@ cache holds few images; but XLA lays the parameters out anew for every chunk, fo
 costs large networks on small images more than the cache gives them.
 """
 
-import jax
-
 from kernel.engine.devices import mesh_unless_host
 from kernel.engine.plan import GIB, Plan, Problem, plan
 from kernel.engine.problem import CHUNK, Request, chunk_of
@@ -59,7 +57,7 @@ def _chunks(
 ) -> list[int]:
     """The smallest chunk, and then those that may take less time, the best first."""
     usual = min(chunk_of(request), problem.examples)
-    host = jax.default_backend() == "cpu" and mesh_unless_host(request.devices) is None
+    host = mesh_unless_host(request.devices) is None
     parameters = sum(unit.columns for unit in problem.units)
     if request.chunk is not None or not host or parameters < problem.activations.of(projections):
         return [usual]

@@ -24,8 +24,12 @@ pytest.importorskip("ray", reason="Ray is not installed: the extra `ray`")
 from ray.cluster_utils import Cluster as Local
 
 _ROOM: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
-# a machine that is killed is noticed in seconds
-_HEALTH = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500}
+# a machine that is killed is noticed in seconds; workers are as important as other tests' processes
+_SYSTEM = {
+    "health_check_initial_delay_ms": 1000,
+    "health_check_period_ms": 500,
+    "worker_niceness": 0,
+}
 SMALL = dataclasses.replace(
     digits.DEFAULTS,
     strategy="margin",
@@ -45,7 +49,7 @@ def local():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("OMP_NUM_THREADS", "1")
-        head = {**_ROOM, "include_dashboard": False, "_system_config": _HEALTH}
+        head = {**_ROOM, "include_dashboard": False, "_system_config": _SYSTEM}
         started = Local(initialize_head=True, head_node_args=head)
         started.add_node(**_ROOM)
         yield started

@@ -75,9 +75,10 @@ def _together(made: Tables, trials: tuple[Trial, ...], looked: Looked) -> Iterat
         )
         caption = (
             f"{_setups(trials, own)} Accuracy averaged over the rounds after the first "
-            f"query, minus that of random choice with the same seed: mean and 95% confidence "
-            f"(Student t) over n seeds, not corrected for the number of rows; a filled marker: "
-            f"the interval leaves out 0. Runs: {seeds(_of(made.paired, own))}"
+            f"query that both have, minus that of random choice with the same seed: mean and 95% "
+            f"confidence (Student t) over n seeds, not corrected for the number of rows; a filled "
+            f"marker: the interval leaves out 0; a head at the edge: it goes on. "
+            f"Runs: {seeds(_of(made.paired, own))}"
         )
         title = "Difference from random, same seed"
         figure = study_pictures.forest(pd.DataFrame(own), caption, looked, title)
@@ -95,9 +96,9 @@ def _ranks(name: str, ranking: Ranking, made: Tables, trials: tuple[Trial, ...])
     kept = [t for t in trials if t.subject in ranking.subjects and t.arm in ranking.arms]
     caption = (
         f"{words(kept)} Average ranks, 1 the best, of the accuracy averaged over the rounds after "
-        f"the first query; {found.unit}, {found.blocks} blocks. Friedman p = {found.p:.2g}. Arms "
-        f"that a bar joins could not be told apart (Nemenyi, α = .05, critical difference "
-        f"{found.critical:.2f}). {seeds(own)}"
+        f"the first query that all arms have; {found.unit}, {found.blocks} blocks. Friedman "
+        f"p = {found.p:.2g}. Arms that a bar joins could not be told apart (Nemenyi, α = .05, "
+        f"critical difference {found.critical:.2f}). {seeds(own)}"
     )
     margin = 0.75 + name_width([str(name) for name in found.ranks.index])
     height = 0.75 + 0.13 * len(found.ranks)
@@ -176,8 +177,9 @@ def _costs(made: Tables, trials: tuple[Trial, ...], looked: Looked) -> Iterator[
         own = having(made.paired, subject=[subject], arm=table["arm"])
         caption = (
             f"{_setups(trials, own)} Time: geometric mean over queries and runs, without "
-            f"training. Accuracy averaged over the rounds after the first query, minus that of "
-            f"{REFERENCE} with the same seed: mean and 95% confidence (Student t)"
+            f"training. Accuracy averaged over the rounds after the first query that both have, "
+            f"minus that of {REFERENCE} with the same seed: mean and 95% confidence (Student t), "
+            f"which goes on beyond a head at the edge"
             f"{_NO_BAND if 1 in set(table['pairs']) else ''}; {seeds(own)}"
         )
         figure = study_pictures.gain(table, caption, looked)

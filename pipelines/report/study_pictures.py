@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from pipelines.report.drawing import (
     INK,
+    LEFT,
     SMALL,
     WIDTH,
     canvas,
@@ -39,7 +40,7 @@ def forest(table: pd.DataFrame, caption: str, looked: Looked, title: str) -> Fig
 
     Args:
         table: subject, arm, n, mean, low, high (fractions); a filled marker is one whose interval
-            leaves out 0.
+            leaves out 0, a head at the edge of the figure an interval that goes on beyond it.
         caption: what stands below.
         looked: how each arm is drawn.
         title: what is shown.
@@ -67,7 +68,7 @@ def forest(table: pd.DataFrame, caption: str, looked: Looked, title: str) -> Fig
     axes.set_ylim(y - 0.4, -0.6)
     finish(axes, title, "Test accuracy minus random's (points)", "")
     axes.set_yticks(ticks, [short(name) for name in names], parse_math=False)
-    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="y", length=0, pad=7)
     axes.grid(visible=False, axis="y")
     axes.spines["left"].set_visible(False)
     return figure
@@ -78,14 +79,24 @@ def _interval(axes: Axes, row: dict, y: float, looked: Looked) -> None:
     colour, marker, _ = looked(row["arm"])
     if np.isfinite(low):
         axes.plot([low, high], [y, y], color=colour, linewidth=1.8, zorder=2)
+        for end, head in _beyond(low, high, axes.get_xlim(), "<>"):
+            axes.plot(end, y, head, color=colour, markersize=5, clip_on=False, zorder=2)
     sure = np.isfinite(low) and (low > 0 or high < 0)
     face = colour if sure else "white"
     axes.plot(mean, y, marker, color=colour, markerfacecolor=face, markersize=6, zorder=3)
     ends = f" ({low:+.1f} to {high:+.1f})" if np.isfinite(low) else ""
     said = f"{mean:+.1f}{ends}, n = {row['n']}".replace("-", "−")
     axes.text(
-        1.02, y, said, transform=axes.get_yaxis_transform(), va="center", fontsize=SMALL, color=INK
+        1.025, y, said, transform=axes.get_yaxis_transform(), va="center", fontsize=SMALL, color=INK
     )
+
+
+def _beyond(low: float, high: float, limits: tuple[float, float], heads: str) -> list:
+    """The edges that an interval goes on beyond, each with the marker that says so."""
+    out = low < limits[0], high > limits[1]
+    return [
+        edge for edge, beyond in zip(zip(limits, heads, strict=True), out, strict=True) if beyond
+    ]
 
 
 def gain(table: pd.DataFrame, caption: str, looked: Looked) -> Figure:
@@ -93,12 +104,12 @@ def gain(table: pd.DataFrame, caption: str, looked: Looked) -> Figure:
 
     Args:
         table: arm, seconds (of a query), gained, gained_low, gained_high (fractions); the
-            reference gains 0.
+            reference gains 0. A head at the edge of the figure: the interval goes on beyond it.
         caption: what stands below.
         looked: how each arm is drawn.
     """
     figure, (axes,) = canvas(caption, 3.5)
-    points, bars, names = [], [], []
+    points, bars, colours, names = [], [], [], []
     for row in table.to_dict("records"):
         x, (mean, low, high) = row["seconds"], (100 * row[f"gained{end}"] for end in _ENDS)
         colour, marker, _ = looked(row["arm"])
@@ -106,14 +117,20 @@ def gain(table: pd.DataFrame, caption: str, looked: Looked) -> Figure:
         if np.isfinite(low):
             axes.plot([x, x], [low, high], color=colour, linewidth=1.3, zorder=2)
             bars.append((x, low, x, high))
+            colours.append(colour)
         points.append((x, mean))
         names.append(str(row["arm"]))
     axes.axhline(0, color=looked("random").colour, linewidth=1.2, zorder=1)
     seconds = table["seconds"].to_numpy(dtype=float)
     axes.set_xscale("log")
-    axes.set_xlim(seconds.min() / 1.7, seconds.max() * 2.2)
+    room = (name_width(names) + 0.2) / (WIDTH - LEFT - 0.3)  # for a name right of the last point
+    first, last = seconds.min() / 1.7, seconds.max()
+    axes.set_xlim(first, last * max(2.2, (last / first) ** (room / (1 - room))))
     shown = table.rename(columns={f"gained{end}": n for end, n in zip(_ENDS, _NAMES, strict=True)})
     axes.set_ylim(*frame(shown, 100.0, include=[0.0]))
+    for (x, low, _, high), colour in zip(bars, colours, strict=True):
+        for end, head in _beyond(low, high, axes.get_ylim(), "v^"):
+            axes.plot(x, end, head, color=colour, markersize=5, clip_on=False, zorder=2)
     finish(
         axes,
         "What a query costs, and what it gains",

@@ -16,6 +16,7 @@ from pipelines.sweep.carry import carry_out, read_note
 from pipelines.sweep.executor import Said, Started, Tick
 from pipelines.sweep.inline import Inline
 from pipelines.sweep.machines import Need
+from pipelines.sweep.recorded import rounds_at
 from pipelines.sweep.task import Outcome, Task
 from trainer.fit import TrainConfig
 
@@ -101,8 +102,8 @@ def test_a_machine_is_killed_and_its_trial_done_elsewhere(local, tmp_path):
             on_victim.append(event.key)
         if on_victim and killed is None and isinstance(event, Tick):
             trial = next(one for one in tasks if one.key == on_victim[0])
-            if (trial.folder / record.ROUNDS).is_file():
-                killed = len(record.read(trial.folder).rounds)
+            if rounds_at(trial.folder):
+                killed = rounds_at(trial.folder)
                 local.remove_node(victim, allow_graceful=False)
         if killed is not None and isinstance(event, Said):
             gate.touch()  # not before: processes there live on for a moment, and could end first

@@ -51,7 +51,9 @@ def test_intervals_longer_than_the_picture_end_in_heads():
     long = [("one", "mlmoc", 3, 0.01, -0.3, 0.32), ("one", "margin", 3, 0.02, 0.01, 0.03)]
     table = pd.DataFrame(long, columns=["subject", "arm", "n", "mean", "low", "high"])
     (axes,) = forest(table, "caption", look, "title").axes
-    heads = {line.get_marker(): xy(line)[0] for line in axes.lines if line.get_marker() in "<>"}
+    heads = {
+        line.get_marker(): xy(line)[0] for line in axes.lines if line.get_marker() in ("<", ">")
+    }
     assert {side: end[1] for side, end in heads.items()} == {"<": 1, ">": 1}  # of `mlmoc` alone
     np.testing.assert_allclose([heads["<"][0], heads[">"][0]], axes.get_xlim())
     long = [("random", 0.01, 0.0, NAN, NAN), ("mlmoc", 2.0, 0.02, -0.3, 0.03)]

@@ -32,9 +32,10 @@ def compare(
 ) -> dict[str, Query]:
     """Ask each strategy for the same next images.
 
-    Each answers as `pipelines.query.query` would with the same seed, but for random projections
-    and samples of a kernel, which all of them share and which follow from the seed. A kernel that
-    is shared is kept, so that its posterior takes memory beside it, beyond kernel.memory_gib.
+    Each answers as `pipelines.query.query` would with the same seed, but for rounding (all read the
+    network's own logits) and for random projections and samples of a kernel, which all of them
+    share and which follow from the seed. A kernel that is shared is kept, so that its posterior
+    takes memory beside it, beyond kernel.memory_gib.
 
     Args:
         model: your trained network in eval mode.

@@ -18,13 +18,15 @@ from torch import nn
 from bridge.trace import mirror
 from kernel.dynamics.criterion import measure
 from pipelines import digits, dry_run, run
+from pipelines.compare import compare
 from pipelines.config import ADDED, RunConfig
 from pipelines.errors import PipelineError
 from pipelines.query import query
-from pipelines.strategies import STRATEGIES, dynamical
+from pipelines.strategies import STRATEGIES, dynamical, situation
 from pipelines.strategies.dynamics_config import DynamicsConfig
 from tests.dynamics_cases import by_hand
 from trainer.errors import UnknownNameError
+from trainer.predict import logits
 from trainer.train_config import TrainConfig
 
 # the strategy
@@ -136,6 +138,33 @@ def test_blocks_and_chunks_do_not_matter(subject, monkeypatch):
     assert seen == [7, 7, 7, 5]  # images in memory at a time
     np.testing.assert_array_equal(cut.indices, whole.indices)
     np.testing.assert_allclose(cut.candidate_scores, whole.candidate_scores, rtol=1e-9)
+
+
+def test_candidates_go_through_the_mirror_alone(subject, monkeypatch):
+    seen = []
+
+    def watched(network, images):
+        seen.append(len(images))
+        return logits(network, images)
+
+    monkeypatch.setattr(situation, "logits", watched)
+    alone = ask(subject)
+    assert seen == [len(LABELLED)]
+    model, images, own = subject
+    both = compare(
+        model,
+        images,
+        LABELLED,
+        4,
+        ["dynamical", "margin"],
+        loss="cross_entropy",
+        dynamics=DynamicsConfig(precision="float64"),
+        mirror=own,
+    )
+    assert seen[1:] == [len(LABELLED), len(images) - len(LABELLED)]  # once for the two of them
+    together = both["dynamical"]
+    np.testing.assert_array_equal(together.indices, alone.indices)
+    np.testing.assert_allclose(together.candidate_scores, alone.candidate_scores, rtol=1e-4)
 
 
 def trained(subject, scale):
@@ -250,5 +279,5 @@ def test_gamma_on_the_command_line(given, weight):
 
 
 def test_it_is_a_row_of_the_table():
-    assert STRATEGIES["dynamical"].needs == {"logits", "images", "gradients"}
+    assert STRATEGIES["dynamical"].needs == {"images", "gradients"}
     assert RunConfig("digits", strategy="dynamical").dynamics.weight == 2.0

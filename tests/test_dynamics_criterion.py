@@ -5,6 +5,7 @@ import math
 import jax
 import numpy as np
 import pytest
+from jax import numpy as jnp
 
 from kernel.dynamics.cost import peak_bytes
 from kernel.dynamics.criterion import Measured, cotangents, joined, measure
@@ -12,9 +13,11 @@ from kernel.dynamics.dissimilar import dissimilar
 from kernel.dynamics.gradients import squared_length, total
 from kernel.errors import KernelError
 from tests.dynamics_cases import by_hand
+from tests.engine_networks import images, model, plain
 from tests.kernel_cases import mlp
 
 L, U, C, FEATURES = 6, 9, 3, 5
+COUNT = 5
 
 
 @pytest.fixture
@@ -26,7 +29,7 @@ def problem(rng):
 
 
 def logits(model, x):
-    return np.asarray(model.function(model.params, model.frozen, x))
+    return np.asarray(model.function(model.params, model.frozen, jnp.asarray(x)))
 
 
 def summed_loss(params, model, x, labels, loss):
@@ -123,6 +126,54 @@ def test_blocks_are_joined(problem):
         np.testing.assert_allclose(one, other, rtol=1e-12)
 
 
+@pytest.mark.parametrize("loss", ["cross_entropy", "l2"])
+@pytest.mark.parametrize("name", ["Volumes", "Words", "Convolutions"])
+@pytest.mark.parametrize("how", [model, plain])
+def test_logits_of_the_pass_itself(name, loss, how):
+    """As with logits that were computed before, whatever the chunk."""
+    own, x = how(name), images(COUNT)
+    f = logits(own, x)
+    direction = jax.tree.map(
+        lambda leaf: jnp.cos(jnp.arange(leaf.size, dtype=leaf.dtype)), own.params
+    )
+    direction = jax.tree.map(lambda v, leaf: v.reshape(leaf.shape), direction, own.params)
+    given = measure(own, x, f, direction, loss)
+    for chunk in (2, None):
+        found = measure(own, x, None, direction, loss, chunk=chunk)
+        np.testing.assert_array_equal(found.pseudo, given.pseudo)
+        for ours, theirs in zip(found, given, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-11 * np.abs(theirs).max())
+
+
+def test_a_network_that_is_sure_has_small_gradients_and_no_zeros(rng):
+    """1 − p of a float32 network is not what float32 has left of it."""
+    own = mlp(FEATURES, 7, C, rng)
+    sure = jax.tree.map(lambda leaf: jnp.asarray(30 * leaf, jnp.float32), own.params)
+    own = own._replace(
+        params=sure, frozen=jax.tree.map(lambda leaf: leaf.astype("float32"), own.frozen)
+    )
+    x = rng.normal(size=(U, FEATURES)).astype(np.float32)
+    f = np.asarray(own.function(own.params, own.frozen, x))
+    found = measure(own, x, None, own.params, "cross_entropy")
+    given = measure(own, x, f, own.params, "cross_entropy")
+    np.testing.assert_allclose(found.norms, given.norms, rtol=1e-3)
+    assert found.norms.min() < 1e-6 * found.norms.max()
+
+
+def test_logits_of_the_pass_that_are_not_finite(rng):
+    own, x = model("Volumes"), images(COUNT)
+    direction = jax.tree.map(jnp.ones_like, own.params)
+    x[[1, 4]] = np.nan
+    with pytest.raises(KernelError, match=r"images \[1\].* the first of them holds values"):
+        measure(own, x, None, direction, "l2", chunk=2)
+    head = jnp.full_like(own.params["head.weight"], 1.7e308)
+    huge = own._replace(params={**own.params, "head.weight": head})
+    with pytest.raises(KernelError, match="logits are not finite"):
+        measure(huge, images(COUNT), None, direction, "l2", chunk=2)
+    with pytest.raises(KernelError, match="unknown loss 'hinge'"):
+        measure(own, images(COUNT), None, direction, "hinge")
+
+
 def test_cotangents_by_hand():
     f, labels = np.array([[0.0, np.log(3.0)]]), np.array([1])
     np.testing.assert_allclose(cotangents(f, labels, "cross_entropy"), [[0.25, -0.25]])
@@ -145,7 +196,7 @@ def test_cotangents_that_cannot_be(labels, loss, message):
 @pytest.mark.parametrize("gamma", [-1.0, math.nan])
 def test_a_gamma_that_is_none(gamma):
     with pytest.raises(KernelError, match="gamma must be 0 or more"):
-        Measured(np.ones(1), np.ones(1), np.zeros(1, np.int64)).delta(gamma)
+        Measured(np.ones(1), np.ones(1), np.zeros(1, np.int64), np.ones((1, 2))).delta(gamma)
 
 
 # the dissimilar batch

@@ -15,6 +15,7 @@ from kernel.dynamics.gradients import (
 )
 from kernel.dynamics.sketches import folded, folding
 from kernel.errors import KernelError
+from kernel.layers.rules import ELEMENTWISE
 from kernel.layers.units import Unit, units
 from kernel.model import Model
 from tests.engine_networks import (
@@ -73,7 +74,8 @@ def test_a_linear_network_by_hand(rng):
     close(total(own, x, d)["weight"], d.T @ x)
     close(along(own, x, direction), x @ direction["weight"].T)
     close(norms(own, x, d), (x**2).sum(1) * (d**2).sum(1))
-    lengths, products = lengths_and_products(own, x, d, direction)
+    lengths, products, logits = lengths_and_products(own, x, d, direction)
+    close(logits, x @ np.asarray(own.params["weight"]).T)
     close(lengths, (x**2).sum(1) * (d**2).sum(1))
     close(products, ((x @ direction["weight"].T) * d).sum(1))
     assert squared_length(direction) == pytest.approx((direction["weight"] ** 2).sum())
@@ -155,7 +157,12 @@ def test_the_cheaper_form_is_chosen_by_counting():
     parts = {part.unit.sites[0]: part for part in squares.cheapest(found)}
     for part in parts.values():
         unit = part.unit
-        work = {f: unit.forming(f, 1) + unit.contracting(f, 1, False) for f in unit.forms}
+        cost = {"pixels": squares.ALONE}
+        work = {
+            form: unit.forming(form, 1)
+            + unit.contracting(form, 1, False, cost.get(form, ELEMENTWISE))
+            for form in unit.forms
+        }
         assert work[part.form] == min(work.values())
     forms = {name: part.form for name, part in parts.items()}
     assert forms["same"] == "rows"

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from bridge.trace import mirror
+from kernel.errors import KernelError
 from pipelines.errors import PipelineError
 from pipelines.query import query
 from pipelines.stages import Stages
@@ -68,6 +69,7 @@ def ask(
     *,
     order: np.ndarray | None = None,
     seed: int = 0,
+    kernel: KernelConfig | None = None,
 ) -> Query:
     """What a strategy asks for; `order` is that in which the candidates are given."""
     network, twin, companion = trained()
@@ -81,7 +83,7 @@ def ask(
         candidates,
         train=TRAIN,
         mirror=lambda probe: (twin, {}),
-        kernel=KernelConfig(),
+        kernel=kernel or KernelConfig(),
         stages=Stages(),
         needs=STRATEGIES[name].needs,
         companion=companion,
@@ -197,8 +199,18 @@ def test_what_is_not_a_number_is_refused(name):
         query(network, images, labels, 2, name)
     if name == "random":  # which does not ask the network
         return
-    with pytest.raises(NetworkError, match="logits of image .* not finite"):
+    # what the network answers, or the gradients of a pass that answers as well
+    said = r"logits of image .* not finite|gradients of images \[5\] \(indices of the data set"
+    with pytest.raises((NetworkError, KernelError), match=said):
         ask(name, images, 2)
+
+
+@pytest.mark.parametrize("index", [int(LABELLED[0]), 5])
+def test_a_sketch_names_what_is_not_finite_by_the_data_sets_numbers(index):
+    images = pictures()
+    images[index, 0, 2, 2] = np.nan
+    with pytest.raises(KernelError, match=rf"images \[{index}\] \(indices of the data set\)"):
+        ask("mlmoc", images, 2, kernel=KernelConfig(sketch=64))
 
 
 def test_logits_that_are_not_finite_are_no_situation():

@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Array
 
 from kernel.engine.ahead import in_order, shared
-from kernel.engine.problem import Request, chunk_of
+from kernel.engine.chunking import passing_chunk
+from kernel.engine.problem import Request, problem_of
 from kernel.errors import KernelError
 from kernel.model import Model
 
@@ -107,9 +108,25 @@ def chunks_of(
         raise KernelError(f"chunk must be at least 1, not {chunk}.")
     if cotangents is not None:
         _check(images, cotangents)
-    size = chunk_of(Request(chunk=chunk))
-    threads, share = shared(size)
-    return Chunks(np.dtype(jnp.result_type(*leaves)), share, threads, images, cotangents)
+    dtype = np.dtype(jnp.result_type(*leaves))
+    image = jax.ShapeDtypeStruct(images.shape[1:], dtype)
+    threads, share = shared(chunk_size(model, image, len(images), chunk))
+    return Chunks(dtype, share, threads, images, cotangents)
+
+
+def chunk_size(
+    model: Model, image: jax.ShapeDtypeStruct, count: int, chunk: int | None = None
+) -> int:
+    """Images differentiated at a time, on all cores.
+
+    Args:
+        model: the network.
+        image: shape and dtype of one image, without a batch axis.
+        count: how many images there are.
+        chunk: as many; None chooses for the machine and the network.
+    """
+    request = Request(chunk=chunk)
+    return passing_chunk(problem_of(model, image, count, 1, request), request)
 
 
 def _check(images: np.ndarray, cotangents: np.ndarray) -> None:

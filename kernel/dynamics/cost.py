@@ -9,14 +9,17 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from kernel.dynamics.chunks import chunks_of
+from kernel.dynamics.chunks import chunk_size
 from kernel.dynamics.criterion import cotangents, measure
 from kernel.dynamics.gradients import total
 from kernel.dynamics.sketches import folded, folding
 from kernel.dynamics.squares import cheapest, singly
+from kernel.engine.ahead import shared
+from kernel.engine.chunking import passing_chunk
 from kernel.engine.plan import GIB
 from kernel.engine.problem import Request, problem_of
 from kernel.kinds import classes_of
@@ -74,9 +77,11 @@ def cost(
     Raises:
         KernelError: nothing to train; a chunk of none.
     """
-    cut = chunks_of(model, images, None, chunk)
-    some = np.resize(images, (cut.share * (1 + _TIMED * cut.threads), *images.shape[1:]))
-    image = jax.ShapeDtypeStruct(images.shape[1:], cut.dtype)
+    dtype = jnp.result_type(*jax.tree.leaves(model.params))
+    image = jax.ShapeDtypeStruct(images.shape[1:], dtype)
+    chunk = chunk_size(model, image, min(block, candidates), chunk)
+    threads, share = shared(chunk)
+    some = np.resize(images, (share * (1 + _TIMED * threads), *images.shape[1:]))
     classes = classes_of(model, image)
     # which logits and labels has no part in what they cost
     logits = np.eye(classes)[np.arange(len(some)) % classes]
@@ -87,9 +92,9 @@ def cost(
     if sketch is not None:
         how = folding(model, image, sketch, np.random.default_rng(0))
         looks.append(_timed(lambda: folded(model, some, own, how, chunk=chunk)))
-    each = 1 / (cut.share * cut.threads * (1 + _TIMED))  # of an image, of what was timed
+    each = 1 / (share * threads * (1 + _TIMED))  # of an image, of what was timed
     return Cost(
-        chunk=cut.share * cut.threads,
+        chunk=share * threads,
         compile_seconds=sum(max(first - again, 0.0) for first, again in (summed, *looks)),
         labelled_seconds=summed[1] * each * labelled,
         candidate_seconds=sum(again for _, again in looks) * each * candidates,
@@ -118,19 +123,20 @@ def peak_bytes(
         chunk: images differentiated at a time; None chooses for the machine.
     """
     request = Request(chunk=chunk)
-    problem = problem_of(model, image, max(labelled, block), 1, request)
-    cut = chunks_of(model, np.zeros((1, *image.shape), image.dtype), None, chunk)
+    most = max(labelled, min(block, candidates))
+    problem = problem_of(model, image, most, 1, request)
+    threads, share = shared(passing_chunk(problem, request))
     columns = sum(unit.columns for unit in problem.units)
     parts = cheapest(problem.units)
     apart = singly(model.function, parts)
     formed = sum(part.columns for part in parts if not part.by_rule)
     largest = max(_alone(part) for part in parts)
-    numbers = _WHOLE_CHUNK * cut.share * cut.threads * problem.activations.of(1)
+    numbers = _WHOLE_CHUNK * share * threads * problem.activations.of(1)
     # while a set is summed: what threads have in hand, and twice as wide the sum so far
-    numbers += columns * (2 * cut.threads + 4)
+    numbers += columns * (2 * threads + 4)
     numbers += columns  # the direction, in the order of the gradients
-    numbers += cut.threads * (largest + formed * (1 if apart else cut.share))
-    kept = math.prod(image.shape) * max(labelled, min(block, candidates))
+    numbers += threads * (largest + formed * (1 if apart else share))
+    kept = math.prod(image.shape) * most
     kept += 2 * candidates * min(sketch or 0, columns)
     classes = classes_of(model, image)
     return (numbers + kept) * np.dtype(image.dtype).itemsize + 16 * candidates * (classes + 2)

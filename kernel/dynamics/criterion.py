@@ -9,8 +9,10 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Float64, Int64, Integer
+from jaxtyping import Array, Float, Float64, Int64, Integer
 from scipy.special import softmax
 
 from kernel.dynamics.gradients import lengths_and_products
@@ -30,11 +32,13 @@ class Measured(NamedTuple):
         norms: ‖g_u‖² under the pseudo-label.
         inner: g_u·g_S under the pseudo-label.
         pseudo: ŷ, the class of the largest logit.
+        logits: f_u, of which both are made.
     """
 
     norms: Float64[np.ndarray, " candidates"]
     inner: Float64[np.ndarray, " candidates"]
     pseudo: Int64[np.ndarray, " candidates"]
+    logits: Float[np.ndarray, "candidates classes"]
 
     def delta(self, gamma: int | float = GAMMA) -> Float64[np.ndarray, " candidates"]:
         """Δ = ‖g_u‖² + γ g_u·g_S; for γ = ∞ the inner product alone.
@@ -68,8 +72,7 @@ def cotangents(
     Raises:
         KernelError: unknown loss; not one label an image; labels that are no classes.
     """
-    if loss not in LOSSES:
-        raise KernelError(f"unknown loss {loss!r}; known: {', '.join(LOSSES)}.")
+    _check(loss)
     count, classes = logits.shape
     if labels.shape != (count,):
         raise KernelError(f"there are {count:,} rows of logits and labels of {labels.shape}.")
@@ -89,7 +92,7 @@ def cotangents(
 def measure(
     model: Model,
     images: Float[np.ndarray, "candidates ..."],
-    logits: Float[np.ndarray, "candidates classes"],
+    logits: Float[np.ndarray, "candidates classes"] | None,
     direction: Params,
     loss: str,
     *,
@@ -101,7 +104,7 @@ def measure(
     Args:
         model: the network; its dtype is that of the computation.
         images: the candidates, as the network takes them.
-        logits: f_u, of which pseudo-labels and cotangents are made.
+        logits: f_u, of which pseudo-labels and cotangents are made; None for those of this pass.
         direction: g_S, `kernel.dynamics.gradients.total` of the labelled set.
         loss: of the training, one of `LOSSES`.
         chunk: images differentiated at a time; None chooses for the machine.
@@ -110,12 +113,36 @@ def measure(
     Raises:
         KernelError: unknown loss; no candidates; gradients that are not finite, with the images.
     """
-    pseudo = logits.argmax(axis=1)
-    own = cotangents(logits, pseudo, loss)
+    _check(loss)
+    own = _OWN[loss] if logits is None else cotangents(logits, logits.argmax(axis=1), loss)
     found = lengths_and_products(model, images, own, direction, chunk=chunk, progress=progress)
-    return Measured(*found, pseudo)
+    seen = found.logits if logits is None else logits
+    return Measured(found.lengths, found.products, seen.argmax(axis=1), seen)
 
 
 def joined(pieces: Sequence[Measured]) -> Measured:
     """Candidates measured a block at a time, as one."""
     return Measured(*(np.concatenate(arrays) for arrays in zip(*pieces, strict=True)))
+
+
+def _check(loss: str) -> None:
+    if loss not in LOSSES:
+        raise KernelError(f"unknown loss {loss!r}; known: {', '.join(LOSSES)}.")
+
+
+def _own_cross_entropy(logits: Float[Array, " classes"]) -> Float[Array, " classes"]:
+    """∂ℓ/∂f of one image under its pseudo-label, in float64 as `cotangents` has it."""
+    wide = logits.astype(jnp.float64)
+    return jax.nn.softmax(wide) - _pseudo(wide)
+
+
+def _own_l2(logits: Float[Array, " classes"]) -> Float[Array, " classes"]:
+    wide = logits.astype(jnp.float64)
+    return wide - _pseudo(wide)
+
+
+def _pseudo(logits: Array) -> Array:
+    return jax.nn.one_hot(logits.argmax(), len(logits), dtype=logits.dtype)
+
+
+_OWN = {"cross_entropy": _own_cross_entropy, "l2": _own_l2}

@@ -8,7 +8,7 @@ network's function is the same object; there is never a gradient for each image 
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float64
 
 from kernel.dynamics.chunks import Chunks, chunks_of
-from kernel.dynamics.squares import cheapest, laid_out, squares
+from kernel.dynamics.squares import Answer, cheapest, laid_out, squares
 from kernel.engine.devices import together
 from kernel.engine.progress import Report
 from kernel.errors import KernelError
@@ -128,62 +128,85 @@ def norms(
         KernelError: no images, or not one row an image; nothing to train; cotangents or gradients
             that are not finite, with the images.
     """
-    return _both(model, images, cotangents, None, chunk, progress)[:, 0]
+    return _both(model, images, cotangents, None, chunk, progress).lengths
+
+
+class Both(NamedTuple):
+    """Lengths and products of some images, and their logits.
+
+    Attributes:
+        lengths: ‖J_iᵀd_i‖².
+        products: v·J_iᵀd_i; zeros without a direction.
+        logits: f, which the pass has anyway.
+    """
+
+    lengths: Float64[np.ndarray, " images"]
+    products: Float64[np.ndarray, " images"]
+    logits: Float64[np.ndarray, "images classes"]
 
 
 def lengths_and_products(
     model: Model,
     images: Float[np.ndarray, "images ..."],
-    cotangents: Float[np.ndarray, "rows classes"],
+    cotangents: Float[np.ndarray, "rows classes"] | Answer,
     direction: Params,
     *,
     chunk: int | None = None,
     progress: Report | None = None,
-) -> tuple[Float64[np.ndarray, " images"], Float64[np.ndarray, " images"]]:
+) -> Both:
     """‖J_iᵀd_i‖² and v·J_iᵀd_i in one pass: what is formed of a gradient serves both.
 
     Args:
         model: the network; its dtype is that of the computation.
         images: as the network takes them.
-        cotangents: d_i, one row an image.
+        cotangents: d_i, one row an image; or what makes an image's of the logits of this very pass,
+            the same function from call to call, for which a pass is compiled.
         direction: v, shaped as `model.params`.
         chunk: images differentiated at a time; None chooses for the machine.
         progress: told how many images are done, and of how many.
 
     Raises:
         KernelError: no images, or not one row an image; nothing to train; cotangents or gradients
-            that are not finite, with the images; a direction that is shaped otherwise or not
-            finite.
+            or logits that are not finite, with the images; a direction that is shaped otherwise or
+            not finite.
     """
-    found = _both(model, images, cotangents, direction, chunk, progress)
-    return found[:, 0], found[:, 1]
+    return _both(model, images, cotangents, direction, chunk, progress)
 
 
 def _both(
     model: Model,
     images: np.ndarray,
-    cotangents: np.ndarray,
+    cotangents: np.ndarray | Answer,
     direction: Params | None,
     chunk: int | None,
     progress: Report | None,
-) -> Float64[np.ndarray, "images 2"]:
+) -> Both:
     """Lengths, and products with a direction if there is one."""
-    cut = chunks_of(model, images, cotangents, chunk)
+    given, answer = (None, cotangents) if callable(cotangents) else (cotangents, None)
+    cut = chunks_of(model, images, given, chunk)
     image = jax.ShapeDtypeStruct(images.shape[1:], cut.dtype)
     parts = cheapest(units(model, image))
     along = None
     if direction is not None:
         along = laid_out(model, parts, _tangent(model.params, direction))
-    error = partial(not_finite, model, np.asarray(images, cut.dtype))
+    typed = np.asarray(images, cut.dtype)
+
+    def error(places: list[int], row: Any) -> KernelError:
+        if answer is not None:
+            f = model.function(*model[1:], jnp.asarray(typed[places[:1]]))
+            row = np.asarray(answer(f[0]))[None]
+        return not_finite(model, typed, places, row)
 
     def squared(start: int) -> np.ndarray:
-        own = (*model[1:], cut.images(start), cut.cotangents(start), along)
-        values = np.asarray(squares(model.function, parts, together(), *own))
+        rows = None if given is None else cut.cotangents(start)
+        own = (*model[1:], cut.images(start), rows, along)
+        found = squares(model.function, parts, together(), *own, answer=answer)
+        values = np.concatenate([np.asarray(own, np.float64) for own in found], axis=1)
         cut.check(start, np.isfinite(values.sum(axis=1)), error)
         return values
 
-    found = [values[:count] for count, values in _each(cut, squared, progress)]
-    return np.concatenate(found)
+    found = np.concatenate([values[:count] for count, values in _each(cut, squared, progress)])
+    return Both(found[:, 0], found[:, 1], found[:, 2:])
 
 
 def squared_length(direction: Params) -> float:

@@ -52,6 +52,12 @@ def sketch_chunk(problem: Problem, request: Request, buckets: int, beside: int =
     return next(fitting, smallest)
 
 
+def passing_chunk(problem: Problem, request: Request) -> int:
+    """The best chunk for gradients that are let go, of one shape however few images there are."""
+    _, *others = _chunks(problem, request, 1, _EXACT)
+    return next(iter(others), chunk_of(request))
+
+
 def _chunks(
     problem: Problem, request: Request, projections: int, sizes: tuple[int, ...]
 ) -> list[int]:

@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from kernel.errors import KernelError
+from kernel.errors import NotFiniteError
 from kernel.layers.taps import Tapped, taps
 from kernel.model import Model
 
-_NAMED = 5
+_NAMED = 5  # of the weights
 
 
 def not_finite(
     model: Model, images: np.ndarray, places: list[int], projections: np.ndarray
-) -> KernelError:
+) -> NotFiniteError:
     """The error for images whose gradients are not finite.
 
     Args:
@@ -27,13 +27,8 @@ def not_finite(
         places: of the bad ones.
         projections: one v a row.
     """
-    named = places[:_NAMED]
-    more = f" and {len(places) - _NAMED} more" if len(places) > _NAMED else ""
     where = _layer(model, jnp.asarray(images[places[0]]), jnp.asarray(projections, images.dtype))
-    return KernelError(
-        f"the gradients of images {named}{more} (places in the set given) are not finite: {where}. "
-        "Look for NaN or huge values in those images, or in the network's weights."
-    )
+    return NotFiniteError(places, where)
 
 
 def _layer(model: Model, image: Array, projections: Array) -> str:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from kernel.layers.rules import Product
-from kernel.layers.taps import Tapped, site_gradients, taps
+from kernel.layers.taps import Projections, Tapped, rows_at, site_gradients, taps
 from kernel.layers.units import Unit
 from kernel.model import Frozen, Function, Params
 
@@ -66,7 +66,7 @@ def observe(
     params: Params,
     frozen: Frozen,
     image: Array,
-    projections: Array,
+    projections: Projections,
 ) -> Seen:
     """What a pass sees of one image; map it over images with `vmap`."""
     if not isinstance(function, Tapped):
@@ -111,7 +111,7 @@ def _by_leaf(
     params: Params,
     frozen: Frozen,
     image: Array,
-    projections: Array,
+    projections: Projections,
 ) -> tuple[Array, dict[int, Array]]:
     """Logits and rows of a function without taps, whose units are single parameters."""
     leaves, structure = jax.tree.flatten(params)
@@ -124,9 +124,9 @@ def _by_leaf(
         return function(jax.tree.unflatten(structure, rebuilt), frozen, image[None])[0]
 
     answers, pull = jax.vjp(logits, [leaves[place] for place in places])
-    (gradients,) = jax.vmap(pull)(projections)
+    rows = rows_at(projections, answers)
+    (gradients,) = jax.vmap(pull)(rows)
     own = dict(zip(places, gradients, strict=True))
     return answers, {
-        number: own[part.unit.places[0]].reshape(len(projections), -1)
-        for number, part in enumerate(parts)
+        number: own[part.unit.places[0]].reshape(len(rows), -1) for number, part in enumerate(parts)
     }

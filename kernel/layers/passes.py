@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int8
 from kernel.layers.observing import Part, Seen, observe
 from kernel.layers.rules import Lookup, Product
 from kernel.layers.sketch import fold_into
+from kernel.layers.taps import Projections
 from kernel.layers.units import Unit
 from kernel.model import Frozen, Function, Model, Params
 
@@ -196,7 +197,7 @@ def observed(
     params: Params,
     frozen: Frozen,
     images: Array,
-    projections: Array,
+    projections: Projections,
 ) -> Seen:
     """What a pass sees of a chunk of images.
 
@@ -206,9 +207,13 @@ def observed(
         params: trainable parameters.
         frozen: every other array.
         images: one along axis 0.
-        projections: (projections, classes) for all images alike, or each image's own along a
-            further axis 0.
+        projections: (projections, classes) for all images alike, each image's own along a
+            further axis 0, or what makes an image's own of its logits.
     """
+    if callable(projections):
+        return jax.vmap(lambda image: observe(function, parts, params, frozen, image, projections))(
+            images
+        )
     axes = (0, 0 if projections.ndim == 3 else None)
     return jax.vmap(lambda image, own: observe(function, parts, params, frozen, image, own), axes)(
         images, projections

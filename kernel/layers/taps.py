@@ -6,7 +6,7 @@ operator then gives its parameters' gradients: the rule that holds for every ope
 reference for faster ones.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -17,6 +17,8 @@ from kernel.layers.rules import Rule
 
 Inputs = dict[str, tuple[Any, ...]]
 Cotangents = dict[str, list[Array]]
+Projections = Array | Callable[[Array], Array]
+"""One v a row, or what makes them of the logits that a pass has anyway."""
 
 
 @runtime_checkable
@@ -84,7 +86,7 @@ def taps(
     params: Mapping[str, Array],
     frozen: Mapping[str, Array],
     image: Float[Array, "..."],
-    projections: Float[Array, "projections classes"],
+    projections: Projections,
     sites: Collection[str],
 ) -> tuple[Inputs, Cotangents, Float[Array, " classes"]]:
     """What reaches the layers from both sides, for one image; map it over images with `vmap`.
@@ -94,7 +96,8 @@ def taps(
         params: trainable parameters by name.
         frozen: every other array by name.
         image: one image, without a batch axis.
-        projections: one v a row; the network is differentiated backwards once for each.
+        projections: one v a row, (projections, classes), or what makes them of the logits; the
+            network is differentiated backwards once for each.
         sites: names of the layers.
 
     Returns:
@@ -109,8 +112,14 @@ def taps(
         return values[0], inputs
 
     found, pull, inputs = jax.vjp(logits, {name: zeros[name] for name in sites}, has_aux=True)
-    (cotangents,) = jax.vmap(pull)(projections.astype(found.dtype))
+    (cotangents,) = jax.vmap(pull)(rows_at(projections, found))
     return inputs, cotangents, found
+
+
+def rows_at(projections: Projections, logits: Array) -> Array:
+    """The projections of an image with these logits, in their dtype."""
+    rows = projections(logits) if callable(projections) else projections
+    return rows.astype(logits.dtype)
 
 
 def site_gradients(

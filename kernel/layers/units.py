@@ -67,13 +67,16 @@ class Unit:
         """Multiplications for one image, before anything is contracted."""
         return self.columns * max(self.positions, 1) * projections if form == "rows" else 0
 
-    def contracting(self, form: str, projections: int, square: bool) -> int:
+    def contracting(
+        self, form: str, projections: int, square: bool, elementwise: int = ELEMENTWISE
+    ) -> int:
         """Multiplications for one pair of images.
 
         Args:
             form: one of `forms`.
             projections: of the logits.
             square: every pair of projections has an entry (the kind `full`); else they are summed.
+            elementwise: what a multiplication outside a matrix product costs, in those inside one.
         """
         pairs = projections**2 if square else projections
         if form == "rows":
@@ -84,8 +87,8 @@ class Unit:
             offsets = math.prod(self.rule.window.kernel if self.rule.window else ())
         cotangents = self.positions**2 * self._width * pairs
         inputs = self._inputs(form) * (self.pixels if form == "pixels" else self.positions)
-        elementwise = self.positions**2 * (offsets + (pairs if square else 1))
-        return cotangents + inputs + ELEMENTWISE * elementwise
+        outside = self.positions**2 * (offsets + (pairs if square else 1))
+        return cotangents + inputs + elementwise * outside
 
     @property
     def _width(self) -> int:

@@ -43,7 +43,7 @@ _ROWS: Mapping[str, Method] = MappingProxyType(
         "infinite_ntk": method(infinite.infinite_ntk, "logits", "images", "infinite"),
         "gp": method(infinite.gp, "logits", "images", "infinite"),
         "ll4al": method(ll4al.ll4al, "logits", "images", "hooks"),
-        "dynamical": method(dynamical.dynamical, "logits", "images", "gradients"),
+        "dynamical": method(dynamical.dynamical, "images", "gradients"),
     }
 )
 STRATEGIES: Mapping[str, Method] = MappingProxyType(

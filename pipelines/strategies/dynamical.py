@@ -19,6 +19,7 @@ from kernel.dynamics.sketches import folded, folding
 from kernel.engine.plan import GIB
 from kernel.engine.problem import cast
 from kernel.engine.progress import Report
+from kernel.errors import numbered
 from kernel.model import Model, Params
 from pipelines.stages import Advance
 from pipelines.strategies.situation import Query, Situation, top
@@ -38,19 +39,21 @@ def dynamical(situation: Situation, batch_size: int, rng: np.random.Generator) -
     """
     settings, stages = situation.dynamics, situation.stages
     sign_rng, tie_rng = rng.spawn(2)
+    _ = situation.logits() if _asked_together(situation) else situation.labelled_logits
     with stages("certificate"):
         mirror, certificate = situation.mirror()
     model = cast(mirror.model(), settings.precision)
     with stages("gradients") as advance:
         own = cotangents(situation.labelled_logits, situation.labels, situation.train.loss)
         images = situation.images(situation.labelled)
-        direction = total(
-            model,
-            images,
-            own,
-            chunk=settings.chunk,
-            progress=lambda done, of: advance(done, of, "the labelled set"),
-        )
+        with numbered(situation.labelled.tolist()):
+            direction = total(
+                model,
+                images,
+                own,
+                chunk=settings.chunk,
+                progress=lambda done, of: advance(done, of, "the labelled set"),
+            )
         measured, rows = _measured(situation, model, direction, sign_rng, advance)
     scores = measured.delta(settings.weight)
     query = top(situation, scores, batch_size, tie_rng)
@@ -85,30 +88,40 @@ def _measured(
 ) -> tuple[Measured, np.ndarray]:
     """Every candidate, and for `dissimilar` its gradient, folded."""
     settings, loss = situation.dynamics, situation.train.loss
-    candidates, logits = situation.candidates, situation.candidate_logits
+    candidates = situation.candidates
+    logits = situation.candidate_logits if _asked_together(situation) else None
     how, rows = None, np.zeros((len(candidates), 0))
     pieces = []
     for start in range(0, len(candidates), BLOCK):
         part = slice(start, start + BLOCK)
         images = situation.images(candidates[part])
-        piece = measure(
-            model,
-            images,
-            logits[part],
-            direction,
-            loss,
-            chunk=settings.chunk,
-            progress=_onwards(advance, start, len(images), len(candidates)),
-        )
+        with numbered(candidates[part].tolist()):
+            piece = measure(
+                model,
+                images,
+                None if logits is None else logits[part],
+                direction,
+                loss,
+                chunk=settings.chunk,
+                progress=_onwards(advance, start, len(images), len(candidates)),
+            )
         pieces.append(piece)
         if settings.batch == "dissimilar":
             if how is None:
                 image = jax.ShapeDtypeStruct(images.shape[1:], settings.precision)
                 how = folding(model, image, settings.sketch, rng)
                 rows = np.zeros((len(candidates), how.buckets), settings.precision)
-            own = cotangents(logits[part], piece.pseudo, loss)
+            own = cotangents(piece.logits, piece.pseudo, loss)
             rows[part] = folded(model, images, own, how, chunk=settings.chunk)
     return joined(pieces), rows
+
+
+def _asked_together(situation: Situation) -> bool:
+    """Whether the candidates' logits are the network's own, which others have asked for as well.
+
+    Else they are those of the pass through the mirror that measures the candidates anyway.
+    """
+    return situation.answered is not None or situation.shared is not None
 
 
 def _onwards(advance: Advance, before: int, count: int, candidates: int) -> Report:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kernel.engine.tf32 import product_error
+from kernel.errors import numbered
 from kernel.lookahead import STREAMED, outlook
 from kernel.lookahead.herding import Herding
 from kernel.pool import Decision, query_kernel
@@ -146,23 +147,25 @@ def _kernel_of(situation: Situation, rngs: Sequence[np.random.Generator], stream
         mirror, certificate = situation.mirror()
     sample = reference_sample(len(situation.candidates), settings.sample, sample_rng)
     rounded = {}
+    both = np.concatenate([situation.labelled, situation.candidates])
     with stages("kernel") as advance:
-        images = situation.images(np.concatenate([situation.labelled, situation.candidates]))
+        images = situation.images(both)
         if settings.precision == "tf32":
             error = product_error(mirror.model(), images, settings.request, error_rng)
             rounded["tf32_error"] = error
-        kernel, held = query_kernel(
-            mirror.model(),
-            images,
-            len(situation.labelled),
-            settings.request,
-            sample=sample,
-            sketch=settings.sketch,
-            streamed=streamed,
-            rng=kernel_rng,
-            progress=advance,
-            folder=situation.folder,
-        )
+        with numbered(both.tolist()):
+            kernel, held = query_kernel(
+                mirror.model(),
+                images,
+                len(situation.labelled),
+                settings.request,
+                sample=sample,
+                sketch=settings.sketch,
+                streamed=streamed,
+                rng=kernel_rng,
+                progress=advance,
+                folder=situation.folder,
+            )
     diagnostics = {
         "kind": settings.kind,
         "sketch": settings.sketch,
@@ -177,8 +180,8 @@ def _kernel_of(situation: Situation, rngs: Sequence[np.random.Generator], stream
     if _leaves_logits(situation):
         assert isinstance(kernel, Features)
         assert kernel.logits is not None
-        both = np.split(np.asarray(kernel.logits, np.float32), [len(situation.labelled)])
-        logits = both[0], both[1]
+        f_l, f_u = np.split(np.asarray(kernel.logits, np.float32), [len(situation.labelled)])
+        logits = f_l, f_u
     return Looked(kernel, held, sample, diagnostics | rounded, logits)
 
 

@@ -133,26 +133,25 @@ class Situation:
         Raises:
             NetworkError: the network does not return one row of finite logits an image.
         """
-        if self.answered is not None:
-            return self.answered
-
-        def make() -> Pair:
-            with self.stages("predict"):
-                f_l = logits(self.network, self.images(self.labelled))
-                f_u = logits(self.network, self.images(self.candidates))
-            return f_l, f_u
-
-        return self.once("logits", make)
+        return self.labelled_logits, self.candidate_logits
 
     @property
     def labelled_logits(self) -> np.ndarray:
         """f_L."""
-        return self.logits()[0]
+        if self.answered is not None:
+            return self.answered[0]
+        return self.once("labelled logits", lambda: self._predicted(self.labelled))
 
     @property
     def candidate_logits(self) -> np.ndarray:
         """f_U."""
-        return self.logits()[1]
+        if self.answered is not None:
+            return self.answered[1]
+        return self.once("candidate logits", lambda: self._predicted(self.candidates))
+
+    def _predicted(self, indices: np.ndarray) -> np.ndarray:
+        with self.stages("predict"):
+            return logits(self.network, self.images(indices))
 
     @property
     def probabilities(self) -> np.ndarray:

@@ -101,7 +101,7 @@ def estimate(
         return jnp.asarray(np.resize(images, (chunk, *images.shape[1:])), dtype)
 
     if sketch is not None:
-        some = repeated(sketch_chunk(problem, request, sketch))
+        some = repeated(sketch_chunk(problem, request, sketch, problem.result_bytes))
         return _sketch(model, some, problem, sketch, rng)
     made = planned(problem, request)
     some = repeated(made.chunk)

@@ -12,7 +12,7 @@ from torch import nn
 
 from bridge.trace import mirror
 from kernel.engine import chunking
-from kernel.engine.chunking import planned, sketch_chunk
+from kernel.engine.chunking import passing_chunk, planned, sketch_chunk
 from kernel.engine.plan import GIB, plan
 from kernel.engine.problem import CHUNK, Request, cast, problem_of
 from kernel.engine.sketches import sketch_bytes
@@ -57,6 +57,15 @@ def test_a_small_network_keeps_to_what_a_cache_holds():
     light = own._replace(activations=own.activations._replace(forth=columns + 1))
     assert planned(light, PLENTY).chunk == CHUNK * cores()
     assert sketch_chunk(light, PLENTY, 10) == CHUNK * cores()
+
+
+def test_gradients_that_are_let_go_have_a_shape_of_their_own():
+    each = cores()
+    assert passing_chunk(problem(5000), PLENTY) == 2 * CHUNK * each
+    # of few images, which are filled up: what is compiled serves many
+    assert passing_chunk(problem(3), PLENTY) == CHUNK * each
+    assert passing_chunk(problem(5000), PLENTY._replace(chunk=5)) == 5
+    assert passing_chunk(problem(3), PLENTY._replace(chunk=5)) == 5
 
 
 def test_a_chunk_asked_for_is_kept():

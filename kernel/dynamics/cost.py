@@ -135,7 +135,10 @@ def peak_bytes(
     # while a set is summed: what threads have in hand, and twice as wide the sum so far
     numbers += columns * (2 * threads + 4)
     numbers += columns  # the direction, in the order of the gradients
-    numbers += threads * (largest + formed * (1 if apart else share))
+    several = 1 if apart else share
+    # patches of the layers that are multiplied with the direction as they are
+    unformed = (part.unit.kept("patches", 1) for part in parts if part.form != "rows")
+    numbers += threads * (largest + several * (formed + max(unformed, default=0)))
     kept = math.prod(image.shape) * most
     kept += 2 * candidates * min(sketch or 0, columns)
     classes = classes_of(model, image)

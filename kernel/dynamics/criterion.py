@@ -32,7 +32,7 @@ class Measured(NamedTuple):
         norms: ‖g_u‖² under the pseudo-label.
         inner: g_u·g_S under the pseudo-label.
         pseudo: ŷ, the class of the largest logit.
-        logits: f_u, of which both are made.
+        logits: f_u, of which pseudo-labels and cotangents were made.
     """
 
     norms: Float64[np.ndarray, " candidates"]

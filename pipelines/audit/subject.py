@@ -100,7 +100,7 @@ def subjects(given: Given, console: Console) -> list[Subject]:
     if config.subset > len(pool.unlabelled):
         raise PipelineError(
             f"{config.subset} reference points were asked for and {len(pool.unlabelled)} images of "
-            f"{dataset.name} are not labelled: lower subset."
+            f"{dataset.name} are not labelled: give --subset {len(pool.unlabelled)} or less."
         )
     points = pool.candidates(config.subset, generator(config.seed, "subset"))
     # the first of one order, so that more candidates are those of before and others

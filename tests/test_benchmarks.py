@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import kernel, kernel_tables, pool, query, sequential
+from benchmarks import dynamics, kernel, kernel_tables, pool, query, sequential
 from benchmarks.kernel_memory import Taken
 from benchmarks.measuring import Compiling, Ratio, Times, apart, read, watched, write
 from benchmarks.pool_tables import STAGES, Run, Stage, exponent, summary
@@ -29,6 +29,19 @@ def one_thread():
 def here(work, *arguments):
     """In place of a process of its own."""
     return work(*arguments)
+
+
+@linux
+def test_ways_of_measuring_candidates_agree_and_are_timed(tmp_path, capsys):
+    settings = dynamics.Settings(("cnn",), images=6, repeats=1, side=8, json=tmp_path / "d.json")
+    first, *others = (work() for work in dynamics.works(settings, "cnn").values())
+    for other in others:
+        for one, same in zip(first, other, strict=True):
+            np.testing.assert_allclose(one, same, rtol=0, atol=1e-4 * np.abs(one).max())
+    dynamics.main(settings)
+    assert "cnn, predicted beforehand" in capsys.readouterr().out
+    figures = json.loads((tmp_path / "d.json").read_text("utf-8"))["figures"]
+    assert len(figures["cnn"]) == 4
 
 
 @linux

@@ -125,8 +125,9 @@ def chunk_size(
         count: how many images there are.
         chunk: as many; None chooses for the machine and the network.
     """
-    request = Request(chunk=chunk)
-    return passing_chunk(problem_of(model, image, count, 1, request), request)
+    if chunk is not None:
+        return chunk
+    return passing_chunk(problem_of(model, image, count, 1, Request()), Request())
 
 
 def _check(images: np.ndarray, cotangents: np.ndarray) -> None:

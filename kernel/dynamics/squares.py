@@ -42,7 +42,7 @@ class Squares(NamedTuple):
 
 
 # As `ELEMENTWISE` for sums over windows of the pixels of one image alone, which have no axis of
-# images to run along: 4 ns an entry on a core that multiplies 26 times in 1 ns.
+# images to run along; what it gains is in benchmarks/dynamics.py.
 ALONE = 100
 # Columns of layers without a rule from which their gradients are formed for one image at a time.
 SINGLY = 2**20

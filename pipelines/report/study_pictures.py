@@ -93,10 +93,8 @@ def _interval(axes: Axes, row: dict, y: float, looked: Looked) -> None:
 
 def _beyond(low: float, high: float, limits: tuple[float, float], heads: str) -> list:
     """The edges that an interval goes on beyond, each with the marker that says so."""
-    out = low < limits[0], high > limits[1]
-    return [
-        edge for edge, beyond in zip(zip(limits, heads, strict=True), out, strict=True) if beyond
-    ]
+    ends = zip(limits, heads, (low < limits[0], high > limits[1]), strict=True)
+    return [(edge, head) for edge, head, beyond in ends if beyond]
 
 
 def gain(table: pd.DataFrame, caption: str, looked: Looked) -> Figure:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from kernel.dynamics.chunks import chunk_size
 from kernel.dynamics.cost import peak_bytes
 from kernel.dynamics.criterion import Measured, cotangents, joined, measure
 from kernel.dynamics.dissimilar import dissimilar
@@ -39,12 +40,14 @@ def dynamical(situation: Situation, batch_size: int, rng: np.random.Generator) -
     """
     settings, stages = situation.dynamics, situation.stages
     sign_rng, tie_rng = rng.spawn(2)
-    _ = situation.logits() if _asked_together(situation) else situation.labelled_logits
+    # before other stages, whose seconds are their own
+    labelled_logits = situation.labelled_logits
+    logits = situation.candidate_logits if _asked_together(situation) else None
     with stages("certificate"):
         mirror, certificate = situation.mirror()
     model = cast(mirror.model(), settings.precision)
     with stages("gradients") as advance:
-        own = cotangents(situation.labelled_logits, situation.labels, situation.train.loss)
+        own = cotangents(labelled_logits, situation.labels, situation.train.loss)
         images = situation.images(situation.labelled)
         with numbered(situation.labelled.tolist()):
             direction = total(
@@ -54,7 +57,7 @@ def dynamical(situation: Situation, batch_size: int, rng: np.random.Generator) -
                 chunk=settings.chunk,
                 progress=lambda done, of: advance(done, of, "the labelled set"),
             )
-        measured, rows = _measured(situation, model, direction, sign_rng, advance)
+        measured, rows = _measured(situation, model, logits, direction, sign_rng, advance)
     scores = measured.delta(settings.weight)
     query = top(situation, scores, batch_size, tie_rng)
     if settings.batch == "dissimilar":
@@ -82,6 +85,7 @@ def _predicted(situation: Situation, model: Model, shape: tuple[int, ...]) -> fl
 def _measured(
     situation: Situation,
     model: Model,
+    logits: np.ndarray | None,
     direction: Params,
     rng: np.random.Generator,
     advance: Advance,
@@ -89,12 +93,14 @@ def _measured(
     """Every candidate, and for `dissimilar` its gradient, folded."""
     settings, loss = situation.dynamics, situation.train.loss
     candidates = situation.candidates
-    logits = situation.candidate_logits if _asked_together(situation) else None
     how, rows = None, np.zeros((len(candidates), 0))
-    pieces = []
+    pieces, chunk = [], settings.chunk
     for start in range(0, len(candidates), BLOCK):
         part = slice(start, start + BLOCK)
         images = situation.images(candidates[part])
+        image = jax.ShapeDtypeStruct(images.shape[1:], settings.precision)
+        # once for all blocks: one shape is compiled, for a short last one, too
+        chunk = chunk_size(model, image, len(images), chunk)
         with numbered(candidates[part].tolist()):
             piece = measure(
                 model,
@@ -102,17 +108,16 @@ def _measured(
                 None if logits is None else logits[part],
                 direction,
                 loss,
-                chunk=settings.chunk,
+                chunk=chunk,
                 progress=_onwards(advance, start, len(images), len(candidates)),
             )
         pieces.append(piece)
         if settings.batch == "dissimilar":
             if how is None:
-                image = jax.ShapeDtypeStruct(images.shape[1:], settings.precision)
                 how = folding(model, image, settings.sketch, rng)
                 rows = np.zeros((len(candidates), how.buckets), settings.precision)
             own = cotangents(piece.logits, piece.pseudo, loss)
-            rows[part] = folded(model, images, own, how, chunk=settings.chunk)
+            rows[part] = folded(model, images, own, how, chunk=chunk)
     return joined(pieces), rows
 
 

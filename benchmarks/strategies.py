@@ -3,11 +3,13 @@
 From random images and an untrained network, the same for all, to a table of every strategy of
 `pipelines.strategies.STRATEGIES`, with 10 classes and with 100. Seconds are of whole queries in
 turns, predictions and certificate included; memory is what a query adds to a process apart, the
-second time it is asked. Run it as
+second time it is asked. With `--repeats 0`, and a `--sketch` and a `--sample` for look-ahead, pools
+of 50,000 candidates are measured in an hour. Run it as
 
     python -m benchmarks.strategies [--json FILE]
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ from pipelines.stages import Stages
 from pipelines.strategies import STRATEGIES, needing, needs_of
 from pipelines.strategies.albl_config import ALBLConfig
 from pipelines.strategies.baseline_config import BaselineConfig
+from pipelines.strategies.dynamics_config import DynamicsConfig
 from pipelines.strategies.kernel_config import KernelConfig
 from pipelines.strategies.situating import situate
 from pipelines.strategies.situation import Query
@@ -57,10 +60,17 @@ class Settings:
     infinite_side: int = 4
     """Pixels of a side for the kernels of infinite width."""
     repeats: int = 3
-    """Turns; of the slow strategies there is one."""
+    """Turns; of the slow strategies there is one. With 0 the queries whose memory is measured are
+    timed instead: each strategy is then asked twice in all, for large pools."""
     threads: int = 2
     """Of torch."""
     memory_gib: float = 4.0
+    sketch: int | None = None
+    """Dimensions that gradients are folded to for a kernel; none keeps them whole."""
+    sample: int | None = None
+    """Candidates over which look-ahead sums; none sums over all of them."""
+    dissimilar: bool = False
+    """Batches of dynamical whose gradients differ, in place of the highest scores."""
     seed: int = 0
     json: Path | None = None
 
@@ -98,7 +108,9 @@ class Bench:
             self.pool.unlabelled,
             train=TrainConfig(min_steps=0, extensions=0),
             mirror=self._mirrored,
-            kernel=KernelConfig(memory_gib=settings.memory_gib),
+            kernel=KernelConfig(
+                memory_gib=settings.memory_gib, sketch=settings.sketch, sample=settings.sample
+            ),
             stages=Stages(),
             needs=needs_of(name, ALBLConfig().arms),
             baseline=BaselineConfig(
@@ -107,6 +119,7 @@ class Bench:
                 image_size=settings.infinite_side,
                 test=0,
             ),
+            dynamics=DynamicsConfig(batch="dissimilar" if settings.dissimilar else "top"),
             companion=self.companion,
         )
         return STRATEGIES[name](situation, settings.batch, generator(settings.seed, name))
@@ -130,30 +143,37 @@ class Cost(NamedTuple):
 
 def costs(settings: Settings, classes: int) -> dict[str, Cost]:
     """What every strategy takes with this many classes."""
-    memory = apart(memory_of, settings, classes)
-    bench, scored = Bench(settings, classes), {}
+    found = apart(alone, settings, classes)
+    if not settings.repeats:
+        return found
+    bench = Bench(settings, classes)
 
-    def asking(name: str) -> Callable[[], None]:
-        def work() -> None:
-            scored[name] = len(bench.ask(name).candidates)
-
-        return work
+    def asking(name: str) -> Callable[[], object]:
+        return lambda: bench.ask(name)
 
     quick = {name: asking(name) for name in settings.strategies if name not in SLOW}
     slow = {name: asking(name) for name in settings.strategies if name in SLOW}
     times = turns(quick, settings.repeats) | turns(slow, 1)
-    return {name: Cost(times[name], scored[name], *memory[name]) for name in settings.strategies}
+    return {name: cost._replace(times=times[name]) for name, cost in found.items()}
 
 
-def memory_of(settings: Settings, classes: int) -> dict[str, tuple[float, float]]:
-    """GiB that the first and the second query by each strategy add to this process."""
+def alone(settings: Settings, classes: int) -> dict[str, Cost]:
+    """What two queries by each strategy add to this process, and the time of the second."""
+    keep_freed_blocks()
     torch.set_num_threads(settings.threads)
     bench = Bench(settings, classes)
-    grown = {}
+
+    def timed(name: str) -> Times:
+        return turns({name: lambda: bench.ask(name)}, 1, warm=False)[name]
+
+    found = {}
     for name in settings.strategies:
-        first, again = (watched(lambda name=name: bench.ask(name))[1].grown for _ in range(2))
-        grown[name] = first, again
-    return grown
+        query, first = watched(lambda name=name: bench.ask(name))
+        times, again = watched(lambda name=name: timed(name))
+        found[name] = Cost(times, len(query.candidates), first.grown, again.grown)
+        told = f"C = {classes}, {name}: {times.median:.3g} s, {again.grown:.3f} GiB"
+        print(told, file=sys.stderr, flush=True)
+    return found
 
 
 def table(found: Mapping[int, Mapping[str, Cost]]) -> tuple[Sequence[str], list[tuple[str, ...]]]:

@@ -1,7 +1,6 @@
 """What the kernel side refuses, and why."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 _NAMED = 5
 
@@ -23,26 +22,22 @@ class NotFiniteError(KernelError):
     """
 
     def __init__(
-        self, places: Sequence[int], where: str, numbered: str = "places in the set given"
+        self, places: Sequence[int | str], where: str, numbered: str = "places in the set given"
     ):
         """Name the images, a few of them, and the place in the network."""
         self.places, self.where = list(places), where
         more = f" and {len(self.places) - _NAMED} more" if len(self.places) > _NAMED else ""
+        named = ", ".join(map(str, self.places[:_NAMED]))
         super().__init__(
-            f"the gradients of images {self.places[:_NAMED]}{more} ({numbered}) are not finite: "
-            f"{where}. Look for NaN or huge values in those images, or in the network's weights."
+            f"the gradients of images [{named}]{more} ({numbered}) are not finite: {where}. Look "
+            "for NaN or huge values in those images, or in the network's weights."
         )
 
+    def renamed(self, names: Sequence[int | str], numbered: str) -> "NotFiniteError":
+        """The same of images that whoever gave them numbers otherwise.
 
-@contextmanager
-def numbered(indices: Sequence[int]) -> Iterator[None]:
-    """Name images by the data set's own numbers, if their gradients are not finite.
-
-    Args:
-        indices: of the images that are given to what is done within, in their order.
-    """
-    try:
-        yield
-    except NotFiniteError as error:
-        named = [int(indices[place]) for place in error.places]
-        raise NotFiniteError(named, error.where, "indices of the data set") from None
+        Args:
+            names: of the images of the set, by place.
+            numbered: what these names are, in words.
+        """
+        return NotFiniteError([names[int(place)] for place in self.places], self.where, numbered)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from pipelines.errors import PipelineError
+from pipelines.numbered import numbered
 from pipelines.strategies.situation import Situation
 from trainer.pool import Pool
 from trainer.predict import logits
@@ -65,7 +66,9 @@ def check_classes(situation: Situation) -> None:
         PipelineError: there is one.
     """
     if situation.answered is None:  # whoever needs all of them asks when it does
-        one = logits(situation.network, situation.images(situation.candidates[:1]))
+        some = situation.candidates[:1]
+        with numbered(some):
+            one = logits(situation.network, situation.images(some))
     else:
         one = situation.candidate_logits
     classes = one.shape[1]

@@ -117,9 +117,8 @@ def predictions(
     features = np.concatenate(rows)
     finite = np.isfinite(features).all(axis=1)
     if not finite.all():
-        raise NotFiniteError(
-            f"the features of image {int(np.argmin(finite))}, at {head.name!r}, are not finite"
-        )
+        cause = f"the logits are; look at that image, or name another layer ({NAMED})"
+        raise NotFiniteError(f"features at {head.name!r}", int(np.argmin(finite)), cause)
     return Predictions(answers, features)
 
 

@@ -4,6 +4,7 @@ Whatever maps images to something other than one finite row of logits an image i
 so that nothing downstream has to ask again.
 """
 
+from collections.abc import Sequence
 from itertools import chain
 
 import numpy as np
@@ -15,7 +16,29 @@ from trainer.errors import DataError, NetworkError
 
 
 class NotFiniteError(NetworkError):
-    """Logits that are not finite: of a bad image, or of weights that diverged."""
+    """Logits or features that are not finite: of a bad image, or of weights that diverged.
+
+    Attributes:
+        what: which numbers.
+        place: of the first such image in the set that was given, or as whoever gave it numbers it.
+        cause: in words.
+    """
+
+    def __init__(
+        self, what: str, place: int | str, cause: str, numbered: str = "place in the set given"
+    ):
+        """Name the image and what may be the cause."""
+        self.what, self.place, self.cause = what, place, cause
+        super().__init__(f"the {what} of image {place} ({numbered}) are not finite: {cause}")
+
+    def renamed(self, names: Sequence[int | str], numbered: str) -> "NotFiniteError":
+        """The same of images that whoever gave them numbers otherwise.
+
+        Args:
+            names: of the images of the set, by place.
+            numbered: what these names are, in words.
+        """
+        return NotFiniteError(self.what, names[int(self.place)], self.cause, numbered)
 
 
 def placement(network: nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -129,9 +152,9 @@ def answers(
             if not finite.all():
                 index = start + int(np.argmin(finite))
                 cause = (
-                    "the image itself has non-finite pixels"
+                    "the image itself has pixels that are not"
                     if not np.isfinite(images[index]).all()
                     else "the image is finite, so the weights or running statistics are not"
                 )
-                raise NotFiniteError(f"the logits of image {index} are not finite; {cause}")
+                raise NotFiniteError("logits", index, cause)
     return np.concatenate(rows)

@@ -24,6 +24,7 @@ from pipelines.approximation.config import FULL, INITIAL, STATES, TRAINED, Appro
 from pipelines.approximation.subject import Subject, subjects
 from pipelines.compilation import keep_compiled
 from pipelines.dynamics import pieces
+from pipelines.numbered import numbered
 from pipelines.record import only_writer
 from pipelines.stages import Stages
 from pipelines.strategies.situation import PROBE
@@ -145,14 +146,15 @@ def _measure(
 ) -> dict[str, Any]:
     """Everything that is measured of a network as it is."""
     config, count = subject.config, len(subject.labelled)
-    answers = logits(network, subject.images)
+    with numbered(subject.labelled, subject.tests):
+        answers = logits(network, subject.images)
     already = dict(stages.seconds)
     with stages("certificate"):
         mirror = subject.mirror.with_weights(weights_of(network))
         certificate = certify(network, mirror, subject.images[-PROBE:]).summary()
     model = cast(mirror.model(), config.precision)
     key = key_of((*model[1:], subject.images), config.precision)
-    with stages("kernel") as advance:
+    with stages("kernel") as advance, numbered(subject.labelled, subject.tests):
         kernel = empirical_ntk(
             model,
             subject.images,

@@ -26,6 +26,7 @@ from pipelines.audit.rows import NO_KERNEL, REFERENCES, Row, Target, compared, t
 from pipelines.audit.subject import Subject, subjects
 from pipelines.audit.trainings import Real
 from pipelines.compilation import keep_compiled
+from pipelines.numbered import numbered
 from pipelines.record import only_writer
 from pipelines.round import Bridge
 from pipelines.seeds import generator
@@ -171,8 +172,10 @@ def _network(
     probe = subject.images(subject.points[:PROBE])
     with stages("certificate"):
         certificate = certify(subject.network, mirror, probe).summary()
-    images = subject.images(np.concatenate([subject.labelled, subject.points]))
-    outputs = logits(subject.network, images)
+    both = np.concatenate([subject.labelled, subject.points])
+    images = subject.images(both)
+    with numbered(both):
+        outputs = logits(subject.network, images)
     before = outputs[len(subject.labelled) :]
     pseudo = before.argmax(axis=1).astype(np.int64)
     real = trainings.retrain(subject, config, pseudo, folder, stages)
@@ -183,7 +186,8 @@ def _network(
             # the same stream for every kernel: their differences are not those of its draws
             rng = generator(config.seed, "audit kernel")
             arguments = (mirror.model(), images, subject.labels, outputs)
-            predicted.append((settings, predict(*arguments, subject.places, settings, rng)))
+            with numbered(both):
+                predicted.append((settings, predict(*arguments, subject.places, settings, rng)))
     draws = generator(config.seed, "audit bootstrap")
     places = comparison.resamples(len(subject.places), draws)
     targets = {

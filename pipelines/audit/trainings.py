@@ -17,6 +17,7 @@ from pipelines.audit.config import AuditConfig
 from pipelines.audit.store import Outputs
 from pipelines.audit.subject import Subject
 from pipelines.noted_fit import noted_fit
+from pipelines.numbered import numbered
 from pipelines.seeds import generator
 from pipelines.stages import Stages
 from trainer import objective
@@ -84,7 +85,8 @@ def train(subject: Subject, folder: Path, stages: Stages) -> dict[str, Any]:
     if subject.weights is not None:
         export.restore(subject.network, subject.weights)
         subject.network.eval()
-        answers = logits(subject.network, images)
+        with numbered(subject.labelled):
+            answers = logits(subject.network, images)
         accuracy = objective.accuracy(answers, labels)
         notes = {
             "steps": None,
@@ -99,7 +101,9 @@ def train(subject: Subject, folder: Path, stages: Stages) -> dict[str, Any]:
             rng = generator(subject.config.seed, "fit")
             notes = noted_fit(subject.network, images, labels, settings, rng, advance)
     export.save(subject.network, path, {"stage": "audit"})
-    store.put(folder, name, Outputs(logits(subject.network, subject.images(subject.points)), notes))
+    with numbered(subject.points):
+        outputs = Outputs(logits(subject.network, subject.images(subject.points)), notes)
+    store.put(folder, name, outputs)
     return notes
 
 
@@ -134,7 +138,8 @@ def retrain(
                     subject.config.train,
                     rng,
                 )
-                outputs = Outputs(logits(network, points), notes)
+                with numbered(subject.points):
+                    outputs = Outputs(logits(network, points), notes)
                 store.put(folder, job.name, outputs)
             finished.append(outputs)
     answers = np.array([outputs.logits for outputs in finished], np.float64)

@@ -28,6 +28,7 @@ from kernel.kinds import dtype_of
 from kernel.model import Model, Params
 from kernel.ntk import Kernel, empirical_ntk
 from pipelines.dynamics.subject import Subject
+from pipelines.numbered import numbered
 from pipelines.seeds import generator
 from pipelines.stages import Stages
 from pipelines.strategies.situation import PROBE
@@ -71,7 +72,8 @@ class State:
     @cached_property
     def logits(self) -> np.ndarray:
         """Float32 (labelled + candidates, classes)."""
-        return logits(self.network, self.subject.images)
+        with numbered(self.subject.both):
+            return logits(self.network, self.subject.images)
 
     @cached_property
     def cotangents(self) -> np.ndarray:
@@ -89,7 +91,8 @@ class State:
     def direction(self) -> Params:
         """g_S, the summed loss gradient of the labelled set."""
         count = len(self.subject.labelled)
-        return total(self.model, self.subject.images[:count], self.cotangents[:count])
+        with numbered(self.subject.labelled):
+            return total(self.model, self.subject.images[:count], self.cotangents[:count])
 
     @property
     def dynamics(self) -> float:
@@ -100,7 +103,7 @@ class State:
     def measured(self) -> Measured:
         """‖g_u‖² and g_u·g_S of the candidates."""
         count, loss = len(self.subject.labelled), self.subject.config.train.loss
-        with self.stages("gradients") as advance:
+        with self.stages("gradients") as advance, numbered(self.subject.candidates):
             images, outputs = self.subject.images[count:], self.logits[count:]
             return measure(self.model, images, outputs, self.direction, loss, progress=advance)
 
@@ -123,7 +126,7 @@ class State:
         if self.scratch is not None:
             key = key_of((*self.model[1:], images), (config.request, config.sketch))
             kept = Scratch(self.scratch, key)
-        with self.stages("kernel") as advance:
+        with self.stages("kernel") as advance, numbered(self.subject.both):
             own |= {"sketch": config.sketch, "rng": rng, "progress": advance, "scratch": kept}
             return normalised(empirical_ntk(self.model, images, kind, **own))
 

@@ -49,11 +49,15 @@ class Subject:
     training: str
     measuring: str
 
+    @property
+    def both(self) -> np.ndarray:
+        """Labelled images, then candidates: int64 (labelled + candidates,), data-set indices."""
+        return np.concatenate([self.labelled, self.candidates])
+
     @cached_property
     def images(self) -> np.ndarray:
-        """Labelled images, then candidates, as the network takes them, float32."""
-        both = np.concatenate([self.labelled, self.candidates])
-        return self.dataset.normalise(self.dataset.train_images[both])
+        """Those images as the network takes them, float32."""
+        return self.dataset.normalise(self.dataset.train_images[self.both])
 
     @property
     def targets(self) -> np.ndarray:

@@ -19,6 +19,7 @@ from kernel.kinds import dtype_of
 from kernel.lookahead import Options
 from kernel.pool import Decision, Sizes, decide, query_kernel
 from pipelines.errors import PipelineError
+from pipelines.numbered import numbered
 from pipelines.sequential.grounds import Grounds
 from pipelines.sequential.linearised import Linearisation
 from pipelines.stages import Stages
@@ -89,13 +90,18 @@ def grounds(
     others = scene.images(candidates)
     if scene.test_images is not None:
         others = np.concatenate([others, scene.test_images])
-    fits(mirror, others[0], len(labelled), len(candidates), len(scene.test_labels), settings)
+    tests = len(scene.test_labels)
+    fits(mirror, others[0], len(labelled), len(candidates), tests, settings)
     sample = reference_sample(len(candidates), settings.sample, sample_rng)
     sample = np.arange(len(candidates)) if sample is None else sample
     with stages("predict"):
         own = scene.images(labelled)
-        labelled_logits, other_logits = logits(network, own), logits(network, others)
-    with stages("kernel") as advance:
+        with numbered(labelled):
+            labelled_logits = logits(network, own)
+        with numbered(candidates, range(tests)):
+            other_logits = logits(network, others)
+    both = np.concatenate([labelled, candidates])
+    with stages("kernel") as advance, numbered(both, range(tests)):
         kernel, held = query_kernel(
             mirror.model(),
             np.concatenate([own, others]),

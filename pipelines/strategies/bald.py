@@ -9,6 +9,7 @@ from scipy.special import entr
 from torch import nn
 
 from pipelines.errors import PipelineError
+from pipelines.numbered import numbered
 from pipelines.strategies.probabilities import probabilities
 from pipelines.strategies.situation import Query, Situation, top
 from trainer.dropout import dropout_layers, dropped_logits
@@ -27,7 +28,9 @@ def bald(situation: Situation, batch_size: int, rng: np.random.Generator) -> Que
     total, uncertain = np.zeros(situation.candidate_logits.shape), np.zeros(len(candidates))
     with situation.stages("score") as advance:
         for number, own in enumerate(passes_rng.spawn(samples)):
-            p = probabilities(dropped_logits(situation.network, images, own), situation.train.loss)
+            with numbered(candidates):
+                f = dropped_logits(situation.network, images, own)
+            p = probabilities(f, situation.train.loss)
             total += p
             uncertain += entr(p).sum(axis=1)
             advance(number + 1, samples)

@@ -20,8 +20,8 @@ from kernel.dynamics.sketches import folded, folding
 from kernel.engine.plan import GIB
 from kernel.engine.problem import cast
 from kernel.engine.progress import Report
-from kernel.errors import numbered
 from kernel.model import Model, Params
+from pipelines.numbered import numbered
 from pipelines.stages import Advance
 from pipelines.strategies.situation import Query, Situation, top
 
@@ -49,7 +49,7 @@ def dynamical(situation: Situation, batch_size: int, rng: np.random.Generator) -
     with stages("gradients") as advance:
         own = cotangents(labelled_logits, situation.labels, situation.train.loss)
         images = situation.images(situation.labelled)
-        with numbered(situation.labelled.tolist()):
+        with numbered(situation.labelled):
             direction = total(
                 model,
                 images,
@@ -101,7 +101,7 @@ def _measured(
         image = jax.ShapeDtypeStruct(images.shape[1:], settings.precision)
         # once for all blocks: one shape is compiled, for a short last one, too
         chunk = chunk_size(model, image, len(images), chunk)
-        with numbered(candidates[part].tolist()):
+        with numbered(candidates[part]):
             piece = measure(
                 model,
                 images,

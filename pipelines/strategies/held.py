@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import nn
 
-from trainer.penultimate import find_head, predictions
+from pipelines.numbered import numbered
+from trainer.penultimate import Predictions, find_head, predictions
 
 PROBE = 4  # images on which a mirror is certified, and the layer of the logits is looked for
 T = TypeVar("T")
@@ -48,9 +49,13 @@ def predicted(
     Raises:
         NetworkError: no layer makes the logits.
     """
-    head = find_head(network, images(probe_of(labelled, candidates)))
-    logits, features = zip(
-        *(predictions(network, images(indices), head) for indices in (labelled, candidates)),
-        strict=True,
-    )
+    probe = probe_of(labelled, candidates)
+    with numbered(probe):
+        head = find_head(network, images(probe))
+
+    def of(indices: np.ndarray) -> Predictions:
+        with numbered(indices):
+            return predictions(network, images(indices), head)
+
+    logits, features = zip(of(labelled), of(candidates), strict=True)
     return logits, features

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kernel.engine.tf32 import product_error
-from kernel.errors import numbered
 from kernel.lookahead import STREAMED, outlook
 from kernel.lookahead.herding import Herding
 from kernel.pool import Decision, query_kernel
 from kernel.posterior import posterior
 from kernel.regression.inputs import Features, Given
 from pipelines.errors import PipelineError
+from pipelines.numbered import numbered
 from pipelines.strategies.batches import pick
 from pipelines.strategies.held import Pair
 from pipelines.strategies.situation import Query, Situation, Strategy
@@ -153,7 +153,7 @@ def _kernel_of(situation: Situation, rngs: Sequence[np.random.Generator], stream
         if settings.precision == "tf32":
             error = product_error(mirror.model(), images, settings.request, error_rng)
             rounded["tf32_error"] = error
-        with numbered(both.tolist()):
+        with numbered(both):
             kernel, held = query_kernel(
                 mirror.model(),
                 images,

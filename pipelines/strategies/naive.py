@@ -11,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from kernel.engine.scratch import Scratch, key_of
+from pipelines.numbered import numbered
 from pipelines.strategies.baseline_config import BaselineConfig
 from pipelines.strategies.lookahead import reference_sample
 from pipelines.strategies.pace import Pace
@@ -40,7 +41,8 @@ def naive(situation: Situation, batch_size: int, rng: np.random.Generator) -> Qu
     scored = scored_places(len(situation.candidates), settings.candidates, scored_rng)
     config, seed = retraining(situation.train, settings), int(fit_rng.integers(2**63))
     labelled = situation.images(situation.labelled)
-    points = situation.images(situation.candidates[sample])
+    asked = situation.candidates[sample]
+    points = situation.images(asked)
     pseudo = situation.candidate_logits.argmax(axis=1)
     state = [tensor.cpu().numpy() for tensor in situation.network.state_dict().values()]
     given = (*state, situation.labels, labelled, situation.candidates[scored], points)
@@ -53,14 +55,17 @@ def naive(situation: Situation, batch_size: int, rng: np.random.Generator) -> Qu
         base = situation.candidate_logits[sample]
         if situation.kernel.reference == "linearised":
             alone = retrained(situation.network, labelled, situation.labels, config, seed)
-            base = logits(alone, points)
+            with numbered(asked):
+                base = logits(alone, points)
         for number in range(kept.done("scores"), len(scored)):
             pace(number, len(scored))
             image = situation.images(situation.candidates[scored[number : number + 1]])
             images = np.concatenate([labelled, image])
             labels = np.append(situation.labels, pseudo[scored[number]])
             copied = retrained(situation.network, images, labels, config, seed)
-            moved = np.linalg.norm(logits(copied, points).astype(np.float64) - base, axis=1)
+            with numbered(asked):
+                after = logits(copied, points).astype(np.float64)
+            moved = np.linalg.norm(after - base, axis=1)
             scores[number] = moved.sum() * len(situation.candidates) / len(sample)
             kept.mark("scores", number + 1)
         pace(len(scored), len(scored))

@@ -13,6 +13,7 @@ from torch import nn
 
 from bridge.mirror import Mirror
 from pipelines.errors import PipelineError
+from pipelines.numbered import numbered
 from pipelines.stages import Stages
 from pipelines.strategies.albl_config import ALBLConfig
 from pipelines.strategies.bald_config import BaldConfig
@@ -150,7 +151,7 @@ class Situation:
         return self.once("candidate logits", lambda: self._predicted(self.candidates))
 
     def _predicted(self, indices: np.ndarray) -> np.ndarray:
-        with self.stages("predict"):
+        with self.stages("predict"), numbered(indices):
             return logits(self.network, self.images(indices))
 
     @property

@@ -27,10 +27,12 @@ from pipelines.stages import Stages
 from pipelines.strategies import STRATEGIES
 from pipelines.strategies.situating import situate
 from pipelines.training import fit_and_save
+from trainer import objective
 from trainer.data import Dataset
 from trainer.networks.factory import load
 from trainer.networks.loss_prediction import LossPrediction
 from trainer.oracle import Oracle, missing_classes
+from trainer.piecewise import Piecewise
 from trainer.pool import Pool
 from trainer.predict import logits
 
@@ -142,8 +144,8 @@ def play(setting: Setting, run: Run, pool: Pool, labels: np.ndarray) -> dict[str
         network.eval()
         stages.seconds["fit"] = trained["seconds"]
     with stages("evaluate"):
-        test_logits = logits(network, dataset.normalise(dataset.test_images))
-        accuracy = float(np.mean(test_logits.argmax(axis=1) == dataset.test_labels))
+        tests = Piecewise(dataset.normalise, dataset.test_images)
+        accuracy = objective.accuracy(logits(network, tests), dataset.test_labels)
     line = {
         "round": round_number,
         "labelled": len(pool.labelled),

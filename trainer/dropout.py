@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from jaxtyping import Float32, Num
+from jaxtyping import Float32
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from trainer.piecewise import Images
 from trainer.predict import answers, placement, refuse_training
 from trainer.randomness import seeded
 
@@ -23,7 +24,7 @@ def dropout_layers(network: nn.Module) -> list[nn.Module]:
 
 def dropped_logits(
     network: nn.Module,
-    images: Num[np.ndarray, "examples channels height width"],
+    images: Images,
     rng: np.random.Generator,
     batch_size: int = 512,
 ) -> Float32[np.ndarray, "examples classes"]:
@@ -31,7 +32,7 @@ def dropped_logits(
 
     Args:
         network: in eval mode; it is left in eval mode, and torch's random state as it was.
-        images: as the network takes them.
+        images: (examples, channels, height, width), as the network takes them; read batch by batch.
         rng: what is dropped follows from it alone, and from the batch size.
         batch_size: how many images go through the network at once.
 

@@ -14,6 +14,7 @@ from jaxtyping import Float32, Num
 from torch import nn
 
 from trainer.errors import NetworkError
+from trainer.piecewise import Images
 from trainer.predict import NotFiniteError, logits
 
 NAMED = "feature_layer"  # the attribute by which a network names the layer that gives features
@@ -97,7 +98,7 @@ def find_head(
 
 def predictions(
     network: nn.Module,
-    images: Num[np.ndarray, "examples channels height width"],
+    images: Images,
     head: Head,
     batch_size: int = 512,
 ) -> Predictions:

@@ -13,6 +13,7 @@ from jaxtyping import Float32, Num
 from torch import nn
 
 from trainer.errors import DataError, NetworkError
+from trainer.piecewise import Images
 
 
 class NotFiniteError(NetworkError):
@@ -98,14 +99,15 @@ def forward(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 def logits(
     network: nn.Module,
-    images: Num[np.ndarray, "examples channels height width"],
+    images: Images,
     batch_size: int = 512,
 ) -> Float32[np.ndarray, "examples classes"]:
     """Eval-mode logits of every image; the same for any batch size up to rounding.
 
     Args:
         network: in eval mode; its own device is used and its state is left as it was.
-        images: normalised, floating point.
+        images: (examples, channels, height, width), normalised, floating point, read batch by
+            batch.
         batch_size: how many images go through the network at once.
 
     Raises:
@@ -133,7 +135,7 @@ def refuse_training(network: nn.Module) -> None:
 
 def answers(
     network: nn.Module,
-    images: Num[np.ndarray, "examples channels height width"],
+    images: Images,
     batch_size: int = 512,
 ) -> Float32[np.ndarray, "examples classes"]:
     """Finite logits of every image, batch by batch, in whatever mode the network is.
@@ -152,8 +154,8 @@ def answers(
             if not finite.all():
                 index = start + int(np.argmin(finite))
                 cause = (
-                    "the image itself has pixels that are not"
-                    if not np.isfinite(images[index]).all()
+                    "the image itself has non-finite pixels"
+                    if not np.isfinite(images[index : index + 1]).all()
                     else "the image is finite, so the weights or running statistics are not"
                 )
                 raise NotFiniteError("logits", index, cause)

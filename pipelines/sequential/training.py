@@ -29,6 +29,7 @@ from pipelines.strategies.situation import PROBE
 from pipelines.training import fit_and_save
 from trainer.data import Dataset
 from trainer.oracle import missing_classes
+from trainer.piecewise import Piecewise
 from trainer.pool import Pool
 from trainer.predict import logits
 
@@ -204,6 +205,7 @@ def _accuracies(work: Work, stages: Stages) -> tuple[float | None, float | None]
     if not len(dataset.test_images):
         return None, None
     with stages("evaluate"):
-        answers = logits(work.network, dataset.normalise(dataset.test_images)).argmax(axis=1)
+        tests = Piecewise(dataset.normalise, dataset.test_images)
+        answers = logits(work.network, tests).argmax(axis=1)
     right = answers == dataset.test_labels
     return float(right.mean()), float(right[work.tests].mean())

@@ -13,6 +13,7 @@ from pipelines.numbered import numbered
 from pipelines.strategies.probabilities import probabilities
 from pipelines.strategies.situation import Query, Situation, top
 from trainer.dropout import dropout_layers, dropped_logits
+from trainer.piecewise import Piecewise
 
 
 def bald(situation: Situation, batch_size: int, rng: np.random.Generator) -> Query:
@@ -24,7 +25,7 @@ def bald(situation: Situation, batch_size: int, rng: np.random.Generator) -> Que
     require_dropout(situation.network)
     samples, candidates = situation.bald.samples, situation.candidates
     (passes_rng,) = rng.spawn(1)
-    images = situation.images(candidates)
+    images = Piecewise(situation.images, candidates)
     total, uncertain = np.zeros(situation.candidate_logits.shape), np.zeros(len(candidates))
     with situation.stages("score") as advance:
         for number, own in enumerate(passes_rng.spawn(samples)):

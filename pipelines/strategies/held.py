@@ -12,6 +12,7 @@ from torch import nn
 
 from pipelines.numbered import numbered
 from trainer.penultimate import Predictions, find_head, predictions
+from trainer.piecewise import Piecewise
 
 PROBE = 4  # images on which a mirror is certified, and the layer of the logits is looked for
 T = TypeVar("T")
@@ -55,7 +56,7 @@ def predicted(
 
     def of(indices: np.ndarray) -> Predictions:
         with numbered(indices):
-            return predictions(network, images(indices), head)
+            return predictions(network, Piecewise(images, indices), head)
 
     logits, features = zip(of(labelled), of(candidates), strict=True)
     return logits, features

@@ -16,6 +16,7 @@ import torch
 from pipelines.errors import PipelineError
 from pipelines.strategies.situation import Query, Situation, top
 from trainer.objective import losses
+from trainer.piecewise import Piecewise
 
 
 def ll4al(situation: Situation, batch_size: int, rng: np.random.Generator) -> Query:
@@ -34,8 +35,10 @@ def ll4al(situation: Situation, batch_size: int, rng: np.random.Generator) -> Qu
             "and ask query(…, companion=companion)."
         )
     with situation.stages("score"):
-        scores = companion.predict(situation.network, situation.images(situation.candidates))
-        known = companion.predict(situation.network, situation.images(situation.labelled))
+        scores, known = (
+            companion.predict(situation.network, Piecewise(situation.images, indices))
+            for indices in (situation.candidates, situation.labelled)
+        )
     diagnostics = {"taps": list(companion.taps), "rank_correlation": _agreement(situation, known)}
     return top(situation, scores, batch_size, rng, diagnostics)
 

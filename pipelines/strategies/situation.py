@@ -24,6 +24,7 @@ from pipelines.strategies.kernel_config import KernelConfig
 from pipelines.strategies.lookahead_config import LookAheadConfig
 from pipelines.strategies.probabilities import probabilities
 from trainer.networks.loss_prediction import LossPrediction
+from trainer.piecewise import Piecewise
 from trainer.predict import logits
 from trainer.train_config import TrainConfig
 
@@ -152,7 +153,7 @@ class Situation:
 
     def _predicted(self, indices: np.ndarray) -> np.ndarray:
         with self.stages("predict"), numbered(indices):
-            return logits(self.network, self.images(indices))
+            return logits(self.network, Piecewise(self.images, indices))
 
     @property
     def probabilities(self) -> np.ndarray:

@@ -39,6 +39,7 @@ from torch import nn
 
 from trainer.errors import NetworkError
 from trainer.networks.taps import find_taps, pooled
+from trainer.piecewise import Images
 from trainer.predict import forward, placement, to_tensor
 from trainer.randomness import seeded
 
@@ -191,14 +192,15 @@ class LossPrediction(nn.Module):
     def predict(
         self,
         network: nn.Module,
-        images: Num[np.ndarray, "examples channels height width"],
+        images: Images,
         batch_size: int = 512,
     ) -> Float32[np.ndarray, " examples"]:
         """Predicted loss of every image; only the order means anything.
 
         Args:
             network: that it was trained with, in eval mode.
-            images: as the network takes them.
+            images: (examples, channels, height, width), as the network takes them; read batch by
+                batch.
             batch_size: how many go through the network at once.
 
         Raises:

@@ -1,5 +1,7 @@
 """MaxHerding, UHerding, MaxDet and NTKCPL against what they say in plain loops."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy.special import entr, log_softmax, softmax
@@ -12,6 +14,8 @@ from kernel.lookahead.coverage import coverage
 from kernel.lookahead.herding import Herding
 from kernel.ntk import Kernel
 from kernel.posterior import posterior
+from kernel.regression.covariance import Covariance
+from kernel.regression.inputs import Features
 from tests.kernel_cases import all_forms, one_hot, random_features, random_problem
 
 FORMS = ("dense", "features kept", "features streamed", "cross", "dense streamed", "cross streamed")
@@ -270,3 +274,69 @@ def test_a_cluster_without_labels_is_of_the_class_it_is_predicted_to_be(rng):
     seen = outlook("ntkcpl", features, result, Options(clusters=2), targets=targets)
     assert isinstance(seen, Clustered)
     assert seen.pseudo_labels().tolist() == [1, 1, 1, 1]
+
+
+def many(form: str, rng: np.random.Generator, criterion: str = "uherding", width: int = 6):
+    """A pool in which a pick is near to few candidates, and its outlook."""
+    features = random_features(20 + 300, width, rng)
+    problem = random_problem(20, 300, CLASSES, rng)
+    sample = rng.permutation(300)[:120]
+    given, keep = all_forms(features, 20, sample)[form]
+    result = posterior(given, *problem, sample=sample, keep=keep, ridge=0.3)
+    options = Options(radius="adaptive", temperature=0.4)
+    seen = outlook(criterion, given, result, options, targets=problem[0])
+    assert isinstance(seen, Herding)
+    return seen
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("criterion", ["max_herding", "uherding"])
+def test_gains_follow_from_those_before_a_pick(criterion, form, rng):
+    """As if they were summed anew, over 40 picks, with most rows of the kernel left alone."""
+    seen, followed = many(form, rng, criterion), 0
+    for _ in range(40):
+        best = int(seen.scores().argmax())
+        seen = seen.assume(np.array([best]))
+        followed += seen.known is not None
+        anew = dataclasses.replace(seen, known=None)
+        scale = anew.scores().max()
+        np.testing.assert_allclose(seen.scores(), anew.scores(), rtol=1e-9, atol=1e-12 * scale)
+        assert seen.scores()[best] == 0
+        assert (seen.scores() >= 0).all()
+    assert followed >= 35
+
+
+def test_a_pick_reads_only_rows_that_it_is_nearer_to(rng, monkeypatch):
+    seen = many("features streamed", rng)
+    seen.scores()
+    read, rows = [], Covariance._rows
+
+    def counted(self, start, places, chosen):
+        read.append(chosen)
+        return rows(self, start, places, chosen)
+
+    monkeypatch.setattr(Covariance, "_rows", counted)
+    for _ in range(10):
+        after = seen.assume(np.array([int(seen.scores().argmax())]))
+        assert sum(read) == len(after.cover.nearer(seen.cover)) < 60
+        seen = after
+        read.clear()
+    seen.absorb(np.array([3]), one_hot(np.array([1]), CLASSES)).scores()
+    assert sum(read) == 120  # u and the radius are others: all of them anew
+
+
+def test_of_duplicates_in_float32_nothing_is_left(rng):
+    features = random_features(20 + 300, 6, rng)
+    values = np.asarray(features.values, np.float32)
+    values[20 + 50 : 20 + 300 : 7] = values[20 + 50]
+    given = Features(values, "float32")
+    problem = random_problem(20, 300, CLASSES, rng)
+    result = posterior(given, *problem, keep=False, ridge=0.3)
+    seen = outlook("max_herding", given, result, targets=problem[0])
+    for place in (3, 50, 4):
+        seen.scores()
+        seen = seen.assume(np.array([place]))
+    same = np.arange(50, 300, 7)
+    scale = seen.scores().max()
+    assert scale > 0
+    assert (seen.scores()[same] <= 1e-5 * scale).all()

@@ -4,6 +4,7 @@ From a kernel to k̂(x,x') = k(x,x')/√(k(x,x)k(x',x')), its largest value m(x)
 picked, and what each further pick would add to it (docs/mathematics.md, 3).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -69,7 +70,7 @@ class Coverage:
             old = np.asarray(old)[:, 0] * self.labelled_roots * self.roots[place]
             known = place_of[everything[everything != place]]
             new = among[known[known >= 0], column]
-            apart = min(apart, _apart(np.concatenate([old, new]), self._rounding))
+            apart = min(apart, _apart(np.concatenate([old, new]), self.rounding))
         return replace(self.picked(places), apart=apart, absorbed=everything)
 
     def gains(
@@ -81,15 +82,50 @@ class Coverage:
             weights: u.
             radius: as `Options.radius`.
         """
+        return self._sum(self.before, [(self.nearest, weights)], radius)
+
+    def nearer(self, earlier: "Coverage") -> Int64[np.ndarray, " rows"]:
+        """Candidates of the sample that what was picked since is nearer to than all before."""
+        sample = self.before.sample
+        return sample[self.nearest[sample] > earlier.nearest[sample]]
+
+    def lost(
+        self,
+        earlier: "Coverage",
+        weights: Float[np.ndarray, " candidates"],
+        radius: str | float | None,
+    ) -> Float[np.ndarray, " candidates"]:
+        """How much less the gain of every candidate is than it was, from rows of `nearer` alone.
+
+        A pick is nearer than the labelled set to few candidates: where rows of the kernel are made
+        whenever they are read, that is far less work than all gains anew.
+
+        Args:
+            earlier: this coverage with fewer picks.
+            weights: u, which are those of then.
+            radius: as `Options.radius`.
+        """
+        rows = replace(self.before, sample=self.nearer(earlier))
+        return self._sum(rows, [(earlier.nearest, weights), (self.nearest, -weights)], radius)
+
+    def _sum(
+        self,
+        rows: Covariance,
+        terms: Sequence[tuple[np.ndarray, np.ndarray]],
+        radius: str | float | None,
+    ) -> Float[np.ndarray, " candidates"]:
+        """(1/M) Σ_x u(x) [k_σ(x,x') − m(x)]₊ over some rows x, for each of some m with its u."""
         sigma = self.sigma(radius)
         rate = 0.0 if sigma is None else 2.0 / sigma**2
         pad = self.before.pad
-        roots, nearest, own = pad(self.roots), pad(self.nearest), pad(weights)
+        roots, padded = pad(self.roots), [(pad(m), pad(u)) for m, u in terms]
 
         def step(sums: Array, block: Block) -> Array:
-            return _add(sums, *block, roots, nearest, own, rate)
+            for nearest, weights in padded:
+                sums = _add(sums, *block, roots, nearest, weights, rate)
+            return sums
 
-        return total(self.before, step) / len(self.before.sample)
+        return total(rows, step) / len(self.before.sample)
 
     def sigma(self, radius: str | float | None) -> float | None:
         """The radius now; None where the kernel itself covers."""
@@ -103,7 +139,8 @@ class Coverage:
         return values * self.roots[self.before.sample][:, None] * self.roots[places]
 
     @property
-    def _rounding(self) -> float:
+    def rounding(self) -> float:
+        """Of the kernel's entries, relative."""
         return rounding_of(self.blocks.given.precision)
 
 

@@ -152,6 +152,11 @@ class Covariance:
             return np.array(self.kept[:, places], np.float64)[: len(self.sample)]
         assert self.source is not None
         source = self.source
+        if source.host and source.order is None:
+            # of the sample alone: whole columns would read the features of all candidates
+            own, a = np.asarray(source.features), np.asarray(source.a)[: source.used]
+            values = own[self.sample] @ own[places].T - a[:, self.sample].T @ a[:, places]
+            return values.astype(np.float64)
         if source.has(places):
             return self.columns(places)[self.sample]
         a = np.asarray(source.a)

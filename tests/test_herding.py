@@ -10,8 +10,9 @@ from kernel.errors import KernelError
 from kernel.lookahead import Options, outlook
 from kernel.lookahead.calibration import COLDEST, WARMEST, leave_one_out, temperature, uncertainty
 from kernel.lookahead.clusters import Clustered, embedding
-from kernel.lookahead.coverage import coverage
+from kernel.lookahead.coverage import Coverage, coverage
 from kernel.lookahead.herding import Herding
+from kernel.lookahead.timing import seconds_a_look
 from kernel.ntk import Kernel
 from kernel.posterior import posterior
 from kernel.regression.covariance import Covariance
@@ -340,3 +341,15 @@ def test_of_duplicates_in_float32_nothing_is_left(rng):
     scale = seen.scores().max()
     assert scale > 0
     assert (seen.scores()[same] <= 1e-5 * scale).all()
+
+
+def test_a_look_is_timed_though_gains_are_remembered(monkeypatch):
+    summed, gains = [], Coverage.gains
+
+    def counted(self, weights, radius):
+        summed.append(len(weights))
+        return gains(self, weights, radius)
+
+    monkeypatch.setattr(Coverage, "gains", counted)
+    assert seconds_a_look("uherding", Options(temperature=0.4), 3, 40, 50) > 0
+    assert len(summed) == 2  # one compiles, one is timed

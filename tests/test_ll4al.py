@@ -166,3 +166,15 @@ def test_a_dry_run_tells_what_is_trained_along(tmp_path, monkeypatch):
     told = io.StringIO()
     dry_run.dry_run(plain, Console(file=told, width=200))
     assert "trained along" not in told.getvalue()
+
+
+def test_candidates_go_through_the_network_once(trained):
+    """Their logits are not asked for beside the feature maps."""
+    network, images, companion = trained
+    seen = []
+    handle = network.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
+    query(network, images, LABELLED, 5, "ll4al", companion=companion)
+    handle.remove()
+    known = len(LABELLED)
+    # one to count the classes, the module's two passes, and the true losses of the labelled images
+    assert sorted(seen) == sorted([1, 30 - known, known, known])

@@ -29,7 +29,7 @@ _ROWS: Mapping[str, Method] = MappingProxyType(
         "least_confident": method(uncertainty.least_confident, "logits"),
         "badge": method(badge.badge, "logits", "features", "draws"),
         "coreset": method(coreset.coreset, "features"),
-        "bald": method(bald.bald, "logits", "images", "dropout", "draws"),
+        "bald": method(bald.bald, "images", "dropout", "draws"),
         **{
             # logits are those of the kernel's own pass, or asked for by themselves
             criterion: method(lookahead.looking(criterion), "images", "kernel")
@@ -42,7 +42,7 @@ _ROWS: Mapping[str, Method] = MappingProxyType(
         "one_step": method(one_step.one_step, "logits", "images", "training"),
         "infinite_ntk": method(infinite.infinite_ntk, "logits", "images", "infinite"),
         "gp": method(infinite.gp, "logits", "images", "infinite"),
-        "ll4al": method(ll4al.ll4al, "logits", "images", "hooks"),
+        "ll4al": method(ll4al.ll4al, "images", "hooks"),
         "dynamical": method(dynamical.dynamical, "images", "gradients"),
     }
 )

@@ -26,13 +26,13 @@ def bald(situation: Situation, batch_size: int, rng: np.random.Generator) -> Que
     samples, candidates = situation.bald.samples, situation.candidates
     (passes_rng,) = rng.spawn(1)
     images = Piecewise(situation.images, candidates)
-    total, uncertain = np.zeros(situation.candidate_logits.shape), np.zeros(len(candidates))
+    total, uncertain = np.zeros(()), np.zeros(len(candidates))
     with situation.stages("score") as advance:
         for number, own in enumerate(passes_rng.spawn(samples)):
             with numbered(candidates):
                 f = dropped_logits(situation.network, images, own)
             p = probabilities(f, situation.train.loss)
-            total += p
+            total = total + p
             uncertain += entr(p).sum(axis=1)
             advance(number + 1, samples)
         scores = entr(total / samples).sum(axis=1) - uncertain / samples

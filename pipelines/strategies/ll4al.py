@@ -14,7 +14,9 @@ import numpy as np
 import torch
 
 from pipelines.errors import PipelineError
+from pipelines.numbered import numbered
 from pipelines.strategies.situation import Query, Situation, top
+from trainer.networks.loss_prediction import LossPrediction
 from trainer.objective import losses
 from trainer.piecewise import Piecewise
 
@@ -35,12 +37,15 @@ def ll4al(situation: Situation, batch_size: int, rng: np.random.Generator) -> Qu
             "and ask query(…, companion=companion)."
         )
     with situation.stages("score"):
-        scores, known = (
-            companion.predict(situation.network, Piecewise(situation.images, indices))
-            for indices in (situation.candidates, situation.labelled)
-        )
+        scores = _predicted(situation, companion, situation.candidates)
+        known = _predicted(situation, companion, situation.labelled)
     diagnostics = {"taps": list(companion.taps), "rank_correlation": _agreement(situation, known)}
     return top(situation, scores, batch_size, rng, diagnostics)
+
+
+def _predicted(situation: Situation, companion: LossPrediction, indices: np.ndarray) -> np.ndarray:
+    with numbered(indices):
+        return companion.predict(situation.network, Piecewise(situation.images, indices))
 
 
 def _agreement(situation: Situation, predicted: np.ndarray) -> float | None:

@@ -40,7 +40,7 @@ from torch import nn
 from trainer.errors import NetworkError
 from trainer.networks.taps import find_taps, pooled
 from trainer.piecewise import Images
-from trainer.predict import forward, placement, to_tensor
+from trainer.predict import NotFiniteError, forward, placement, to_tensor
 from trainer.randomness import seeded
 
 
@@ -204,7 +204,8 @@ class LossPrediction(nn.Module):
             batch_size: how many go through the network at once.
 
         Raises:
-            NetworkError: another network than the one that it was made for.
+            NetworkError: another network than the one that it was made for; feature maps of an
+                image that are not finite (NotFiniteError).
         """
         rows = [np.zeros(0, np.float32)]
         with torch.no_grad():
@@ -213,6 +214,10 @@ class LossPrediction(nn.Module):
                 with self.watch(network) as seen:
                     forward(network, batch)
                 rows.append(self._read(seen).float().cpu().numpy())
+                finite = np.isfinite(rows[-1])
+                if not finite.all():
+                    cause = "look at that image, and at the weights of network and module"
+                    raise NotFiniteError("feature maps", start + int(np.argmin(finite)), cause)
         return np.concatenate(rows)
 
     def _read(self, seen: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -1,16 +1,14 @@
 """What do a posterior, MLMOC and absorbing a label cost, once the kernel is there?
 
 From random kernels of the sizes asked for to ratios: against the matrix products and the
-factorisation that the posterior consists of, against look-ahead one candidate at a time,
-against a sweep over the memory that absorbing a label must touch, and of a batch of UHerding
-against all its gains anew for every pick. Run it as
+factorisation that the posterior consists of, against look-ahead one candidate at a time, and
+against a sweep over the memory that absorbing a label must touch. Run it as
 
     python -m benchmarks.lookahead [--json FILE] [--labelled 1000] [--candidates 6000]
-    python -m benchmarks.lookahead --parts herding
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,8 +18,7 @@ import tyro
 
 from benchmarks.measuring import Ratio, Times, machine, markdown, turns, write
 from kernel.absorb import absorb
-from kernel.lookahead import REFERENCES, Options, mlmoc, outlook
-from kernel.lookahead.herding import Herding
+from kernel.lookahead import REFERENCES, mlmoc
 from kernel.ntk import Kernel
 from kernel.posterior import Posterior, posterior
 from kernel.regression.inputs import Features
@@ -42,9 +39,6 @@ class Settings:
         pool: candidates of the streamed posterior.
         dimensions: k of its features, in float32.
         sample: M, its reference sample.
-        batch: picks of UHerding from it.
-        anew: of these, compared with all gains anew; the time of one sweep is scaled to all.
-        parts: what is measured, of scoring, absorbing, streaming and herding.
         seed: of everything.
         json: where the figures go.
     """
@@ -57,9 +51,6 @@ class Settings:
     pool: int = 50_000
     dimensions: int = 4096
     sample: int = 2000
-    batch: int = 100
-    anew: int = 3
-    parts: tuple[str, ...] = ("scoring", "absorbing", "streaming", "herding")
     seed: int = 0
     json: Path | None = None
 
@@ -255,58 +246,12 @@ def streaming(settings: Settings, rng: np.random.Generator) -> list[Row]:
     return rows
 
 
-def herding(settings: Settings, rng: np.random.Generator) -> list[Row]:
-    """A batch of UHerding whose gains follow from those before, against all gains every time."""
-    examples, latent = settings.labelled + settings.pool, 20
-    features = rng.standard_normal((examples, latent), np.float32)
-    features = features @ rng.standard_normal((latent, settings.dimensions), np.float32)
-    features += rng.standard_normal(features.shape, np.float32)
-    given = problem(settings.labelled, settings.pool, settings.classes[0], rng)
-    sample = rng.choice(settings.pool, settings.sample, replace=False)
-    kernel = Features(features, "float32")
-    start = outlook(
-        "uherding",
-        kernel,
-        posterior(kernel, *given, sample=sample, keep=False),
-        Options(temperature=0.4),
-        targets=given[0],
-    )
-    assert isinstance(start, Herding)
-
-    def picked(count: int, followed: bool) -> list[int]:
-        seen, places = replace(start), []
-        for _ in range(count):
-            scores = (seen if followed else replace(seen, known=None)).scores()
-            places.append(int(scores.argmax()))
-            if len(places) < count:
-                seen = seen.assume(np.array(places[-1:]))
-        return places
-
-    assert picked(settings.batch, True)[: settings.anew] == picked(settings.anew, False)
-    works = {
-        "followed": lambda: picked(settings.batch, True),
-        "anew": lambda: replace(start).scores(),
-    }
-    taken = turns(works, settings.repeats)
-    anew = Times(tuple(settings.batch * second for second in taken["anew"].seconds))
-    sizes = f"U = {settings.pool:,}, k = {settings.dimensions:,}, M = {settings.sample:,}"
-    what = f"UHerding, {settings.batch} picks, all gains anew for each, {sizes}"
-    against = "the same batch, gains followed"
-    ratio = anew.over(taken["followed"])
-    return [Row(what, against, anew.median, ratio, "", None)]
-
-
 def main(settings: Settings) -> None:
     """Print the table and write the figures as they grow: the whole takes minutes."""
     rng = np.random.default_rng(settings.seed)
-    known: dict[str, list[Callable[[], list[Row]]]] = {
-        "scoring": [partial(scoring, settings, classes, rng) for classes in settings.classes],
-        "absorbing": [partial(absorbing, settings, rng)],
-        "streaming": [partial(streaming, settings, rng)],
-        "herding": [partial(herding, settings, rng)],
-    }
+    parts = [partial(scoring, settings, classes, rng) for classes in settings.classes]
     rows: list[Row] = []
-    for part in [one for name in settings.parts for one in known[name]]:
+    for part in (*parts, partial(absorbing, settings, rng), partial(streaming, settings, rng)):
         rows += part()
         print(markdown(HEAD, [row.cells() for row in rows]), flush=True)
         write(settings.json, asdict(settings), [asdict(row) for row in rows])

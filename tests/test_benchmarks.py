@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import dynamics, kernel, kernel_tables, pool, query, sequential
+from benchmarks import dynamics, herding, kernel, kernel_tables, pool, query, sequential
 from benchmarks.kernel_memory import Taken
 from benchmarks.measuring import Compiling, Ratio, Times, apart, read, watched, write
 from benchmarks.pool_tables import STAGES, Run, Stage, exponent, summary
@@ -42,6 +42,30 @@ def test_ways_of_measuring_candidates_agree_and_are_timed(tmp_path, capsys):
     assert "cnn, predicted beforehand" in capsys.readouterr().out
     figures = json.loads((tmp_path / "d.json").read_text("utf-8"))["figures"]
     assert len(figures["cnn"]) == 4
+
+
+def test_herding_makes_the_same_batch_in_both_ways_and_times_it(tmp_path, capsys):
+    settings = herding.Settings(
+        pool=120,
+        labelled=10,
+        classes=3,
+        dimensions=32,
+        latent=4,
+        sample=60,
+        batch=8,
+        repeats=2,
+        json=tmp_path / "h.json",
+    )
+    seen = herding.start(settings)
+    batch = herding.picked(seen, 8, True)
+    assert len(set(batch)) == 8
+    assert batch == herding.picked(seen, 8, False)
+    herding.main(settings)
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[2].startswith("| 8 |")
+    assert "U = 120" in shown
+    figures = read(tmp_path / "h.json")
+    assert len(figures["followed"]["seconds"]) == len(figures["anew"]["seconds"]) == 2
 
 
 @linux

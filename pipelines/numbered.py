@@ -28,8 +28,8 @@ def numbered(
     Raises:
         NetworkError, KernelError: what is raised within, renamed.
     """
-    names = [int(index) for index in indices] + [f"test image {n}" for n in tests]
     try:
         yield
     except (trainer.predict.NotFiniteError, kernel.errors.NotFiniteError) as error:
+        names = [int(index) for index in indices] + [f"test image {n}" for n in tests]
         raise error.renamed(names, _NUMBERS) from None

@@ -1,5 +1,6 @@
 """LL4AL in runs and in loops of one's own: the largest predicted loss, weights kept, resumed."""
 
+import copy
 import dataclasses
 import io
 
@@ -166,6 +167,21 @@ def test_a_dry_run_tells_what_is_trained_along(tmp_path, monkeypatch):
     told = io.StringIO()
     dry_run.dry_run(plain, Console(file=told, width=200))
     assert "trained along" not in told.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("part", "what"), [("head", "logits"), ("module", "predictions of the loss")]
+)
+def test_what_is_not_finite_is_refused(trained, part, what):
+    """Logits too, though the feature maps before them are finite."""
+    network, images, companion = (copy.deepcopy(one) for one in trained)
+    layer = companion.head if part == "module" else network.head
+    with torch.no_grad():
+        layer.weight.fill_(1e25)  # of feature maps of ordinary size still finite
+    images[13] *= 1e20
+    said = rf"{what} of image 13 \(numbered as in the data set\) are not finite"
+    with pytest.raises(NetworkError, match=said):
+        query(network, images, LABELLED, 5, "ll4al", companion=companion)
 
 
 def test_candidates_go_through_the_network_once(trained):

@@ -26,7 +26,7 @@ def ll4al(situation: Situation, batch_size: int, rng: np.random.Generator) -> Qu
 
     Raises:
         PipelineError: no module was trained along with the network.
-        NetworkError: it was trained with another.
+        NetworkError: it was trained with another; logits or predictions that are not finite.
     """
     companion = situation.companion
     if companion is None:

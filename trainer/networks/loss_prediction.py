@@ -40,7 +40,7 @@ from torch import nn
 from trainer.errors import NetworkError
 from trainer.networks.taps import find_taps, pooled
 from trainer.piecewise import Images
-from trainer.predict import NotFiniteError, forward, placement, to_tensor
+from trainer.predict import NotFiniteError, answers, placement
 from trainer.randomness import seeded
 
 
@@ -204,21 +204,25 @@ class LossPrediction(nn.Module):
             batch_size: how many go through the network at once.
 
         Raises:
-            NetworkError: another network than the one that it was made for; feature maps of an
-                image that are not finite (NotFiniteError).
+            NetworkError: another network than the one that it was made for; logits or predictions
+                that are not finite (NotFiniteError).
         """
-        rows = [np.zeros(0, np.float32)]
-        with torch.no_grad():
-            for start in range(0, len(images), batch_size):
-                batch = to_tensor(images[start : start + batch_size], network)
-                with self.watch(network) as seen:
-                    forward(network, batch)
-                rows.append(self._read(seen).float().cpu().numpy())
-                finite = np.isfinite(rows[-1])
-                if not finite.all():
-                    cause = "look at that image, and at the weights of network and module"
-                    raise NotFiniteError("feature maps", start + int(np.argmin(finite)), cause)
-        return np.concatenate(rows)
+        rows: list[np.ndarray] = []
+        with self.watch(network) as seen:
+            # of every batch that the network answers
+            handle = network.register_forward_hook(
+                lambda *_: rows.append(self._read(seen).float().cpu().numpy())
+            )
+            try:
+                answers(network, images, batch_size)
+            finally:
+                handle.remove()
+        predicted = np.concatenate(rows)
+        finite = np.isfinite(predicted)
+        if not finite.all():
+            cause = "the logits are; look at that image, and at the weights of the module"
+            raise NotFiniteError("predictions of the loss", int(np.argmin(finite)), cause)
+        return predicted
 
     def _read(self, seen: Sequence[torch.Tensor]) -> torch.Tensor:
         given = [features.shape[-1] for features in seen]

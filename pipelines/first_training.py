@@ -20,8 +20,8 @@ import trainer
 from bridge import export
 from bridge.errors import BridgeError
 from bridge.weights import read
+from experiments.dynamics import pieces
 from pipelines.config import RunConfig
-from pipelines.dynamics import pieces
 from pipelines.errors import PipelineError
 from pipelines.record import only_writer
 from trainer.predict import placement

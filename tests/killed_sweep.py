@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.sweep.inline import Inline
-from pipelines.sweep.sweep import sweep
+from experiments.sweep.inline import Inline
+from experiments.sweep.sweep import sweep
 from tests.sweep_cases import config
 
 

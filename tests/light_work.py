@@ -7,9 +7,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.sweep.processes import Processes
-from pipelines.sweep.shares import cores_here, shares
-from pipelines.sweep.task import Outcome, Task
+from experiments.sweep.processes import Processes
+from experiments.sweep.shares import cores_here, shares
+from experiments.sweep.task import Outcome, Task
 
 
 @dataclass(frozen=True)

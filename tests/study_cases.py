@@ -5,13 +5,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from experiments.approximation.config import ApproximationConfig
+from experiments.dynamics.config import TheoryConfig
+from experiments.studies.study import Grid, Study, Trial, arms
 from pipelines import record
-from pipelines.approximation.config import ApproximationConfig
 from pipelines.audit.config import AuditConfig
 from pipelines.config import RunConfig
-from pipelines.dynamics.config import TheoryConfig
 from pipelines.sequential.config import SequentialConfig
-from pipelines.studies.study import Grid, Study, Trial, arms
 from tests.report_cases import ENVIRONMENT, line
 
 SUBJECT = "digits, CNN"

@@ -4,11 +4,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from experiments.studies.study import Grid, Study, Trial, arms
+from experiments.sweep.config import SweepConfig
 from pipelines import record
 from pipelines.config import RunConfig
 from pipelines.strategies.kernel_config import KernelConfig
-from pipelines.studies.study import Grid, Study, Trial, arms
-from pipelines.sweep.config import SweepConfig
 from trainer.fit import TrainConfig
 
 NAME = "tests.sweep_cases:STUDY"

@@ -7,21 +7,21 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from experiments.approximation import __main__ as command_line
+from experiments.approximation import report
+from experiments.approximation.comparison import scalar_kernels
+from experiments.approximation.config import ApproximationConfig
+from experiments.approximation.plan import tell
+from experiments.approximation.run import find
+from experiments.approximation.tables import by_width, exponent, rows
+from experiments.dynamics import pieces
+from experiments.studies.study import Grid
+from experiments.sweep.kinds import do
 from kernel.approximation import contract, coupling, diagonals, distances, flat, regress, spectrum
 from kernel.errors import KernelError, SingularKernelError
 from kernel.kinds import directions
-from pipelines.approximation import __main__ as command_line
-from pipelines.approximation import report
-from pipelines.approximation.comparison import scalar_kernels
-from pipelines.approximation.config import ApproximationConfig
-from pipelines.approximation.plan import tell
-from pipelines.approximation.run import find
-from pipelines.approximation.tables import by_width, exponent, rows
-from pipelines.dynamics import pieces
 from pipelines.errors import PipelineError
 from pipelines.stages import Stages
-from pipelines.studies.study import Grid
-from pipelines.sweep.kinds import do
 from trainer.errors import TrainerError
 from trainer.fit import TrainConfig
 

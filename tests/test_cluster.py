@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
+from experiments.studies.study import key_of
+from experiments.sweep import cluster
+from experiments.sweep.carry import carry_out, read_note
+from experiments.sweep.executor import Said, Started, Tick
+from experiments.sweep.inline import Inline
+from experiments.sweep.machines import Need
+from experiments.sweep.recorded import rounds_at
+from experiments.sweep.task import Outcome, Task
 from pipelines import digits, record
 from pipelines.errors import PipelineError
-from pipelines.studies.study import key_of
-from pipelines.sweep import cluster
-from pipelines.sweep.carry import carry_out, read_note
-from pipelines.sweep.executor import Said, Started, Tick
-from pipelines.sweep.inline import Inline
-from pipelines.sweep.machines import Need
-from pipelines.sweep.recorded import rounds_at
-from pipelines.sweep.task import Outcome, Task
 from trainer.fit import TrainConfig
 
 pytest.importorskip("ray", reason="Ray is not installed: the extra `ray`")

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from experiments.studies.study import key_of
+from experiments.sweep import hand, machines, parcel
+from experiments.sweep.carry import note, read_note
+from experiments.sweep.cluster import Cluster
+from experiments.sweep.crew import Crew
+from experiments.sweep.executor import Said, Started, Tick
+from experiments.sweep.hired import Hired, Lost, Raised
+from experiments.sweep.installed import Installed, installed, source
+from experiments.sweep.machines import Machine, Machines, Need
+from experiments.sweep.task import Outcome, Task
+from experiments.sweep.worker import Worker
 from pipelines import digits, record
 from pipelines.errors import PipelineError
-from pipelines.studies.study import key_of
-from pipelines.sweep import hand, machines, parcel
-from pipelines.sweep.carry import note, read_note
-from pipelines.sweep.cluster import Cluster
-from pipelines.sweep.crew import Crew
-from pipelines.sweep.executor import Said, Started, Tick
-from pipelines.sweep.hired import Hired, Lost, Raised
-from pipelines.sweep.installed import Installed, installed, source
-from pipelines.sweep.machines import Machine, Machines, Need
-from pipelines.sweep.task import Outcome, Task
-from pipelines.sweep.worker import Worker
 
 ROOT = Path(__file__).parent.parent
 OWN = installed()

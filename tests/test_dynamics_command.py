@@ -14,20 +14,20 @@ from rich.console import Console
 from scipy import stats
 
 from bridge.export import weights_of
+from experiments.dynamics import __main__ as command_line
+from experiments.dynamics import pieces, report
+from experiments.dynamics import run as measuring
+from experiments.dynamics.config import TheoryConfig, of_epochs
+from experiments.dynamics.gammas import gammas
+from experiments.dynamics.of_kernel import Queries, mmd_rows, with_labelled
+from experiments.dynamics.plan import tell
+from experiments.dynamics.run import find
+from experiments.dynamics.tables import column, tables, where
+from experiments.dynamics.training import at_epoch, trained
+from experiments.dynamics.verdict import sentences
 from kernel.errors import KernelError
 from pipelines import cli, record
 from pipelines.config import RunConfig
-from pipelines.dynamics import __main__ as command_line
-from pipelines.dynamics import pieces, report
-from pipelines.dynamics import run as measuring
-from pipelines.dynamics.config import TheoryConfig, of_epochs
-from pipelines.dynamics.gammas import gammas
-from pipelines.dynamics.of_kernel import Queries, mmd_rows, with_labelled
-from pipelines.dynamics.plan import tell
-from pipelines.dynamics.run import find
-from pipelines.dynamics.tables import column, tables, where
-from pipelines.dynamics.training import at_epoch, trained
-from pipelines.dynamics.verdict import sentences
 from pipelines.errors import PipelineError
 from pipelines.seeds import generator
 from pipelines.stages import Stages
@@ -60,7 +60,7 @@ def small(folder: Path, **changes) -> TheoryConfig:
 
 
 def command(monkeypatch, *arguments):
-    monkeypatch.setattr("sys.argv", ["pipelines.dynamics", *map(str, arguments)])
+    monkeypatch.setattr("sys.argv", ["experiments.dynamics", *map(str, arguments)])
     command_line.main()
 
 

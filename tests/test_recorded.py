@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
+from experiments.studies import STUDIES, find
+from experiments.studies.study import Config, Trial, canonical
+from experiments.sweep.carry import note
+from experiments.sweep.kinds import WRITTEN
+from experiments.sweep.recorded import recorded, rounds_at, state
+from experiments.sweep.task import Outcome, Task
 from pipelines import record
 from pipelines.audit.config import AuditConfig
 from pipelines.config import ADDED
 from pipelines.sequential.config import SequentialConfig
 from pipelines.strategies.kernel_config import KernelConfig
-from pipelines.studies import STUDIES, find
-from pipelines.studies.study import Config, Trial, canonical
-from pipelines.sweep.carry import note
-from pipelines.sweep.kinds import WRITTEN
-from pipelines.sweep.recorded import recorded, rounds_at, state
-from pipelines.sweep.task import Outcome, Task
 from tests.sweep_cases import SMALL, STUDY
 
 RANDOM = Trial("digits", "random", 0, canonical(dataclasses.replace(SMALL, strategy="random")))

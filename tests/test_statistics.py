@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from experiments.statistics.friedman import critical_difference, friedman, post_hoc
+from experiments.statistics.outcomes import blocks, finished
+from experiments.statistics.tables import curve, difference, own_models, summary
 from pipelines.errors import PipelineError
-from pipelines.statistics.friedman import critical_difference, friedman, post_hoc
-from pipelines.statistics.intervals import geometric, holm, interval, p_against, p_within
-from pipelines.statistics.outcomes import blocks, finished
-from pipelines.statistics.tables import curve, difference, own_models, summary
+from pipelines.report.intervals import geometric, holm, interval, p_against, p_within
 
 # Demšar 2006, Table 6: AUC of C4.5 plain, with parameter m, with cf, and with both tuned. The last
 # row but one prints 0.975 twice and ranks them 2 and 3: they were not equal before rounding.

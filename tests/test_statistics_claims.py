@@ -8,9 +8,8 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from pipelines.errors import PipelineError
-from pipelines.statistics import diagram
-from pipelines.statistics.claims import (
+from experiments.statistics import diagram
+from experiments.statistics.claims import (
     Alike,
     Better,
     Falls,
@@ -23,14 +22,11 @@ from pipelines.statistics.claims import (
     Rises,
     judge,
 )
-from pipelines.statistics.friedman import friedman, post_hoc
-from pipelines.statistics.intervals import geometric, holm, interval, p_against
-from pipelines.statistics.judgement import (
-    NOT_REPRODUCED,
-    REPRODUCED,
-    UNDECIDED,
-)
-from pipelines.statistics.saving import costs, labels_saved, median, saving
+from experiments.statistics.friedman import friedman, post_hoc
+from experiments.statistics.judgement import NOT_REPRODUCED, REPRODUCED, UNDECIDED
+from experiments.statistics.saving import costs, labels_saved, median, saving
+from pipelines.errors import PipelineError
+from pipelines.report.intervals import geometric, holm, interval, p_against
 
 SEEDS = 6
 NOISE = np.array([0.004, -0.002, 0.001, -0.003, 0.002, 0.0])  # of one seed of an arm

@@ -2,10 +2,10 @@
 
 import pytest
 
-from pipelines.report.results import results
-from pipelines.statistics.judgement import UNDECIDED, judge
-from pipelines.studies import STUDIES
-from pipelines.studies.study import SIZES, kind_of
+from experiments.report.results import results
+from experiments.statistics.judgement import UNDECIDED, judge
+from experiments.studies import STUDIES
+from experiments.studies.study import SIZES, kind_of
 
 # of a trial that takes hours; and of an audit, whose claims are about eight networks
 SEEDS = {"cifar10_rounds": 3, "audit": 1}

@@ -7,11 +7,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from pipelines.report import placing
+from experiments.report import placing
+from experiments.report.measure_pictures import Family, families, measured, panels
+from experiments.report.study_pictures import answers, forest, gain
+from experiments.report.study_words import p_value, percent
 from pipelines.report.looks import look
-from pipelines.report.measure_pictures import Family, families, measured, panels
-from pipelines.report.study_pictures import answers, forest, gain
-from pipelines.report.study_words import p_value, percent
 
 NAN = math.nan
 

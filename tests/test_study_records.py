@@ -6,12 +6,12 @@ import zipfile
 
 import pytest
 
+from experiments.report import study as module
+from experiments.report.records import archive
+from experiments.report.study import study_report
+from experiments.studies.study import Grid
+from experiments.sweep.recorded import recorded, state
 from pipelines import record
-from pipelines.report import study as module
-from pipelines.report.records import archive
-from pipelines.report.study import study_report
-from pipelines.studies.study import Grid
-from pipelines.sweep.recorded import recorded, state
 from tests import study_cases as cases
 from tests.test_study_report import numbers
 

@@ -9,16 +9,16 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from experiments.report import study as module
+from experiments.report.measure_dots import dots, single
+from experiments.report.measure_pictures import measured
+from experiments.report.study import show, study_report
+from experiments.report.study_settings import seeds, words
+from experiments.report.study_tables import paired
+from experiments.statistics.claims import Better, NotBetter
+from experiments.studies.study import Grid, arms
 from pipelines.audit.config import AuditConfig
-from pipelines.report import study as module
 from pipelines.report.__main__ import main
-from pipelines.report.measure_dots import dots, single
-from pipelines.report.measure_pictures import measured
-from pipelines.report.study import show, study_report
-from pipelines.report.study_settings import seeds, words
-from pipelines.report.study_tables import paired
-from pipelines.statistics.claims import Better, NotBetter
-from pipelines.studies.study import Grid, arms
 from tests import study_cases as cases
 from tests.test_report import Strict
 
@@ -108,7 +108,7 @@ def test_the_markdown_page_names_figures_that_are_there_and_its_tables_are_whole
     assert all((whole.out / name).is_file() for name in shown)
     for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
         assert len({line.count("|") for line in block.splitlines()}) == 1
-    for said in ("✓ reproduced", "20.00", "python -m pipelines.sweep", "Friedman's test"):
+    for said in ("✓ reproduced", "20.00", "python -m experiments.sweep", "Friedman's test"):
         assert said in text
 
 
@@ -307,7 +307,7 @@ def test_what_cannot_be_reported_is_refused_with_what_to_do(tmp_path, capsys, mo
     monkeypatch.setattr(cases, "MINE", cases.study(), raising=False)
     mine = "tests.study_cases:MINE"
     for what, size, message in (
-        (mine, None, "pipelines.sweep tiny --size small"),
+        (mine, None, "experiments.sweep tiny --size small"),
         (mine, "large", "large"),
         ("no_such_study", None, "no_such_study is no directory, and: "),
         (

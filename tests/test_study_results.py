@@ -4,8 +4,8 @@ import math
 import numpy as np
 import pytest
 
-from pipelines.report.results import ANSWERS, CURVES, MEASURES, TRIALS, results
-from pipelines.studies.study import Grid
+from experiments.report.results import ANSWERS, CURVES, MEASURES, TRIALS, results
+from experiments.studies.study import Grid
 from tests import study_cases as cases
 
 MMD = """network,queries,chosen,mmd,bound,share

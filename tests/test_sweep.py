@@ -12,27 +12,27 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from experiments.approximation.config import ApproximationConfig
+from experiments.dynamics.config import TheoryConfig
+from experiments.studies.study import Trial
+from experiments.sweep import __main__ as command
+from experiments.sweep import sweep as sweeping
+from experiments.sweep.carry import read_note
+from experiments.sweep.executor import Said, Started, Tick
+from experiments.sweep.executors import EXECUTORS, executor_of
+from experiments.sweep.inline import Inline
+from experiments.sweep.kinds import WRITTEN
+from experiments.sweep.plan import chosen, planned, task_of
+from experiments.sweep.progress import Progress
+from experiments.sweep.recorded import recorded, state
+from experiments.sweep.remaining import Durations, clock
+from experiments.sweep.sweep import plan, sweep, to_do
+from experiments.sweep.task import Outcome
 from pipelines import preparation, run, training
 from pipelines import round as play_round
-from pipelines.approximation.config import ApproximationConfig
 from pipelines.audit.config import AuditConfig
-from pipelines.dynamics.config import TheoryConfig
 from pipelines.errors import PipelineError
 from pipelines.record import only_writer
-from pipelines.studies.study import Trial
-from pipelines.sweep import __main__ as command
-from pipelines.sweep import sweep as sweeping
-from pipelines.sweep.carry import read_note
-from pipelines.sweep.executor import Said, Started, Tick
-from pipelines.sweep.executors import EXECUTORS, executor_of
-from pipelines.sweep.inline import Inline
-from pipelines.sweep.kinds import WRITTEN
-from pipelines.sweep.plan import chosen, planned, task_of
-from pipelines.sweep.progress import Progress
-from pipelines.sweep.recorded import recorded, state
-from pipelines.sweep.remaining import Durations, clock
-from pipelines.sweep.sweep import plan, sweep, to_do
-from pipelines.sweep.task import Outcome
 from tests.sweep_cases import NAME, STUDY, comparable, config, one, settings
 
 ROOT = Path(__file__).parent.parent
@@ -363,7 +363,7 @@ def test_what_an_executor_tells_without_a_note_is_noted(tmp_path):
 @pytest.mark.slow
 def test_several_processes_end_as_this_one(whole, tmp_path):
     folder, _, _ = whole
-    command = [sys.executable, "-m", "pipelines.sweep", NAME, "--executor", "processes"]
+    command = [sys.executable, "-m", "experiments.sweep", NAME, "--executor", "processes"]
     command += ["--runs", str(tmp_path), "--workers", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     assert subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode == 1

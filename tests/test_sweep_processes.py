@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.sweep.executor import Event, Said, Started
-from pipelines.sweep.shares import default_workers, gpus_here, shares
-from pipelines.sweep.task import Outcome, Task
+from experiments.sweep.executor import Event, Said, Started
+from experiments.sweep.shares import default_workers, gpus_here, shares
+from experiments.sweep.task import Outcome, Task
 from tests.light_work import Unreadable, processes, task, work
 
 ROOT = Path(__file__).parent.parent

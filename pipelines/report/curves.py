@@ -13,7 +13,7 @@ import pandas as pd
 
 from pipelines.record import Run
 from pipelines.report.groups import REFERENCE, Group, field, subject
-from pipelines.statistics.intervals import Interval, interval
+from pipelines.report.intervals import Interval, interval
 
 STAGE = "seconds_"  # prefix of the columns that hold a stage's seconds
 TRAINING_STAGES = ("fit", "evaluate")  # every strategy pays these alike: not part of a query

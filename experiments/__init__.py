@@ -1,0 +1,1 @@
+"""The research on top of the product: studies, sweeps, statistics, dynamics, approximation."""

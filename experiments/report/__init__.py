@@ -1,0 +1,1 @@
+"""Reports on studies: verdicts, statistics, figures, one page."""

@@ -1,0 +1,203 @@
+"""What a study is: a question, what a paper says of it, and the trials that answer it in two sizes.
+
+From values written down in the modules beside this one to the settings of every trial.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.approximation.config import ApproximationConfig
+from experiments.dynamics.config import TheoryConfig
+from pipelines.audit.config import AuditConfig
+from pipelines.config import RunConfig
+from pipelines.errors import PipelineError
+from pipelines.sequential.config import SequentialConfig
+from pipelines.strategies import SETTINGS, settings_of
+from trainer.tables import lookup
+
+# What one trial can be; the first that a configuration is an instance of names its kind.
+KINDS = {
+    "sequential": SequentialConfig,
+    "run": RunConfig,
+    "audit": AuditConfig,
+    "dynamics": TheoryConfig,
+    "approximation": ApproximationConfig,
+}
+Config = RunConfig | AuditConfig | TheoryConfig | ApproximationConfig
+SIZES = ("small", "paper")
+_KEY = 12  # hexadecimal digits
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One thing to do: a run (also sequential), an audit, a measurement of dynamics or of kernels.
+
+    Attributes:
+        subject: data set and network, as the study calls them.
+        arm: what is compared, as the study calls it.
+        seed: of everything random.
+        config: all settings, with those that the trial does not look at as they are by default, so
+            that trials that compute the same are the same.
+    """
+
+    subject: str
+    arm: str
+    seed: int
+    config: Config
+
+    @property
+    def kind(self) -> str:
+        """A name of `KINDS`."""
+        return kind_of(self.config)
+
+    @property
+    def key(self) -> str:
+        """Of what is computed: equal exactly where the same is computed."""
+        return key_of(self.kind, self.config.record())
+
+    @property
+    def folder(self) -> str:
+        """Name of the directory of its record: what it is, for people, and its key."""
+        strategy = getattr(self.config, "strategy", "")
+        words = [self.config.dataset, self.kind, strategy, f"seed{self.seed}", self.key]
+        return "-".join(word for word in words if word)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Trials that are the product of three axes.
+
+    Attributes:
+        subjects: by name, a data set and network with all settings that the arms have in common.
+        arms: by name, what is compared: settings that differ from the subject's, nested names
+            joined by dots, such as {"strategy": "mlmoc", "kernel.kind": "sum"}.
+        seeds: a trial each.
+    """
+
+    subjects: Mapping[str, Config]
+    arms: Mapping[str, Mapping[str, Any]]
+    seeds: tuple[int, ...]
+
+    def trials(self) -> tuple[Trial, ...]:
+        """All of them, seed by seed, so that what is done first can be compared first.
+
+        Raises:
+            PipelineError: a setting that is not there, or a value that is out of range.
+        """
+        return tuple(
+            Trial(subject, arm, seed, canonical(vary(config, {**changes, "seed": seed})))
+            for seed in self.seeds
+            for subject, config in self.subjects.items()
+            for arm, changes in self.arms.items()
+        )
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question and the trials that answer it.
+
+    Attributes:
+        name: for the command line and files.
+        title: a few words.
+        source: which figure or table of which paper.
+        question: what is asked, in one sentence.
+        paper: what the paper says, in one sentence or two.
+        small: the question at a size that two CPU cores answer within hours.
+        paper_size: the paper's own protocol.
+        shows: of the measures that its trials have, those that its report is about; all without.
+        claims: what is judged, in either size.
+        small_claims: what is judged in the small size only, such as of its subjects.
+        paper_claims: what is judged in the paper's size only, such as accuracies of its network.
+    """
+
+    name: str
+    title: str
+    source: str
+    question: str
+    paper: str
+    small: tuple[Grid, ...]
+    paper_size: tuple[Grid, ...]
+    shows: tuple[str, ...] = ()
+    claims: tuple[Any, ...] = ()
+    small_claims: tuple[Any, ...] = ()
+    paper_claims: tuple[Any, ...] = ()
+
+    def claims_of(self, size: str) -> tuple[Any, ...]:
+        """What is judged in a size."""
+        return self.claims + (self.small_claims if size == "small" else self.paper_claims)
+
+    def trials(self, size: str) -> tuple[Trial, ...]:
+        """The trials of a size, seed by seed; every pair of subject and arm has one of each seed.
+
+        Raises:
+            PipelineError: an unknown size or setting, or two trials of one subject, arm and seed.
+        """
+        lookup(dict.fromkeys(SIZES), size, "size")
+        grids = self.small if size == "small" else self.paper_size
+        found = [trial for grid in grids for trial in grid.trials()]
+        names = [(trial.subject, trial.arm, trial.seed) for trial in found]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise PipelineError(
+                f"study {self.name!r}, size {size}, has two trials of subject {twice[0]!r}, arm "
+                f"{twice[1]!r} and seed {twice[2]}: give the arms of its grids different names."
+            )
+        return tuple(sorted(found, key=lambda trial: trial.seed))
+
+
+def vary(config: Config, changes: Mapping[str, Any]) -> Config:
+    """The settings with some of them changed, nested names joined by dots.
+
+    Raises:
+        PipelineError: a name that is not there; a value that the configuration refuses.
+    """
+    # all at once: a configuration half changed may be one that is refused
+    return _changed(config, {tuple(name.split(".")): value for name, value in changes.items()})
+
+
+def _changed(config: Any, changes: Mapping[tuple[str, ...], Any]) -> Any:
+    names = [field.name for field in dataclasses.fields(config)]
+    values: dict[str, Any] = {}
+    for first in dict.fromkeys(path[0] for path in changes):
+        if first not in names:
+            raise PipelineError(
+                f"a study sets {first!r}, and {type(config).__name__} has no such setting; it has "
+                f"{', '.join(names)}."
+            )
+        inner = {path[1:]: value for path, value in changes.items() if path[0] == first}
+        values[first] = inner[()] if () in inner else _changed(getattr(config, first), inner)
+    return dataclasses.replace(config, **values)
+
+
+def canonical(config: Config) -> Config:
+    """The same run with the settings that its strategy does not look at as by default."""
+    if not isinstance(config, RunConfig) or isinstance(config, SequentialConfig):
+        return config
+    ignored = SETTINGS - settings_of(config.strategy, config.albl.arms)
+    defaults = {field.name: field for field in dataclasses.fields(config)}
+    return dataclasses.replace(config, **{name: _fresh(defaults[name]) for name in ignored})
+
+
+def _fresh(field: dataclasses.Field) -> Any:
+    make = field.default_factory
+    return field.default if make is dataclasses.MISSING else make()
+
+
+def kind_of(config: Config) -> str:
+    """A name of `KINDS`."""
+    return next(name for name, kind in KINDS.items() if isinstance(config, kind))
+
+
+def key_of(kind: str, record: Mapping[str, Any]) -> str:
+    """Hexadecimal digits that follow from what is computed; `record` is the config's own."""
+    text = json.dumps([kind, record], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:_KEY]
+
+
+def arms(names: Iterable[str], **settings: Any) -> dict[str, dict[str, Any]]:
+    """Arms that are strategies, each under its own name, with settings that all have."""
+    return {name: {"strategy": name, **settings} for name in names}

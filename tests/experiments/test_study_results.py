@@ -6,7 +6,7 @@ import pytest
 
 from experiments.report.results import ANSWERS, CURVES, MEASURES, TRIALS, results
 from experiments.studies.study import Grid
-from tests import study_cases as cases
+from tests.experiments import study_cases as cases
 
 MMD = """network,queries,chosen,mmd,bound,share
 initial,5,random,0.1,2.0,0.05

@@ -12,8 +12,8 @@ from experiments.report.study import study_report
 from experiments.studies.study import Grid
 from experiments.sweep.recorded import recorded, state
 from pipelines import record
-from tests import study_cases as cases
-from tests.test_study_report import numbers
+from tests.experiments import study_cases as cases
+from tests.experiments.test_study_report import numbers
 
 STUDY = cases.study(cases.RUNS, Grid({"theory": cases.THEORY}, {"measured": {}}, (0,)))
 HERE = "/home/somebody"

@@ -20,7 +20,7 @@ import trainer
 from bridge import export
 from bridge.errors import BridgeError
 from bridge.weights import read
-from experiments.dynamics import pieces
+from pipelines import json_io
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
 from pipelines.record import only_writer
@@ -70,13 +70,13 @@ class FirstTrainings:
             if notes is None:
                 notes = train()
                 export.save(network, folder / _WEIGHTS, {"stage": "first training"})
-                pieces.put(folder, _NOTES, {"of": of, "notes": notes})  # last: it ends a training
+                json_io.put(folder, _NOTES, {"of": of, "notes": notes})  # last: it ends a training
         return notes | {"shared": name}
 
     def _taken(self, folder: Path, of: dict[str, Any], network: nn.Module) -> dict[str, Any] | None:
         """The weights put into the network; None if they are not there whole."""
         try:
-            found = pieces.get(folder, _NOTES)
+            found = json_io.get(folder, _NOTES)
             if found is None or found["of"] != of:
                 return None
             export.restore(network, read(folder / _WEIGHTS))

@@ -14,12 +14,12 @@ from experiments.approximation.config import ApproximationConfig
 from experiments.approximation.plan import tell
 from experiments.approximation.run import find
 from experiments.approximation.tables import by_width, exponent, rows
-from experiments.dynamics import pieces
 from experiments.studies.study import Grid
 from experiments.sweep.kinds import do
 from kernel.approximation import contract, coupling, diagonals, distances, flat, regress, spectrum
 from kernel.errors import KernelError, SingularKernelError
 from kernel.kinds import directions
+from pipelines import json_io
 from pipelines.errors import PipelineError
 from pipelines.stages import Stages
 from trainer.errors import TrainerError
@@ -252,7 +252,7 @@ def test_of_a_linear_network_every_kind_is_exact(tmp_path):
 def test_the_command_leaves_a_table_a_picture_a_page_and_a_record(whole, monkeypatch, capsys):
     """On what the fixture measured: the same settings measure nothing again."""
     folder = whole.config.run_folder
-    monkeypatch.setattr(pieces, "put", lambda *_: pytest.fail("it was measured again"))
+    monkeypatch.setattr(json_io, "put", lambda *_: pytest.fail("it was measured again"))
     monkeypatch.setattr("sys.argv", ["approximation", *ARGUMENTS, "--run", str(folder)])
     command_line.main()
     shown = " ".join(capsys.readouterr().out.split())
@@ -275,7 +275,7 @@ def test_the_command_leaves_a_table_a_picture_a_page_and_a_record(whole, monkeyp
 
 def test_a_trial_of_a_study_may_be_one(whole, monkeypatch):
     """It leaves what the command leaves, here from what is measured already."""
-    monkeypatch.setattr(pieces, "put", lambda *_: pytest.fail("it was measured again"))
+    monkeypatch.setattr(json_io, "put", lambda *_: pytest.fail("it was measured again"))
     (trial,) = Grid({"digits": SMALL}, {"kinds": {}}, (0,)).trials()
     assert trial.kind == "approximation"
     table = whole.config.run_folder / report.TABLE
@@ -285,7 +285,7 @@ def test_a_trial_of_a_study_may_be_one(whole, monkeypatch):
 
 
 def test_stopped_and_given_again_it_ends_with_the_same_numbers(whole, tmp_path, monkeypatch):
-    real, written = pieces.put, []
+    real, written = json_io.put, []
 
     def stop(folder, name, value):
         if len(written) == 3:
@@ -293,12 +293,12 @@ def test_stopped_and_given_again_it_ends_with_the_same_numbers(whole, tmp_path, 
         written.append((folder.name, name))
         return real(folder, name, value)
 
-    monkeypatch.setattr(pieces, "put", stop)
+    monkeypatch.setattr(json_io, "put", stop)
     with pytest.raises(KeyboardInterrupt):
         find(small(tmp_path))
     assert tell(small(tmp_path), Console(quiet=True)) == 2
     monkeypatch.setattr(
-        pieces, "put", lambda f, n, v: (written.append((f.name, n)), real(f, n, v))[1]
+        json_io, "put", lambda f, n, v: (written.append((f.name, n)), real(f, n, v))[1]
     )
     assert rows(find(small(tmp_path))) == rows(whole)
     assert len(written) == len(set(written)) == 2 * 3
@@ -307,8 +307,8 @@ def test_stopped_and_given_again_it_ends_with_the_same_numbers(whole, tmp_path, 
 
 def test_other_settings_measure_anew_and_train_only_where_they_must(whole, monkeypatch):
     folder, written = whole.config.run_folder, []
-    real = pieces.put
-    monkeypatch.setattr(pieces, "put", lambda f, n, v: (written.append(n), real(f, n, v))[1])
+    real = json_io.put
+    monkeypatch.setattr(json_io, "put", lambda f, n, v: (written.append(n), real(f, n, v))[1])
     found = find(small(folder, widths=(8,), kinds=("sum",), ridges=(2.0,), states=("trained",)))
     assert written == ["trained"]
     assert list(found.widths[0].states) == ["trained"]

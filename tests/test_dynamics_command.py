@@ -15,7 +15,7 @@ from scipy import stats
 
 from bridge.export import weights_of
 from experiments.dynamics import __main__ as command_line
-from experiments.dynamics import pieces, report
+from experiments.dynamics import report
 from experiments.dynamics import run as measuring
 from experiments.dynamics.config import TheoryConfig, of_epochs
 from experiments.dynamics.gammas import gammas
@@ -26,7 +26,7 @@ from experiments.dynamics.tables import column, tables, where
 from experiments.dynamics.training import at_epoch, trained
 from experiments.dynamics.verdict import sentences
 from kernel.errors import KernelError
-from pipelines import cli, record
+from pipelines import cli, json_io, record
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
 from pipelines.seeds import generator
@@ -78,7 +78,7 @@ def images_of(found):
 def test_the_command_leaves_tables_pictures_a_page_and_a_record(whole, monkeypatch, capsys):
     """On what the fixture measured: the same settings measure nothing again."""
     folder = whole.config.run_folder
-    monkeypatch.setattr(pieces, "put", lambda *_: pytest.fail("it was measured again"))
+    monkeypatch.setattr(json_io, "put", lambda *_: pytest.fail("it was measured again"))
     command(monkeypatch, *ARGUMENTS, "--run", folder)
     shown = " ".join(capsys.readouterr().out.split())
     written = json.loads((folder / report.RECORD).read_text())
@@ -183,7 +183,7 @@ def test_a_shorter_training_is_the_beginning_of_the_whole_one(whole):
 
 
 def test_stopped_and_given_again_it_ends_with_the_same_numbers(whole, tmp_path, monkeypatch):
-    real, written = pieces.put, []
+    real, written = json_io.put, []
 
     def stop(folder, name, value):
         if len(written) == 4:
@@ -191,10 +191,10 @@ def test_stopped_and_given_again_it_ends_with_the_same_numbers(whole, tmp_path, 
         written.append(name)
         return real(folder, name, value)
 
-    monkeypatch.setattr(pieces, "put", stop)
+    monkeypatch.setattr(json_io, "put", stop)
     with pytest.raises(KeyboardInterrupt):
         find(small(tmp_path))
-    monkeypatch.setattr(pieces, "put", lambda f, n, v: (written.append(n), real(f, n, v))[1])
+    monkeypatch.setattr(json_io, "put", lambda f, n, v: (written.append(n), real(f, n, v))[1])
     again = find(small(tmp_path))
     assert tables(again) == tables(whole)
     assert again.states == whole.states
@@ -339,11 +339,11 @@ def test_what_cannot_be_is_refused_before_anything_is_written(changes, error, me
 
 def test_a_damaged_piece_is_named(whole, tmp_path):
     folder = tmp_path / "pieces"
-    pieces.put(folder, "one", {"a": [1.0, float("nan")]})
-    assert pieces.get(folder, "one") == {"a": [1.0, None]}
-    pieces.path_of(folder, "one").write_text("{")
+    json_io.put(folder, "one", {"a": [1.0, float("nan")]})
+    assert json_io.get(folder, "one") == {"a": [1.0, None]}
+    json_io.path_of(folder, "one").write_text("{")
     with pytest.raises(PipelineError, match="one.json is not valid JSON"):
-        pieces.get(folder, "one")
+        json_io.get(folder, "one")
 
 
 def test_what_is_wrong_is_said_in_plain_words(monkeypatch, capsys):

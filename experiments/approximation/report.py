@@ -3,7 +3,6 @@
 From what was found to files in its directory, and to lines at the terminal.
 """
 
-import json
 from typing import Any
 
 import pandas as pd
@@ -16,8 +15,7 @@ from experiments.approximation.comparison import ZERO
 from experiments.approximation.picture import picture
 from experiments.approximation.run import Found
 from experiments.approximation.tables import ACCURACY, rows, series_of
-from pipelines import record
-from pipelines.findings import past, plain
+from pipelines.json_io import write_record
 from pipelines.run import describe
 
 FORMAT = 1
@@ -47,13 +45,8 @@ def write(found: Found, said: dict[str, str]) -> None:
             }
             for own in found.widths
         ],
-        "environment": [
-            *past(folder / RECORD),
-            record.environment() | {"seconds": found.seconds},
-        ],
     }
-    text = json.dumps(plain(content), indent=1, allow_nan=False)
-    replace(folder / RECORD, (text + "\n").encode())
+    write_record(folder / RECORD, content, found.seconds)
 
 
 def show(found: Found, said: dict[str, str], console: Console) -> None:

@@ -17,12 +17,12 @@ from bridge.parity import certify
 from experiments.approximation.comparison import Situation, compare
 from experiments.approximation.config import FULL, INITIAL, STATES, TRAINED, ApproximationConfig
 from experiments.approximation.subject import Subject, subjects
-from experiments.dynamics import pieces
 from kernel.engine.plan import GIB, enough
 from kernel.engine.problem import cast
 from kernel.engine.scratch import Scratch, key_of
 from kernel.errors import KernelError
 from kernel.ntk import empirical_ntk
+from pipelines import json_io
 from pipelines.compilation import keep_compiled
 from pipelines.numbered import numbered
 from pipelines.record import only_writer
@@ -111,7 +111,7 @@ def check_memory(config: ApproximationConfig, classes: int) -> float:
 def states_left(subject: Subject) -> list[str]:
     """States of this network that are asked for and not measured yet."""
     folder = subject.measurements
-    return [state for state in _states(subject) if pieces.get(folder, state) is None]
+    return [state for state in _states(subject) if json_io.get(folder, state) is None]
 
 
 def _states(subject: Subject) -> list[str]:
@@ -128,7 +128,7 @@ def _of_width(subject: Subject, stages: Stages) -> OfWidth:
     found = {}
     for state in _states(subject):
         own = weights[state] or subject.network
-        found[state] = pieces.once(
+        found[state] = json_io.get_or_compute(
             subject.measurements,
             state,
             lambda state=state, own=own: _measure(subject, state, own, network, stages),

@@ -20,7 +20,7 @@ from bridge import export
 from bridge.mirror import Mirror
 from bridge.weights import read
 from experiments.approximation.config import ApproximationConfig
-from experiments.dynamics import pieces
+from pipelines import json_io
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
 from pipelines.noted_fit import noted_fit
@@ -105,7 +105,7 @@ class Subject:
         """
         folder = self.config.run_folder / "trainings" / self.training
         path = folder / "weights.safetensors"
-        notes, network = pieces.get(folder, _NETWORK), copy.deepcopy(self.network)
+        notes, network = json_io.get(folder, _NETWORK), copy.deepcopy(self.network)
         if notes is not None and path.is_file():
             export.restore(network, read(path))
             return network.eval(), notes
@@ -114,7 +114,7 @@ class Subject:
             notes = noted_fit(network, images, self.labels, self.run.train, rng, advance)
         folder.mkdir(parents=True, exist_ok=True)
         export.save(network, path, {"stage": "approximation"})
-        return network, pieces.put(folder, _NETWORK, notes)
+        return network, json_io.put(folder, _NETWORK, notes)
 
 
 def subjects(config: ApproximationConfig, console: Console) -> list[Subject]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from pipelines import record
 from pipelines.config import completed
 from pipelines.errors import PipelineError
-from pipelines.findings import plain
+from pipelines.json_io import plain
 from pipelines.record import Run
 from pipelines.report.curves import interval
 from pipelines.report.groups import field

@@ -3,7 +3,6 @@
 From what was found to files in its directory, and to lines at the terminal.
 """
 
-import json
 from typing import Any
 
 import pandas as pd
@@ -15,8 +14,7 @@ from bridge.atomic import replace
 from experiments.dynamics.pictures import pictures
 from experiments.dynamics.run import Found
 from experiments.dynamics.tables import Rows, column, tables, where
-from pipelines import record
-from pipelines.findings import past, plain
+from pipelines.json_io import write_record
 from pipelines.run import describe
 
 FORMAT = 1
@@ -47,8 +45,6 @@ def write(found: Found, said: dict[str, str]) -> None:
     for name, picture in pictures(found).items():
         replace(folder / f"{name}.png", picture)
     replace(folder / PAGE, _page(found, said, made).encode())
-    before = past(folder / RECORD)
-    entry = record.environment() | {"seconds": found.seconds}
     whole = found.subject
     content: dict[str, Any] = {
         "format": FORMAT,
@@ -60,10 +56,8 @@ def write(found: Found, said: dict[str, str]) -> None:
         "candidates": None if whole is None else whole.candidates,
         "figures": found.states | {"ratio": found.epochs},
         "gamma": None if found.gammas is None else found.gammas.averages,
-        "environment": [*before, entry],
     }
-    text = json.dumps(plain(content), indent=1, allow_nan=False)
-    replace(folder / RECORD, (text + "\n").encode())
+    write_record(folder / RECORD, content, found.seconds)
 
 
 def _page(found: Found, said: dict[str, str], made: dict[str, Rows]) -> str:

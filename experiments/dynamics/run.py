@@ -12,7 +12,6 @@ from typing import Any
 from rich.console import Console
 
 from bridge.mirror import Mirror
-from experiments.dynamics import pieces
 from experiments.dynamics.config import OF_KERNEL, TheoryConfig
 from experiments.dynamics.gammas import Gammas, gammas
 from experiments.dynamics.of_kernel import Queries, envelope_rows, mmd_rows, tau_rows
@@ -21,6 +20,7 @@ from experiments.dynamics.state import State, check_memory
 from experiments.dynamics.subject import Subject, subject
 from experiments.dynamics.training import at_epoch, trained
 from kernel.dynamics.criterion import cotangents
+from pipelines import json_io
 from pipelines.compilation import keep_compiled
 from pipelines.record import only_writer
 from pipelines.round import Bridge
@@ -104,7 +104,7 @@ def mirrored(whole: Subject) -> Mirror:
 
 def left(whole: Subject) -> list[str]:
     """Names of the pieces that are not measured yet."""
-    return [name for name in _pieces(whole.config) if pieces.get(whole.measurements, name) is None]
+    return [name for name in _pieces(whole.config) if json_io.get(whole.measurements, name) is None]
 
 
 def _pieces(config: TheoryConfig) -> list[str]:
@@ -128,7 +128,7 @@ def _of_kernels(
         state = State(whole, own, mirror, stages, scratch)
         for figure in asked:
             measure = _MEASURES[figure]
-            rows = pieces.once(
+            rows = json_io.get_or_compute(
                 whole.measurements,
                 f"{figure}-{name}",
                 lambda state=state, measure=measure: measure(state),
@@ -146,7 +146,9 @@ def _of_training(whole: Subject, mirror: Mirror, stages: Stages) -> dict[int, di
         return {"training": notes, **ratio_rows(State(whole, network, mirror, stages))}
 
     return {
-        epoch: pieces.once(whole.measurements, f"ratio-{epoch}", lambda epoch=epoch: measure(epoch))
+        epoch: json_io.get_or_compute(
+            whole.measurements, f"ratio-{epoch}", lambda epoch=epoch: measure(epoch)
+        )
         for epoch in sorted(whole.config.epochs)
     }
 

@@ -10,9 +10,9 @@ from torch import nn
 
 from bridge import export
 from bridge.weights import read
-from experiments.dynamics import pieces
 from experiments.dynamics.config import of_epochs
 from experiments.dynamics.subject import Subject
+from pipelines import json_io
 from pipelines.noted_fit import noted_fit
 from pipelines.seeds import generator
 from pipelines.stages import Stages
@@ -28,7 +28,7 @@ def trained(subject: Subject, stages: Stages) -> tuple[nn.Module, dict[str, Any]
     """
     folder = subject.trainings
     path = folder / "weights.safetensors"
-    notes = pieces.get(folder, _NETWORK)
+    notes = json_io.get(folder, _NETWORK)
     if notes is not None and path.is_file():
         network = copy.deepcopy(subject.network)
         export.restore(network, read(path))
@@ -36,7 +36,7 @@ def trained(subject: Subject, stages: Stages) -> tuple[nn.Module, dict[str, Any]
     network, notes = _trained(subject, subject.config.train, stages)
     folder.mkdir(parents=True, exist_ok=True)
     export.save(network, path, {"stage": "dynamics"})
-    return network, pieces.put(folder, _NETWORK, notes)
+    return network, json_io.put(folder, _NETWORK, notes)
 
 
 def at_epoch(subject: Subject, epoch: int, stages: Stages) -> tuple[nn.Module, dict[str, Any]]:

@@ -27,7 +27,7 @@ from experiments.statistics.judgement import Judgement
 from experiments.studies.study import Study
 from pipelines import record
 from pipelines.errors import PipelineError
-from pipelines.findings import plain
+from pipelines.json_io import plain
 from pipelines.report.build import PAGE
 from pipelines.report.figures import DOTS
 

@@ -16,8 +16,8 @@ from experiments.studies.study import kind_of
 from experiments.sweep.kinds import do
 from experiments.sweep.task import Outcome, Task
 from pipelines.cli import EXPECTED
-from pipelines.findings import plain
 from pipelines.first_training import FirstTrainings
+from pipelines.json_io import plain
 from pipelines.record import NOTE, HeldError
 
 FORMAT = 1

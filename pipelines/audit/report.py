@@ -3,7 +3,6 @@
 From what an audit found to files in its directory.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -14,14 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from bridge.atomic import replace
-from pipelines import record
 from pipelines.audit import comparison
 from pipelines.audit.comparison import Interval
 from pipelines.audit.picture import picture
 from pipelines.audit.rows import NO_KERNEL, Row
 from pipelines.audit.run import Audit, Network
 from pipelines.audit.verdict import sentence
-from pipelines.findings import past, plain
+from pipelines.json_io import write_record
 from pipelines.run import describe
 
 FORMAT = 1
@@ -92,18 +90,14 @@ def write(found: Audit, said: str) -> None:
     folder = found.config.run_folder
     replace(folder / TABLE, frame(found).to_csv(index=False).encode())
     replace(folder / PICTURE, picture(found))
-    before = past(folder / RECORD)
-    entry = record.environment() | {"seconds": found.seconds}
     content = {
         "format": FORMAT,
         "config": found.config.record(),
         "data": describe(found.networks[0].subject.dataset),
         "sentence": said,
         "networks": [_network(network) for network in found.networks],
-        "environment": [*before, entry],
     }
-    text = json.dumps(plain(content), indent=1, allow_nan=False)
-    replace(folder / RECORD, (text + "\n").encode())
+    write_record(folder / RECORD, content, found.seconds)
 
 
 def _network(network: Network) -> dict[str, Any]:

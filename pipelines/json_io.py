@@ -1,0 +1,101 @@
+"""JSON of measurements: plain values, a folder of cached results, records with their environments.
+
+A command keeps each result that takes long under a name in such a folder as soon as it is computed;
+the same command, after it was killed, reads those that are there.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bridge.atomic import replace
+from pipelines.errors import PipelineError
+from pipelines.record import environment
+
+
+def plain(value: Any) -> Any:
+    """JSON has no arrays, named tuples, or NaN: lists, objects and null in their place."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def digest(key: dict[str, Any]) -> str:
+    """Twelve hexadecimal digits that name a folder by everything that its results depend on."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def path_of(folder: Path, name: str) -> Path:
+    """The file of a cached result."""
+    return folder / f"{name}.json"
+
+
+def get(folder: Path, name: str) -> Any | None:
+    """A cached result, or None if it has not been computed yet.
+
+    Raises:
+        PipelineError: a file that cannot be understood.
+    """
+    path = path_of(folder, name)
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise PipelineError(
+            f"{path} is not valid JSON ({error}). It is written whole or not at all, so something "
+            "else changed it: delete it and give the same command again."
+        ) from error
+
+
+def put(folder: Path, name: str, value: Any) -> Any:
+    """Write a result atomically, and return it as it will be read.
+
+    Raises:
+        OSError: the file cannot be written; one that was there is untouched.
+    """
+    text = json.dumps(plain(value), allow_nan=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    replace(path_of(folder, name), text.encode())
+    return json.loads(text)
+
+
+def get_or_compute(folder: Path, name: str, compute: Callable[[], Any]) -> Any:
+    """The cached result, computed and written if it is not there."""
+    cached = get(folder, name)
+    return put(folder, name, compute()) if cached is None else cached
+
+
+def write_record(path: Path, content: dict[str, Any], seconds: dict[str, float]) -> None:
+    """Write the record of a measurement, with the environments of earlier ones kept in it.
+
+    Args:
+        path: of the record.
+        content: JSON-able but for arrays, named tuples and NaN.
+        seconds: wall seconds by stage, in this process.
+
+    Raises:
+        OSError: the file cannot be written; one that was there is untouched.
+    """
+    environments = [*_environments(path), environment() | {"seconds": seconds}]
+    record = plain(content | {"environment": environments})
+    replace(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+
+
+def _environments(path: Path) -> list[Any]:
+    """Of the record that is there; none where it is not there or cannot be read."""
+    if not path.is_file():
+        return []
+    try:
+        return json.loads(path.read_text("utf-8"))["environment"]
+    except (ValueError, KeyError):  # it is written anew: nothing is computed from it
+        return []

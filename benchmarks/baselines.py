@@ -23,9 +23,8 @@ from pipelines.config import RunConfig
 from pipelines.record import Run
 from pipelines.report.curves import QUERY_STAGES, Interval, interval
 from pipelines.run import run
-from pipelines.strategies.baseline_config import BaselineConfig
-from pipelines.strategies.kernel_config import KernelConfig
-from trainer.train_config import TrainConfig
+from pipelines.strategies.options import BaselineConfig, KernelConfig
+from trainer.config import TrainConfig
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402 - the backend without a display comes first

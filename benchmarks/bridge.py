@@ -28,7 +28,7 @@ from benchmarks.networks import NETWORKS, network
 from bridge.mirror import Mirror
 from bridge.parity import compare
 from bridge.trace import mirror
-from kernel.layers.gradients import image_gradients
+from kernel.taps import image_gradients
 from trainer.networks import parameter_count
 
 

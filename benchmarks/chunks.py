@@ -1,7 +1,7 @@
 """How many images should a core differentiate at a time?
 
 From networks with random weights to the time of an exact and of a sketched kernel with chunks of
-several sizes, against the smallest. What is found is what `kernel.engine.chunking` chooses by.
+several sizes, against the smallest. What is found is what `kernel.contract` chooses by.
 Run it as
 
     python -m benchmarks.chunks [--json FILE] [--networks resnet18 vgg11_bn] [--sizes 8 16 32]
@@ -18,10 +18,10 @@ import tyro
 
 from benchmarks.kernel_memory import case
 from benchmarks.measuring import load, machine, markdown, read, turns, write
-from kernel.engine.problem import Request, problem_of
+from kernel.model import cores
 from kernel.ntk import empirical_ntk
-from kernel.products import cores
-from trainer.memory import keep_freed_blocks
+from kernel.plan import Request, problem_of
+from trainer.fit import keep_freed_blocks
 
 HEAD = ("kernel", "parameters over an image's numbers", "images on a core", "seconds", "clock")
 HEAD = (*HEAD, "processor time")

@@ -18,13 +18,13 @@ import tyro
 
 from benchmarks.kernel_memory import case
 from benchmarks.measuring import load, machine, markdown, read, turns, write
-from kernel.dynamics import squares
-from kernel.dynamics.criterion import Measured, cotangents, measure
-from kernel.dynamics.gradients import total
-from kernel.engine.problem import CHUNK
-from kernel.layers.rules import ELEMENTWISE
-from kernel.products import cores
-from trainer.memory import keep_freed_blocks
+from kernel import gradients
+from kernel.dynamics import Measured, cotangents, measure
+from kernel.gradients import total
+from kernel.model import cores
+from kernel.plan import CHUNK
+from kernel.taps import ELEMENTWISE
+from trainer.fit import keep_freed_blocks
 from trainer.predict import logits
 
 HEAD = ("candidates", "seconds", "clock", "processor time")
@@ -49,11 +49,11 @@ class Settings:
 @contextmanager
 def cheap_sums():
     """Sums over the pixels of one image counted as those between many."""
-    kept, squares.ALONE = squares.ALONE, ELEMENTWISE
+    kept, gradients.ALONE = gradients.ALONE, ELEMENTWISE
     try:
         yield
     finally:
-        squares.ALONE = kept
+        gradients.ALONE = kept
 
 
 def works(settings: Settings, name: str) -> dict[str, Callable[[], Measured]]:

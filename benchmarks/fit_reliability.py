@@ -23,12 +23,12 @@ import tyro
 from torch import nn
 from torch.nn import functional
 
-from trainer import augmentation, data
-from trainer.fit import TrainConfig, fit
-from trainer.memory import keep_freed_blocks
+from trainer import data
+from trainer import fit as fit_module
+from trainer.config import Augmentation
+from trainer.fit import TrainConfig, fit, keep_freed_blocks
 from trainer.networks import build
 from trainer.predict import logits
-from trainer.train_config import Augmentation
 
 NAIVE_STEPS = 300
 
@@ -126,7 +126,7 @@ def fixed_steps(
     pixels = torch.tensor(images)
     targets = functional.one_hot(torch.tensor(labels), classes).float()
     for _ in range(NAIVE_STEPS):
-        batch = augmentation.crop(pixels, rng) if config.augmentation != "none" else pixels
+        batch = fit_module.crop(pixels, rng) if config.augmentation != "none" else pixels
         loss = functional.mse_loss(network(batch), targets)
         optimiser.zero_grad()
         loss.backward()

@@ -14,10 +14,11 @@ import tyro
 
 from benchmarks.lookahead import problem
 from benchmarks.measuring import Times, load, machine, markdown, turns, write
-from kernel.lookahead import Options, outlook
-from kernel.lookahead.herding import Herding
+from kernel import lookahead
+from kernel.covariance import Features
+from kernel.herding import Herding
+from kernel.lookahead import Options
 from kernel.posterior import posterior
-from kernel.regression.inputs import Features
 
 HEAD = ("picks", "seconds, gains followed", "seconds, all gains anew for each", "ratio")
 
@@ -54,7 +55,7 @@ def start(settings: Settings) -> Herding:
     sample = rng.choice(settings.pool, settings.sample, replace=False)
     kernel = Features(features, "float32")
     made = posterior(kernel, *given, sample=sample, keep=False)
-    seen = outlook("uherding", kernel, made, Options(temperature=0.4), targets=given[0])
+    seen = lookahead("uherding", kernel, made, Options(temperature=0.4), targets=given[0])
     assert isinstance(seen, Herding)
     return seen
 

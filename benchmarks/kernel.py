@@ -21,11 +21,11 @@ from benchmarks.kernel_memory import case, taken
 from benchmarks.kernel_peers import forward, neural_tangents, torch_func, vmap_grad
 from benchmarks.kernel_tables import HEAD, MEMORY_HEAD, MemoryRow, Row, at_least, at_most, within
 from benchmarks.measuring import Times, load, machine, markdown, read, turns, write
-from kernel.engine.problem import Request
 from kernel.estimate import estimate
 from kernel.model import Model
 from kernel.ntk import empirical_ntk
-from trainer.memory import keep_freed_blocks
+from kernel.plan import Request
+from trainer.fit import keep_freed_blocks
 
 AGREEMENT = 1e-4  # of peers with the exact kernel, in float32, of its largest entry
 

@@ -10,11 +10,11 @@ from torch import nn
 
 from benchmarks.measuring import apart, watched
 from bridge.trace import mirror
-from kernel.engine.problem import Request
 from kernel.estimate import estimate
 from kernel.model import Model
 from kernel.ntk import empirical_ntk
-from trainer.memory import keep_freed_blocks
+from kernel.plan import Request
+from trainer.fit import keep_freed_blocks
 from trainer.networks import build
 
 ARGUMENTS = {"wide_resnet": {"stages": 1, "widen": 4}}

@@ -35,16 +35,16 @@ from benchmarks.kinds_kernels import (
 )
 from benchmarks.kinds_tables import NO_KERNEL, read, tables, write
 from bridge.trace import mirror
-from kernel.lookahead import REFERENCES, mlmoc
-from kernel.ntk import Kernel
+from kernel import criteria
+from kernel.covariance import Kernel
+from kernel.lookahead import REFERENCES
 from kernel.posterior import posterior
-from pipelines.seeds import generator
+from pipelines.progress import generator
 from trainer import data
-from trainer.fit import TrainConfig, fit
-from trainer.memory import keep_freed_blocks
+from trainer.config import Optimiser
+from trainer.fit import TrainConfig, fit, keep_freed_blocks
 from trainer.networks import build, parameter_count, parse_arguments
 from trainer.predict import logits
-from trainer.train_config import Optimiser
 
 SKETCHED_KINDS = ("single", "sum", "rademacher(1)", "rademacher(4)", "trace")
 RANDOM_DRAWS = 1000
@@ -177,7 +177,7 @@ def _compare(
 
     def scores(values: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
         result = posterior(Kernel(values, "float32"), targets, known, open_)
-        return {reference: mlmoc(result, reference) for reference in REFERENCES}, result.jitter
+        return {reference: criteria(result, reference) for reference in REFERENCES}, result.jitter
 
     def rows(
         kind: str, sketch: int | None, answered: dict[str, np.ndarray], exact=None, **about: float

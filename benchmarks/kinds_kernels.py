@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.stats import spearmanr
 
-from kernel.layers.gradients import per_example_gradients
-from kernel.layers.sketch import fold, random_signs
+from kernel.jacobian import fold, random_signs
 from kernel.model import Model
 from kernel.ntk import empirical_ntk
+from kernel.taps import per_example_gradients
 
 CHUNK = 8
 PROBES = (1, 2, 4, 8)

@@ -17,11 +17,10 @@ import scipy.linalg
 import tyro
 
 from benchmarks.measuring import Ratio, Times, machine, markdown, turns, write
-from kernel.absorb import absorb
-from kernel.lookahead import REFERENCES, mlmoc
-from kernel.ntk import Kernel
-from kernel.posterior import Posterior, posterior
-from kernel.regression.inputs import Features
+from kernel import criteria
+from kernel.covariance import Features, Kernel
+from kernel.lookahead import REFERENCES
+from kernel.posterior import Posterior, absorb, posterior
 
 PRODUCTS, ONE_BY_ONE, ABSORBING = 1.5, 500.0, 3.0  # targets
 
@@ -159,7 +158,7 @@ def scoring(settings: Settings, classes: int, rng: np.random.Generator) -> list[
     values = kernel_between(settings.labelled + settings.candidates, rng)
     given = problem(settings.labelled, settings.candidates, classes, rng)
     ours = {
-        f"posterior and MLMOC ({reference}), C = {classes}": lambda r=reference: mlmoc(
+        f"posterior and MLMOC ({reference}), C = {classes}": lambda r=reference: criteria(
             posterior(Kernel(values, "float64"), *given), r
         )
         for reference in REFERENCES

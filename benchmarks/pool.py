@@ -21,15 +21,14 @@ from benchmarks.measuring import Memory, apart, load, machine, markdown, watched
 from benchmarks.pool_figure import draw
 from benchmarks.pool_tables import FULL_STAGES, Run, Stage, summary
 from bridge.trace import mirror
-from kernel.absorb import absorb
-from kernel.engine.problem import Request
-from kernel.lookahead import mlmoc
-from kernel.pool import Decision, query_kernel
-from kernel.posterior import Posterior, posterior
-from kernel.regression.inputs import Given
+from kernel import criteria
+from kernel.covariance import Given
+from kernel.ntk import Decision, query_kernel
+from kernel.plan import Request
+from kernel.posterior import Posterior, absorb, posterior
 from pipelines.strategies.lookahead import reference_sample
 from trainer import data
-from trainer.memory import keep_freed_blocks
+from trainer.fit import keep_freed_blocks
 from trainer.networks import build
 from trainer.predict import logits
 
@@ -103,7 +102,7 @@ def measure(settings: Settings, candidates: int) -> Run:
         whole, _ = watch(
             FULL_STAGES[0], lambda: _posterior(kernel, targets[known], answers, None, held)
         )
-        full, _ = watch(FULL_STAGES[1], lambda: mlmoc(whole))
+        full, _ = watch(FULL_STAGES[1], lambda: criteria(whole))
         agreement = float(np.corrcoef(rankdata(scores), rankdata(full))[0, 1])
     how = "kept" if held.keep else "streamed"
     return Run(candidates, stages, memory.before, held.peak_gib, how, agreement, load())
@@ -122,8 +121,8 @@ def _sampled(
     result, _ = watch(
         "posterior", lambda: _posterior(kernel, targets[:labelled], answers, sample, held)
     )
-    mlmoc(result)  # compiles
-    scores, _ = watch("score", lambda: mlmoc(result))
+    criteria(result)  # compiles
+    scores, _ = watch("score", lambda: criteria(result))
     best = int(np.argmax(scores))
     watch("absorb one label", lambda: absorb(result, best, targets[labelled + best]))
     return scores

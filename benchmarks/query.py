@@ -20,19 +20,17 @@ from torch import nn
 
 from benchmarks.measuring import Compiling, Times, load, machine, markdown, turns, write
 from bridge import trace
-from bridge.export import weights_of
 from bridge.parity import certify
-from pipelines.seeds import generator
-from pipelines.stages import Stages
+from bridge.weights import weights_of
+from pipelines.progress import Stages, generator
 from pipelines.strategies import STRATEGIES
-from pipelines.strategies.kernel_config import KernelConfig
-from pipelines.strategies.situating import situate
+from pipelines.strategies.base import situate
+from pipelines.strategies.options import KernelConfig
 from trainer import data
-from trainer.fit import fit
-from trainer.memory import keep_freed_blocks
+from trainer.config import TrainConfig
+from trainer.fit import fit, keep_freed_blocks
 from trainer.networks import build
 from trainer.pool import Pool
-from trainer.train_config import TrainConfig
 
 LIMIT = 6.0  # entropy queries that one of MLMOC may take
 EXACT = "MLMOC, exact"

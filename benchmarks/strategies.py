@@ -20,24 +20,19 @@ import torch
 import tyro
 
 from benchmarks.measuring import Times, apart, load, machine, markdown, turns, watched, write
-from bridge.export import weights_of
 from bridge.mirror import Mirror
 from bridge.parity import certify
 from bridge.trace import mirror
-from pipelines.seeds import generator
-from pipelines.stages import Stages
+from bridge.weights import weights_of
+from pipelines.progress import Stages, generator
 from pipelines.strategies import STRATEGIES, needing, needs_of
-from pipelines.strategies.albl_config import ALBLConfig
-from pipelines.strategies.baseline_config import BaselineConfig
-from pipelines.strategies.dynamics_config import DynamicsConfig
-from pipelines.strategies.kernel_config import KernelConfig
-from pipelines.strategies.situating import situate
-from pipelines.strategies.situation import Query
-from trainer.memory import keep_freed_blocks
+from pipelines.strategies.base import Query, situate
+from pipelines.strategies.options import ALBLConfig, BaselineConfig, DynamicsConfig, KernelConfig
+from trainer.config import TrainConfig
+from trainer.fit import keep_freed_blocks
 from trainer.networks import build
 from trainer.networks.loss_prediction import LossPrediction
 from trainer.pool import Pool
-from trainer.train_config import TrainConfig
 
 SLOW = needing("training", "infinite")  # asked once, after one query that is not counted
 

@@ -3,24 +3,469 @@
 From a module, its mirror and a probe batch to a certificate of the largest errors: logits in
 float32 and float64, the output of every layer, per-example gradients of every parameter, and the
 exact independence of each image's logits from the rest of its batch (docs/mathematics.md, 2).
+
+The outcome of comparing a mirror with its network: the largest errors, layer by layer.
+
+From measured errors to plain values for a record, a JSON file, and a verdict.
+
+What the mirror computes for the parity certificate: the JAX side of `bridge.parity`.
+
+From a function, its arrays and a few images to logits, the output of every site, how far the
+outputs of one image move with another, and per-example gradients, formed as the kernels form them.
+Compiled once a mirror.
+
+What PyTorch itself computes, layer by layer: the other side of the parity certificate.
+
+From a module and a few images to its logits, the output of every call that directly consumes a
+parameter or buffer, and per-example gradients. Calls are observed on the module as it runs, not on
+its exported graph, so that a fault of the export shows.
+
+Which parts of a mirror stand for which parts of its network.
+
+From the arrays of both to a refusal where they differ, and from the sites of one and the calls of
+the other to pairs that must agree.
+
+How far a mirror may be from its network, and why more is allowed to some.
+
+From the operators of a program to the largest errors of a certificate, each relative to the largest
+value of what is compared.
 """
 
+import copy
+import dataclasses
+import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from jax import Array
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
-from bridge import evidence, reference
-from bridge.certificate import Certificate, Layer
 from bridge.errors import BridgeError, ParityError
-from bridge.matching import check_weights, pairs, weights_of_site
 from bridge.mirror import Mirror
-from bridge.nodes import Site, Weight, references
-from bridge.tolerances import tolerances
+from bridge.program import Arrays, DType, Node, Program, Ref, Site, Weight, references
+from bridge.weights import replace, to_numpy
+from kernel.model import Function
+from kernel.taps import image_gradients
+
+FORMAT = "ntk-lookahead certificate"
+VERSION = 1
+# What the record of a run leaves out.
+DETAILS = ("layers", "gradient_errors", "disagreements")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One call in the mirror that consumes a parameter or buffer.
+
+    Attributes:
+        name: of the site: the path of its module.
+        op: ATen name of the operator.
+        source: line of the user's code.
+        weights: parameters and buffers that it consumes.
+        error: of its output in float64; None where torch showed no counterpart, because one call
+            there is several here or the reverse, and it is covered by what follows it.
+    """
+
+    name: str
+    op: str
+    source: str
+    weights: tuple[str, ...]
+    error: float | None
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Largest errors of a mirror, each relative to the largest value of what was compared.
+
+    Attributes:
+        route: how the mirror came about: torch.export, torch2jax or twin.
+        examples: images in the probe.
+        parameters: trainable arrays, all of whose gradients were compared.
+        sites: calls in the mirror that consume a parameter or buffer; 0 on a route without taps.
+        compared: how many of them have a counterpart that torch showed; the rest are parts of one
+            call there, or several, and are covered by what follows them.
+        logits_float32: of the logits in float32.
+        logits_float64: of the logits in float64.
+        activations: of the sites' outputs in float64.
+        worst_activation: the site where it was seen.
+        gradients: of the per-example gradients of two images in float64, formed as the kernels
+            form them: from taps, or by `vmap(grad)` on a route without.
+        worst_gradient: the parameter where it was seen.
+        batch: of the logits of one image alone against the same in its batch, float64.
+        tolerance_float32: largest error allowed for `logits_float32`.
+        tolerance_float64: the same for `logits_float64`, `activations` and `batch`.
+        tolerance_gradients: the same for `gradients`.
+        exceptions: why a tolerance is wider than the usual one, in words.
+        layers: every site, in the order in which they run.
+        gradient_errors: for each trainable parameter.
+        disagreements: what is past its tolerance, in the order in which it arises; empty for a
+            mirror that may be used.
+    """
+
+    route: str
+    examples: int
+    parameters: int
+    sites: int
+    compared: int
+    logits_float32: float
+    logits_float64: float
+    activations: float
+    worst_activation: str
+    gradients: float
+    worst_gradient: str
+    batch: float
+    tolerance_float32: float
+    tolerance_float64: float
+    tolerance_gradients: float
+    exceptions: tuple[str, ...]
+    layers: tuple[Layer, ...]
+    gradient_errors: dict[str, float]
+    disagreements: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the mirror may be used."""
+        return not self.disagreements
+
+    def check(self) -> "Certificate":
+        """This certificate, if the mirror may be used.
+
+        Raises:
+            ParityError: it may not; the message names the first layer or array that disagrees.
+        """
+        if self.disagreements:
+            raise ParityError(self.disagreements[0])
+        return self
+
+    def summary(self) -> dict[str, Any]:
+        """The largest errors, without the list of layers: plain values for the record of a run."""
+        return _plain(
+            {
+                field.name: getattr(self, field.name)
+                for field in dataclasses.fields(self)
+                if field.name not in DETAILS
+            }
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, as plain values."""
+        return {"format": FORMAT, "version": VERSION} | _plain(dataclasses.asdict(self))
+
+    def save(self, path: Path) -> None:
+        """Write everything to a JSON file; a number that is not finite becomes null.
+
+        Raises:
+            BridgeError: the file cannot be written.
+        """
+        text = json.dumps(self.as_dict(), indent=2, allow_nan=False) + "\n"
+        try:
+            replace(Path(path), text.encode())
+        except OSError as error:
+            raise BridgeError(
+                f"cannot write the certificate to {path}: {error.strerror}"
+            ) from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# How many images of the probe have their gradients compared: the dearest part of a certificate.
+GRADIENT_EXAMPLES = 2
+
+
+class JaxOutputs(NamedTuple):
+    """What the mirror computes for n images, in float64; gradients for the first m of them.
+
+    Attributes:
+        logits: (n, classes).
+        activations: the output of each site; none if the function has no taps.
+        leaks: for each site, and `""` for the logits, how far the rows of other images move when
+            image 0 does; 0 where axis 0 is not the batch.
+        alone: (m, classes), logits of each of the first m images in a batch of its own.
+        gradients: of `alone @ direction`, for each trainable parameter (m, *shape).
+    """
+
+    logits: Any
+    activations: dict[str, Any]
+    leaks: dict[str, Any]
+    alone: Any
+    gradients: dict[str, Any]
+
+
+@partial(jax.jit, static_argnums=0)
+def jax_outputs(
+    function: Function, params: Arrays, frozen: Arrays, x: Array, direction: Array
+) -> JaxOutputs:
+    """Everything that is compared in float64.
+
+    Args:
+        function: the mirror's function.
+        params: trainable parameters by name.
+        frozen: every other array by name.
+        x: images, (n, channels, height, width).
+        direction: (classes,); per-example gradients are those of `logits @ direction`.
+    """
+
+    def observed(images: Array) -> tuple[Array, dict[str, Any]]:
+        if isinstance(function, Program):
+            return function.activations(params, frozen, images)
+        return function(params, frozen, images), {}
+
+    tangent = jnp.zeros_like(x).at[0].set(jnp.cos(jnp.arange(x[0].size)).reshape(x[0].shape))
+    (together, activations), (moved, moves) = jax.jvp(observed, (x,), (tangent,))
+    first = x[:GRADIENT_EXAMPLES]
+    leaves = jax.vmap(lambda image: image_gradients(function, params, frozen, image, direction))(
+        first
+    )
+    return JaxOutputs(
+        logits=together,
+        activations=activations,
+        leaks={name: _leak(move, len(x)) for name, move in {**moves, "": moved}.items()},
+        alone=jax.vmap(lambda image: function(params, frozen, image[None])[0])(first),
+        gradients=dict(zip(sorted(params), leaves, strict=True)),
+    )
+
+
+@partial(jax.jit, static_argnums=0)
+def jax_logits(function: Function, params: Arrays, frozen: Arrays, x: Array) -> Array:
+    """Logits (n, classes), in the dtype of the arrays."""
+    return function(params, frozen, x)
+
+
+def _leak(move: Any, examples: int) -> Array:
+    """Largest movement of the rows of images that stood still."""
+    rows = [leaf[1:] for leaf in jax.tree.leaves(move) if leaf.ndim and len(leaf) == examples]
+    sizes = [jnp.max(jnp.abs(row)) for row in rows if jnp.issubdtype(row.dtype, jnp.floating)]
+    return jnp.max(jnp.stack(sizes)) if sizes else jnp.zeros(())
+
+
+class Call(NamedTuple):
+    """One call that consumed weights.
+
+    Attributes:
+        weights: canonical names of the parameters and buffers among its arguments.
+        output: what it returned.
+    """
+
+    weights: tuple[str, ...]
+    output: np.ndarray
+
+
+class TorchOutputs(NamedTuple):
+    """What the module computed for n images, in float64.
+
+    Attributes:
+        logits: (n, classes).
+        calls: in the order in which the module made them.
+        gradients: for each trainable parameter (m, *shape), the gradients of `logits @ direction`.
+    """
+
+    logits: np.ndarray
+    calls: tuple[Call, ...]
+    gradients: dict[str, np.ndarray]
+
+
+def on_cpu(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of the module on the CPU, every floating parameter and buffer in one dtype."""
+    return copy.deepcopy(module).cpu().to(dtype)
+
+
+def torch_logits(module: nn.Module, images: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    """Logits (n, classes) of a copy of the module in a dtype."""
+    with torch.no_grad():
+        return to_numpy(_run(on_cpu(module, dtype), torch.tensor(images, dtype=dtype)))
+
+
+def torch_outputs(
+    module: nn.Module,
+    images: np.ndarray,
+    direction: np.ndarray,
+    examples: int,
+    one_by_one: bool = False,
+) -> TorchOutputs:
+    """Run a float64 copy of the module and watch it.
+
+    Args:
+        module: in eval mode.
+        images: (n, channels, height, width).
+        direction: (classes,); per-example gradients are those of `logits @ direction`.
+        examples: how many images, m, to form gradients for.
+        one_by_one: run each image by itself for the calls, and stack what they return.
+
+    Raises:
+        BridgeError: the module cannot be run in float64.
+    """
+    network = on_cpu(module, torch.float64)
+    x = torch.tensor(images, dtype=torch.float64)
+    tensors = [*network.named_parameters(), *network.named_buffers()]
+    names = {id(tensor): name for name, tensor in tensors}
+    outputs, calls = _watched(network, x, names)
+    if one_by_one:
+        alone = [_watched(network, image[None], names)[1] for image in x]
+        calls = [
+            Call(together[0].weights, np.stack([call.output for call in together]))
+            for together in zip(*alone, strict=True)
+        ]
+    trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    project = torch.tensor(direction, dtype=torch.float64)
+    count = min(examples, len(x)) if trainable else 0
+    rows = {name: np.empty((count, *p.shape)) for name, p in trainable.items()}
+    for i in range(count):
+        value = _run(network, x[i : i + 1]).reshape(-1) @ project
+        gradients = torch.autograd.grad(value, list(trainable.values()), materialize_grads=True)
+        for name, gradient in zip(trainable, gradients, strict=True):
+            rows[name][i] = gradient.numpy()
+    return TorchOutputs(logits=to_numpy(outputs), calls=tuple(calls), gradients=rows)
+
+
+def _watched(
+    network: nn.Module, x: torch.Tensor, names: Mapping[int, str]
+) -> tuple[torch.Tensor, list[Call]]:
+    watch = _Watch(names)
+    with watch, torch.no_grad():
+        logits = _run(network, x)
+    return logits, watch.calls
+
+
+def _run(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    try:
+        return network(x)
+    except RuntimeError as error:
+        raise BridgeError(
+            f"the network cannot be run in {x.dtype}, which its certificate needs: {error}; keep "
+            "tensors that forward uses as buffers, and let dtypes follow the images"
+        ) from error
+
+
+class _Watch(TorchFunctionMode):
+    """Notes every torch call that is given a watched tensor and returns a new one."""
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        super().__init__()
+        self.names = names
+        self.calls: list[Call] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        leaves = tree_leaves((args, kwargs))
+        used = tuple(self.names[id(leaf)] for leaf in leaves if id(leaf) in self.names)
+        if used and isinstance(output, torch.Tensor) and id(output) not in self.names:
+            # A copy: a later call may write into the output in place.
+            self.calls.append(Call(used, to_numpy(output)))
+        return output
+
+
+def weights_of_site(site: Site) -> tuple[str, ...]:
+    """Every array of the network that a site consumes, by name."""
+    return site.parameters + site.buffers
+
+
+def pairs(sites: list[Site], calls: Sequence[Call]) -> list[tuple[Site, Call]]:
+    """Sites with the torch calls they stand for: the k-th to consume the same weight."""
+    partners: dict[int, int] = {}
+    for weight in {name for call in calls for name in call.weights}:
+        ours = [i for i, site in enumerate(sites) if weight in weights_of_site(site)]
+        theirs = [j for j, call in enumerate(calls) if weight in call.weights]
+        if len(ours) == len(theirs):
+            partners |= dict(zip(ours, theirs, strict=True))
+    return [(sites[i], calls[j]) for i, j in sorted(partners.items())]
+
+
+def check_weights(module: nn.Module, mirror: Mirror) -> None:
+    """The arrays of a mirror must be those of its network, bit for bit."""
+    trainable = {name for name, p in module.named_parameters() if p.requires_grad}
+    if trainable != set(mirror.params):
+        odd = ", ".join(sorted(trainable ^ set(mirror.params)))
+        raise ParityError(
+            f"the network and the mirror differ in their trainable parameters: {odd}; mirror the "
+            "network again after it was changed"
+        )
+    held = {**mirror.params, **mirror.frozen}
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        theirs = to_numpy(tensor)
+        ours = np.asarray(held[name]) if name in held else None
+        if ours is None or ours.shape != theirs.shape:
+            raise ParityError(
+                f"{name} is not in the mirror in the network's shape; mirror it again"
+            )
+        if not np.array_equal(ours, theirs.astype(ours.dtype), equal_nan=True):
+            raise ParityError(
+                f"the mirror's {name} is not the network's: it was trained or loaded since, or two "
+                "arrays were swapped; give the mirror its weights again with with_weights"
+            )
+
+
+FLOAT32 = 1e-4
+FLOAT64 = 1e-10
+GRADIENTS = 1e-10
+# Operators whose derivative torch itself computes in less than float64, and how far off it is.
+_COARSE: Mapping[str, float] = {
+    "aten.hardsigmoid.default": 1e-7,
+    "aten.celu.default": 1e-7,
+}
+# Of a network that casts to float32 or less by itself, whatever dtype it is run in.
+_LOW = ("float32", "float16", "bfloat16")
+_CAST = 1e-4
+
+
+class Tolerances(NamedTuple):
+    """The largest relative errors that are let through.
+
+    Attributes:
+        float32: of logits in float32.
+        values: of logits and of the outputs of layers in float64.
+        gradients: of per-example gradients in float64.
+        reasons: why one is wider than the usual, in words.
+    """
+
+    float32: float
+    values: float
+    gradients: float
+    reasons: tuple[str, ...]
+
+
+def tolerances(program: Program | None) -> Tolerances:
+    """What a mirror may be off by; a mirror that is no program is held to the usual values."""
+    values, gradients, reasons = FLOAT64, GRADIENTS, []
+    for node in program.nodes if program else ():
+        if node.op in _COARSE:
+            gradients = max(gradients, _COARSE[node.op])
+            reasons.append(
+                f"torch computes the derivative of {node.op} in less than float64: gradients are "
+                f"compared to {_COARSE[node.op]:.0e}"
+            )
+        if _casts_down(node):
+            values, gradients = max(values, _CAST), max(gradients, 10 * _CAST)
+            reasons.append(
+                f"forward itself goes to a lower precision at {node.source or node.op}: what is "
+                f"compared in float64 is compared to {_CAST:.0e}, gradients to {10 * _CAST:.0e}"
+            )
+    return Tolerances(FLOAT32, values, gradients, tuple(dict.fromkeys(reasons)))
+
+
+def _casts_down(node: Node) -> bool:
+    """Whether values of the network, not ones that it makes from nothing, lose precision here."""
+    makes = "_like" in node.op or ".new_" in node.op
+    low = any(dtype.name in _LOW for dtype in references(node, DType))
+    return low and not makes and any(True for _ in references(node, Ref))
+
 
 # A layer or a gradient this much smaller than the largest of its kind is judged on that scale:
 # where the exact value is 0, what is left is rounding.
@@ -56,13 +501,13 @@ def compare(module: nn.Module, mirror: Mirror, probe: np.ndarray) -> Certificate
     """
     _check_probe(module, probe)
     check_weights(module, mirror)
-    plain = reference.logits(module, probe, torch.float32)
+    plain = torch_logits(module, probe, torch.float32)
     if not np.isfinite(plain).all():
         raise ParityError("the network's own logits for the probe are not finite; train it again")
     direction = np.cos(1.0 + np.arange(plain.shape[1]))  # no two logits weighed alike
     program = mirror.program
     one_by_one = program is not None and program.one_by_one
-    theirs = reference.evidence(module, probe, direction, evidence.GRADIENTS, one_by_one)
+    theirs = torch_outputs(module, probe, direction, GRADIENT_EXAMPLES, one_by_one)
     ours, ours32 = _evidence_of(mirror, probe, direction)
     if ours.logits.shape != theirs.logits.shape:
         raise ParityError(
@@ -83,7 +528,7 @@ def compare(module: nn.Module, mirror: Mirror, probe: np.ndarray) -> Certificate
         [("", ours.logits, theirs.logits)], allowed.values, lambda _: "in the logits (float64)"
     )
     batch = _measure(
-        [("", ours.alone, ours.logits[: evidence.GRADIENTS])],
+        [("", ours.alone, ours.logits[:GRADIENT_EXAMPLES])],
         allowed.values,
         lambda _: "between an image alone and the same image in a batch",
     )
@@ -133,13 +578,13 @@ def compare(module: nn.Module, mirror: Mirror, probe: np.ndarray) -> Certificate
 
 def _evidence_of(
     mirror: Mirror, probe: np.ndarray, direction: np.ndarray
-) -> tuple[evidence.Evidence, np.ndarray]:
+) -> tuple[JaxOutputs, np.ndarray]:
     """The JAX side: everything in float64, and the logits in float32."""
     exact, single = mirror.astype(jnp.float64), mirror.astype(jnp.float32)
-    ours = evidence.evidence(
+    ours = jax_outputs(
         mirror.function, exact.params, exact.frozen, jnp.asarray(probe, float), direction
     )
-    ours32 = evidence.logits(
+    ours32 = jax_logits(
         mirror.function, single.params, single.frozen, jnp.asarray(probe, "float32")
     )
     return jax.tree.map(np.asarray, ours), np.asarray(ours32)

@@ -3,19 +3,191 @@
 The file is that of `bridge.weights`, with the program in its metadata as JSON: whatever reads
 weights reads it too. Nothing in it is ever executed or unpickled, and all of it is checked when it
 is loaded.
+
+A `Program` to and from JSON that has one spelling for each program.
+
+From nodes, whose arguments are numbers (NaN and infinities too), strings, None, nested tuples,
+references, weights and dtypes, to text and back to equal nodes. What is read is not believed: every
+fault of it is found before anything runs.
 """
 
-from collections.abc import Mapping
+import dataclasses
+import json
+import math
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from bridge.encoding import decode, encode, faults
 from bridge.errors import BridgeError
 from bridge.mirror import Mirror
+from bridge.ops import OPERATORS
+from bridge.program import IMAGES, DType, Node, Program, Ref, Site, Weight, references
 from bridge.weights import Contents, digest, pack, unpack
+
+_NAMED = {"ref": Ref, "weight": Weight, "dtype": DType}
+
+
+def encode(program: Program) -> str:
+    """The program as JSON.
+
+    Raises:
+        BridgeError: an argument of a node is of a type that has no place in a file.
+    """
+    nodes = []
+    for node in program.nodes:
+        try:
+            args = [encode_value(value) for value in node.args]
+            kwargs = {key: encode_value(value) for key, value in node.kwargs.items()}
+        except BridgeError as error:
+            raise BridgeError(f"{_place(node)}: {error}") from error
+        nodes.append({**vars(node), "args": args, "kwargs": kwargs})
+    sites = [dataclasses.asdict(site) for site in program.sites]
+    whole = {
+        "images": program.images,
+        "output": program.output.node,
+        "nodes": nodes,
+        "sites": sites,
+        "one_by_one": program.one_by_one,
+    }
+    return json.dumps(whole, allow_nan=False)
+
+
+def decode(text: str) -> Program:
+    """The program that `encode` wrote, in which `faults` may still find some.
+
+    Raises:
+        BridgeError: the text is not of that form.
+    """
+    try:
+        whole = json.loads(text, parse_constant=_no_constant)
+        nodes = [
+            Node(
+                name=_text(node.pop("name")),
+                op=_text(node.pop("op")),
+                args=tuple(decode_value(value) for value in node.pop("args")),
+                kwargs={key: decode_value(value) for key, value in node.pop("kwargs").items()},
+                module=_text(node.pop("module")),
+                source=_text(node.pop("source")),
+            )
+            for node in map(dict, whole["nodes"])
+        ]
+        sites = [
+            Site(
+                name=_text(site["name"]),
+                op=_text(site["op"]),
+                parameters=tuple(map(_text, site["parameters"])),
+                buffers=tuple(map(_text, site["buffers"])),
+                node=_text(site["node"]),
+                source=_text(site["source"]),
+            )
+            for site in whole["sites"]
+        ]
+        if not isinstance(whole["one_by_one"], bool):
+            raise TypeError(f"{whole['one_by_one']!r} is not true or false")
+        return Program(
+            _text(whole["images"]),
+            tuple(nodes),
+            Ref(_text(whole["output"])),
+            tuple(sites),
+            whole["one_by_one"],
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BridgeError(f"this is not the JSON of a program ({error!r})") from error
+
+
+def encode_value(value: Any) -> Any:
+    """An argument of a node as what JSON can hold."""
+    for key, kind in _NAMED.items():
+        if isinstance(value, kind):
+            return {key: value[0]}
+    if isinstance(value, tuple):
+        return [encode_value(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(float(value))}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise BridgeError(
+        f"an argument is of type {type(value).__name__}; a file can hold numbers, strings, None, "
+        "tuples, references, weights and dtypes"
+    )
+
+
+def decode_value(value: Any) -> Any:
+    """The opposite of `encode_value`."""
+    if isinstance(value, list):
+        return tuple(decode_value(part) for part in value)
+    if not isinstance(value, dict):
+        return value
+    ((key, content),) = value.items()
+    if key == "float" and content in ("nan", "inf", "-inf"):
+        return float(content)
+    return _NAMED[key](_text(content))
+
+
+def faults(program: Program, trainable: Collection[str], frozen: Collection[str]) -> Iterator[str]:
+    """What keeps a program from running with arrays of these names, one line each."""
+    known = {program.images}
+    for node in program.nodes:
+        if node.op not in OPERATORS:
+            yield f"{node.op} in {_place(node)} has no row in bridge.ops"
+        for ref in references(node, Ref):
+            if ref.node not in known:
+                yield f"{_place(node)} refers to {ref.node!r}, which no node before it is called"
+        for weight in references(node, Weight):
+            if weight.name not in trainable and weight.name not in frozen:
+                yield f"{_place(node)} uses the array {weight.name!r}, which is not there"
+        for dtype in references(node, DType):
+            if dtype.name != IMAGES and not _is_dtype(dtype.name):
+                yield f"{_place(node)} uses the dtype {dtype.name!r}, which JAX does not have"
+        if node.name in known:
+            yield f"{_place(node)} has the name of another"
+        known.add(node.name)
+    if program.output.node not in known:
+        yield f"the output {program.output.node!r} is not a node"
+    yield from _site_faults(program, trainable)
+
+
+def _site_faults(program: Program, trainable: Collection[str]) -> Iterator[str]:
+    """Sites follow from the nodes: those that consume an array, in order."""
+    consumers = {
+        node.name: (
+            tuple(w.name for w in references(node, Weight) if w.name in trainable),
+            tuple(w.name for w in references(node, Weight) if w.name not in trainable),
+        )
+        for node in program.nodes
+        if any(True for _ in references(node, Weight))
+    }
+    sites = {site.node: (site.parameters, site.buffers) for site in program.sites}
+    names = {site.name for site in program.sites}
+    if list(sites.items()) != list(consumers.items()) or len(names) != len(program.sites):
+        yield "its sites are not the nodes that consume an array"
+
+
+def _place(node: Node) -> str:
+    layer = f"layer {node.module!r}" if node.module else "the network's own forward"
+    return f"node {node.name!r} of {layer}" + (f" ({node.source})" if node.source else "")
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a string")
+    return value
+
+
+def _is_dtype(name: str) -> bool:
+    try:
+        jnp.dtype(name)
+    except TypeError:
+        return False
+    return True
+
 
 VERSION = 1
 
@@ -37,7 +209,7 @@ def save(mirror: Mirror, path: Path, provenance: Mapping[str, str] | None = None
         raise BridgeError(
             f"a mirror of the route {mirror.route} is Python code, which no file of this project "
             "holds; only one that torch.export made can be saved. Save the weights "
-            "(bridge.export.save), and where they are needed make the mirror again and give it "
+            "(bridge.weights.save), and where they are needed make the mirror again and give it "
             "the weights with with_weights"
         )
     text = encode(mirror.program)

@@ -3,21 +3,157 @@
 From parameters, frozen arrays and a batch of images to logits, one node after another through the
 table of `bridge.ops`; nothing of torch is needed. Any node that directly consumes a weight is a
 site: its output is what the certificate compares, and what a tap perturbs (docs/mathematics.md, 2).
+
+What a program is made of: operator calls, what they refer to, and where weights enter.
+
+Which layers are products, in words that the kernels understand.
+
+From a node of a program to the rule of `kernel.taps` that its gradients follow: dense
+layers, convolutions and embeddings whose trainable arrays are their own arguments and nothing else.
+Every other node has no rule, and its gradients are the vjp of its operator.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from bridge.nodes import CONSTANT, IMAGES, DType, Node, Ref, Site, Weight, references
 from bridge.ops import OPERATORS
-from bridge.rules import rule as layer_rule
-from kernel.layers.rules import Rule
+from bridge.ops.layers import edges_of
+from bridge.ops.pooling import per_axis
+from kernel.taps import Lookup, Product, Rule, Window
+
+IMAGES = "images"
+# How the names of arrays begin that are in no state dict but in the graph.
+CONSTANT = "constant:"
+
+
+class Ref(NamedTuple):
+    """The output of an earlier node, or the images."""
+
+    node: str
+
+
+class Weight(NamedTuple):
+    """A parameter, a buffer or a constant tensor, by name."""
+
+    name: str
+
+
+class DType(NamedTuple):
+    """A dtype, by its NumPy name, or IMAGES for that of the images."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator call.
+
+    `args` and `kwargs` are those of the ATen schema: numbers, strings, None, tuples of these,
+    and Ref, Weight and DType in place of what is only known when the program runs.
+    """
+
+    name: str
+    op: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    module: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Site:
+    """A node that directly consumes a weight.
+
+    Attributes:
+        name: path of the module that the node belongs to, with `#2`, `#3`, … from its second
+            site on; the operator's name in place of a path where the call is in no submodule.
+        op: ATen name of the operator.
+        parameters: trainable parameters consumed, by their canonical names.
+        buffers: other arrays consumed: buffers, parameters without gradient, constants.
+        node: name of the node.
+        source: line of the user's code.
+    """
+
+    name: str
+    op: str
+    parameters: tuple[str, ...]
+    buffers: tuple[str, ...]
+    node: str
+    source: str
+
+
+def references(node: Node, kind: type) -> Iterator[Any]:
+    """What a node refers to, of one kind (Ref or Weight), each once, in order of appearance."""
+    seen = set()
+    leaves = jax.tree.leaves(
+        (node.args, dict(node.kwargs)), is_leaf=lambda leaf: isinstance(leaf, (Ref, Weight, DType))
+    )
+    for leaf in leaves:
+        if isinstance(leaf, kind) and leaf not in seen:
+            seen.add(leaf)
+            yield leaf
+
+
+_PRODUCTS = frozenset(
+    {"aten.linear.default"}
+    | {f"aten.conv{n}d.{form}" for n in (1, 2, 3) for form in ("default", "padding")}
+)
+_NAMES = ("x", "weight", "bias", "stride", "padding", "dilation", "groups")
+
+
+def rule(node: Node, shapes: Mapping[str, tuple[int, ...]]) -> Rule | None:
+    """The rule of a node, if it has one.
+
+    Args:
+        node: of a program.
+        shapes: of the trainable arrays of the network, by name.
+    """
+    if node.op == "aten.embedding.default":
+        return _lookup(node, shapes)
+    if node.op not in _PRODUCTS:
+        return None
+    given = dict(zip(_NAMES, node.args, strict=False)) | dict(node.kwargs)
+    weight, bias = given["weight"], given.get("bias")
+    if not isinstance(weight, Weight) or weight.name not in shapes or weight == bias:
+        return None
+    if not isinstance(given["x"], Ref) or not (bias is None or isinstance(bias, Weight)):
+        return None
+    shape = shapes[weight.name]
+    window = None if node.op == "aten.linear.default" else _window(given, shape)
+    return Product(
+        weight=weight.name,
+        bias=bias.name if bias is not None and bias.name in shapes else None,
+        inputs=shape[1] * (window.groups if window else 1),
+        outputs=shape[0],
+        window=window,
+    )
+
+
+def _window(given: dict[str, Any], shape: tuple[int, ...]) -> Window:
+    kernel, rank = shape[2:], len(shape) - 2
+    dilation = per_axis(given.get("dilation", 1), rank)
+    return Window(
+        kernel=kernel,
+        stride=per_axis(given.get("stride", 1), rank),
+        edges=tuple(edges_of(given.get("padding", 0), kernel, dilation)),
+        dilation=dilation,
+        groups=given.get("groups", 1),
+    )
+
+
+def _lookup(node: Node, shapes: Mapping[str, tuple[int, ...]]) -> Lookup | None:
+    table, places, *more = node.args
+    if not isinstance(table, Weight) or not isinstance(places, Ref):
+        return None
+    padding = more[0] if more else node.kwargs.get("padding_idx", -1)
+    return Lookup(table=table.name, entries=shapes[table.name][0], padding=padding)
+
 
 Arrays = Mapping[str, Array]
 
@@ -142,7 +278,7 @@ class Program:
         """How a site multiplies its input by its trainable parameters, if that is all it does."""
         (chosen,) = [s for s in self.sites if s.name == site]
         (node,) = [n for n in self.nodes if n.name == chosen.node]
-        return layer_rule(node, {name: array.shape for name, array in params.items()})
+        return rule(node, {name: array.shape for name, array in params.items()})
 
     def _observed(self, params: Arrays, frozen: Arrays, x: Array) -> tuple[Array, dict[str, Any]]:
         names = {site.node: site.name for site in self.sites}

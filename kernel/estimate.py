@@ -2,8 +2,15 @@
 
 From a model and a handful of images to passes, memory and seconds for a kernel between many,
 before any of it is computed.
+
+What a query by dynamicAL would cost on this machine, from a few images timed.
+
+From a model, images and the sizes of a query to seconds and memory, before any of it is computed.
+
+Seconds of one look of a criterion, from a small one timed on this machine.
 """
 
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,19 +21,155 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from kernel.engine.ahead import shared
-from kernel.engine.chunking import planned, sketch_chunk
-from kernel.engine.devices import together
-from kernel.engine.plan import GIB, Pass, Plan, Problem
-from kernel.engine.problem import Request, cast, problem_of
-from kernel.engine.sketches import sketch_bytes
-from kernel.engine.store import Store
-from kernel.kinds import dtype_of, given
-from kernel.layers.passes import compute, sketched
-from kernel.layers.sketch import random_signs
-from kernel.model import Model
-from kernel.ntk import gram
-from kernel.pool import Decision, Sizes
+from kernel.contract import Store, passing_chunk, planned, sketch_bytes, sketch_chunk
+from kernel.covariance import Features
+from kernel.criteria import Options
+from kernel.dynamics import cotangents, folded, folding, measure
+from kernel.gradients import cheapest, chunk_size, singly, total
+from kernel.jacobian import Part, compute, random_signs, sketched
+from kernel.lookahead import outlook
+from kernel.model import Model, classes_of, dtype_of, given
+from kernel.ntk import Decision, Sizes, gram
+from kernel.plan import GIB, Pass, Plan, Problem, Request, cast, problem_of, shared, together
+from kernel.posterior import posterior
+
+# Chunks of images that are timed on each core, beside the first, which is worked on alone.
+_TIMED = 2
+# What a vjp of a whole chunk keeps of an image, in what the taps of one image take: all layers'
+# outputs at once, laid out anew for each convolution (found by measuring, a bound).
+_WHOLE_CHUNK = 2
+
+
+class Cost(NamedTuple):
+    """The cost of one query.
+
+    Attributes:
+        chunk: images differentiated at a time.
+        compile_seconds: before the first gradient, once a run.
+        labelled_seconds: for the gradient of the labelled set.
+        candidate_seconds: for everything about the candidates, folding included.
+        peak_gib: what it takes in memory beyond what is there before, compiling apart.
+    """
+
+    chunk: int
+    compile_seconds: float
+    labelled_seconds: float
+    candidate_seconds: float
+    peak_gib: float
+
+
+def dynamics_cost(
+    model: Model,
+    images: Float[np.ndarray, "few ..."],
+    labelled: int,
+    candidates: int,
+    block: int,
+    *,
+    loss: str,
+    sketch: int | None = None,
+    chunk: int | None = None,
+) -> Cost:
+    """Time some images and scale up.
+
+    Args:
+        model: the network, in the dtype of the computation.
+        images: a few, as the network takes them; repeated to some chunks.
+        labelled: L.
+        candidates: U.
+        block: candidates whose images are in memory at a time.
+        loss: of the training.
+        sketch: k, if gradients are folded.
+        chunk: images differentiated at a time; None chooses for the machine.
+
+    Raises:
+        KernelError: nothing to train; a chunk of none.
+    """
+    dtype = jnp.result_type(*jax.tree.leaves(model.params))
+    image = jax.ShapeDtypeStruct(images.shape[1:], dtype)
+    chunk = chunk_size(model, image, min(block, candidates), chunk)
+    threads, share = shared(chunk)
+    some = np.resize(images, (share * (1 + _TIMED * threads), *images.shape[1:]))
+    classes = classes_of(model, image)
+    # which logits and labels has no part in what they cost
+    logits = np.eye(classes)[np.arange(len(some)) % classes]
+    own = cotangents(logits, np.zeros(len(some), np.int64), loss)
+    summed = _timed_twice(lambda: total(model, some, own, chunk=chunk))
+    direction = total(model, some, own, chunk=chunk)
+    looks = [_timed_twice(lambda: measure(model, some, logits, direction, loss, chunk=chunk))]
+    if sketch is not None:
+        how = folding(model, image, sketch, np.random.default_rng(0))
+        looks.append(_timed_twice(lambda: folded(model, some, own, how, chunk=chunk)))
+    each = 1 / (share * threads * (1 + _TIMED))  # of an image, of what was timed
+    return Cost(
+        chunk=share * threads,
+        compile_seconds=sum(max(first - again, 0.0) for first, again in (summed, *looks)),
+        labelled_seconds=summed[1] * each * labelled,
+        candidate_seconds=sum(again for _, again in looks) * each * candidates,
+        peak_gib=dynamics_peak_bytes(model, image, labelled, candidates, block, sketch, chunk)
+        / GIB,
+    )
+
+
+def dynamics_peak_bytes(
+    model: Model,
+    image: jax.ShapeDtypeStruct,
+    labelled: int,
+    candidates: int,
+    block: int,
+    sketch: int | None = None,
+    chunk: int | None = None,
+) -> int:
+    """What a query takes in memory beyond what is there before, compiling apart.
+
+    Args:
+        model: the network, in the dtype of the computation.
+        image: shape and dtype of one image, without a batch axis.
+        labelled: L.
+        candidates: U.
+        block: candidates whose images are in memory at a time.
+        sketch: k, if gradients are folded.
+        chunk: images differentiated at a time; None chooses for the machine.
+    """
+    request = Request(chunk=chunk)
+    most = max(labelled, min(block, candidates))
+    problem = problem_of(model, image, most, 1, request)
+    threads, share = shared(passing_chunk(problem, request))
+    columns = sum(unit.columns for unit in problem.units)
+    parts = cheapest(problem.units)
+    apart = singly(model.function, parts)
+    formed = sum(part.columns for part in parts if not part.by_rule)
+    largest = max(_alone(part) for part in parts)
+    numbers = _WHOLE_CHUNK * share * threads * problem.activations.of(1)
+    # while a set is summed: what threads have in hand, and twice as wide the sum so far
+    numbers += columns * (2 * threads + 4)
+    numbers += columns  # the direction, in the order of the gradients
+    several = 1 if apart else share
+    # patches of the layers that are multiplied with the direction as they are
+    unformed = (part.unit.kept("patches", 1) for part in parts if part.form != "rows")
+    numbers += threads * (largest + several * (formed + max(unformed, default=0)))
+    kept = math.prod(image.shape) * most
+    kept += 2 * candidates * min(sketch or 0, columns)
+    classes = classes_of(model, image)
+    return (numbers + kept) * np.dtype(image.dtype).itemsize + 16 * candidates * (classes + 2)
+
+
+def _alone(part: Part) -> int:
+    """Numbers that one layer takes for one image, while its gradient's length is computed."""
+    if part.form == "rows":
+        return part.columns + (part.unit.kept("patches", 1) if part.by_rule else 0)
+    places = part.unit.pixels if part.form == "pixels" else part.unit.positions
+    return 2 * places**2 + part.unit.kept(part.form, 1)
+
+
+def _timed_twice(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of the first time, which compiles, and of the second."""
+    spent = []
+    for _ in range(2):
+        start = time.perf_counter()
+        work()
+        spent.append(time.perf_counter() - start)
+    return spent[0], spent[1]
+
 
 _REPEATS = 3
 _PRODUCT = (1024, 4096)
@@ -236,3 +379,34 @@ def posterior_seconds(sizes: Sizes, classes: int, decision: Decision, cost: Esti
         work += sample * candidates * dimensions / 2  # float32: twice as fast
     work += sample * candidates * classes
     return rate * work + touching * sample * candidates
+
+
+_LABELLED, _CANDIDATES, _DIMENSIONS = 8, 512, 64
+
+
+def seconds_a_look(
+    criterion: str, options: Options, classes: int, sample: int, candidates: int
+) -> float:
+    """How long all scores take once, beyond what compiles and what makes S.
+
+    A random problem of 512 candidates is scored, and scaled by the number of pairs.
+
+    Args:
+        criterion: one of `CRITERIA`.
+        options: of the criterion.
+        classes: C.
+        sample: M.
+        candidates: U.
+    """
+    rng = np.random.default_rng(0)
+    features = Features(rng.normal(size=(_LABELLED + _CANDIDATES, _DIMENSIONS)), "float64")
+    targets = np.eye(classes)[rng.integers(classes, size=_LABELLED)]
+    f_l, f_u = (rng.normal(size=(rows, classes)) for rows in (_LABELLED, _CANDIDATES))
+    made = posterior(features, targets, f_l, f_u, ridge=1.0)
+    outlook(criterion, features, made, options, targets=targets).scores()
+    # anew, for one may remember its scores
+    seen = outlook(criterion, features, made, options, targets=targets)
+    start = time.perf_counter()
+    seen.scores()
+    spent = time.perf_counter() - start
+    return spent * sample * candidates / _CANDIDATES**2

@@ -4,21 +4,292 @@ From kernel blocks, targets and logits to S (what remains to be learnt at each c
 candidates move together), D (what the linearised network would still change by fitting its labels)
 and G = f_U + D. One Cholesky factor and one triangular solve, in float64, for all
 candidates (docs/mathematics.md, 1).
+
+Conditioning on the labelled set: A, what it explains of the candidates, D and S.
+
+From a kernel's blocks and the Cholesky factor of K_LL to A = C⁻¹K_LU, the diagonal of AᵀA,
+D = AᵀC⁻¹(Y − f_L) and S = K_UU − AᵀA, by NumPy on a CPU and by JAX, padded, elsewhere.
+
+A Cholesky factor of the labelled block that can be trusted, or the reason why there is none.
+
+From K_LL and a ridge to the factor with the smallest jitter of a ladder whose pivots all exceed the
+rounding of the entries (docs/mathematics.md, 3, *Singular kernels*).
+
+Absorbing labels without training: the posterior as if they had been in the labelled set.
+
+From a posterior, candidates B and their labels to the posterior given those too. With
+FFᵀ = S_BB + λI and V = S[:,B]F⁻ᵀ: G += VF⁻¹(Y_B − G_B), S −= VVᵀ. One at a time, as a block and
+factorising anew agree to rounding, in any order.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-from kernel.errors import KernelError
-from kernel.ntk import Precision
-from kernel.regression import linalg
-from kernel.regression.conditioning import condition, covariance
-from kernel.regression.covariance import Covariance
-from kernel.regression.inputs import Blocks, Cross, Features, Given, check_finite
-from kernel.regression.jitter import trusted_factor
+from kernel import covariance as linalg
+from kernel.covariance import (
+    CANDIDATES,
+    Blocks,
+    Covariance,
+    Cross,
+    Features,
+    Given,
+    Kernel,
+    Lower,
+    Matrix,
+    Source,
+    capacity,
+    check_finite,
+    lower_factor,
+    padded,
+    row_blocks,
+    solve_lower,
+    tile_rows,
+    to_device,
+)
+from kernel.errors import KernelError, SingularKernelError
+from kernel.model import Precision, dtype_of, rounding_of, subtract_gram
+
+# Columns of A solved for at a time on a CPU.
+SOLVED = 4096
+
+
+class Conditioned(NamedTuple):
+    """What the labelled set says about the candidates.
+
+    Attributes:
+        a: A, padded on a device; with features in their dtype and with room to grow.
+        explained: diagonal of AᵀA, what the labelled set explains of each candidate's variance.
+        drift: D, by rows of the kernel.
+    """
+
+    a: Matrix
+    explained: Float[np.ndarray, " candidates"]
+    drift: Float[np.ndarray, "candidates _"]
+
+
+def condition(
+    blocks: Blocks, factor: Lower, residual: Float[np.ndarray, "labelled _"], *, grows: bool
+) -> Conditioned:
+    """Solve for all candidates with the factor of K_LL + λI, where the factor is.
+
+    Args:
+        blocks: the kernel.
+        factor: C.
+        residual: Y − f_L by rows of the kernel.
+        grows: A has rows to spare for labels still to come.
+    """
+    if isinstance(factor.values, np.ndarray):
+        return _condition(blocks, factor, residual, grows)
+    size, candidates = factor.values.shape[0], blocks.candidates
+    width = padded(candidates, CANDIDATES)
+    a = solve_lower(factor, to_device(blocks.cross(0, candidates), (size, width)))
+    solved = solve_lower(factor, to_device(residual, (size, residual.shape[1])))
+    explained, drift = _explained(a, solved)
+    if grows:
+        a = to_device(a, (capacity(blocks.labelled), width), _dtype(blocks))
+    return Conditioned(a, np.asarray(explained)[:candidates], np.array(drift)[:candidates])
+
+
+def _condition(blocks: Blocks, factor: Lower, residual: np.ndarray, grows: bool) -> Conditioned:
+    """Some columns at a time: with features there is no (L,U) array in float64."""
+    rows = capacity(blocks.labelled) if grows else blocks.labelled
+    a = np.zeros((blocks.candidates, rows), _dtype(blocks)).T  # in the order of solutions
+    explained = np.empty(blocks.candidates)
+    drift = np.empty((blocks.candidates, residual.shape[1]))
+    solved = np.asarray(solve_lower(factor, residual))
+    for start, stop in row_blocks(blocks.candidates, SOLVED):
+        columns = np.asarray(solve_lower(factor, blocks.cross(start, stop)))
+        a[: blocks.labelled, start:stop] = columns
+        explained[start:stop] = np.einsum("ij,ij->j", columns, columns)
+        drift[start:stop] = columns.T @ solved
+    return Conditioned(a, explained, drift)
+
+
+def _dtype(blocks: Blocks) -> str:
+    """Of A: with features it is multiplied beside them; else S is made of it in float64."""
+    return dtype_of(blocks.given.precision) if isinstance(blocks.given, Features) else "float64"
+
+
+def posterior_covariance(
+    blocks: Blocks, a: Matrix, sample: Int64[np.ndarray, " sample"], *, keep: bool, in_place: bool
+) -> Covariance:
+    """S between the sample's rows and all candidates, where A is.
+
+    Args:
+        blocks: the kernel.
+        a: A, of `condition`.
+        sample: rows of candidates.
+        keep: hold S; else its rows are made of features or of K whenever they are read.
+        in_place: let S take the memory of a dense kernel, if it is in float64 and on the CPU.
+    """
+    candidates = blocks.candidates
+    if not keep:
+        return streamed(blocks, a, sample, blocks.labelled)
+    if not isinstance(blocks.given, Features):
+        if isinstance(a, np.ndarray):
+            kept = _kept(blocks, a, sample, in_place)
+        else:
+            kept = _device_kept(blocks, a, sample)
+        return Covariance(sample, candidates, kept, None)
+    return streamed(blocks, a, sample, blocks.labelled).made_kept()
+
+
+def streamed(
+    blocks: Blocks, a: Matrix, sample: Int64[np.ndarray, " sample"], used: int
+) -> Covariance:
+    """S that is made of the kernel and A whenever it is read; K_UU itself without rows of A.
+
+    Args:
+        blocks: the kernel, scalar-valued; it must stay as it is.
+        a: A, (at least used, candidates), where S is to be made; padded on a device.
+        sample: places of the candidates whose rows are read.
+        used: rows of A.
+    """
+    candidates = blocks.candidates
+    own = blocks.matrix[blocks.labelled :]
+    order = None
+    if isinstance(blocks.given, Features):
+        if isinstance(a, np.ndarray):
+            own = np.asarray(own)
+        else:
+            own = to_device(own, (a.shape[1], own.shape[1]), _dtype(blocks))
+    elif isinstance(blocks.given, Kernel):
+        own, order = own[:, blocks.labelled :], np.arange(candidates)
+    else:
+        own, order = own[:, blocks.labelled :], np.full(candidates, -1)
+        order[sample] = np.arange(len(sample))
+    return Covariance(sample, candidates, None, Source(own, a, used, order))
+
+
+def prior(blocks: Blocks, covariance: Covariance) -> Covariance:
+    """K_UU of a scalar-valued kernel, read as S is: what it was before there were labels.
+
+    Args:
+        blocks: the kernel.
+        covariance: S of a posterior that was made of it.
+
+    Raises:
+        KernelError: S has taken the memory of the kernel.
+    """
+    source, kept = covariance.source, covariance.kept
+    if source is not None:
+        return Covariance(
+            covariance.sample,
+            covariance.candidates,
+            None,
+            source._replace(a=source.a[:0], used=0),
+        )
+    if isinstance(kept, np.ndarray) and np.may_share_memory(kept, np.asarray(blocks.matrix)):
+        raise KernelError(
+            "S has taken the memory of the kernel, and this criterion reads both: make the "
+            "posterior without consume, or with keep=False, which makes S when it is read."
+        )
+    nothing = np.zeros((0, blocks.candidates))
+    if not isinstance(kept, np.ndarray):
+        nothing = to_device(nothing, (0, covariance.width))
+    return streamed(blocks, nothing, covariance.sample, 0)
+
+
+def _kept(blocks: Blocks, a: np.ndarray, rows: np.ndarray, in_place: bool) -> np.ndarray:
+    matrix = np.asarray(blocks.matrix)
+    every = isinstance(blocks.given, Kernel) and np.array_equal(rows, np.arange(len(a.T)))
+    if every and in_place and matrix.dtype == np.float64 and matrix.flags.writeable:
+        own = matrix[blocks.labelled :, blocks.labelled :]
+        subtract_gram(own, a)
+        return own
+    if every:
+        kept = np.array(matrix[blocks.labelled :, blocks.labelled :], np.float64)
+        subtract_gram(kept, a)
+        return kept
+    kept = a[:, rows].T @ a
+    for start, stop in row_blocks(len(rows), tile_rows(blocks.candidates)):
+        own = blocks.candidate_rows(rows, start, stop)
+        np.subtract(own, kept[start:stop], out=kept[start:stop])
+    return kept
+
+
+def _device_kept(blocks: Blocks, a: jax.Array, rows: np.ndarray) -> jax.Array:
+    size = padded(len(rows), CANDIDATES)
+    k_mu = to_device(blocks.candidate_rows(rows, 0, len(rows)), (size, a.shape[1]))
+    places = np.concatenate([rows, np.zeros(size - len(rows), np.int64)])
+    return _schur(k_mu, a, places)
+
+
+@jax.jit
+def _explained(a, solved):
+    return jnp.sum(a**2, axis=0), a.T @ solved
+
+
+@jax.jit
+def _schur(k_mu, a, places):
+    return k_mu - a[:, places].T @ a
+
+
+JITTERS = (0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
+# The rounding of TF32 is 1e-3 of the mean, above which a smaller jitter lifts hardly a pivot.
+TF32_JITTERS = (0.0, 1e-4, 1e-3, 1e-2)
+
+
+def trusted_factor(
+    k_ll: Float[np.ndarray, "rows rows"],
+    ridge: float,
+    precision: Precision,
+    names: list[int],
+    host: bool,
+) -> tuple[Lower, float]:
+    """Lower Cholesky factor of K_LL + λI with the smallest jitter that makes it trustworthy.
+
+    A pivot smaller than the rounding of the entries is noise even where the factorisation
+    succeeds, so the ladder goes on until every pivot is larger.
+
+    Args:
+        k_ll: kernel of the labelled rows.
+        ridge: λ before jitter, in units of the kernel.
+        precision: that the entries were computed in.
+        names: of the images, for messages; rows are whole images, or each image's classes in turn.
+        host: factor with NumPy; else on JAX's device.
+
+    Returns:
+        The factor, and the jitter as a fraction of the mean diagonal.
+
+    Raises:
+        SingularKernelError: a zero kernel, or no factor with the largest jitter.
+    """
+    mean = float(np.trace(k_ll)) / len(k_ll)
+    if mean <= 0:
+        raise SingularKernelError(
+            "the kernel of the labelled images is zero: the logits it is taken from do not depend "
+            "on any trainable parameter."
+        )
+    rounding = rounding_of(precision) * mean
+    jitters = TF32_JITTERS if precision == "tf32" else JITTERS
+    for jitter in jitters:
+        factor = lower_factor(k_ll, ridge + jitter * mean, host)
+        if factor is not None and float(factor.pivots.min()) > rounding:
+            return factor, jitter
+    raise SingularKernelError(
+        f"the kernel of the labelled images is not positive definite with a jitter of up to "
+        f"{jitters[-1]:g} of its mean diagonal. {_duplicates(k_ll, names)} Remove duplicates, "
+        "set a ridge, or compute the kernel in float64."
+    )
+
+
+def _duplicates(k_ll: np.ndarray, names: list[int]) -> str:
+    each = len(k_ll) // len(names)  # rows of one image: 1, or the classes of a full kernel
+    block = k_ll[::each, ::each]
+    scale = np.sqrt(np.maximum(np.diagonal(block), np.finfo(float).tiny))
+    alike = np.triu(block / scale[:, None] / scale[None] > 1 - 1e-6, k=1)
+    pairs = [f"{names[i]} and {names[j]}" for i, j in np.argwhere(alike)[:5]]
+    if not pairs:
+        return "No two of its images are duplicates of each other."
+    more = f" and {alike.sum() - len(pairs)} more pairs" if alike.sum() > len(pairs) else ""
+    return f"Images that are duplicates of each other: {'; '.join(pairs)}{more}."
+
 
 # The remaining variance that is rounding, relative to k(x, x). TF32 puts an entry off by up to 2⁻⁹,
 # or 2⁻⁸ where it is a product of two products, and s is what is left after entries cancel.
@@ -100,7 +371,7 @@ def posterior(
         SingularKernelError: no Cholesky factor with the largest jitter; duplicates are named.
     """
     labelled, classes = targets.shape
-    chosen = _check(kernel, targets, labelled_logits, candidate_logits, sample, ridge)
+    chosen = _check_inputs(kernel, targets, labelled_logits, candidate_logits, sample, ridge)
     full = kernel.values.ndim == 4
     if full and not keep:
         raise KernelError(
@@ -117,7 +388,7 @@ def posterior(
     a, explained, drift = condition(blocks, factor, residual, grows=grows)
     rows = np.arange(blocks.candidates) if full else chosen
     return Posterior(
-        covariance=covariance(blocks, a, rows, keep=keep, in_place=consume),
+        covariance=posterior_covariance(blocks, a, rows, keep=keep, in_place=consume),
         variance=diagonal - explained,
         drift=drift.reshape(candidate_logits.shape),
         logits=np.array(candidate_logits, np.float64),
@@ -129,7 +400,7 @@ def posterior(
     )
 
 
-def _check(
+def _check_inputs(
     kernel: Given, targets, labelled_logits, candidate_logits, sample, ridge
 ) -> Int64[np.ndarray, " sample"]:
     """Check what was given; the sample, all candidates if there is none."""
@@ -175,3 +446,94 @@ def _shape(kernel: Given, examples: int, classes: int, anchors: int) -> tuple[in
         check_finite("diagonal", kernel.diagonal)
         return (anchors, examples)
     return (examples, classes) * 2 if kernel.values.ndim == 4 else (examples, examples)
+
+
+def absorb(
+    posterior: Posterior, candidate: int | np.integer, label_row: Float[np.ndarray, " classes"]
+) -> Posterior:
+    """Condition on the label of one candidate: S −= S_q S_qᵀ/(s_q+λ), G += S_q (y_q − G_q)/(s_q+λ).
+
+    Args, Returns, Raises: as `absorb_block`, of which this is the case of one.
+    """
+    return absorb_block(posterior, np.array([candidate], np.int64), label_row[None])
+
+
+def absorb_block(
+    posterior: Posterior,
+    candidates: Int64[np.ndarray, " chosen"],
+    label_rows: Float[np.ndarray, "_ _"],
+) -> Posterior:
+    """Condition on the labels of several candidates together.
+
+    The ridge applies to them as to the labelled set. A candidate that is determined when its turn
+    comes (a duplicate of a labelled image, of one absorbed before, or that one again) changes
+    nothing: its variance is rounding, and what it would say is already known. Candidates keep
+    their places; one that was absorbed without a ridge is determined.
+
+    Args:
+        posterior: is consumed. Its S is updated in place; afterwards it refuses to be used, while
+            its other arrays stay as they are.
+        candidates: their places.
+        label_rows: y, one-hot, (chosen, classes).
+
+    Returns:
+        The posterior given these labels too; `drift` holds what they added, `logits` stay.
+
+    Raises:
+        KernelError: places or labels that do not fit; entries that are not finite; a candidate
+            whose column of S is neither held nor follows from features.
+    """
+    _check_labels(posterior, candidates, label_rows)
+    each = len(posterior.variance) // len(posterior.logits)  # rows of one candidate
+    rows = (candidates[:, None] * each + np.arange(each)).reshape(-1)
+    residual = (label_rows - posterior.predictions[candidates]).reshape(len(rows), -1)
+    columns = posterior.covariance.columns(rows)
+    factor, taken = _open_factor(columns[rows], posterior, rows)
+    if not taken.any():
+        return posterior
+    open_factor = Lower(factor[taken][:, taken], int(taken.sum()))
+    v = np.asarray(solve_lower(open_factor, columns[:, taken].T)).T
+    step = np.asarray(solve_lower(open_factor, residual[taken]))
+    return posterior._replace(
+        covariance=posterior.covariance.downdated(v),
+        variance=posterior.variance - np.einsum("ij,ij->i", v, v),
+        drift=posterior.drift + (v @ step).reshape(posterior.drift.shape),
+    )
+
+
+def _open_factor(
+    block: np.ndarray, posterior: Posterior, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cholesky factor of S_BB + λI, left-looking, that passes over rows determined by then.
+
+    Returns:
+        The factor with columns of zeros for those, and which rows are not of them.
+    """
+    block = block.copy()
+    # s in float64, where columns may be streamed in less
+    np.fill_diagonal(block, posterior.variance[rows])
+    factor = np.zeros_like(block)
+    taken = np.zeros(len(rows), bool)
+    for place, floor in enumerate(posterior.floor[rows]):
+        left = block[place:, place] - factor[place:] @ factor[place]
+        if left[0] < floor:
+            continue
+        taken[place] = True
+        left[0] += posterior.ridge
+        factor[place:, place] = left / np.sqrt(left[0])
+    return factor, taken
+
+
+def _check_labels(posterior: Posterior, candidates: np.ndarray, label_rows: np.ndarray) -> None:
+    count, classes = posterior.logits.shape
+    outside = candidates[(candidates < 0) | (candidates >= count)]
+    if len(outside):
+        raise KernelError(
+            f"candidates {outside[:5].tolist()} do not exist: places run from 0 to {count - 1}."
+        )
+    if label_rows.shape != (len(candidates), classes):
+        raise KernelError(
+            f"labels of shape {label_rows.shape} do not fit {len(candidates)} candidates of "
+            f"{classes} classes: give one one-hot row for each."
+        )
+    check_finite("labels", label_rows)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import trainer
-from bridge import export
+from bridge import weights
 from bridge.errors import BridgeError
 from bridge.weights import read
 from pipelines import json_io
@@ -69,7 +69,7 @@ class FirstTrainings:
             notes = self._taken(folder, of, network)
             if notes is None:
                 notes = train()
-                export.save(network, folder / _WEIGHTS, {"stage": "first training"})
+                weights.save_module(network, folder / _WEIGHTS, {"stage": "first training"})
                 json_io.put(folder, _NOTES, {"of": of, "notes": notes})  # last: it ends a training
         return notes | {"shared": name}
 
@@ -79,7 +79,7 @@ class FirstTrainings:
             found = json_io.get(folder, _NOTES)
             if found is None or found["of"] != of:
                 return None
-            export.restore(network, read(folder / _WEIGHTS))
+            weights.restore(network, read(folder / _WEIGHTS))
         except (PipelineError, BridgeError):  # changed by someone: to train gives the same weights
             return None
         network.eval()
@@ -90,7 +90,7 @@ def _origin(
     network: nn.Module, images: np.ndarray, labels: np.ndarray, config: RunConfig
 ) -> dict[str, Any]:
     """Everything that the weights after the first training follow from, bit by bit, JSON-able."""
-    values = export.weights_of(network)
+    values = weights.weights_of(network)
     start = hashlib.sha256()
     for name, array in sorted({**values.params, **values.buffers}.items()):
         start.update(name.encode() + array.tobytes())

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bridge.atomic import replace
+from bridge.weights import replace
 from pipelines.errors import PipelineError
 from pipelines.record import environment
 

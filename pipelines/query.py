@@ -1,6 +1,13 @@
 """One query for people with their own loop: which images of mine should be labelled next?
 
 From a trained network, all images and the labels so far to data-set indices, with every score.
+
+What people give for a query of their own, checked: images, labels, and whether they fit.
+
+Several strategies on one situation: what would each of them ask for?
+
+From a trained network, all images and the labels so far to a query by each strategy, where what
+several of them need (logits, features, the mirror, the kernel) is computed once.
 """
 
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -11,26 +18,96 @@ import torch
 from torch import nn
 
 from bridge import trace
-from bridge.export import weights_of
 from bridge.mirror import Mirror
 from bridge.parity import certify
+from bridge.weights import weights_of
 from pipelines.errors import PipelineError
-from pipelines.given import check_classes, checked_images, checked_labels
-from pipelines.seeds import generator
-from pipelines.stages import Stages
-from pipelines.strategies import STRATEGIES, needs_of
-from pipelines.strategies.albl_config import ALBLConfig
-from pipelines.strategies.bald_config import BaldConfig
-from pipelines.strategies.baseline_config import BaselineConfig
-from pipelines.strategies.dynamics_config import DynamicsConfig
-from pipelines.strategies.kernel_config import KernelConfig
-from pipelines.strategies.lookahead_config import LookAheadConfig
-from pipelines.strategies.requirements import require
-from pipelines.strategies.situating import situate
-from pipelines.strategies.situation import PROBE, Query, Situation
+from pipelines.progress import Stages, generator, numbered
+from pipelines.strategies import STRATEGIES, needs_of, require
+from pipelines.strategies.base import PROBE, Query, Situation, situate
+from pipelines.strategies.options import (
+    ALBLConfig,
+    BaldConfig,
+    BaselineConfig,
+    DynamicsConfig,
+    KernelConfig,
+    LookAheadConfig,
+)
+from trainer.config import Loss, TrainConfig
+from trainer.errors import lookup
 from trainer.networks.loss_prediction import LossPrediction
-from trainer.tables import lookup
-from trainer.train_config import Loss, TrainConfig
+from trainer.pool import Pool
+from trainer.predict import logits
+
+
+def checked_images(images: np.ndarray | torch.Tensor) -> np.ndarray:
+    """Images as float32.
+
+    Raises:
+        PipelineError: they are no array of finite, normalised images.
+    """
+    array = images.detach().cpu().numpy() if isinstance(images, torch.Tensor) else images
+    if not isinstance(array, np.ndarray) or array.ndim != 4:
+        found = f"shape {array.shape}" if isinstance(array, np.ndarray) else type(images).__name__
+        raise PipelineError(
+            f"images are {found}; they must be an array or tensor of shape (examples, channels, "
+            "height, width)."
+        )
+    if not np.issubdtype(array.dtype, np.floating):
+        raise PipelineError(
+            f"images have dtype {array.dtype}; give them as the network takes them: floating "
+            "point and normalised."
+        )
+    bad = np.flatnonzero(~np.isfinite(array).all(axis=(1, 2, 3)))
+    if len(bad):
+        raise PipelineError(f"images {bad[:5].tolist()} hold NaN or infinite values.")
+    return array.astype(np.float32, copy=False)
+
+
+def checked_labels(labelled: Mapping[int, int], examples: int) -> tuple[Pool, np.ndarray]:
+    """The pool, and int64 labels of its labelled images in their order.
+
+    Raises:
+        PipelineError: no labels, or some that are no whole numbers from 0.
+        DataError: indices that are repeated or out of range.
+    """
+    if not isinstance(labelled, Mapping):
+        raise PipelineError(
+            f"labelled is a {type(labelled).__name__}; it must be the labels so far as a mapping "
+            "{index into images: class}."
+        )
+    if not labelled:
+        raise PipelineError("the labelled set is empty: label a few images at random first.")
+    wrong = [(i, c) for i, c in labelled.items() if int(c) != c or c < 0]
+    if wrong:
+        raise PipelineError(
+            f"image {wrong[0][0]} is labelled {wrong[0][1]!r}; labels are whole numbers from 0."
+        )
+    pool = Pool.of(examples, np.fromiter(labelled, np.int64, len(labelled)))
+    return pool, np.array([labelled[int(i)] for i in pool.labelled], np.int64)
+
+
+def check_classes(situation: Situation) -> None:
+    """Refuse labels that are no class of the network.
+
+    Raises:
+        PipelineError: there is one.
+    """
+    if situation.answered is None:  # whoever needs all of them asks when it does
+        some = situation.candidates[:1]
+        with numbered(some):
+            one = logits(situation.network, situation.images(some))
+    else:
+        one = situation.candidate_logits
+    classes = one.shape[1]
+    outside = np.flatnonzero(situation.labels >= classes)
+    if len(outside):
+        index, label = situation.labelled[outside[0]], situation.labels[outside[0]]
+        raise PipelineError(
+            f"image {index} is labelled {label} and the network has {classes} logits: labels go "
+            f"from 0 to {classes - 1}. Either the label is wrong or the network has the wrong "
+            "number of classes."
+        )
 
 
 def query(
@@ -198,3 +275,51 @@ def situation_of(
     )
     check_classes(situation)
     return situation
+
+
+def compare(
+    model: nn.Module,
+    images: np.ndarray | torch.Tensor,
+    labelled: Mapping[int, int],
+    batch_size: int,
+    strategies: Sequence[str],
+    *,
+    seed: int = 0,
+    **options: Any,
+) -> dict[str, Query]:
+    """Ask each strategy for the same next images.
+
+    Each answers as `pipelines.query.query` would with the same seed, but for rounding (all read the
+    network's own logits) and for random projections and samples of a kernel, which all of them
+    share and which follow from the seed. A kernel that is shared is kept, so that its posterior
+    takes memory beside it, beyond kernel.memory_gib.
+
+    Args:
+        model: your trained network in eval mode.
+        images: float (examples, channels, height, width), all of them.
+        labelled: the labels so far, {index into images: class from 0}.
+        batch_size: how many each chooses.
+        strategies: their names.
+        seed: of the subset, of what is shared, of each strategy and of ties.
+        options: any other of `query`: subset, loss, kernel, lookahead, baseline and the rest.
+
+    Raises:
+        PipelineError: no strategy, or one twice; what `query` raises.
+    """
+    if not strategies or len(set(strategies)) < len(strategies):
+        raise PipelineError(
+            f"strategies are {list(strategies)}; name at least one, and each of them once."
+        )
+    rows = {name: lookup(STRATEGIES, name, "strategy") for name in strategies}
+    arms = (options.get("albl") or ALBLConfig()).arms
+    situation = situation_of(
+        model,
+        images,
+        labelled,
+        batch_size,
+        needs=frozenset().union(*(needs_of(name, arms) for name in strategies)),
+        seed=seed,
+        shared=int(generator(seed, "shared").integers(2**63)),
+        **options,
+    )
+    return {name: row(situation, batch_size, generator(seed, name)) for name, row in rows.items()}

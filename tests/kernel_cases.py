@@ -3,9 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
+from kernel.covariance import Cross, Features, Given, Kernel
 from kernel.model import Model
-from kernel.ntk import Kernel
-from kernel.regression.inputs import Cross, Features, Given
 
 
 def linear_model(features: int, classes: int, rng: np.random.Generator) -> Model:

@@ -15,10 +15,9 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from bridge.export import weights_of
 from bridge.mirror import Mirror
-from bridge.weights import read
-from pipelines.round import Bridge
+from bridge.weights import read, weights_of
+from pipelines.run import Bridge
 from pipelines.sequential import run
 from tests.sequential_cases import config
 

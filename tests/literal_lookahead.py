@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import softmax
 
-from kernel.ntk import Kernel
+from kernel.covariance import Kernel
 from tests.kernel_cases import one_hot, random_problem, scalar_kernel
 
 

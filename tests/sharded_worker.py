@@ -15,19 +15,13 @@ from jaxtyping import install_import_hook
 
 with install_import_hook(["kernel"], "beartype.beartype"):
     from bridge import portable
-    from kernel.engine import sharded
-    from kernel.engine.choice import sketched
-    from kernel.engine.devices import mesh
-    from kernel.engine.plan import Pass, Plan, Problem, plan
-    from kernel.engine.problem import Request, problem_of
-    from kernel.engine.progress import Progress
-    from kernel.engine.sketches import sketches
-    from kernel.engine.sweep import sweep
+    from kernel import criteria, sharded
+    from kernel.contract import sketches, sweep
     from kernel.errors import KernelError
-    from kernel.layers.passes import Part
-    from kernel.lookahead import mlmoc
+    from kernel.jacobian import Part
     from kernel.model import Model
-    from kernel.ntk import empirical_ntk
+    from kernel.ntk import empirical_ntk, sketched
+    from kernel.plan import Pass, Plan, Problem, Progress, Request, mesh, plan, problem_of
     from kernel.posterior import posterior
     from tests.kernel_cases import mlp, random_problem
 
@@ -115,7 +109,7 @@ def selections(folder: Path) -> Any:
     found = []
     for devices in (8, 1):
         kernel = empirical_ntk(model, images, "trace", precision="float64", devices=devices)
-        scores = mlmoc(posterior(kernel, *given))
+        scores = criteria(posterior(kernel, *given))
         found.append(np.argsort(-scores)[:6].tolist())
     return found
 

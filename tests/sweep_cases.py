@@ -8,7 +8,7 @@ from experiments.studies.study import Grid, Study, Trial, arms
 from experiments.sweep.config import SweepConfig
 from pipelines import record
 from pipelines.config import RunConfig
-from pipelines.strategies.kernel_config import KernelConfig
+from pipelines.strategies.options import KernelConfig
 from trainer.fit import TrainConfig
 
 NAME = "tests.sweep_cases:STUDY"

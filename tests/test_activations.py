@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernel.engine.activations import Activations, activations
-from kernel.engine.problem import Request, cast, problem_of
-from kernel.layers.passes import Part, compute_shape
+from kernel.jacobian import Part, compute_shape
 from kernel.model import Model
+from kernel.plan import Activations, Request, activations, cast, problem_of
 from tests.engine_networks import SHAPE, model
 
 CHUNK = 8

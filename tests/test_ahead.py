@@ -6,13 +6,9 @@ import time
 import numpy as np
 import pytest
 
-from kernel.engine import ahead
-from kernel.engine.ahead import in_order, shared
-from kernel.engine.plan import plan
-from kernel.engine.problem import Request, problem_of
-from kernel.engine.progress import Progress
-from kernel.engine.sketches import sketches
-from kernel.engine.sweep import sweep
+from kernel import plan as plan_module
+from kernel.contract import sketches, sweep
+from kernel.plan import Progress, Request, in_order, plan, problem_of, shared
 from tests.engine_networks import images, model
 from tests.test_scratch import IMAGE
 
@@ -99,7 +95,7 @@ def test_leaving_early_begins_no_more(threads):
 
 
 def test_shares_of_a_chunk(monkeypatch):
-    monkeypatch.setattr(ahead, "cores", lambda: 4)
+    monkeypatch.setattr(plan_module, "cores", lambda: 4)
     assert [shared(chunk) for chunk in (1, 3, 4, 9, 32)] == [(1, 1), (3, 1), (4, 1), (4, 3), (4, 8)]
 
 
@@ -107,7 +103,7 @@ def test_cores_change_the_time_and_not_the_kernel(monkeypatch):
     found = {}
     request = Request("trace", precision="float64")
     for cores, chunk in ((1, 2), (2, 4), (3, 6)):  # shares of 2 all
-        monkeypatch.setattr(ahead, "cores", lambda cores=cores: cores)
+        monkeypatch.setattr(plan_module, "cores", lambda cores=cores: cores)
         problem = problem_of(model("Words"), IMAGE, 9, 5, request)
         made = plan(problem, 1.0, chunk)
         told = Progress(problem, made, None)

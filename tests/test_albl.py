@@ -15,15 +15,13 @@ from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
 from pipelines.query import query
 from pipelines.strategies import STRATEGIES, lookahead
-from pipelines.strategies.albl_config import ALBLConfig
-from pipelines.strategies.baseline_config import BaselineConfig
-from pipelines.strategies.exp4p import (
+from pipelines.strategies.albl import (
     arm_probabilities,
     least_probability,
     rewarded,
     weighted_accuracy,
 )
-from pipelines.strategies.lookahead_config import LookAheadConfig
+from pipelines.strategies.options import ALBLConfig, BaselineConfig, LookAheadConfig
 from tests.test_run import comparable, small
 from tests.test_strategies import situation
 from trainer.errors import TrainerError

@@ -16,12 +16,12 @@ from experiments.approximation.run import find
 from experiments.approximation.tables import by_width, exponent, rows
 from experiments.studies.study import Grid
 from experiments.sweep.kinds import do
-from kernel.approximation import contract, coupling, diagonals, distances, flat, regress, spectrum
+from kernel.diagnostics import contract, coupling, diagonals, distances, flat, regress, spectrum
 from kernel.errors import KernelError, SingularKernelError
-from kernel.kinds import directions
+from kernel.model import directions
 from pipelines import json_io
 from pipelines.errors import PipelineError
-from pipelines.stages import Stages
+from pipelines.progress import Stages
 from trainer.errors import TrainerError
 from trainer.fit import TrainConfig
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from torch import nn
 
-from kernel.absorb import absorb
-from kernel.lookahead import REFERENCES, mlmoc
-from kernel.ntk import Kernel
-from kernel.posterior import posterior
+from kernel import criteria
+from kernel.covariance import Kernel
+from kernel.lookahead import REFERENCES
+from kernel.posterior import absorb, posterior
 from pipelines.audit.config import AuditConfig
 from pipelines.audit.predictions import moves
 from pipelines.audit.run import audit
@@ -91,7 +91,7 @@ def test_moves_are_what_absorbing_a_pseudo_label_adds(classes_coupled, rng):
         np.testing.assert_allclose(added[number], after - given.predictions, atol=1e-10)
     for reference in REFERENCES:
         field = added + (given.drift if reference == "network" else 0)
-        expected = mlmoc(given, reference)[places]
+        expected = criteria(given, reference)[places]
         np.testing.assert_allclose(np.linalg.norm(field, axis=2).sum(axis=1), expected)
 
 

@@ -7,7 +7,7 @@ from scipy.stats import chisquare
 from pipelines.query import query
 from pipelines.strategies.badge import Embeddings, odds, sampled
 from trainer.networks import build
-from trainer.penultimate import find_head, predictions
+from trainer.predict import find_head, predictions
 
 
 def literal(probabilities, features):
@@ -106,7 +106,7 @@ def test_a_query_by_the_rule_of_its_loss(loss, rng):
     result = query(network, images, {2: 0, 5: 1}, 4, "badge", loss=loss)
     logits, features = predictions(network, images, find_head(network, images))
     if loss == "l2":
-        from kernel.lookahead.labels import simplex_projection as rule
+        from kernel.criteria import simplex_projection as rule
     else:
         from scipy.special import softmax
 

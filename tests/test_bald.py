@@ -13,10 +13,10 @@ from bridge.trace import mirror
 from pipelines import digits
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
-from pipelines.preparation import prepared
 from pipelines.query import query
-from pipelines.strategies.bald_config import BaldConfig
-from trainer.dropout import dropout_layers, dropped_logits
+from pipelines.run import prepared
+from pipelines.strategies.options import BaldConfig
+from trainer.batchnorm import dropout_layers, dropped_logits
 from trainer.errors import NetworkError
 from trainer.networks import build
 from trainer.predict import logits

@@ -7,25 +7,22 @@ import numpy as np
 import pytest
 import torch
 
-from kernel.architectures import Architecture
-from kernel.augmented import mlmoc_augmented
+from kernel.covariance import Kernel
+from kernel.criteria import mlmoc
 from kernel.errors import KernelError
-from kernel.infinite import infinite_kernel
-from kernel.lookahead.mlmoc import mlmoc
-from kernel.ntk import Kernel
+from kernel.infinite import Architecture, infinite_kernel
+from kernel.lookahead import mlmoc_augmented
 from kernel.posterior import posterior
 from pipelines import run
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
+from pipelines.progress import Stages
 from pipelines.query import query
-from pipelines.stages import Stages
-from pipelines.strategies import INFINITE, STRATEGIES, naive
-from pipelines.strategies.baseline_config import BaselineConfig
+from pipelines.strategies import INFINITE, STRATEGIES, baselines
+from pipelines.strategies.base import Situation, situate
+from pipelines.strategies.baselines import retraining
 from pipelines.strategies.infinite import shrunk
-from pipelines.strategies.kernel_config import KernelConfig
-from pipelines.strategies.naive import retraining
-from pipelines.strategies.situating import situate
-from pipelines.strategies.situation import Situation
+from pipelines.strategies.options import BaselineConfig, KernelConfig
 from tests.kernel_cases import (
     all_forms,
     full_kernel,
@@ -34,12 +31,11 @@ from tests.kernel_cases import (
     random_problem,
     scalar_kernel,
 )
-from trainer.fit import fit
+from trainer.config import TrainConfig
+from trainer.fit import fit, mean_loss
 from trainer.networks import build
-from trainer.objective import mean_loss
 from trainer.pool import Pool
 from trainer.predict import logits
-from trainer.train_config import TrainConfig
 
 LABELLED = np.array([3, 8, 14, 20, 21])
 SHORT = TrainConfig(epochs=3, min_steps=0, extensions=0, learning_rate=0.05)
@@ -118,7 +114,7 @@ def test_an_interrupted_naive_query_goes_on(images, tmp_path, monkeypatch):
     situation = situated(images)
     whole = STRATEGIES["naive"](situation, 3, np.random.default_rng(2))
     kept = dataclasses.replace(situation, folder=tmp_path / "kernel")
-    real, calls = naive.retrained, []
+    real, calls = baselines.retrained, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -126,7 +122,7 @@ def test_an_interrupted_naive_query_goes_on(images, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(naive, "retrained", interrupted)
+    monkeypatch.setattr(baselines, "retrained", interrupted)
     with pytest.raises(KeyboardInterrupt):
         STRATEGIES["naive"](kept, 3, np.random.default_rng(2))
     resumed = STRATEGIES["naive"](kept, 3, np.random.default_rng(2))

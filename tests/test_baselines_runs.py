@@ -11,14 +11,14 @@ from benchmarks import baselines
 from benchmarks.measuring import read
 from pipelines import digits, dry_run, run
 from pipelines.config import RunConfig
+from pipelines.dry_run import FORETOLD
 from pipelines.errors import PipelineError
 from pipelines.record import Run
-from pipelines.strategies import INFINITE, STRATEGIES, pace
-from pipelines.strategies.baseline_config import BaselineConfig
-from pipelines.strategies.foretold import FORETOLD
-from pipelines.strategies.kernel_config import KernelConfig
-from pipelines.strategies.pace import Pace
-from trainer.train_config import TrainConfig
+from pipelines.strategies import INFINITE, STRATEGIES
+from pipelines.strategies import baselines as strategy_baselines
+from pipelines.strategies.baselines import Pace
+from pipelines.strategies.options import BaselineConfig, KernelConfig
+from trainer.config import TrainConfig
 
 # in runs
 
@@ -87,7 +87,7 @@ def test_every_slow_baseline_is_foretold():
 
 def test_what_would_take_too_long_is_stopped_once_its_pace_is_known(monkeypatch):
     clock = iter([0.0, 4.0, 8.0, 12.0])
-    monkeypatch.setattr(pace.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(strategy_baselines.time, "monotonic", lambda: next(clock))
     told = []
     patient = Pace(lambda done, total: told.append(done), 1.0, "score fewer")
     patient(0, 3600)
@@ -99,7 +99,7 @@ def test_what_would_take_too_long_is_stopped_once_its_pace_is_known(monkeypatch)
 
 def test_what_is_in_time_goes_on(monkeypatch):
     clock = iter([0.0, 10.0, 9e9])
-    monkeypatch.setattr(pace.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(strategy_baselines.time, "monotonic", lambda: next(clock))
     told = []
     patient = Pace(lambda done, total: told.append(done), 1.0, "score fewer")
     for done in (5, 7, 8):

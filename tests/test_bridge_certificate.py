@@ -13,17 +13,15 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bridge import tables
-from bridge.certificate import DETAILS, Certificate
+from bridge import check
 from bridge.errors import BridgeError, ParityError
 from bridge.mirror import Mirror
-from bridge.nodes import Node
 from bridge.ops import OPERATORS
-from bridge.parity import certify, compare
-from bridge.tolerances import FLOAT64, GRADIENTS
+from bridge.parity import DETAILS, FLOAT64, GRADIENTS, Certificate, certify, compare
+from bridge.program import Node
 from bridge.trace import mirror
-from kernel.engine.problem import Request
 from kernel.estimate import estimate
+from kernel.plan import Request
 from tests.small_networks import CLASSES, SHAPE, build
 
 
@@ -120,11 +118,11 @@ def test_a_false_mirror_has_a_certificate_too_that_does_not_pass() -> None:
 
 
 def test_the_tables_show_the_worst_layers_or_all(certificate: Certificate) -> None:
-    text = printed(tables.verdict(certificate), tables.layers(certificate, 3))
+    text = printed(check.verdict_table(certificate), check.layer_table(certificate, 3))
     assert "logits, float32" in text
     assert "The 3 worst tap sites" in text
     assert sum(layer.name in text for layer in certificate.layers) >= 3
-    everything = printed(tables.layers(certificate, None))
+    everything = printed(check.layer_table(certificate, None))
     assert "Tap sites" in everything
     assert all(layer.name in everything for layer in certificate.layers)
     assert "small_networks.py:" in everything
@@ -133,7 +131,7 @@ def test_the_tables_show_the_worst_layers_or_all(certificate: Certificate) -> No
 def test_sizes_and_costs_are_told() -> None:
     network = build("handwritten")
     twin = mirror(network, images())
-    text = tables.sizes(twin)
+    text = check.size_words(twin)
     trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
     assert f"{trainable:,} trainable parameters in {len(twin.params)} arrays" in text
     assert "4 tap sites (2 × conv2d.default" in text
@@ -144,9 +142,9 @@ def test_sizes_and_costs_are_told() -> None:
     assert whole.passes == 1 < cost.passes
     assert cost.peak_gib <= memory
     assert cost.gradient_seconds > 0 < cost.product_seconds
-    assert f"in {cost.passes} passes" in tables.cost(cost, memory)
+    assert f"in {cost.passes} passes" in check.cost_words(cost, memory)
     plain = dataclasses.replace(twin, function=lambda p, f, x: x, route="twin")
-    assert "no taps on the route twin" in tables.sizes(plain)
+    assert "no taps on the route twin" in check.size_words(plain)
 
 
 def test_a_mirror_without_taps_is_certified_by_what_can_be_seen() -> None:

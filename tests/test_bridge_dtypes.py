@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bridge import export, portable
-from bridge.parity import certify
-from bridge.tolerances import FLOAT64
+from bridge import portable, weights
+from bridge.parity import FLOAT64, certify
 from bridge.trace import mirror
 from bridge.weights import read
 from pipelines.query import query
@@ -114,7 +113,7 @@ def test_bfloat16_weights(name: str, tmp_path: Path) -> None:
     assert ours.dtype == jnp.bfloat16
     theirs = network(torch.tensor(images()).bfloat16()).detach().float().numpy()
     np.testing.assert_allclose(ours.astype("float32"), theirs, atol=0.02 * np.abs(theirs).max())
-    export.save(network, tmp_path / "weights.safetensors")
+    weights.save_module(network, tmp_path / "weights.safetensors")
     assert certify(network, twin.with_weights(read(tmp_path / "weights.safetensors")), images())
 
 

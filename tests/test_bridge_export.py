@@ -10,7 +10,7 @@ import safetensors.numpy
 import torch
 from torch import nn
 
-from bridge import export
+from bridge import weights as export
 from bridge.errors import BridgeError
 from bridge.weights import Weights, read, save
 from tests.small_networks import build
@@ -19,7 +19,7 @@ from tests.small_networks import build
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     path = tmp_path / "weights.safetensors"
-    export.save(build("wide_resnet"), path, {"round": "3"})
+    export.save_module(build("wide_resnet"), path, {"round": "3"})
     return path
 
 
@@ -42,7 +42,7 @@ def test_a_round_trip_is_bit_exact(tmp_path: Path, dtype: torch.dtype) -> None:
     network = build("wide_resnet").to(dtype)
     network.get_buffer("norm.num_batches_tracked").add_(7)
     path = tmp_path / "w.safetensors"
-    export.save(network, path, {"seed": "0"})
+    export.save_module(network, path, {"seed": "0"})
     weights = read(path)
     assert weights.provenance == {"seed": "0"}
     assert weights.buffers["norm.num_batches_tracked"].shape == ()
@@ -78,7 +78,7 @@ def test_memory_is_copied_both_ways() -> None:
 
 def test_tied_weights_are_saved_once(tmp_path: Path) -> None:
     network = build("tied")
-    export.save(network, tmp_path / "w", {})
+    export.save_module(network, tmp_path / "w", {})
     weights = read(tmp_path / "w")
     assert "first.weight" in weights.params
     assert "second.weight" not in weights.params
@@ -173,11 +173,11 @@ def test_a_full_disk_leaves_the_old_file(saved: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(BridgeError, match="No space left on device; what was there before is"):
-        export.save(build("wide_resnet", seed=1), saved, {})
+        export.save_module(build("wide_resnet", seed=1), saved, {})
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved]
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(BridgeError, match="cannot write the weights to .*No such file"):
-        export.save(build("tied"), tmp_path / "no" / "w", {})
+        export.save_module(build("tied"), tmp_path / "no" / "w", {})

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bridge import export
+from bridge import weights as export
 from bridge.errors import BridgeError
 from bridge.mirror import Mirror
 from bridge.trace import mirror

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from bridge.errors import BridgeError
-from bridge.export import to_numpy
 from bridge.graph import Lifted, lift
 from bridge.ops import OPERATORS, register
+from bridge.weights import to_numpy
 from tests import operator_cases_layers, operator_cases_shapes, operator_cases_values
 from tests.operator_case import Case, values_of
 

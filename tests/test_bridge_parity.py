@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bridge import export
+from bridge import weights
 from bridge.errors import BridgeError, ParityError
 from bridge.mirror import Mirror
-from bridge.nodes import Node
 from bridge.ops import OPERATORS
 from bridge.parity import certify
+from bridge.program import Node
 from bridge.trace import mirror
 from tests.small_networks import CLASSES, NETWORKS, SHAPE, build
 from trainer import networks as project
@@ -84,7 +84,7 @@ def test_the_certificate_of_another_round_compiles_nothing(pair) -> None:
     network, twin = pair
     certify(network, twin, images(3))
     other = build("wide_resnet", seed=1)
-    later = twin.with_weights(export.weights_of(other))
+    later = twin.with_weights(weights.weights_of(other))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bridge.program.Program._run", None)  # tracing would call it
         assert certify(other, later, images(3)).gradients < 1e-12

@@ -17,15 +17,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge import export, portable, weights
-from bridge.encoding import decode, decode_value, encode, encode_value
+from bridge import portable, weights
 from bridge.errors import BridgeError
 from bridge.mirror import Mirror
-from bridge.nodes import DType, Node, Ref, Site, Weight
-from bridge.program import Program
+from bridge.portable import decode, decode_value, encode, encode_value
+from bridge.program import DType, Node, Program, Ref, Site, Weight
 from bridge.trace import mirror
-from kernel.layers.gradients import per_example_gradients
 from kernel.ntk import empirical_ntk
+from kernel.taps import per_example_gradients
 from tests.small_networks import NETWORKS, SHAPE, build
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +35,7 @@ for name in ("torch", "torchvision", "torch2jax"):
 from pathlib import Path
 import numpy as np
 from bridge import portable, weights
-from kernel.layers.gradients import per_example_gradients
+from kernel.taps import per_example_gradients
 from kernel.ntk import empirical_ntk
 
 folder = Path(sys.argv[1])
@@ -133,7 +132,7 @@ def test_bfloat16_weights_come_back_as_bfloat16(tmp_path: Path) -> None:
 
 def test_the_weights_of_a_later_round_fit(saved: Path) -> None:
     later = build("handwritten", seed=1)
-    back = portable.load(saved).with_weights(export.weights_of(later))
+    back = portable.load(saved).with_weights(weights.weights_of(later))
     x = images(2).astype("float32")
     theirs = later(torch.tensor(x)).detach().numpy()
     np.testing.assert_allclose(back.apply(back.params, jnp.asarray(x)), theirs, atol=1e-6)
@@ -144,7 +143,7 @@ def test_it_is_a_weight_file_too(saved: Path) -> None:
     held = weights.read(saved)
     assert held.provenance == {"round": "3"}
     assert {*held.params, *held.buffers} == set(network.state_dict())
-    export.restore(other, held)
+    weights.restore(other, held)
     for name, tensor in network.state_dict().items():
         assert torch.equal(other.state_dict()[name], tensor)
 
@@ -239,7 +238,7 @@ def test_a_mirror_without_a_program_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_of_weights_alone_is_refused(tmp_path: Path) -> None:
-    export.save(build("tied"), tmp_path / "w")
+    weights.save_module(build("tied"), tmp_path / "w")
     with pytest.raises(BridgeError, match="holds weights and no network: give them to a mirror"):
         portable.load(tmp_path / "w")
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bridge import second_route
+from bridge import trace
 from bridge.errors import BridgeError, ExportError, ParityError
-from bridge.export import weights_of
 from bridge.parity import certify
 from bridge.trace import mirror
-from kernel.layers.gradients import per_example_gradients
+from bridge.weights import weights_of
 from kernel.ntk import empirical_ntk
+from kernel.taps import per_example_gradients
 from tests.small_networks import CLASSES, SHAPE, build
 
 pytest.importorskip("torch2jax")
@@ -189,7 +189,7 @@ FINAL: dict[str, Callable[[Any, Tensor], Tensor]] = {
 def test_a_refusal_for_what_the_network_does_is_final(
     reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(second_route, "convert")  # to fall back would be an AttributeError
+    monkeypatch.delattr(trace, "convert")  # to fall back would be an AttributeError
     with pytest.raises(BridgeError) as caught:
         mirror(seeded(lambda: Made(FINAL[reason])), images(2))
     assert not isinstance(caught.value, ExportError)

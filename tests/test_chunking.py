@@ -11,17 +11,13 @@ import torch
 from torch import nn
 
 from bridge.trace import mirror
-from kernel.engine import chunking
-from kernel.engine.chunking import passing_chunk, planned, sketch_chunk
-from kernel.engine.plan import GIB, plan
-from kernel.engine.problem import CHUNK, Request, cast, problem_of
-from kernel.engine.sketches import sketch_bytes
-from kernel.engine.spare import Spare
+from kernel import contract
+from kernel.contract import Spare, passing_chunk, planned, sketch_bytes, sketch_chunk
 from kernel.errors import KernelError
-from kernel.layers.observing import Part
-from kernel.layers.passes import compute, compute_shape
+from kernel.jacobian import Part, compute, compute_shape
+from kernel.model import cores
 from kernel.ntk import empirical_ntk
-from kernel.products import cores
+from kernel.plan import CHUNK, GIB, Request, cast, plan, problem_of
 from tests.engine_networks import CLASSES, SHAPE, images, model
 from tests.kernel_cases import mlp
 
@@ -76,7 +72,7 @@ def test_a_chunk_asked_for_is_kept():
 
 
 def test_a_device_and_several_have_their_own(monkeypatch):
-    monkeypatch.setattr(chunking, "mesh_unless_host", lambda _: "a mesh")
+    monkeypatch.setattr(contract, "mesh_unless_host", lambda _: "a mesh")
     assert planned(problem(5000), PLENTY).chunk == CHUNK * cores()
 
 

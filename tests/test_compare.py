@@ -5,12 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines.compare import compare
 from pipelines.errors import PipelineError
-from pipelines.query import query
+from pipelines.query import compare, query
 from pipelines.strategies import STRATEGIES, lookahead, needing
-from pipelines.strategies.kernel_config import KernelConfig
-from pipelines.strategies.method import NEEDS, Method
+from pipelines.strategies.base import NEEDS, Method
+from pipelines.strategies.options import KernelConfig
 from trainer.networks import build
 
 LABELLED = {3: 0, 8: 1, 15: 2, 20: 1}

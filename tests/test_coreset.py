@@ -9,7 +9,7 @@ from skactiveml.pool import k_greedy_center
 from pipelines.query import query
 from pipelines.strategies.coreset import farthest
 from trainer.networks import build
-from trainer.penultimate import find_head, predictions
+from trainer.predict import find_head, predictions
 
 POINTS = np.array([[0, 0], [1, 0], [5, 0], [0, 4], [9, 9]], float)
 

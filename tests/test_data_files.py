@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer.data import load
+from trainer.data import load, read_idx
 from trainer.errors import DataError, UnknownNameError
-from trainer.files import check_files
-from trainer.idx import read_idx
+from trainer.image_files import check_files
 from trainer.torchvision_compat import torchvision
 
 FOLDERS = ["mnist", "fashion_mnist", "svhn", "cifar10", "cifar100", "caltech101"]

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from bridge.trace import mirror
-from kernel.engine import ahead
+from kernel import plan
 from kernel.errors import KernelError
-from kernel.layers.diagnosis import not_finite
 from kernel.model import Model
 from kernel.ntk import empirical_ntk
+from kernel.taps import not_finite
 from tests.kernel_cases import mlp
 
 CLASSES = 2
@@ -106,7 +106,7 @@ def test_a_function_without_taps(rng):
 
 
 def test_a_kernel_says_it(chain, monkeypatch):
-    monkeypatch.setattr(ahead, "cores", lambda: 1)
+    monkeypatch.setattr(plan, "cores", lambda: 1)
     broken = changed(chain, middle_weight=0.0, middle_bias=0.0)
     with pytest.raises(KernelError, match=r"images \[0, 1, 2\].*comes back to the layer 'middle'"):
         empirical_ntk(broken, images(5), chunk=3)

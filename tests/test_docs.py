@@ -17,7 +17,7 @@ import tyro
 from kernel.errors import KernelError
 from pipelines import digits, run
 from tests.docs_pages import PAGES, ROOT, blocks, commands, modules
-from trainer.train_config import TrainConfig
+from trainer.config import TrainConfig
 
 # A page of which another test runs every block, in processes of their own.
 OWN_MODEL = ROOT / "docs" / "own-model.md"

@@ -10,7 +10,7 @@ from kernel.errors import KernelError
 from pipelines import cli, digits, dry_run
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
-from pipelines.strategies.kernel_config import KernelConfig
+from pipelines.strategies.options import KernelConfig
 from trainer import data
 from trainer.errors import TrainerError
 

@@ -16,18 +16,17 @@ from scipy.special import softmax
 from torch import nn
 
 from bridge.trace import mirror
-from kernel.dynamics.criterion import measure
+from kernel.dynamics import measure
 from pipelines import digits, dry_run, run
-from pipelines.compare import compare
 from pipelines.config import ADDED, RunConfig
 from pipelines.errors import PipelineError
-from pipelines.query import query
-from pipelines.strategies import STRATEGIES, dynamical, situation
-from pipelines.strategies.dynamics_config import DynamicsConfig
+from pipelines.query import compare, query
+from pipelines.strategies import STRATEGIES, base, dynamical
+from pipelines.strategies.options import DynamicsConfig
 from tests.dynamics_cases import by_hand
+from trainer.config import TrainConfig
 from trainer.errors import UnknownNameError
 from trainer.predict import logits
-from trainer.train_config import TrainConfig
 
 # the strategy
 
@@ -147,7 +146,7 @@ def test_candidates_go_through_the_mirror_alone(subject, monkeypatch):
         seen.append(len(images))
         return logits(network, images)
 
-    monkeypatch.setattr(situation, "logits", watched)
+    monkeypatch.setattr(base, "logits", watched)
     alone = ask(subject)
     assert seen == [len(LABELLED)]
     model, images, own = subject

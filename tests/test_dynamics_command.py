@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from scipy import stats
 
-from bridge.export import weights_of
+from bridge.weights import weights_of
 from experiments.dynamics import __main__ as command_line
 from experiments.dynamics import report
 from experiments.dynamics import run as measuring
@@ -29,9 +29,8 @@ from kernel.errors import KernelError
 from pipelines import cli, json_io, record
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
-from pipelines.seeds import generator
-from pipelines.stages import Stages
-from pipelines.strategies.dynamics_config import DynamicsConfig
+from pipelines.progress import Stages, generator
+from pipelines.strategies.options import DynamicsConfig
 from tests.kernel_cases import one_hot, scalar_kernel
 from trainer.errors import TrainerError
 from trainer.fit import TrainConfig, fit

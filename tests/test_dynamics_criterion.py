@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from kernel.dynamics.cost import peak_bytes
-from kernel.dynamics.criterion import Measured, cotangents, joined, measure
-from kernel.dynamics.dissimilar import dissimilar
-from kernel.dynamics.gradients import squared_length, total
+from kernel.dynamics import Measured, cotangents, dissimilar, joined, measure
 from kernel.errors import KernelError
+from kernel.estimate import dynamics_peak_bytes
+from kernel.gradients import squared_length, total
 from tests.dynamics_cases import by_hand
 from tests.engine_networks import images, model, plain
 from tests.kernel_cases import mlp
@@ -223,7 +222,7 @@ def test_memory_does_not_grow_with_candidates_times_parameters(problem):
     image = jax.ShapeDtypeStruct((FEATURES,), "float64")
 
     def needed(candidates, sketch=None):
-        return peak_bytes(problem[0], image, L, candidates, 1024, sketch, 16)
+        return dynamics_peak_bytes(problem[0], image, L, candidates, 1024, sketch, 16)
 
     kept = 16 * (C + 2) * (50_000 - 1024)
     assert needed(50_000) - needed(1024) == kept

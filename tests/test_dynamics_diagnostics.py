@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kernel.dynamics import alignment, envelope, ratio
-from kernel.dynamics.bound import bound
-from kernel.dynamics.criterion import cotangents, measure
-from kernel.dynamics.gradients import total
-from kernel.dynamics.kendall import kendall
-from kernel.dynamics.mmd import between_images, mmd, normalised
+from kernel import diagnostics
+from kernel.covariance import Kernel
+from kernel.diagnostics import between_images, bound, kendall, mmd, normalised
+from kernel.dynamics import cotangents, measure
 from kernel.errors import KernelError, SingularKernelError
-from kernel.ntk import Kernel, empirical_ntk
+from kernel.gradients import total
+from kernel.ntk import empirical_ntk
 from tests.kernel_cases import full_kernel, linear_model, mlp, one_hot, scalar_kernel
 
 IMAGES, FEATURES, CLASSES, LABELLED = 9, 4, 3, 3
@@ -63,19 +62,19 @@ def test_energies_of_the_full_kernel_are_squared_gradients(case, rng, which):
         "alignment": case.targets,
     }[which]
     sets = random_sets(rng, 6)
-    found = alignment.energies(alignment.interactions(case.full, vectors), sets)
+    found = diagnostics.energies(diagnostics.interactions(case.full, vectors), sets)
     for members, energy in zip(sets, found, strict=True):
         places = np.flatnonzero(members)
         literal = np.sum(case.gradient(vectors, places) ** 2)
         np.testing.assert_allclose(energy, literal, rtol=1e-10)
-        own = alignment.energy_of(case.model, case.images[places], vectors[places], chunk=2)
+        own = diagnostics.energy_of(case.model, case.images[places], vectors[places], chunk=2)
         np.testing.assert_allclose(own, literal, rtol=1e-10)
 
 
 def test_energies_of_a_scalar_kernel_are_traces(rng):
     kernel, vectors = scalar_kernel(IMAGES, rng), rng.normal(size=(IMAGES, CLASSES))
     sets = random_sets(rng, 5)
-    found = alignment.energies(alignment.interactions(kernel, vectors), sets)
+    found = diagnostics.energies(diagnostics.interactions(kernel, vectors), sets)
     for members, energy in zip(sets, found, strict=True):
         own = vectors[members]
         literal = np.trace(own.T @ kernel.values[np.ix_(members, members)] @ own)
@@ -87,7 +86,9 @@ def test_a_scalar_kernel_and_the_full_one_that_it_stands_for_agree(rng):
     whole = np.einsum("ij,cd->icjd", kernel.values, np.eye(CLASSES))
     whole = Kernel(np.ascontiguousarray(whole), "float64")
     np.testing.assert_allclose(
-        alignment.interactions(kernel, vectors), alignment.interactions(whole, vectors), atol=1e-12
+        diagnostics.interactions(kernel, vectors),
+        diagnostics.interactions(whole, vectors),
+        atol=1e-12,
     )
 
 
@@ -103,14 +104,14 @@ def test_training_dynamics_are_how_fast_the_loss_falls(case):
 
     step = 1e-5
     rate = (loss(-step) - loss(step)) / (2 * step)
-    np.testing.assert_allclose(alignment.energy_of(case.model, case.images, own), rate, rtol=1e-6)
+    np.testing.assert_allclose(diagnostics.energy_of(case.model, case.images, own), rate, rtol=1e-6)
 
 
 def test_vectors_of_another_kernel_are_refused(rng):
     with pytest.raises(KernelError, match=r"shape \(4, 3\) for a kernel of 5 "):
-        alignment.interactions(scalar_kernel(5, rng), np.zeros((4, 3)))
+        diagnostics.interactions(scalar_kernel(5, rng), np.zeros((4, 3)))
     with pytest.raises(KernelError, match=r"shape \(5, 2\) for a kernel of 5 × 3"):
-        alignment.interactions(full_kernel(5, 3, rng), np.zeros((5, 2)))
+        diagnostics.interactions(full_kernel(5, 3, rng), np.zeros((5, 2)))
 
 
 # --- MMD
@@ -200,7 +201,7 @@ def test_alignment_and_bound_are_tied_by_kantorovich(rng):
     for _ in range(20):
         kernel, targets = scalar_kernel(7, rng), one_hot(rng.integers(3, size=7), 3)
         found = bound(kernel, targets)
-        energy = alignment.interactions(kernel, targets).sum() * 7 * found.value**2 / 2
+        energy = diagnostics.interactions(kernel, targets).sum() * 7 * found.value**2 / 2
         low, high = found.smallest, found.largest
         factor = (high + low) ** 2 / (4 * high * low)
         assert 7**2 * (1 - 1e-9) <= energy <= factor * 7**2 * (1 + 1e-9)
@@ -233,15 +234,15 @@ def test_flow_is_the_training_of_a_linear_model(rng):
     weights = np.asarray(model.params["weight"])
     residual = images @ weights.T - targets
     kernel = empirical_ntk(model, images, "full", precision="float64")
-    seen = envelope.spectrum(kernel, residual)
+    seen = diagnostics.residual_spectrum(kernel, residual)
     steps, time = 20_000, 0.4
     for _ in range(steps):
         weights = weights - time / steps * (images @ weights.T - targets).T @ images
     left = np.sum((images @ weights.T - targets) ** 2)
-    found = envelope.flow(seen, np.array([0.0, time]))
+    found = diagnostics.flow(seen, np.array([0.0, time]))
     np.testing.assert_allclose(found.error, [np.sum(residual**2), left], rtol=1e-3)
     scalar = empirical_ntk(model, images, "trace", precision="float64")
-    again = envelope.flow(envelope.spectrum(scalar, residual), np.array([0.0, time]))
+    again = diagnostics.flow(diagnostics.residual_spectrum(scalar, residual), np.array([0.0, time]))
     np.testing.assert_allclose(again.error, found.error, rtol=1e-8)
 
 
@@ -249,9 +250,9 @@ def test_flow_against_the_matrix_exponential_and_within_its_limits(rng):
     from scipy.linalg import expm
 
     kernel, residual = scalar_kernel(6, rng), rng.normal(size=(6, 3))
-    seen = envelope.spectrum(kernel, residual)
+    seen = diagnostics.residual_spectrum(kernel, residual)
     times = np.array([0.0, 0.01, 0.05, 0.3])
-    found = envelope.flow(seen, times)
+    found = diagnostics.flow(seen, times)
     for number, t in enumerate(times):
         expected = np.trace(residual.T @ expm(-2 * t * kernel.values) @ residual)
         assert found.error[number] == pytest.approx(expected, rel=1e-8)
@@ -260,19 +261,19 @@ def test_flow_against_the_matrix_exponential_and_within_its_limits(rng):
         assert ends[1] <= found.lower[number] * (1 + 1e-12)
     assert (found.lower <= found.error * (1 + 1e-12)).all()
     assert (found.error <= found.upper * (1 + 1e-12)).all()
-    energy = alignment.interactions(kernel, residual).sum()
+    energy = diagnostics.interactions(kernel, residual).sum()
     assert seen.alignment == pytest.approx(energy)
-    fall = (found.error[0] - envelope.flow(seen, np.array([1e-9])).error[0]) / 1e-9
+    fall = (found.error[0] - diagnostics.flow(seen, np.array([1e-9])).error[0]) / 1e-9
     assert fall == pytest.approx(2 * energy, rel=1e-4)
 
 
 def test_descent_against_its_steps_and_within_the_limits_by_alignment(rng):
     kernel, residual = scalar_kernel(6, rng), rng.normal(size=(6, 3))
-    seen = envelope.spectrum(kernel, residual)
+    seen = diagnostics.residual_spectrum(kernel, residual)
     rate = 1 / float(seen.values[-1])
     steps = np.arange(8)
-    found = envelope.descent(seen, rate, steps)
-    left, energy = residual, alignment.interactions(kernel, residual).sum()
+    found = diagnostics.descent(seen, rate, steps)
+    left, energy = residual, diagnostics.interactions(kernel, residual).sum()
     for t in steps:
         assert found.error[t] == pytest.approx(np.sum(left**2))
         left = left - rate * kernel.values @ left
@@ -281,17 +282,17 @@ def test_descent_against_its_steps_and_within_the_limits_by_alignment(rng):
     assert (found.lower <= found.error * (1 + 1e-12)).all()
     assert (found.error <= found.upper * (1 + 1e-12)).all()
     with pytest.raises(KernelError, match="the limits hold for a product above 0 and up to 1"):
-        envelope.descent(seen, 1.01 * rate, steps)
+        diagnostics.descent(seen, 1.01 * rate, steps)
 
 
 def test_envelopes_refuse_what_cannot_be(rng):
-    seen = envelope.spectrum(scalar_kernel(4, rng), rng.normal(size=(4, 2)))
+    seen = diagnostics.residual_spectrum(scalar_kernel(4, rng), rng.normal(size=(4, 2)))
     with pytest.raises(KernelError, match="a time of -1"):
-        envelope.flow(seen, np.array([0.0, -1.0]))
+        diagnostics.flow(seen, np.array([0.0, -1.0]))
     with pytest.raises(KernelError, match="a step -2"):
-        envelope.descent(seen, 1e-6, np.array([-2]))
+        diagnostics.descent(seen, 1e-6, np.array([-2]))
     with pytest.raises(KernelError, match="3 rows of residuals for a kernel of 4"):
-        envelope.spectrum(scalar_kernel(4, rng), np.zeros((3, 2)))
+        diagnostics.residual_spectrum(scalar_kernel(4, rng), np.zeros((3, 2)))
 
 
 # --- the approximation ratio
@@ -315,10 +316,10 @@ def test_ratios_against_the_literal_definition(case, rng):
         case.model, case.images[candidates], case.logits[candidates], direction, "cross_entropy"
     )
     squares = [
-        alignment.energy_of(case.model, case.images[candidates[m]], pseudo[candidates[m]])
+        diagnostics.energy_of(case.model, case.images[candidates[m]], pseudo[candidates[m]])
         for m in sets
     ]
-    found = ratio.ratios(seen.delta(), seen.inner, np.array(squares), sets)
+    found = diagnostics.ratios(seen.delta(), seen.inner, np.array(squares), sets)
     np.testing.assert_allclose(found.each, expected, rtol=1e-9)
     assert found.median == pytest.approx(np.median(expected))
     alone = [sum(gain([u]) for u in candidates[members]) for members in sets]
@@ -333,8 +334,10 @@ def test_the_ratio_of_one_image_is_one(case):
     seen = measure(
         case.model, case.images[candidates], case.logits[candidates], direction, "cross_entropy"
     )
-    squares = [alignment.energy_of(case.model, case.images[[u]], pseudo[[u]]) for u in candidates]
-    found = ratio.ratios(seen.delta(), seen.inner, np.array(squares), np.eye(len(candidates)) > 0)
+    squares = [diagnostics.energy_of(case.model, case.images[[u]], pseudo[[u]]) for u in candidates]
+    found = diagnostics.ratios(
+        seen.delta(), seen.inner, np.array(squares), np.eye(len(candidates)) > 0
+    )
     np.testing.assert_allclose(found.each, 1, rtol=1e-12)
     assert found.of_means == pytest.approx(1)
 
@@ -342,22 +345,22 @@ def test_the_ratio_of_one_image_is_one(case):
 def test_orthogonal_gradients_without_a_labelled_one_add_up(rng):
     norms = rng.uniform(1, 2, size=6)
     sets = random_sets(rng, 4, 6, 3)
-    found = ratio.ratios(norms, np.zeros(6), sets @ norms, sets)
+    found = diagnostics.ratios(norms, np.zeros(6), sets @ norms, sets)
     np.testing.assert_allclose(found.each, 1)
 
 
 def test_alike_gradients_add_up_to_less_than_together():
     """b copies of one gradient: Σ Δ = b‖g‖² and Δ = b²‖g‖², hence R = 1/b."""
-    found = ratio.ratios(np.ones(4), np.zeros(4), np.array([16.0]), np.ones((1, 4), bool))
+    found = diagnostics.ratios(np.ones(4), np.zeros(4), np.array([16.0]), np.ones((1, 4), bool))
     assert found.each == pytest.approx(0.25)
 
 
 def test_a_ratio_of_nothing_is_no_number():
     sets = np.eye(2) > 0
-    found = ratio.ratios(np.array([0.0, 3.0]), np.zeros(2), np.array([0.0, 3.0]), sets)
+    found = diagnostics.ratios(np.array([0.0, 3.0]), np.zeros(2), np.array([0.0, 3.0]), sets)
     np.testing.assert_array_equal(np.isnan(found.each), [True, False])
     assert found.median == found.of_means == 1
-    nothing = ratio.ratios(np.zeros(2), np.zeros(2), np.zeros(2), sets)
+    nothing = diagnostics.ratios(np.zeros(2), np.zeros(2), np.zeros(2), sets)
     assert np.isnan([nothing.median, nothing.of_means]).all()
 
 
@@ -372,7 +375,7 @@ def test_tau_of_dynamics_and_alignment_against_scipy_on_literal_ones(case, rng):
         for vectors in (residual, case.targets)
     ]
     one, other = [
-        alignment.energies(alignment.interactions(case.full, vectors), sets)
+        diagnostics.energies(diagnostics.interactions(case.full, vectors), sets)
         for vectors in (residual, case.targets)
     ]
     found = kendall(one, other, np.random.default_rng(1), resamples=300)

@@ -5,19 +5,13 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from kernel.dynamics import squares
-from kernel.dynamics.gradients import (
-    along,
-    lengths_and_products,
-    norms,
-    squared_length,
-    total,
-)
-from kernel.dynamics.sketches import folded, folding
+from kernel import gradients as squares
+from kernel.dynamics import folded, folding
 from kernel.errors import KernelError
-from kernel.layers.rules import ELEMENTWISE
-from kernel.layers.units import Unit, units
+from kernel.gradients import along, lengths_and_products, norms, squared_length, total
 from kernel.model import Model
+from kernel.param_groups import Unit, units
+from kernel.taps import ELEMENTWISE
 from tests.engine_networks import (
     CLASSES,
     NETWORKS,
@@ -296,7 +290,7 @@ def test_weights_that_are_not_finite_are_named():
 
 def test_a_sum_that_is_not_finite_though_its_parts_are(rng, monkeypatch):
     own = linear_model(2, 2, rng)
-    monkeypatch.setattr("kernel.dynamics.gradients.norms", lambda *_, **__: np.ones(2))
+    monkeypatch.setattr("kernel.gradients.norms", lambda *_, **__: np.ones(2))
     with pytest.raises(KernelError, match="2 images are finite and their sum is not"):
         total(own, np.full((2, 2), 1e200), np.full((2, 2), 1e200), chunk=2)
 

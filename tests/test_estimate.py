@@ -4,13 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from kernel.engine.ahead import shared
-from kernel.engine.plan import GIB, chunk_bytes, plan
-from kernel.engine.problem import Request, cast, problem_of
 from kernel.errors import KernelError
 from kernel.estimate import Estimate, estimate, posterior_seconds
-from kernel.ntk import gram
-from kernel.pool import Sizes, decide
+from kernel.ntk import Sizes, decide, gram
+from kernel.plan import GIB, Request, cast, chunk_bytes, plan, problem_of, shared
 from tests.engine_networks import SHAPE, images, model
 from tests.kernel_cases import mlp
 

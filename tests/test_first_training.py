@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import first_training, run, training
+from pipelines import first_training, run
 from pipelines.first_training import FirstTrainings
 from pipelines.record import only_writer
 from pipelines.sequential import run as sequential
@@ -24,13 +24,13 @@ def shared(tmp_path):
 @pytest.fixture
 def fits(monkeypatch):
     """How many trainings there were."""
-    calls, real = [], training.fit
+    calls, real = [], run.fit
 
     def counted(*arguments):
         calls.append(arguments)
         return real(*arguments)
 
-    monkeypatch.setattr(training, "fit", counted)
+    monkeypatch.setattr(run, "fit", counted)
     return calls
 
 

@@ -9,13 +9,12 @@ import torch
 from torch import nn
 
 from tests.fit_cases import generator, network_of, some_digits
-from trainer import augmentation, batchnorm
+from trainer import batchnorm
 from trainer import fit as fit_module
-from trainer.fit import fit
-from trainer.memory import keep_freed_blocks
+from trainer.config import TrainConfig
+from trainer.fit import fit, keep_freed_blocks
 from trainer.networks.loss_prediction import LossPrediction
 from trainer.predict import logits
-from trainer.train_config import TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +139,7 @@ def test_frozen_is_a_function_of_one_image(digits):
 
 def test_crops_are_shifts_that_repeat_the_edge():
     image = torch.arange(64.0).reshape(1, 1, 8, 8)
-    batch = augmentation.crop(image.repeat(50, 1, 1, 1), generator())
+    batch = fit_module.crop(image.repeat(50, 1, 1, 1), generator())
     padded = np.pad(image[0, 0].numpy(), 1, mode="edge")
     possible = {padded[i : i + 8, j : j + 8].tobytes() for i in range(3) for j in range(3)}
     seen = {one[0].contiguous().numpy().tobytes() for one in batch}
@@ -150,14 +149,14 @@ def test_crops_are_shifts_that_repeat_the_edge():
 def test_crops_of_the_papers_sizes_shift_by_four_pixels():
     image = torch.zeros(1, 1, 32, 32)
     image[0, 0, 16, 16] = 1
-    batch = augmentation.crop(image.repeat(500, 1, 1, 1), generator())
+    batch = fit_module.crop(image.repeat(500, 1, 1, 1), generator())
     rows = batch.sum(dim=(1, 3)).argmax(dim=1)
     assert (rows.min(), rows.max()) == (12, 20)
 
 
 def test_flips_mirror_about_half():
     image = torch.arange(12.0).reshape(1, 1, 3, 4)
-    batch = augmentation.flip(image.repeat(200, 1, 1, 1), generator())
+    batch = fit_module.flip(image.repeat(200, 1, 1, 1), generator())
     mirrored = (batch == image.flip(-1)).all(dim=(1, 2, 3))
     assert ((batch == image).all(dim=(1, 2, 3)) | mirrored).all()
     assert 60 < mirrored.sum() < 140

@@ -5,11 +5,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from kernel.covariance import Cross, Features, Kernel
 from kernel.errors import KernelError
-from kernel.ntk import Kernel
+from kernel.footprint import posterior_bytes
 from kernel.posterior import posterior
-from kernel.regression.footprint import posterior_bytes
-from kernel.regression.inputs import Cross, Features
 from tests.kernel_cases import random_problem
 
 CASES = {

@@ -12,7 +12,7 @@ from PIL import Image
 
 from trainer.data import load
 from trainer.errors import DataError
-from trainer.gallery import list_entries, read_headers, read_pixels
+from trainer.image_files import list_entries, read_headers, read_pixels
 
 REAL = os.environ.get("NTK_DATA_DIR", "")
 RED = (200, 30, 30)

@@ -6,15 +6,17 @@ import torch
 from torch import nn
 
 from kernel import infinite
-from kernel.architectures import (
+from kernel.covariance import Cross
+from kernel.errors import KernelError
+from kernel.infinite import (
     BIAS_STD,
     CONVOLUTION_STD,
     HEAD_STD,
     Architecture,
+    infinite_kernel,
+    infinite_rows,
+    tiling,
 )
-from kernel.errors import KernelError
-from kernel.infinite import infinite_kernel, infinite_rows, tiling
-from kernel.regression.inputs import Cross
 from trainer.networks import build
 from trainer.networks.architecture import depths_of
 
@@ -40,7 +42,7 @@ def at_width(network: nn.Module, factor: float) -> nn.Module:
 
 
 def finite_ntk(network: nn.Module, images: torch.Tensor) -> np.ndarray:
-    """In the parametrisation of `kernel.architectures`, freshly drawn; the mean over logits."""
+    """In the parametrisation of `kernel.infinite`, freshly drawn; the mean over logits."""
     scales: dict[torch.Tensor, float] = {}
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 
 from kernel.compat import nt
-from kernel.engine.plan import chunk_bytes, plan
-from kernel.engine.problem import Request, problem_of
 from kernel.errors import KernelError
-from kernel.layers.gradients import per_example_gradients
-from kernel.model import Model
-from kernel.ntk import KINDS, PROBES, cast, empirical_ntk
+from kernel.model import KINDS, PROBES, Model
+from kernel.ntk import empirical_ntk
+from kernel.plan import Request, cast, chunk_bytes, plan, problem_of
+from kernel.taps import per_example_gradients
 from tests.kernel_cases import linear_model, mlp
 
 SHAPES = [(1, 3, 4, 2), (7, 2, 3, 3), (12, 5, 8, 4)]  # examples, features, hidden, classes

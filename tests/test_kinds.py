@@ -21,9 +21,9 @@ from benchmarks.kinds_kernels import (
 )
 from benchmarks.kinds_tables import holm, mean_interval, read, tables, write
 from bridge.trace import mirror
-from kernel.layers.gradients import per_example_gradients
-from kernel.layers.sketch import fold, random_signs
+from kernel.jacobian import fold, random_signs
 from kernel.ntk import empirical_ntk
+from kernel.taps import per_example_gradients
 from trainer.networks import build, parameter_count
 
 EXAMPLES, CLASSES, SKETCH = CHUNK + 3, 4, 64

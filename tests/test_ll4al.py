@@ -12,17 +12,16 @@ from scipy.stats import spearmanr
 
 from bridge.weights import read
 from pipelines import dry_run, run, table
-from pipelines import round as rounds
+from pipelines import run as rounds
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
 from pipelines.query import query
-from pipelines.strategies.ll4al_config import LL4ALConfig
+from pipelines.strategies.options import LL4ALConfig
 from tests.test_run import comparable, small
 from trainer.errors import NetworkError
-from trainer.fit import TrainConfig, fit
+from trainer.fit import TrainConfig, fit, losses
 from trainer.networks import build
 from trainer.networks.loss_prediction import LossPrediction
-from trainer.objective import losses
 from trainer.predict import logits
 
 LABELLED = {4: 0, 17: 1, 2: 2, 21: 1, 9: 0, 11: 2}

@@ -10,19 +10,17 @@ import torch
 from torch import nn
 
 from bridge.trace import mirror
-from kernel.engine.problem import Request
+from kernel.covariance import Features, Kernel
+from kernel.footprint import posterior_bytes
 from kernel.lookahead import CRITERIA, STREAMED, outlook
-from kernel.ntk import Kernel
-from kernel.pool import Sizes, decide
+from kernel.ntk import Sizes, decide
+from kernel.plan import Request
 from kernel.posterior import posterior
-from kernel.regression.footprint import posterior_bytes
-from kernel.regression.inputs import Features
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
 from pipelines.query import query
 from pipelines.strategies import LOOK_AHEAD, STRATEGIES, lookahead
-from pipelines.strategies.kernel_config import KernelConfig
-from pipelines.strategies.lookahead_config import LookAheadConfig
+from pipelines.strategies.options import KernelConfig, LookAheadConfig
 from tests.kernel_cases import mlp, random_problem
 
 LABELLED = {4: 0, 17: 1, 2: 2, 21: 1}

@@ -7,11 +7,9 @@ from torch import nn
 
 from tests import own_network
 from trainer.errors import FitError, NetworkError
-from trainer.fit import TrainConfig, fit
+from trainer.fit import TrainConfig, fit, losses, mean_loss
 from trainer.networks import NETWORKS, build
-from trainer.networks.loss_prediction import LossPrediction, ranking_loss
-from trainer.networks.taps import find_taps
-from trainer.objective import losses, mean_loss
+from trainer.networks.loss_prediction import LossPrediction, find_taps, ranking_loss
 from trainer.predict import logits
 
 QUICK = TrainConfig(epochs=5, min_steps=0, extensions=0)

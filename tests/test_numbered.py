@@ -7,9 +7,9 @@ from torch import nn
 
 import kernel.errors
 import trainer.predict
-from pipelines.numbered import numbered
+from pipelines.progress import numbered
 from pipelines.query import query
-from pipelines.sequential.starting import start
+from pipelines.sequential.session import start
 
 LABELLED = {4: 0, 11: 1, 2: 2}
 HUGE = 3e38  # finite, and the sum of some is not

@@ -11,11 +11,8 @@ from rich.style import Style
 
 from trainer.dataset import UNLABELLED
 from trainer.errors import DataError
-from trainer.oracle import DatasetOracle
-from trainer.oracle_person import PersonOracle
-from trainer.oracle_picture import LARGE, as_blocks, as_png
-from trainer.oracle_words import Wish, understand
-from trainer.unlabelled import read_partly_labelled
+from trainer.images import read_partly_labelled
+from trainer.oracle import LARGE, DatasetOracle, PersonOracle, Wish, as_blocks, as_png, understand
 
 CATS = ("cat", "catfish", "Dog", "doll", "skip")
 

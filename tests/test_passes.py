@@ -7,16 +7,13 @@ from jax import numpy as jnp
 from jaxtyping import Array
 
 from kernel.compat import nt
-from kernel.engine.plan import chunk_bytes, plan
-from kernel.engine.problem import Request, problem_of
-from kernel.engine.store import Store
-from kernel.kinds import PROBES
-from kernel.layers.gradients import per_example_gradients
-from kernel.layers.pairs import alone, pair
-from kernel.layers.passes import Factor, Part, compute
-from kernel.layers.rules import Product
-from kernel.layers.units import Unit, units
+from kernel.contract import Store
+from kernel.jacobian import Factor, Part, alone, compute, pair
+from kernel.model import PROBES
 from kernel.ntk import empirical_ntk
+from kernel.param_groups import Unit, units
+from kernel.plan import Request, chunk_bytes, plan, problem_of
+from kernel.taps import Product, per_example_gradients
 from tests.engine_networks import (
     CLASSES,
     NETWORKS,
@@ -247,7 +244,7 @@ def test_kernels_in_every_form_and_little_memory(name, form, kind, chunk, share,
 
 def test_tiles_smaller_than_the_set_add_up(monkeypatch):
     """The last tile is padded, on the diagonal and off it."""
-    monkeypatch.setattr("kernel.engine.store._tile", lambda factor, anchors: 3)
+    monkeypatch.setattr("kernel.contract._tile", lambda factor, anchors: 3)
     forced(monkeypatch, "patches")
     kernel = empirical_ntk(model("Words"), images(7), "full", precision="float64", chunk=7)
     close(kernel.values, expected_kernel("Words", 7, "full"))

@@ -5,14 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from kernel import pool
-from kernel.engine import ahead, sweep
-from pipelines import round as play_round
-from pipelines import run, training
+from kernel import contract, ntk, plan
+from pipelines import run
+from pipelines import run as play_round
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
-from pipelines.pending import FOLDER
-from pipelines.strategies.kernel_config import KernelConfig
+from pipelines.record import FOLDER
+from pipelines.strategies.options import KernelConfig
 from trainer.fit import TrainConfig
 
 
@@ -36,7 +35,7 @@ def small(folder, **changes):
 def counted(monkeypatch):
     """Every kernel counts as long, and trainings and chunks are counted."""
     calls = {"fit": 0, "chunk": 0}
-    fit, compute = training.fit, sweep.compute
+    fit, compute = run.fit, contract.compute
 
     def counting(name, function):
         def call(*args, **kwargs):
@@ -45,10 +44,10 @@ def counted(monkeypatch):
 
         return call
 
-    monkeypatch.setattr(pool, "LONG", 0.0)
-    monkeypatch.setattr(ahead, "cores", lambda: 1)  # each chunk whole, so that they can be counted
-    monkeypatch.setattr(training, "fit", counting("fit", fit))
-    monkeypatch.setattr(sweep, "compute", counting("chunk", compute))
+    monkeypatch.setattr(ntk, "LONG", 0.0)
+    monkeypatch.setattr(plan, "cores", lambda: 1)  # each chunk whole, so that they can be counted
+    monkeypatch.setattr(run, "fit", counting("fit", fit))
+    monkeypatch.setattr(contract, "compute", counting("chunk", compute))
     return calls
 
 
@@ -62,7 +61,7 @@ def test_an_interrupted_query_goes_on(tmp_path, counted, monkeypatch):
     whole = run.run(small(tmp_path / "whole"))
     assert counted == {"fit": 2, "chunk": 3}
     assert not (tmp_path / "whole" / FOLDER).exists()
-    put = sweep.Store.put
+    put = contract.Store.put
 
     def interrupted(self, start, chunk):
         put(self, start, chunk)
@@ -71,7 +70,7 @@ def test_an_interrupted_query_goes_on(tmp_path, counted, monkeypatch):
 
     counted.update(fit=0, chunk=0)
     with monkeypatch.context() as patch:
-        patch.setattr(sweep.Store, "put", interrupted)
+        patch.setattr(contract.Store, "put", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run.run(small(tmp_path / "broken"))
     assert counted == {"fit": 1, "chunk": 2}

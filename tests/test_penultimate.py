@@ -9,8 +9,7 @@ from torch.nn import functional
 from tests import small_networks
 from trainer.errors import NetworkError
 from trainer.networks import NETWORKS, build
-from trainer.penultimate import NAMED, Head, find_head, predictions
-from trainer.predict import NotFiniteError, logits
+from trainer.predict import NAMED, Head, NotFiniteError, find_head, logits, predictions
 from trainer.torchvision_compat import torchvision
 
 

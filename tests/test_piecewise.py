@@ -4,20 +4,16 @@ import numpy as np
 import pytest
 
 from bridge.trace import mirror
-from pipelines.stages import Stages
+from pipelines.progress import Stages
 from pipelines.strategies import STRATEGIES, dynamical, needs_of
-from pipelines.strategies.albl_config import ALBLConfig
-from pipelines.strategies.bald_config import BaldConfig
-from pipelines.strategies.kernel_config import KernelConfig
-from pipelines.strategies.situating import situate
-from trainer.dropout import dropped_logits
+from pipelines.strategies.base import situate
+from pipelines.strategies.options import ALBLConfig, BaldConfig, KernelConfig
+from trainer.batchnorm import dropped_logits
+from trainer.config import TrainConfig
 from trainer.networks import build
 from trainer.networks.loss_prediction import LossPrediction
-from trainer.penultimate import find_head, predictions
-from trainer.piecewise import Piecewise
 from trainer.pool import Pool
-from trainer.predict import NotFiniteError, logits
-from trainer.train_config import TrainConfig
+from trainer.predict import NotFiniteError, Piecewise, find_head, logits, predictions
 
 SHAPE = (1, 6, 6)
 

@@ -7,15 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernel.engine import ahead
-from kernel.engine.activations import Activations
-from kernel.engine.plan import GIB, Problem, chunk_bytes, kept_bytes, plan
-from kernel.engine.progress import Progress
+from kernel import plan as plan_module
 from kernel.errors import KernelError
-from kernel.kinds import Directions
-from kernel.layers.passes import Part
-from kernel.layers.rules import Lookup, Product, Window
-from kernel.layers.units import Unit
+from kernel.jacobian import Part
+from kernel.model import Directions
+from kernel.param_groups import Unit
+from kernel.plan import GIB, Activations, Problem, Progress, chunk_bytes, kept_bytes, plan
+from kernel.taps import Lookup, Product, Window
 
 RANDOM = settings(max_examples=100, deadline=None)
 
@@ -189,7 +187,7 @@ def test_work_is_counted_as_it_is_defined(monkeypatch):
     assert unit.contracting("rows", 1, False) == 8
     assert unit.forming("rows", 1) == 40
     assert unit.kept("patches", 3) == 5 * 3 + 5 * 2 * 3
-    monkeypatch.setattr(ahead, "cores", lambda: 1)
+    monkeypatch.setattr(plan_module, "cores", lambda: 1)
     made = plan(own, 1.0, 2)
     assert own.pairs == 8  # of 16 ordered pairs
     assert made.forward_work == 40 * 4 * 3  # once forth, twice back

@@ -8,14 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernel.engine.plan import GIB
-from kernel.engine.problem import Request
+from kernel import criteria
+from kernel.covariance import Cross, Features, Kernel
 from kernel.errors import KernelError
-from kernel.lookahead import mlmoc
-from kernel.ntk import Kernel, empirical_ntk
-from kernel.pool import Sizes, decide, query_kernel
+from kernel.ntk import Sizes, decide, empirical_ntk, query_kernel
+from kernel.plan import GIB, Request
 from kernel.posterior import posterior
-from kernel.regression.inputs import Cross, Features
 from tests.engine_networks import images as image_set
 from tests.engine_networks import model as tapped
 from tests.kernel_cases import linear_model, mlp, random_problem
@@ -171,10 +169,10 @@ def test_scores_do_not_depend_on_the_form(reference, rng):
     problem = random_problem(LABELLED, CANDIDATES, CLASSES, rng)
     every = rng.permutation(CANDIDATES)
     dense, _ = ask()
-    expected = mlmoc(posterior(dense, *problem, ridge=0.1), reference)
+    expected = criteria(posterior(dense, *problem, ridge=0.1), reference)
     assert expected.min() > 0
     cross, _ = ask(sample=every)
-    found = mlmoc(posterior(cross, *problem, sample=every, ridge=0.1), reference)
+    found = criteria(posterior(cross, *problem, sample=every, ridge=0.1), reference)
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
     some = np.array([7, 2, 5])
@@ -184,7 +182,7 @@ def test_scores_do_not_depend_on_the_form(reference, rng):
     np.testing.assert_allclose(ours.covariance.dense(), theirs.covariance.dense(), atol=1e-10)
     np.testing.assert_allclose(ours.variance, theirs.variance, rtol=1e-9)
     np.testing.assert_allclose(ours.drift, theirs.drift, rtol=1e-9)
-    np.testing.assert_allclose(mlmoc(ours, reference), mlmoc(theirs, reference), rtol=1e-9)
+    np.testing.assert_allclose(criteria(ours, reference), criteria(theirs, reference), rtol=1e-9)
 
 
 def test_float32_is_the_precision_of_the_result(rng):

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kernel.covariance import Kernel
 from kernel.errors import KernelError, SingularKernelError
-from kernel.ntk import Kernel
 from kernel.posterior import posterior
 from tests.kernel_cases import full_kernel, one_hot, scalar_kernel
 

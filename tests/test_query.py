@@ -6,16 +6,15 @@ import torch
 from torch import nn
 
 from bridge.errors import ParityError
-from bridge.places import At, Places
 from bridge.trace import mirror
-from bridge.twin import twin
-from kernel.engine.tf32 import product_error
+from bridge.twin import At, Places, twin
 from kernel.errors import KernelError
-from kernel.ntk import KINDS
+from kernel.model import KINDS
+from kernel.sharded import product_error
 from pipelines.errors import PipelineError
 from pipelines.query import query
 from pipelines.strategies import STRATEGIES, needing
-from pipelines.strategies.kernel_config import KernelConfig
+from pipelines.strategies.options import KernelConfig
 from trainer.errors import DataError, NetworkError, TrainerError
 
 

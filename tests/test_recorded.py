@@ -17,7 +17,7 @@ from pipelines import record
 from pipelines.audit.config import AuditConfig
 from pipelines.config import ADDED
 from pipelines.sequential.config import SequentialConfig
-from pipelines.strategies.kernel_config import KernelConfig
+from pipelines.strategies.options import KernelConfig
 from tests.sweep_cases import SMALL, STUDY
 
 RANDOM = Trial("digits", "random", 0, canonical(dataclasses.replace(SMALL, strategy="random")))

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from bridge.certificate import DETAILS, Certificate
+from bridge.parity import DETAILS, Certificate
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
 from pipelines.report import find, report, show

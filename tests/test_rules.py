@@ -9,11 +9,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from jax import numpy as jnp
 
-from bridge.nodes import Node, Ref, Weight
-from bridge.rules import rule
-from kernel.layers.pairs import alone, pair
-from kernel.layers.passes import Factor
-from kernel.layers.rules import Lookup, Product, Window
+from bridge.program import Node, Ref, Weight, rule
+from kernel.jacobian import Factor, alone, pair
+from kernel.taps import Lookup, Product, Window
 
 # every geometry is compiled anew: few of them, the same ones every time, and none to shrink
 RANDOM = settings(
@@ -123,7 +121,7 @@ def test_pieces_put_together_are_the_whole(case, size, seed):
 
 
 def factors(layer: Product, form: str, images, deltas, square: bool) -> Factor:
-    """As `kernel.layers.passes` lays them out, from single images."""
+    """As `kernel.jacobian` lays them out, from single images."""
     shape = layer.pixels if form == "pixels" else lambda x: layer.patches(x)[0].T
     left = np.stack([np.asarray(shape(jnp.asarray(x))) for x in images], axis=-2)
     right = np.stack([np.asarray(layer.cotangents(jnp.asarray(d))) for d in deltas])

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from pipelines import digits, preparation, record, run, table
+from pipelines import digits, record, run, table
 from pipelines.errors import PipelineError
 from pipelines.strategies import STRATEGIES, needing
-from pipelines.strategies.kernel_config import KernelConfig
+from pipelines.strategies.options import KernelConfig
 from trainer import data
 from trainer.dataset import Dataset, moments
 from trainer.errors import NetworkError, TrainerError
@@ -162,7 +162,7 @@ def test_duplicates_of_labelled_images_are_never_queried_first(tmp_path, monkeyp
     labels = np.tile(np.arange(20) % 2, 2).astype(np.int64)
     mean, std = moments(images)
     twice = Dataset("twice", images, labels, images, labels, ("a", "b"), mean, std, True)
-    monkeypatch.setattr(preparation.data, "load", lambda *args, **options: twice)
+    monkeypatch.setattr(run.data, "load", lambda *args, **options: twice)
     result = run.run(small(tmp_path, initial=12, query=4, subset=None, cycles=1))
     line = result.rounds[0]
     known = {index % 20 for index in line["initial"]["indices"]}

@@ -6,19 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from kernel import pool
-from kernel.engine import ahead, sketches, sweep
-from kernel.engine.plan import Pass, Plan, Problem, plan
-from kernel.engine.problem import Request, problem_of
-from kernel.engine.progress import Progress
-from kernel.engine.scratch import Scratch, key_of
-from kernel.kinds import directions
-from kernel.layers.passes import Part
-from kernel.layers.units import units
-from kernel.model import Model
-from kernel.ntk import Kernel
-from kernel.pool import query_kernel
-from kernel.regression.inputs import Cross, Features
+from kernel import contract, ntk
+from kernel import plan as plan_module
+from kernel.contract import Scratch, key_of
+from kernel.covariance import Cross, Features, Kernel
+from kernel.jacobian import Part
+from kernel.model import Model, directions
+from kernel.ntk import query_kernel
+from kernel.param_groups import units
+from kernel.plan import Pass, Plan, Problem, Progress, Request, plan, problem_of
 from tests.engine_networks import CLASSES, SHAPE, images, model
 
 COUNT, ANCHORS, CHUNK, THREADS = 9, 5, 4, 2
@@ -71,13 +67,13 @@ class Counted:
 
 @pytest.fixture(autouse=True)
 def two_cores(monkeypatch):
-    monkeypatch.setattr(ahead, "cores", lambda: THREADS)
+    monkeypatch.setattr(plan_module, "cores", lambda: THREADS)
 
 
 @pytest.fixture
 def chunks(monkeypatch) -> Counted:
-    counted = Counted(sweep.compute)
-    monkeypatch.setattr(sweep, "compute", counted)
+    counted = Counted(contract.compute)
+    monkeypatch.setattr(contract, "compute", counted)
     return counted
 
 
@@ -86,7 +82,7 @@ def swept(
 ):
     wanted = problem(anchors)
     made, stop = several_passes(wanted), Interruption(after)
-    values = sweep.sweep(
+    values = contract.sweep(
         own or model("Words"), images(COUNT), wanted, made, Progress(wanted, made, stop), scratch
     )
     assert stop.share == pytest.approx(1)  # what was done before is told too
@@ -153,14 +149,14 @@ def test_what_is_left_is_no_larger_than_the_kernel(tmp_path):
 
 
 def test_sketches_go_on_from_every_chunk(monkeypatch, tmp_path):
-    counted = Counted(sketches.sketched)
-    monkeypatch.setattr(sketches, "sketched", counted)
+    counted = Counted(contract.sketched)
+    monkeypatch.setattr(contract, "sketched", counted)
     own = problem(COUNT)._replace(directions=directions("trace", CLASSES))
 
     def run(name: str, key: str = "key", after: int | None = None):
         stop, rng = Interruption(after), np.random.default_rng(1)
         scratch = Scratch(tmp_path / name, key)
-        found = sketches.sketches(model("Words"), images(COUNT), own, 5, CHUNK, rng, stop, scratch)
+        found = contract.sketches(model("Words"), images(COUNT), own, 5, CHUNK, rng, stop, scratch)
         return tuple(np.array(array) for array in found), stop.calls
 
     expected, calls = run("whole")
@@ -186,12 +182,12 @@ def arrays(given: Kernel | Features | Cross) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("form", ["dense", "cross", "features"])
 def test_a_query_goes_on_where_it_stood(form, monkeypatch, tmp_path):
-    monkeypatch.setattr(pool, "LONG", 0.0)
-    counted = Counted(sketches.sketched if form == "features" else sweep.compute)
+    monkeypatch.setattr(ntk, "LONG", 0.0)
+    counted = Counted(contract.sketched if form == "features" else contract.compute)
     if form == "features":
-        monkeypatch.setattr(sketches, "sketched", counted)
+        monkeypatch.setattr(contract, "sketched", counted)
     else:
-        monkeypatch.setattr(sweep, "compute", counted)
+        monkeypatch.setattr(contract, "compute", counted)
     options = {
         "dense": {},
         "cross": {"sample": np.array([4, 1])},

@@ -8,15 +8,20 @@ import pytest
 
 from bridge.errors import BridgeError
 from bridge.weights import Weights
+from kernel.covariance import Cross, Kernel
 from kernel.lookahead import CRITERIA, Options
-from kernel.ntk import Kernel
-from kernel.regression.inputs import Cross
 from pipelines.errors import PipelineError
 from pipelines.sequential import Asker, Exhausted, learner
-from pipelines.sequential.grounds import Event, Grounds
-from pipelines.sequential.learner import Answer, Learner
-from pipelines.sequential.linearised import Linearisation
-from pipelines.sequential.views import NAMES, Plain, viewer
+from pipelines.sequential.learner import (
+    NAMES,
+    Answer,
+    Event,
+    Grounds,
+    Learner,
+    Linearisation,
+    Plain,
+    viewer,
+)
 from tests.kernel_cases import all_forms, full_kernel, one_hot, random_features
 
 LABELLED, CANDIDATES, TESTS, CLASSES = 6, 40, 9, 3

@@ -16,17 +16,18 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from bridge.export import weights_of
+from bridge.weights import weights_of
 from pipelines.config import ADDED
 from pipelines.errors import PipelineError
 from pipelines.report import report
-from pipelines.round import Bridge
-from pipelines.sequential import __main__, journal, run, show
-from pipelines.sequential import training as sequential_training
-from pipelines.sequential.asker import Asker
+from pipelines.run import Bridge
+from pipelines.sequential import __main__, display, run
+from pipelines.sequential import config as journal_module
+from pipelines.sequential import run as sequential_training
 from pipelines.sequential.config import SequentialConfig
 from pipelines.sequential.run import run as carry_out
-from pipelines.strategies.lookahead_config import LookAheadConfig
+from pipelines.sequential.session import Asker
+from pipelines.strategies.options import LookAheadConfig
 from tests.sequential_cases import comparable, config
 from trainer import data
 from trainer.errors import DataError, UnknownNameError
@@ -34,7 +35,7 @@ from trainer.errors import DataError, UnknownNameError
 ROOT = Path(__file__).parent.parent
 
 
-def same(first: journal.Journal, second: journal.Journal) -> bool:
+def same(first: journal_module.Journal, second: journal_module.Journal) -> bool:
     return comparable(first.answers) == comparable(second.answers) and comparable(
         first.run.rounds
     ) == comparable(second.run.rounds)
@@ -58,19 +59,19 @@ def _one_mirror(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> journal.Journal:
+def whole(tmp_path_factory) -> journal_module.Journal:
     return carry_out(config(tmp_path_factory.mktemp("whole") / "run"))
 
 
 def test_a_run_begun_before_a_setting_existed_goes_on(tmp_path):
     now = json.loads(json.dumps(config(tmp_path).record()))
     before = {name: value for name, value in now.items() if name not in ADDED}
-    begun = journal.open_journal(tmp_path, before)
+    begun = journal_module.open_journal(tmp_path, before)
     begun.add({"number": 0, "round": None, "image": 3, "label": 1})
-    assert journal.open_journal(tmp_path, now).answers == begun.answers
+    assert journal_module.open_journal(tmp_path, now).answers == begun.answers
     changed = now | {"lookahead": now["lookahead"] | {"beta": 1.0}}
     with pytest.raises(PipelineError, match=r"lookahead.beta is 10.0 there, 1.0 here"):
-        journal.open_journal(tmp_path, changed)
+        journal_module.open_journal(tmp_path, changed)
 
 
 def test_the_record_of_a_run(whole):
@@ -95,7 +96,7 @@ def test_the_record_of_a_run(whole):
     assert whole.run.complete
     files = {path.name for path in whole.run.path.iterdir() if path.name != ".lock"}
     assert files == {
-        *("config.json", "environment.json", "rounds.jsonl", "answers.jsonl"),
+        *("journal_module.json", "environment.json", "rounds.jsonl", "answers.jsonl"),
         *("curve.csv", "curve.png", "weights-002.safetensors"),
     }
     table = pd.read_csv(whole.run.path / "curve.csv")
@@ -135,7 +136,7 @@ def test_killed_at_random_moments_no_answer_is_lost(tmp_path):
     kills = [list(map(int, line.split())) for line in ended.stdout.splitlines()]
     assert all(before <= after for before, after, _ in kills), kills  # no answer is lost
     assert sum(was for *_, was in kills) >= 2, "every run ended before its moment came"
-    assert same(journal.read(tmp_path / "whole"), journal.read(tmp_path / "killed"))
+    assert same(journal_module.read(tmp_path / "whole"), journal_module.read(tmp_path / "killed"))
 
 
 class StoppedError(Exception):
@@ -165,10 +166,10 @@ def test_stopped_beside_an_answer_it_goes_on_to_the_same_end(
             if line["number"] == answer:
                 raise StoppedError
 
-        monkeypatch.setattr(show, "answered", shown)
+        monkeypatch.setattr(display, "answered", shown)
     with pytest.raises(StoppedError):
         carry_out(config(tmp_path))
-    assert len(journal.read(tmp_path).answers) == answer + 1
+    assert len(journal_module.read(tmp_path).answers) == answer + 1
     monkeypatch.undo()
     assert same(carry_out(config(tmp_path)), whole)
 
@@ -341,7 +342,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert "digits · sequential · margin · seed 0 · tests.own_network:make" in shown
     assert "2/2 image" in shown
     assert "picture:" in shown
-    settings = json.loads((tmp_path / "run" / "config.json").read_text())
+    settings = json.loads((tmp_path / "run" / "journal_module.json").read_text())
     assert settings["network_args"] == {}
     assert settings["mode"] == "sequential"
     with pytest.raises(SystemExit):
@@ -361,15 +362,15 @@ def test_the_command(tmp_path, capsys, monkeypatch):
 def test_a_line_that_was_changed_is_noticed(tmp_path, whole):
     copy = tmp_path / "run"
     copy.mkdir()
-    for name in ("config.json", "environment.json", "rounds.jsonl", "answers.jsonl"):
+    for name in ("journal_module.json", "environment.json", "rounds.jsonl", "answers.jsonl"):
         (copy / name).write_bytes((whole.run.path / name).read_bytes())
     lines = (copy / "answers.jsonl").read_text().splitlines()
     (copy / "answers.jsonl").write_text("\n".join(lines[1:]))
     with pytest.raises(PipelineError, match="does not hold answers 0, 1, 2"):
-        journal.read(copy)
+        journal_module.read(copy)
     (copy / "answers.jsonl").write_text("nonsense")
     with pytest.raises(PipelineError, match="cannot be understood"):
-        journal.read(copy)
+        journal_module.read(copy)
 
 
 def test_the_page_of_the_mode_runs(tmp_path, monkeypatch, capsys):

@@ -19,17 +19,20 @@ from torch import nn
 
 from bridge import portable
 from bridge.trace import mirror
-from kernel.engine.devices import check_processes, mesh, mesh_unless_host
-from kernel.engine.plan import Pass, plan
-from kernel.engine.problem import Request, problem_of
-from kernel.engine.progress import Progress
-from kernel.engine.scratch import Scratch
-from kernel.engine.sharded import sharded_sweep
-from kernel.engine.sharded_sketches import sharded_sketches
-from kernel.engine.sketches import sketches
-from kernel.engine.sweep import sweep
+from kernel.contract import Scratch, sketches, sweep
 from kernel.errors import KernelError
 from kernel.ntk import empirical_ntk
+from kernel.plan import (
+    Pass,
+    Progress,
+    Request,
+    check_processes,
+    mesh,
+    mesh_unless_host,
+    plan,
+    problem_of,
+)
+from kernel.sharded import sharded_sketches, sharded_sweep
 from tests.kernel_cases import mlp
 from tests.sharded_worker import CASES
 

@@ -4,9 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernel.layers.gradients import per_example_gradients
-from kernel.layers.sketch import fold, random_signs
-from kernel.ntk import KINDS, empirical_ntk
+from kernel.jacobian import fold, random_signs
+from kernel.model import KINDS
+from kernel.ntk import empirical_ntk
+from kernel.taps import per_example_gradients
 from tests.kernel_cases import mlp
 
 

@@ -7,14 +7,13 @@ from scipy.optimize import minimize
 from skactiveml.pool import uncertainty_scores
 from torch import nn
 
-from kernel.lookahead.labels import simplex_projection
+from kernel.criteria import simplex_projection
 from pipelines.errors import PipelineError
-from pipelines.stages import Stages
+from pipelines.progress import Stages
 from pipelines.strategies import STRATEGIES
-from pipelines.strategies.kernel_config import KernelConfig
-from pipelines.strategies.probabilities import probabilities
-from pipelines.strategies.situation import Situation, top
-from trainer.train_config import TrainConfig
+from pipelines.strategies.base import Situation, probabilities, top
+from pipelines.strategies.options import KernelConfig
+from trainer.config import TrainConfig
 
 # Golden values of scikit-activeml 1.0.1
 P = np.array([[0.5, 0.3, 0.2], [0.34, 0.33, 0.33], [0.9, 0.05, 0.05], [1.0, 0.0, 0.0]])

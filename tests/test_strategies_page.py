@@ -10,7 +10,7 @@ from rich.console import Console
 
 from pipelines import cli, digits
 from pipelines.config import RunConfig
-from pipelines.preparation import prepared
+from pipelines.run import prepared
 from pipelines.strategies import STRATEGIES
 from trainer import data
 

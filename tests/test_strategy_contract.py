@@ -14,21 +14,18 @@ import torch
 from bridge.trace import mirror
 from kernel.errors import KernelError
 from pipelines.errors import PipelineError
+from pipelines.progress import Stages
 from pipelines.query import query
-from pipelines.stages import Stages
 from pipelines.strategies import STRATEGIES, needing
-from pipelines.strategies.bald_config import BaldConfig
-from pipelines.strategies.baseline_config import BaselineConfig
-from pipelines.strategies.kernel_config import KernelConfig
-from pipelines.strategies.situating import situate
-from pipelines.strategies.situation import Query
+from pipelines.strategies.base import Query, situate
+from pipelines.strategies.options import BaldConfig, BaselineConfig, KernelConfig
+from trainer.config import TrainConfig
 from trainer.errors import NetworkError
 from trainer.fit import fit
 from trainer.networks import build
 from trainer.networks.loss_prediction import LossPrediction
 from trainer.pool import Pool
 from trainer.predict import logits
-from trainer.train_config import TrainConfig
 
 IMAGES, CLASSES, SHAPE = 12, 3, (1, 6, 6)  # so many images in every case: XLA compiles for it once
 LABELLED = np.array([10, 3, 7, 0])  # in the order in which they were labelled

@@ -28,8 +28,8 @@ from experiments.sweep.recorded import recorded, state
 from experiments.sweep.remaining import Durations, clock
 from experiments.sweep.sweep import plan, sweep, to_do
 from experiments.sweep.task import Outcome
-from pipelines import preparation, run, training
-from pipelines import round as play_round
+from pipelines import run
+from pipelines import run as play_round
 from pipelines.audit.config import AuditConfig
 from pipelines.errors import PipelineError
 from pipelines.record import only_writer
@@ -81,7 +81,7 @@ def test_each_record_is_that_of_a_run_by_itself(whole, tmp_path):
 
 def test_what_is_done_is_not_done_again(whole, monkeypatch):
     folder, _, _ = whole
-    monkeypatch.setattr(training, "fit", lambda *_: pytest.fail("it was trained"))
+    monkeypatch.setattr(run, "fit", lambda *_: pytest.fail("it was trained"))
     asked = config(folder, retry=False)
     assert to_do(asked, plan(asked)) == []
     summary = sweep(asked, Inline())
@@ -112,7 +112,7 @@ def test_a_run_made_by_hand_is_taken_and_gone_on_with(whole, tmp_path, monkeypat
 
 def test_an_interrupted_trial_is_gone_on_with_where_it_lies(whole, tmp_path, monkeypatch):
     folder, _, _ = whole
-    real, calls = training.fit, []
+    real, calls = run.fit, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -122,7 +122,7 @@ def test_an_interrupted_trial_is_gone_on_with_where_it_lies(whole, tmp_path, mon
 
     asked = config(tmp_path, only=("random/seed0",))
     with monkeypatch.context() as patch:
-        patch.setattr(training, "fit", interrupted)
+        patch.setattr(run, "fit", interrupted)
         with pytest.raises(KeyboardInterrupt):
             sweep(asked, Inline())
     (row,) = plan(asked)
@@ -176,7 +176,7 @@ def test_a_trial_in_other_hands_is_waited_for(tmp_path, monkeypatch):
 
 
 def test_data_are_read_once_and_the_first_network_is_trained_once(tmp_path, monkeypatch):
-    read, fit, calls = preparation.data.load, training.fit, {"read": 0, "fit": 0}
+    read, fit, calls = run.data.load, run.fit, {"read": 0, "fit": 0}
 
     def counting(name, function):
         def call(*arguments, **options):
@@ -185,8 +185,8 @@ def test_data_are_read_once_and_the_first_network_is_trained_once(tmp_path, monk
 
         return call
 
-    monkeypatch.setattr(preparation.data, "load", counting("read", read))
-    monkeypatch.setattr(training, "fit", counting("fit", fit))
+    monkeypatch.setattr(run.data, "load", counting("read", read))
+    monkeypatch.setattr(run, "fit", counting("fit", fit))
     asked = ("random/seed0", "entropy/seed0")
     sweep(config(tmp_path / "sharing", only=asked), Inline())
     assert calls == {"read": 1, "fit": 5}  # three trainings each, the first of both the same

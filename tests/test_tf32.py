@@ -3,18 +3,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernel.engine import sharded
-from kernel.engine.devices import mesh
-from kernel.engine.problem import Request, cast
-from kernel.engine.programs import contract_on
-from kernel.engine.tf32 import BLOCK, arithmetic, product_error
+from kernel import sharded
+from kernel.covariance import Cross, Kernel
 from kernel.errors import KernelError
-from kernel.kinds import PRECISIONS, Precision, dtype_of, rounding_of
-from kernel.layers.passes import Chunk
-from kernel.ntk import Kernel, empirical_ntk
-from kernel.pool import Sizes, decide
+from kernel.jacobian import Chunk
+from kernel.model import PRECISIONS, Precision, dtype_of, rounding_of
+from kernel.ntk import Sizes, decide, empirical_ntk
+from kernel.plan import Request, cast, mesh
 from kernel.posterior import DETERMINED, posterior
-from kernel.regression.inputs import Cross
+from kernel.sharded import BLOCK, arithmetic, contract_on, product_error
 from tests.kernel_cases import mlp, random_problem
 
 no_gpu = pytest.mark.skipif(jax.default_backend() == "gpu", reason="refused without a GPU only")

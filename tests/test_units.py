@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 from kernel.errors import KernelError
-from kernel.layers.rules import Lookup, Product
-from kernel.layers.units import Unit, units
 from kernel.model import Model
+from kernel.param_groups import Unit, units
+from kernel.taps import Lookup, Product
 from tests.engine_networks import NETWORKS, SHAPE, model, plain
 
 IMAGE = jax.ShapeDtypeStruct(SHAPE, "float64")

@@ -1,6 +1,6 @@
 import pytest
 
-from kernel.engine.waves import waves
+from kernel.sharded import waves
 
 
 @pytest.mark.parametrize(

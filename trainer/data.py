@@ -5,18 +5,261 @@ downloaded if it is absent. A new data set is one function and one row here.
 
 A reader is imported when it is asked for: torchvision and scikit-learn, which most of them need,
 take seconds, and a command that only prints its help or a refusal should not.
+
+Caltech-101: from torchvision's folder, or a tar of it, to a data set of one image size.
+
+There is no published split: a fifth of each class, drawn with a fixed seed, is the test set.
+
+From one IDX file, gzipped or not, to an array; nothing is written.
+
+IDX is the format of MNIST and Fashion-MNIST: two zero bytes, a type, the number of dimensions, the
+dimensions as big-endian 32-bit integers, then the bytes themselves.
+
+CIFAR-10 and CIFAR-100: from torchvision's layout, or from JPEG archives, to a data set.
+
+Every file is compared with its published MD5 before it is unpickled. JPEG is lossy: what is read
+from `cifar10-jpeg` is named so, and figures on it do not compare with those on CIFAR-10.
+
+Digits: from the 8 x 8 handwritten digits inside scikit-learn to a data set; no download.
+
+There is no published split: a fifth of each class, drawn with a fixed seed, is the test set.
+
+MNIST and Fashion-MNIST: from the four IDX files of torchvision's layout to a data set.
+
+The gzipped files are read as they are, their MD5 compared with the published ones; files that are
+not gzipped have no published checksum and are checked by their headers alone.
+
+SVHN: from torchvision's layout, two .mat files in the data directory, to a data set.
+
+Both files are compared with their published MD5 before they are read.
 """
 
+import gzip
+import math
+import struct
+import warnings
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-from trainer.dataset import Dataset, moments
-from trainer.errors import DataError
-from trainer.images import read_images
-from trainer.pixels import resize
-from trainer.tables import lookup
+import numpy as np
+import sklearn.datasets
+from jaxtyping import Int64, UInt8
+
+from trainer.dataset import Dataset, assemble, moments, stratified_split
+from trainer.errors import DataError, lookup
+from trainer.image_files import (
+    check_files,
+    check_md5,
+    data_directory,
+    ensure,
+    list_entries,
+    read_bytes,
+    read_pixels,
+    resize,
+)
+from trainer.images import DEFAULT_SIZE, read_images
+from trainer.torchvision_compat import torchvision
+
+_FOLDER = "101_ObjectCategories"
+_BACKGROUND = "BACKGROUND_Google"
+_TEST_SHARE = 0.2
+_CALTECH_SPLIT_SEED = 101
+
+
+def read_caltech101(data_dir: Path | None, image_size: int | None, *, download: bool) -> Dataset:
+    """Caltech-101 (Fei-Fei et al. 2004): 8,677 images of 101 objects, RGB, without the background.
+
+    From `caltech101/101_ObjectCategories`, or a tar that holds 101_ObjectCategories:
+    `caltech101*.tar*` in the data directory or in its folder caltech101. The shorter side is scaled
+    to image_size (64) and the image cropped to a square around its centre; grayscale images become
+    RGB.
+    """
+    directory = data_directory("caltech101", data_dir)
+    source = _find(directory)
+    if source is None:
+        ensure(
+            "caltech101",
+            directory,
+            [f"caltech101/{_FOLDER}"],
+            lambda staging: torchvision.datasets.Caltech101(staging, download=True),
+            download=download,
+        )
+        source = directory / "caltech101"
+    images = [
+        entry.parts
+        for entry in list_entries(source)
+        if not entry.folder and _FOLDER in entry.parts[:-2] and _BACKGROUND not in entry.parts
+    ]
+    if not images:
+        raise DataError(
+            f"{source} holds no {_FOLDER}/<category>/image_NNNN.jpg. Replace it by the published "
+            "Caltech-101."
+        )
+    class_names = sorted({parts[-2] for parts in images})
+    index = {name: label for label, name in enumerate(class_names)}
+    labels = np.array([index[parts[-2]] for parts in images], np.int64)
+    size = DEFAULT_SIZE if image_size is None else image_size
+    pixels = read_pixels(source, images, size, size, 3)
+    train, test = stratified_split(labels, _TEST_SHARE, np.random.default_rng(_CALTECH_SPLIT_SEED))
+    splits = [(pixels[rows], labels[rows]) for rows in (train, test)]
+    return assemble("caltech101", splits[0], splits[1], class_names, flip=True)
+
+
+def _find(directory: Path) -> Path | None:
+    folder = directory / "caltech101"
+    if (folder / _FOLDER).is_dir():
+        return folder
+    archives = [*directory.glob("caltech101*.tar*"), *folder.glob("caltech101*.tar*")]
+    return min(archives, default=None)
+
+
+_UNSIGNED_BYTE = 8
+
+
+def read_idx(path: Path, dimensions: int, md5: str | None = None) -> UInt8[np.ndarray, "..."]:
+    """The array in an IDX file of unsigned bytes.
+
+    Args:
+        path: the file; a name that ends in `.gz` is decompressed in memory.
+        dimensions: how many the array must have: 3 for images, 1 for labels.
+        md5: checksum of the file as it lies on the disk, if it is to be checked.
+
+    Raises:
+        DataError: the file is unreadable, cut short, of another kind or has another checksum.
+    """
+    stored = read_bytes(path)
+    content = _decompressed(path, stored) if path.suffix == ".gz" else stored
+    if md5 is not None:
+        check_md5(path, stored, md5)
+    magic = _UNSIGNED_BYTE * 256 + dimensions
+    header = 4 + 4 * dimensions
+    found = struct.unpack(">I", content[:4])[0] if len(content) >= 4 else None
+    if found != magic:
+        raise DataError(
+            f"{path} is not an IDX file of unsigned bytes with {dimensions} dimension(s): it "
+            f"begins with the number {found}, {magic} was needed. Replace it by the published file."
+        )
+    if len(content) < header:
+        raise DataError(f"{path} is cut short inside its header. Replace it by the published file.")
+    shape = struct.unpack(f">{dimensions}I", content[4:header])
+    size = math.prod(shape)
+    if len(content) - header != size:
+        fault = "is cut short" if len(content) - header < size else "is too long"
+        raise DataError(
+            f"{path} {fault}: its header promises {' x '.join(map(str, shape))} = {size} bytes and "
+            f"{len(content) - header} follow. Replace it by the published file."
+        )
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy()
+
+
+def _decompressed(path: Path, stored: bytes) -> bytes:
+    try:
+        return gzip.decompress(stored)
+    except EOFError as error:
+        raise DataError(
+            f"{path} is cut short: the gzip stream does not end within its {len(stored)} bytes. "
+            "Delete it and download it again."
+        ) from error
+    except (OSError, zlib.error) as error:
+        raise DataError(
+            f"{path} is not a sound gzip file ({error}). Delete it and download it again."
+        ) from error
+
+
+_JPEG = "cifar10-jpeg"
+_NAMES = "airplane automobile bird cat deer dog frog horse ship truck"
+_CLASSES: list[str] = list(_NAMES.split())
+_SIZE = 32
+
+
+def read_cifar10(data_dir: Path | None, *, download: bool) -> Dataset:
+    """CIFAR-10 (Krizhevsky 2009): 50,000 train and 10,000 test images of 32 x 32, RGB.
+
+    From `cifar-10-batches-py`; where that is absent, from `cifar10-jpeg/train.zip` and `test.zip`
+    (lossy; the data set is then named `cifar10-jpeg`); where both are, it is downloaded.
+    """
+    published = torchvision.datasets.CIFAR10
+    directory = data_directory("cifar10", data_dir)
+    archives = [directory / _JPEG / f"{split}.zip" for split in ("train", "test")]
+    exact = (directory / published.base_folder).exists()
+    if not exact and all(archive.exists() for archive in archives):
+        splits = [_read_jpeg(archive) for archive in archives]
+        return assemble(_JPEG, splits[0], splits[1], _CLASSES, flip=True)
+    return _read_cifar("cifar10", published, directory, download=download)
+
+
+def read_cifar100(data_dir: Path | None, *, download: bool) -> Dataset:
+    """CIFAR-100 (Krizhevsky 2009): as CIFAR-10, 100 fine classes, from `cifar-100-python`."""
+    directory = data_directory("cifar100", data_dir)
+    return _read_cifar("cifar100", torchvision.datasets.CIFAR100, directory, download=download)
+
+
+def _read_cifar(
+    name: str,
+    published: type[torchvision.datasets.CIFAR10],
+    directory: Path,
+    *,
+    download: bool,
+) -> Dataset:
+    listed = [*published.train_list, *published.test_list]
+    listed.append([published.meta["filename"], published.meta["md5"]])
+    files = [(f"{published.base_folder}/{file}", md5) for file, md5 in listed]
+    ensure(
+        name,
+        directory,
+        [file for file, _ in files],
+        lambda staging: published(staging, download=True),
+        download=download,
+    )
+    check_files(directory, files)
+    with warnings.catch_warnings():
+        # The pickles are of 2009; numpy 2.4 remarks on how they spell a dtype.
+        warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
+        train, test = (published(directory, train=train) for train in (True, False))
+    return assemble(name, _cifar_arrays(train), _cifar_arrays(test), train.classes, flip=True)
+
+
+def _cifar_arrays(
+    split: torchvision.datasets.CIFAR10,
+) -> tuple[UInt8[np.ndarray, "examples 3 32 32"], Int64[np.ndarray, " examples"]]:
+    images = np.ascontiguousarray(np.asarray(split.data).transpose(0, 3, 1, 2))
+    return images, np.asarray(split.targets, np.int64)
+
+
+def _read_jpeg(
+    archive: Path,
+) -> tuple[UInt8[np.ndarray, "examples 3 32 32"], Int64[np.ndarray, " examples"]]:
+    """One split from <split>/<class>/NNNN.jpg.
+
+    With `<split>-labels-idx1-ubyte.gz` beside the archive the images get the order of the original
+    distribution: number NNNN of a class is the NNNN-th of that class there. Without it they are in
+    the order of their classes.
+    """
+    files = [entry.parts for entry in list_entries(archive) if not entry.folder]
+    strange = next((parts for parts in files if len(parts) != 3 or parts[1] not in _CLASSES), None)
+    if strange is not None:
+        raise DataError(
+            f"{Path(archive, *strange)} is not <split>/<class>/<number>.jpg with a class of "
+            f"CIFAR-10 ({', '.join(_CLASSES)}). Replace the archive."
+        )
+    files.sort(key=lambda parts: (_CLASSES.index(parts[1]), parts))
+    labels = np.array([_CLASSES.index(parts[1]) for parts in files], np.int64)
+    order_file = archive.with_name(f"{archive.stem}-labels-idx1-ubyte.gz")
+    if order_file.exists():
+        original = read_idx(order_file, 1).astype(np.int64)
+        if not np.array_equal(np.sort(original), labels):
+            raise DataError(
+                f"{order_file} and {archive} do not belong together: they have {len(original)} and "
+                f"{len(labels)} images, or other numbers of some class. Replace both."
+            )
+        # The k-th image in class order stands where the k-th label in stable class order stood.
+        place = np.argsort(np.argsort(original, kind="stable"))
+        files, labels = [files[index] for index in place], original
+    return read_pixels(archive, files, _SIZE, _SIZE, 3), labels
+
 
 __all__ = ["DATASETS", "Dataset", "load"]
 
@@ -71,44 +314,44 @@ def _own_images(path: Path | None, image_size: int | None, download: bool) -> Da
 
 
 def _digits(folder: Path | None, size: int | None, download: bool) -> Dataset:
-    from trainer.digits import read_digits
+    pass
 
     del folder, download  # they come with scikit-learn
     return _resized(read_digits(), size)
 
 
 def _mnist(folder: Path | None, size: int | None, download: bool) -> Dataset:
-    from trainer.mnist import read_mnist
+    pass
 
     return _resized(read_mnist(folder, download=download), size)
 
 
 def _fashion_mnist(folder: Path | None, size: int | None, download: bool) -> Dataset:
-    from trainer.mnist import read_fashion_mnist
+    pass
 
     return _resized(read_fashion_mnist(folder, download=download), size)
 
 
 def _svhn(folder: Path | None, size: int | None, download: bool) -> Dataset:
-    from trainer.svhn import read_svhn
+    pass
 
     return _resized(read_svhn(folder, download=download), size)
 
 
 def _cifar10(folder: Path | None, size: int | None, download: bool) -> Dataset:
-    from trainer.cifar import read_cifar10
+    pass
 
     return _resized(read_cifar10(folder, download=download), size)
 
 
 def _cifar100(folder: Path | None, size: int | None, download: bool) -> Dataset:
-    from trainer.cifar import read_cifar100
+    pass
 
     return _resized(read_cifar100(folder, download=download), size)
 
 
 def _caltech101(folder: Path | None, size: int | None, download: bool) -> Dataset:
-    from trainer.caltech import read_caltech101
+    pass
 
     return read_caltech101(folder, size, download=download)
 
@@ -125,3 +368,95 @@ DATASETS: Mapping[str, Reader] = MappingProxyType(
         "images": _own_images,
     }
 )
+
+
+_DIGITS_SPLIT_SEED = 8
+_SIDE = 8
+_LARGEST_VALUE = 16  # scikit-learn gives 0 to 16
+
+
+def read_digits() -> Dataset:
+    """Digits (Alpaydin & Kaynak 1998): 1,438 train and 359 test images of 8 x 8, grayscale."""
+    values, target = sklearn.datasets.load_digits(return_X_y=True)
+    pixels = np.rint(np.asarray(values) * (255 / _LARGEST_VALUE)).astype(np.uint8)
+    images = pixels.reshape(-1, 1, _SIDE, _SIDE)
+    labels = np.asarray(target, np.int64)
+    train, test = stratified_split(labels, _TEST_SHARE, np.random.default_rng(_DIGITS_SPLIT_SEED))
+    splits = [(images[rows], labels[rows]) for rows in (train, test)]
+    return assemble("digits", splits[0], splits[1], tuple(map(str, range(10))), flip=False)
+
+
+def read_mnist(data_dir: Path | None, *, download: bool) -> Dataset:
+    """MNIST (LeCun et al. 1998): 60,000 train and 10,000 test digits of 28 x 28, `MNIST/raw`."""
+    published = torchvision.datasets.MNIST
+    digits = tuple(map(str, range(10)))
+    return _read_mnist("mnist", published, digits, data_dir, flip=False, download=download)
+
+
+def read_fashion_mnist(data_dir: Path | None, *, download: bool) -> Dataset:
+    """Fashion-MNIST (Xiao et al. 2017): as MNIST, of clothes, `FashionMNIST/raw`."""
+    published = torchvision.datasets.FashionMNIST
+    classes = tuple(published.classes)
+    return _read_mnist("fashion_mnist", published, classes, data_dir, flip=True, download=download)
+
+
+def _read_mnist(
+    name: str,
+    published: type[torchvision.datasets.MNIST],
+    class_names: tuple[str, ...],
+    data_dir: Path | None,
+    *,
+    flip: bool,
+    download: bool,
+) -> Dataset:
+    directory = data_directory(name, data_dir)
+    raw = Path(published.__name__, "raw")
+    checksums = dict(published.resources)
+    ensure(
+        name,
+        directory,
+        [str(raw / file) for file in checksums],
+        lambda staging: published(staging, download=True),
+        download=download,
+        exists=lambda file: file.exists() or file.with_suffix("").exists(),
+    )
+
+    def array(kind: str, dimensions: int) -> np.ndarray:
+        file = f"{kind}-idx{dimensions}-ubyte.gz"
+        gzipped = directory / raw / file
+        if gzipped.exists():
+            return read_idx(gzipped, dimensions, checksums[file])
+        return read_idx(gzipped.with_suffix(""), dimensions)
+
+    splits = [
+        (array(f"{kind}-images", 3)[:, None], array(f"{kind}-labels", 1).astype(np.int64))
+        for kind in ("train", "t10k")
+    ]
+    return assemble(name, splits[0], splits[1], class_names, flip=flip)
+
+
+_SPLITS = ("train", "test")
+
+
+def read_svhn(data_dir: Path | None, *, download: bool) -> Dataset:
+    """SVHN (Netzer et al. 2011): 73,257 train and 26,032 test house digits of 32 x 32, RGB."""
+    published = torchvision.datasets.SVHN
+    directory = data_directory("svhn", data_dir)
+    files = [(published.split_list[s][1], published.split_list[s][2]) for s in _SPLITS]
+    ensure(
+        "svhn",
+        directory,
+        [file for file, _ in files],
+        lambda staging: [published(staging, split=split, download=True) for split in _SPLITS],
+        download=download,
+    )
+    check_files(directory, files)
+    train, test = (_svhn_arrays(published(directory, split=split)) for split in _SPLITS)
+    return assemble("svhn", train, test, tuple(map(str, range(10))), flip=False)
+
+
+def _svhn_arrays(
+    split: torchvision.datasets.SVHN,
+) -> tuple[UInt8[np.ndarray, "examples 3 32 32"], Int64[np.ndarray, " examples"]]:
+    # The digit 0 has label 10 in the files; torchvision has made it 0.
+    return np.ascontiguousarray(split.data), np.asarray(split.labels, np.int64)

@@ -1,4 +1,11 @@
-"""What a user did that the trainer cannot go on with; every message says what to do."""
+"""What a user did that the trainer cannot go on with; every message says what to do.
+
+Look a name up in a table; an unknown one is answered with the nearest that is known.
+"""
+
+import difflib
+from collections.abc import Mapping
+from typing import TypeVar
 
 
 class TrainerError(ValueError):
@@ -19,3 +26,24 @@ class NetworkError(TrainerError):
 
 class FitError(TrainerError):
     """Training that cannot go on, such as a loss that is no longer finite."""
+
+
+T = TypeVar("T")
+
+
+def lookup(table: Mapping[str, T], name: str, what: str) -> T:
+    """The row of a table.
+
+    Args:
+        table: names and what they stand for.
+        name: the name asked for.
+        what: what the table lists, in the singular, such as `data set`.
+
+    Raises:
+        UnknownNameError: the name is not in the table; the message gives the nearest and all.
+    """
+    if name in table:
+        return table[name]
+    near = difflib.get_close_matches(name, table, n=1, cutoff=0.5)
+    hint = f": did you mean {near[0]!r}?" if near else "."
+    raise UnknownNameError(f"unknown {what} {name!r}{hint} Known: {', '.join(table)}.")

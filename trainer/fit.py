@@ -11,26 +11,377 @@ until they are, within limits, and the result says whether it got there:
 3. A schedule that ends before the labels are fitted is followed by another at half the rate. It
    goes on from there, but from the schedule's first weights if the network died: ReLUs that a high
    rate has closed for good, as happens with two classes, have no gradient to come back by.
+
+Random crops and flips of a batch, for training only; images that are scored never pass here.
+
+An equivalent of torchvision's RandomCrop and RandomHorizontalFlip that works on a whole batch and
+draws from the passed generator alone.
+
+A module that is trained together with a network: what `trainer.fit.fit` asks of it.
+
+In every step it sees what the network computes for a batch and the loss of each image, and adds
+something to the batch's loss. It is trained by the network's optimiser, in a group of parameters
+of its own, and goes back to its start when the network does.
+
+What training minimises and what it is judged by: from logits and labels to a number.
+
+Both papers' losses (docs/mathematics.md, 5) and the accuracy and residual that a record states.
+
+One schedule of training, epoch by epoch: optimiser, batches, steps.
+
+From a network, images and labels to the mean loss of each epoch; the weights are in the network.
+
+What cannot be trained on is refused before the first step, with what to do about it.
+
+From images, labels, a network and settings to nothing, or to one plain message.
+
+Keep freed blocks in the process, so that every training step does not ask the kernel anew.
+
+glibc hands large blocks back to the kernel as soon as they are freed, and activations are large.
 """
 
+import ctypes
 import math
+import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+import scipy.special
 import torch
-from jaxtyping import Integer, Num
+from jaxtyping import Float, Int64, Integer, Num
 from torch import nn
+from torch.nn import functional
 
-from trainer import batchnorm, objective
-from trainer.companion import Companion
-from trainer.epochs import Epoch, epochs, lay_out
+from trainer import batchnorm
+from trainer.config import Loss, TrainConfig
 from trainer.errors import FitError
-from trainer.fit_checks import check_data, check_network, check_range
-from trainer.predict import NotFiniteError, logits, placement
+from trainer.predict import NotFiniteError, forward, logits, placement, to_tensor
 from trainer.randomness import seeded
-from trainer.train_config import TrainConfig
+
+
+def crop(
+    images: Float[torch.Tensor, "batch channels height width"], rng: np.random.Generator
+) -> Float[torch.Tensor, "batch channels height width"]:
+    """Shift each image by up to an eighth of its size: 4 pixels at 28×28 and 32×32 ([L]).
+
+    What comes in at an edge repeats the edge, which is black on digits; zero would be the mean
+    colour of normalised images.
+
+    Args:
+        images: normalised.
+        rng: draws two shifts an image.
+    """
+    count, _, height, width = images.shape
+    top, left = _padding(height), _padding(width)
+    padded = functional.pad(images, (left, left, top, top), mode="replicate")
+    rows = _positions(rng.integers(0, 2 * top + 1, count), height)
+    columns = _positions(rng.integers(0, 2 * left + 1, count), width)
+    # One gather for the whole batch; the channel axis goes last while indexing and comes back.
+    picked = padded.permute(0, 2, 3, 1)[
+        torch.arange(count, device=images.device)[:, None, None],
+        rows.to(images.device)[:, :, None],
+        columns.to(images.device)[:, None, :],
+    ]
+    return picked.permute(0, 3, 1, 2)
+
+
+def flip(
+    images: Float[torch.Tensor, "batch channels height width"], rng: np.random.Generator
+) -> Float[torch.Tensor, "batch channels height width"]:
+    """Mirror each image left to right with probability one half.
+
+    Args:
+        images: normalised.
+        rng: draws one number an image.
+    """
+    mirrored = torch.tensor(rng.random(len(images)) < 0.5, device=images.device)
+    return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+
+
+def _padding(size: int) -> int:
+    return max(1, round(size / 8))
+
+
+def _positions(shifts: np.ndarray, size: int) -> torch.Tensor:
+    return torch.tensor(shifts[:, None] + np.arange(size))
+
+
+@runtime_checkable
+class Companion(Protocol):
+    """What is trained along; any `nn.Module` with `rate`, `watch` and `added` is one."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """What is trained, in a group of its own."""
+        ...
+
+    def rate(self, network_rate: float) -> float:
+        """The highest learning rate of its group, where that of the network's is given."""
+        ...
+
+    def watch(self, network: nn.Module) -> AbstractContextManager[Sequence[torch.Tensor]]:
+        """While it is entered, one forward pass of the network fills the sequence."""
+        ...
+
+    def added(
+        self, seen: Sequence[torch.Tensor], losses: torch.Tensor, done: float
+    ) -> torch.Tensor:
+        """What is added to the loss of a batch: a scalar.
+
+        Args:
+            seen: what `watch` gave for this batch.
+            losses: (batch,), the loss of each image, detached.
+            done: the part of the planned schedule that is over, from 0; 1 in extensions.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is restored after a schedule that diverged."""
+        ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> object:
+        """Restore it."""
+        ...
+
+    def train(self) -> object:
+        """A step follows."""
+        ...
+
+    def eval(self) -> object:
+        """No step follows for now."""
+        ...
+
+
+def mean_loss(
+    answers: Float[torch.Tensor, "batch classes"],
+    targets: Int64[torch.Tensor, " batch"],
+    loss: Loss,
+) -> Float[torch.Tensor, ""]:
+    """Squared error to one-hot labels, mean over batch and classes ([L]), or cross-entropy ([D]).
+
+    Args:
+        answers: logits.
+        targets: class of each image.
+        loss: which of the two.
+    """
+    if loss == "cross_entropy":
+        return functional.cross_entropy(answers, targets)
+    return functional.mse_loss(answers, functional.one_hot(targets, answers.shape[1]).to(answers))
+
+
+def losses(
+    answers: Float[torch.Tensor, "batch classes"],
+    targets: Int64[torch.Tensor, " batch"],
+    loss: Loss,
+) -> Float[torch.Tensor, " batch"]:
+    """The loss of each image, whose mean is `mean_loss`.
+
+    Args:
+        answers: logits.
+        targets: class of each image.
+        loss: which of the two.
+    """
+    if loss == "cross_entropy":
+        return functional.cross_entropy(answers, targets, reduction="none")
+    wanted = functional.one_hot(targets, answers.shape[1]).to(answers)
+    return (answers - wanted).square().mean(dim=1)
+
+
+def accuracy(
+    answers: Float[np.ndarray, "labelled classes"], labels: Integer[np.ndarray, " labelled"]
+) -> float:
+    """Share of images whose largest logit is their label's."""
+    return float(np.mean(answers.argmax(axis=1) == labels))
+
+
+def residual_rms(
+    answers: Float[np.ndarray, "labelled classes"],
+    labels: Integer[np.ndarray, " labelled"],
+    loss: Loss,
+) -> float:
+    """Root mean square of one-hot minus logits (l2), or minus their softmax (cross_entropy)."""
+    given = scipy.special.softmax(answers, axis=1) if loss == "cross_entropy" else answers
+    return float(np.sqrt(np.mean((np.eye(answers.shape[1])[labels] - given) ** 2)))
+
+
+class Epoch(NamedTuple):
+    """What an epoch came to.
+
+    Attributes:
+        loss: mean over its images, of the network alone.
+        added: mean over its images of what a companion added.
+    """
+
+    loss: float
+    added: float
+
+
+def epochs(
+    network: nn.Module,
+    images: np.ndarray,
+    labels: np.ndarray,
+    config: TrainConfig,
+    rate: float,
+    rng: np.random.Generator,
+    companion: Companion | None,
+    done: float | None,
+) -> Iterator[Epoch]:
+    """Train with a fresh optimiser; after each epoch, in eval mode, yield what it came to.
+
+    Args:
+        network: trained in place, on its own device.
+        images: normalised.
+        labels: class of each.
+        config: how.
+        rate: the highest learning rate of the schedule.
+        rng: draws the order of the images and the augmentation.
+        companion: trained along; None for the network alone.
+        done: what the companion is told of how far training is; None counts this schedule's epochs.
+    """
+    pixels = to_tensor(images, network)
+    targets = torch.tensor(labels, device=pixels.device, dtype=torch.int64)
+    batches, count = config.plan(len(labels))
+    optimiser, scheduler = _optimiser(network, config, rate, batches * count, companion)
+    for epoch in range(count):
+        network.train()
+        total, extra = torch.zeros(2, device=pixels.device)
+        if companion is not None:
+            companion.train()
+        for chosen in np.array_split(rng.permutation(len(labels)), batches):
+            where = torch.tensor(chosen, device=pixels.device)
+            batch = _augmented(pixels[where], config, rng)
+            batch = batch.contiguous(memory_format=torch.channels_last)
+            watched = nullcontext(()) if companion is None else companion.watch(network)
+            with _arithmetic(config, batch.device), watched as seen:
+                answers = forward(network, batch)
+            if config.precision == "bfloat16":  # losses are sums of many small numbers
+                answers, seen = answers.float(), [features.float() for features in seen]
+            loss = mean_loss(answers, targets[where], config.loss)
+            total += loss.detach() * len(chosen)
+            if companion is not None:
+                each = losses(answers.detach(), targets[where], config.loss)
+                added = companion.added(seen, each, epoch / count if done is None else done)
+                extra += added.detach() * len(chosen)
+                loss = loss + added
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            if scheduler is not None:
+                scheduler.step()
+        batchnorm.freeze(network)
+        if companion is not None:
+            companion.eval()
+        yield Epoch(total.item() / len(labels), extra.item() / len(labels))
+
+
+def _arithmetic(config: TrainConfig, device: torch.device) -> AbstractContextManager[object]:
+    """What a forward pass, and by it the backward pass, computes in."""
+    if config.precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def lay_out(network: nn.Module, memory_format: torch.memory_format) -> None:
+    """Reorder the convolutions' weights in memory: channels last suits a CPU."""
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=memory_format)
+
+
+def _optimiser(
+    network: nn.Module,
+    config: TrainConfig,
+    rate: float,
+    steps: int,
+    companion: Companion | None,
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler | None]:
+    """The network's parameters in one group, a companion's in another, and their schedule."""
+    groups = [{"params": _trained(network), "lr": rate}]
+    if companion is not None:
+        groups.append({"params": _trained(companion), "lr": companion.rate(rate)})
+    if config.optimiser == "adam":
+        return torch.optim.Adam(groups, rate, weight_decay=config.weight_decay), None
+    optimiser = torch.optim.SGD(
+        groups,
+        rate,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+    )
+    highest = [float(group["lr"]) for group in optimiser.param_groups]
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, highest, total_steps=steps + 1, cycle_momentum=False
+    )
+    return optimiser, scheduler
+
+
+def _trained(module: nn.Module | Companion) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def _augmented(batch: torch.Tensor, config: TrainConfig, rng: np.random.Generator) -> torch.Tensor:
+    if config.augmentation == "none":
+        return batch
+    shifted = crop(batch, rng)
+    return flip(shifted, rng) if config.augmentation == "flip_crop" else shifted
+
+
+def check_data(images: np.ndarray, labels: np.ndarray) -> None:
+    """Refuse images and labels that do not belong together.
+
+    Raises:
+        FitError: they do not, there are none, or an image is not finite.
+    """
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise FitError(
+            f"labels have shape {labels.shape} and dtype {labels.dtype}; they must be one whole "
+            "number an image, the index of its class"
+        )
+    if len(images) != len(labels):
+        raise FitError(f"there are {len(images)} images and {len(labels)} labels; label each image")
+    if len(labels) == 0:
+        raise FitError("the labelled set is empty; label at least two images before training")
+    finite = np.isfinite(images).all(axis=(1, 2, 3))
+    if not finite.all():
+        raise FitError(
+            f"image {int(np.argmin(finite))} of the labelled set (counted from 0) has pixels that "
+            "are not finite; leave it out or mend it"
+        )
+
+
+def check_network(network: nn.Module, labelled: int, config: TrainConfig) -> None:
+    """Refuse a network that cannot be trained on so many images.
+
+    Raises:
+        FitError: nothing to train, or batches of one image for BatchNorm.
+    """
+    if not any(p.requires_grad for p in network.parameters()):
+        raise FitError(
+            "the network has no trainable parameters; set requires_grad on those to train"
+        )
+    smallest = labelled // config.plan(labelled)[0]
+    if smallest < 2 and batchnorm.has_batchnorm(network):
+        raise FitError(
+            f"a batch of {smallest} image cannot train BatchNorm, whose statistics need several: "
+            "label at least two images, and set batch_size and smallest_batch to 2 or more"
+        )
+
+
+def check_range(labels: np.ndarray, classes: int) -> None:
+    """Refuse labels that are no class of the network.
+
+    Raises:
+        FitError: naming the first.
+    """
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(wrong):
+        raise FitError(
+            f"label {int(labels[wrong[0]])} of image {int(wrong[0])} of the labelled set is out of "
+            f"range: the network has {classes} classes, 0 to {classes - 1}"
+        )
+
 
 __all__ = ["FitResult", "Progress", "TrainConfig", "fit"]
 
@@ -140,8 +491,8 @@ def _fit(
                 )
             restarts += 1
         else:
-            accuracy = objective.accuracy(answers, labels)
-            fitted = accuracy >= config.target_accuracy
+            train_accuracy = accuracy(answers, labels)
+            fitted = train_accuracy >= config.target_accuracy
             if fitted or extensions == config.extensions:
                 break
             extensions += 1
@@ -153,7 +504,7 @@ def _fit(
 
     steps = len(history) * config.plan(len(labels))[0]
     stopped = (
-        f"{'fitted' if fitted else 'NOT fitted'}: train accuracy {accuracy:.3f} (target "
+        f"{'fitted' if fitted else 'NOT fitted'}: train accuracy {train_accuracy:.3f} (target "
         f"{config.target_accuracy:g}) after {steps} steps in {1 + extensions} schedule(s) and "
         f"{restarts} restart(s), last learning rate {rate:.3g}"
     )
@@ -162,8 +513,8 @@ def _fit(
         steps=steps,
         epochs=len(history),
         learning_rate=rate,
-        train_accuracy=accuracy,
-        residual_rms=objective.residual_rms(answers, labels, config.loss),
+        train_accuracy=train_accuracy,
+        residual_rms=residual_rms(answers, labels, config.loss),
         loss_history=tuple(history),
         fitted=fitted,
         stopped=stopped,
@@ -236,7 +587,7 @@ def _restore(modules: Sequence[nn.Module | Companion], states: Sequence[Mapping[
 
 def _loss(answers: np.ndarray, labels: np.ndarray, config: TrainConfig) -> float:
     targets = torch.tensor(labels, dtype=torch.int64)
-    return objective.mean_loss(torch.tensor(answers), targets, config.loss).item()
+    return mean_loss(torch.tensor(answers), targets, config.loss).item()
 
 
 def _throttled(progress: Progress | None) -> Progress:
@@ -251,3 +602,23 @@ def _throttled(progress: Progress | None) -> Progress:
             progress(done, expected, text)
 
     return tell
+
+
+# From glibc's malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_KEPT_BYTES = 1 << 30
+
+
+def keep_freed_blocks() -> bool:
+    """Raise glibc's thresholds for handing memory back to 1 GiB; call it before training starts.
+
+    Returns:
+        Whether it was done: only on Linux with glibc; elsewhere nothing happens.
+    """
+    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    return all(
+        libc.mallopt(option, _KEPT_BYTES) == 1 for option in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD)
+    )

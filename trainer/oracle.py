@@ -2,14 +2,38 @@
 
 An oracle is any function of that shape. `DatasetOracle` knows the answers; `CallableOracle` asks a
 function of the user's, such as one that shows the images to a person.
+
+From the pixels of one image to something that a person can look at: a PNG, or blocks of text.
+
+The PNG is enlarged by whole factors so that a small image is not blurred. In a terminal each
+character is two pixels, one above the other.
+
+From what a person types to a class, or to a wish: undo, skip, help, quit.
+
+A class is meant by its name, by the beginning of only one name, or by its number; capitals do not
+matter. A class that is called like a command goes by its name, the command then by `/name`.
+
+A person who labels one image at a time: it is shown and written to a file, a class is typed.
+
+From a data-set index to a label, or to a wish (undo, skip, quit). What is typed wrongly is said and
+asked again; nothing here decides what becomes of an answer.
 """
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
+from PIL import Image
+from rich.color import Color
+from rich.console import Console
+from rich.markup import escape
+from rich.style import Style
+from rich.text import Text
 
 from trainer.dataset import UNLABELLED
 from trainer.errors import DataError
@@ -99,3 +123,168 @@ def missing_classes(
     """Names of the classes that no label stands for, in the order of the classes."""
     present = set(labels.tolist())
     return tuple(name for label, name in enumerate(class_names) if label not in present)
+
+
+LARGE = 384  # pixels of the longer side of a PNG, at least where the image is smaller
+_UPPER = "▀"
+
+
+def as_png(image: UInt8[np.ndarray, "channels height width"]) -> bytes:
+    """The image as a PNG file, its longer side `LARGE` pixels or a little less, never reduced."""
+    picture = _picture(image)
+    factor = max(1, LARGE // max(picture.size))
+    larger = (factor * picture.width, factor * picture.height)
+    stream = io.BytesIO()
+    picture.resize(larger, Image.Resampling.NEAREST).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def as_blocks(image: UInt8[np.ndarray, "channels height width"], columns: int, rows: int) -> Text:
+    """The image in coloured characters, reduced where it does not fit.
+
+    Args:
+        image: grayscale or RGB.
+        columns: characters in a line, at most.
+        rows: lines, at most.
+    """
+    picture = _picture(image).convert("RGB")
+    factor = min(1.0, columns / picture.width, 2 * rows / picture.height)
+    if factor < 1:
+        size = (max(1, int(factor * picture.width)), max(1, int(factor * picture.height)))
+        picture = picture.resize(size, Image.Resampling.BOX)
+    pixels = np.asarray(picture)
+    if len(pixels) % 2:  # the last line has no lower half: it is shown black
+        pixels = np.concatenate([pixels, np.zeros_like(pixels[:1])])
+    text = Text(no_wrap=True)
+    for upper, lower in zip(pixels[::2], pixels[1::2], strict=True):
+        for above, below in zip(upper.tolist(), lower.tolist(), strict=True):
+            text.append(_UPPER, Style(color=Color.from_rgb(*above), bgcolor=Color.from_rgb(*below)))
+        text.append("\n")
+    return text
+
+
+def _picture(image: np.ndarray) -> Image.Image:
+    return Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
+
+
+_LISTED = 12  # names that a message gives; `?` gives all
+
+
+class Wish(Enum):
+    """What a person may want instead of giving a label."""
+
+    UNDO = "undo"
+    SKIP = "skip"
+    HELP = "?"
+    QUIT = "quit"
+
+
+def understand(typed: str, class_names: Sequence[str]) -> int | Wish:
+    """The class or the wish that a person's line means.
+
+    Args:
+        typed: the line.
+        class_names: in the order of the labels.
+
+    Raises:
+        DataError: it is empty, no class, or the beginning of several.
+    """
+    word = typed.strip().casefold()
+    names = [name.strip().casefold() for name in class_names]
+    if not word:
+        raise DataError("nothing was typed: type a class, or ? for help.")
+    if names.count(word) == 1:
+        return names.index(word)
+    wishes = {wish.value: wish for wish in Wish}
+    if word.removeprefix("/") in wishes:
+        return wishes[word.removeprefix("/")]
+    if word.isascii() and word.isdigit() and int(word) < len(names):
+        return int(word)
+    starting = [label for label, name in enumerate(names) if name.startswith(word)]
+    if len(starting) == 1:
+        return starting[0]
+    if starting:
+        raise DataError(
+            f"{typed.strip()!r} may be {_some([class_names[label] for label in starting])}: "
+            "type more of it."
+        )
+    raise DataError(
+        f"no class is called {typed.strip()!r}. Known: {_some(class_names)}; or a number from 0 to "
+        f"{len(names) - 1}, undo, skip, quit, ?."
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
+
+
+_WIDEST, _HIGHEST = 64, 32  # characters of an image in the terminal
+_HELP = (
+    "type a class by name, by the beginning of its name or by its number, then Enter.\n"
+    "undo takes the last answer back, skip leaves this image out, quit stops: the same command "
+    "goes on from here."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class PersonOracle:
+    """Asks the person at the terminal.
+
+    Attributes:
+        images: of the whole data set, as they are before normalisation.
+        class_names: in the order of the labels.
+        file: where the image in question is written, as PNG; replaced with each question.
+        console: where it is shown; in coloured characters if it is a terminal with colours.
+        read: a line from the person, without its end; EOFError where there are no more.
+    """
+
+    images: UInt8[np.ndarray, "examples channels height width"]
+    class_names: Sequence[str]
+    file: Path
+    console: Console
+    read: Callable[[], str]
+
+    def ask(self, index: int, heading: str) -> int | Wish:
+        """Show an image until a label or a wish other than help is typed.
+
+        Args:
+            index: of the image, in the data set.
+            heading: what is said above it, such as how many questions are left.
+
+        Raises:
+            OSError: the image cannot be written to its file.
+        """
+        self._show(index, heading)
+        while True:
+            self.console.print("class? ", end="")
+            try:
+                answer = understand(self.read(), self.class_names)
+            except EOFError:
+                self.console.print()
+                return Wish.QUIT
+            except DataError as error:
+                self.console.print(str(error), style="yellow", markup=False, highlight=False)
+                continue
+            if answer is not Wish.HELP:
+                return answer
+            self._help()
+
+    def _show(self, index: int, heading: str) -> None:
+        self.file.write_bytes(as_png(self.images[index]))
+        self.console.print(escape(heading), style="bold", highlight=False)
+        if self.console.is_terminal and self.console.color_system is not None:
+            columns = min(_WIDEST, self.console.width)
+            self.console.print(as_blocks(self.images[index], columns, _HIGHEST), end="")
+        self.console.print(
+            f"image {index}: {self.file}",
+            style="dim",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def _help(self) -> None:
+        self.console.print(_HELP, style="dim", markup=False, highlight=False)
+        names = "  ".join(f"{label} {name}" for label, name in enumerate(self.class_names))
+        self.console.print(names, markup=False, highlight=False)

@@ -10,18 +10,7 @@ To add one, from a module of your own as well, decorate its function before the 
 """
 
 # Each of these enters its rows into the table.
-from bridge.ops import (  # noqa: F401
-    activations,
-    arithmetic,
-    indexing,
-    layers,
-    makers,
-    pooling,
-    products,
-    reductions,
-    resampling,
-    shapes,
-)
+from bridge.ops import elementwise, layers, pooling, reductions, shapes  # noqa: F401
 from bridge.ops.table import OPERATORS, register
 
 __all__ = ["OPERATORS", "register"]

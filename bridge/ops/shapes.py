@@ -1,6 +1,15 @@
 """Rows of the operator table that move and select values.
 
 From arrays to arrays; sizes are Python numbers, the batch's among them.
+
+Rows of the operator table that look values up by place, put them there, or order them.
+
+From arrays and places, which are whole numbers, to arrays.
+
+Rows of the operator table that make values from nothing, where their size is the batch's.
+
+From sizes, or from an array to be like, to arrays. What no batch size decides is made by torch
+when the network is mirrored.
 """
 
 from collections.abc import Sequence
@@ -10,9 +19,182 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bridge.ops.table import Scalar, register
+from bridge.ops.table import Scalar, Value, register
+
+Places = Sequence[Array | None]
+
+
+def _where(indices: Places) -> tuple[Array | slice, ...]:
+    return tuple(slice(None) if index is None else index for index in indices)
+
+
+@register("aten.index.Tensor")
+def index(x: Array, indices: Places) -> Array:
+    """x[indices]; None takes a whole axis. The graph refuses masks, which give no fixed size."""
+    return x[_where(indices)]
+
+
+@register("aten.index_put.default")
+def index_put(x: Array, indices: Places, values: Array, accumulate: bool = False) -> Array:
+    """The array with values put, or added, at places, or wherever one mask is true."""
+    places, last = _where(indices), indices[-1]
+    if last is not None and last.dtype == jnp.bool_:
+        behind = x.ndim - (len(indices) - 1) - last.ndim
+        mask = last.reshape(last.shape + (1,) * behind)
+        return jnp.where(mask, x + values if accumulate else values, x)
+    x = x.astype(jnp.result_type(x, values))
+    return x.at[places].add(values) if accumulate else x.at[places].set(values)
+
+
+@register("aten.index_select.default")
+def index_select(x: Array, dim: int, places: Array) -> Array:
+    """Slices of an axis, in the order of their places."""
+    return jnp.take(x, places.reshape(-1), dim)
+
+
+@register("aten.embedding.default")
+def embedding(
+    weight: Array,
+    indices: Array,
+    padding_idx: int = -1,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Array:
+    """Rows of a table; the row of the padding has no gradient."""
+    del scale_grad_by_freq, sparse  # of training alone
+    rows = jnp.take(weight, indices, 0)
+    padding = (indices == padding_idx)[..., None]
+    return jnp.where(padding, jax.lax.stop_gradient(rows), rows)
+
+
+def _grid(x: Array, dim: int, places: Array) -> tuple[Array, ...]:
+    """The index of every value that `places` speaks of, which says where along one axis."""
+    grid = list(jnp.indices(places.shape, sparse=True))
+    grid[dim] = places
+    return tuple(grid)
+
+
+@register("aten.gather.default")
+def gather(x: Array, dim: int, places: Array, *, sparse_grad: bool = False) -> Array:
+    """Values looked up along one axis; the others may be longer than those of the places."""
+    del sparse_grad
+    return x[_grid(x, dim, places)]
+
+
+@register("aten.scatter.src", "aten.scatter.value")
+def scatter(x: Array, dim: int, places: Array, source: Value) -> Array:
+    """The array with values put at places along one axis."""
+    return x.at[_grid(x, dim, places)].set(_reached(source, places))
+
+
+@register("aten.scatter_add.default")
+def scatter_add(x: Array, dim: int, places: Array, source: Array) -> Array:
+    """The array with values added at places along one axis."""
+    return x.at[_grid(x, dim, places)].add(_reached(source, places))
+
+
+def _reached(source: Value, places: Array) -> Value:
+    if not isinstance(source, Array):
+        return source
+    return source[tuple(slice(n) for n in places.shape)]
+
+
+@register("aten.sort.default")
+def sort(x: Array, dim: int = -1, descending: bool = False) -> tuple[Array, Array]:
+    """Values in order along an axis, and where they were; ties stay in their order."""
+    order = jnp.argsort(x, dim, stable=True, descending=descending)
+    return jnp.take_along_axis(x, order, dim), order
+
+
+@register("aten.sort.stable")
+def sort_stable(
+    x: Array, *, stable: bool | None = None, dim: int = -1, descending: bool = False
+) -> tuple[Array, Array]:
+    """The same; ours is always stable."""
+    del stable
+    return sort(x, dim, descending)
+
+
+@register("aten.topk.default")
+def topk(
+    x: Array, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
+) -> tuple[Array, Array]:
+    """The k largest, or smallest, values along an axis in order, and where they were."""
+    del sorted
+    values, order = sort(x, dim, largest)
+    return jax.lax.slice_in_dim(values, 0, k, axis=dim), jax.lax.slice_in_dim(order, 0, k, axis=dim)
+
+
+@register("aten.argmax.default")
+def argmax(x: Array, dim: int | None = None, keepdim: bool = False) -> Array:
+    """Where the first maximum is."""
+    return jnp.argmax(x, dim, keepdims=keepdim)
+
+
+@register("aten.argmin.default")
+def argmin(x: Array, dim: int | None = None, keepdim: bool = False) -> Array:
+    """Where the first minimum is."""
+    return jnp.argmin(x, dim, keepdims=keepdim)
+
 
 Shape = Sequence[int]
+
+
+@register("aten.full.default")
+def full(size: Shape, value: Value, *, dtype: Any = None, **_layout: Any) -> Array:
+    """One value everywhere."""
+    return jnp.full(tuple(size), value, dtype or _default_dtype(value))
+
+
+@register("aten.scalar_tensor.default")
+def scalar_tensor(value: Value, *, dtype: Any = None, **_layout: Any) -> Array:
+    """One value, in float32 unless said."""
+    return jnp.asarray(value, dtype or jnp.float32)
+
+
+@register("aten.zeros.default", "aten.empty.memory_format")
+def zeros(size: Shape, *, dtype: Any = None, **_layout: Any) -> Array:
+    """Zeros, in float32 unless said; also for memory that the network is yet to write."""
+    return jnp.zeros(tuple(size), dtype or jnp.float32)
+
+
+@register("aten.ones.default")
+def ones(size: Shape, *, dtype: Any = None, **_layout: Any) -> Array:
+    """Ones, in float32 unless said."""
+    return jnp.ones(tuple(size), dtype or jnp.float32)
+
+
+@register("aten.full_like.default")
+def full_like(x: Array, value: Value, *, dtype: Any = None, **_layout: Any) -> Array:
+    """One value in the shape of x."""
+    return jnp.full_like(x, value, dtype)
+
+
+@register("aten.zeros_like.default")
+def zeros_like(x: Array, *, dtype: Any = None, **_layout: Any) -> Array:
+    """Zeros in the shape of x."""
+    return jnp.zeros_like(x, dtype)
+
+
+@register("aten.ones_like.default")
+def ones_like(x: Array, *, dtype: Any = None, **_layout: Any) -> Array:
+    """Ones in the shape of x."""
+    return jnp.ones_like(x, dtype)
+
+
+@register("aten.arange.default", "aten.arange.start", "aten.arange.start_step")
+def arange(*bounds: Scalar, dtype: Any = None, **_layout: Any) -> Array:
+    """Numbers at equal steps; whole bounds give int64."""
+    whole = all(isinstance(b, int) for b in bounds)
+    return jnp.arange(*bounds, dtype=dtype or (jnp.int64 if whole else jnp.float32))
+
+
+def _default_dtype(value: Value) -> Any:
+    if isinstance(value, bool):
+        return jnp.bool_
+    if isinstance(value, (int, float)):
+        return jnp.int64 if isinstance(value, int) else jnp.float32
+    return value.dtype
 
 
 @register("aten.clone.default")

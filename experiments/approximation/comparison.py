@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from experiments.approximation.config import FULL, ApproximationConfig
-from kernel.approximation import contract, diagonals, distances, flat, regress, spectrum
+from kernel.diagnostics import contract, diagonals, distances, flat, regress, spectrum
 from kernel.errors import SingularKernelError
-from kernel.kinds import Precision, directions
-from pipelines.seeds import generator
+from kernel.model import Precision, directions
+from pipelines.progress import generator
 
 # What regression adds to: the logits of the network at hand ([P]), or nothing.
 NETWORK, ZERO = "network", "zero"

@@ -4,12 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from kernel.kinds import KINDS, PRECISIONS
-from pipelines.config import RunConfig
+from kernel.model import KINDS, PRECISIONS
+from pipelines.config import RunConfig, at_width, check_list, computed, first_round, folder
 from pipelines.errors import PipelineError
-from pipelines.first_round import at_width, check_list, computed, first_round, folder
+from trainer.errors import lookup
 from trainer.fit import TrainConfig
-from trainer.tables import lookup
 
 INITIAL, TRAINED = "initial", "trained"
 STATES = (INITIAL, TRAINED)

@@ -5,11 +5,11 @@ from rich.console import Console
 from experiments.approximation.config import FULL, TRAINED, ApproximationConfig
 from experiments.approximation.run import check_memory, states_left
 from experiments.approximation.subject import subjects
-from kernel.engine.problem import Request
 from kernel.estimate import estimate
-from pipelines.compilation import keep_compiled
-from pipelines.noted_fit import schedule_seconds
-from trainer.memory import keep_freed_blocks
+from kernel.plan import Request
+from pipelines.progress import keep_compiled
+from pipelines.run import schedule_seconds
+from trainer.fit import keep_freed_blocks
 from trainer.networks import parameter_count
 
 

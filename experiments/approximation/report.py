@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bridge.atomic import replace
+from bridge.weights import replace
 from experiments.approximation.comparison import ZERO
 from experiments.approximation.picture import picture
 from experiments.approximation.run import Found

@@ -12,23 +12,20 @@ import numpy as np
 from rich.console import Console
 from torch import nn
 
-from bridge.export import weights_of
 from bridge.parity import certify
+from bridge.weights import weights_of
 from experiments.approximation.comparison import Situation, compare
 from experiments.approximation.config import FULL, INITIAL, STATES, TRAINED, ApproximationConfig
 from experiments.approximation.subject import Subject, subjects
-from kernel.engine.plan import GIB, enough
-from kernel.engine.problem import cast
-from kernel.engine.scratch import Scratch, key_of
+from kernel.contract import Scratch, key_of
 from kernel.errors import KernelError
 from kernel.ntk import empirical_ntk
+from kernel.plan import GIB, cast, enough
 from pipelines import json_io
-from pipelines.compilation import keep_compiled
-from pipelines.numbered import numbered
+from pipelines.progress import Stages, keep_compiled, numbered
 from pipelines.record import only_writer
-from pipelines.stages import Stages
-from pipelines.strategies.situation import PROBE
-from trainer.memory import keep_freed_blocks
+from pipelines.strategies.base import PROBE
+from trainer.fit import keep_freed_blocks
 from trainer.networks import parameter_count
 from trainer.predict import logits
 

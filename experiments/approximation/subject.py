@@ -16,20 +16,16 @@ import numpy as np
 from rich.console import Console
 from torch import nn
 
-from bridge import export
+from bridge import weights
 from bridge.mirror import Mirror
 from bridge.weights import read
 from experiments.approximation.config import ApproximationConfig
 from pipelines import json_io
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
-from pipelines.noted_fit import noted_fit
-from pipelines.preparation import prepared
-from pipelines.round import Bridge
-from pipelines.run import describe
-from pipelines.seeds import generator
-from pipelines.stages import Stages
-from pipelines.strategies.situation import PROBE
+from pipelines.progress import Stages, generator
+from pipelines.run import Bridge, describe, noted_fit, prepared
+from pipelines.strategies.base import PROBE
 from trainer.data import Dataset
 from trainer.networks import build
 from trainer.oracle import DatasetOracle
@@ -107,13 +103,13 @@ class Subject:
         path = folder / "weights.safetensors"
         notes, network = json_io.get(folder, _NETWORK), copy.deepcopy(self.network)
         if notes is not None and path.is_file():
-            export.restore(network, read(path))
+            weights.restore(network, read(path))
             return network.eval(), notes
         with stages("train") as advance:
             images, rng = self.images[: len(self.labelled)], generator(self.config.seed, "fit")
             notes = noted_fit(network, images, self.labels, self.run.train, rng, advance)
         folder.mkdir(parents=True, exist_ok=True)
-        export.save(network, path, {"stage": "approximation"})
+        weights.save_module(network, path, {"stage": "approximation"})
         return network, json_io.put(folder, _NETWORK, notes)
 
 

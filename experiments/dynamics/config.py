@@ -5,13 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from kernel.engine.problem import Request
-from kernel.kinds import KINDS, PRECISIONS, PROBES
-from pipelines.config import RunConfig
+from kernel.model import KINDS, PRECISIONS, PROBES
+from kernel.plan import Request
+from pipelines.config import RunConfig, check_list, computed, first_round, folder
 from pipelines.errors import PipelineError
-from pipelines.first_round import check_list, computed, first_round, folder
+from trainer.errors import lookup
 from trainer.fit import TrainConfig
-from trainer.tables import lookup
 
 # Of [D]: mmd is its Figure 1, tau 2, ratio 4, gamma 5; envelope is its Eqs. 16 and 17.
 FIGURES = ("mmd", "tau", "envelope", "ratio", "gamma")

@@ -9,14 +9,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kernel.dynamics.alignment import energies, interactions
-from kernel.dynamics.bound import bound, extremes
-from kernel.dynamics.envelope import flow, spectrum
-from kernel.dynamics.kendall import kendall
-from kernel.dynamics.mmd import between_images, mmd
+from kernel.covariance import Kernel
+from kernel.diagnostics import (
+    between_images,
+    bound,
+    energies,
+    extremes,
+    flow,
+    interactions,
+    kendall,
+    mmd,
+    residual_spectrum,
+)
 from kernel.errors import SingularKernelError
-from kernel.ntk import Kernel
-from pipelines.stages import Advance
+from pipelines.progress import Advance
 
 RANDOM, DYNAMICAL = "random", "dynamical"
 # Times of the envelope, in units of 1/λ_max of S.
@@ -144,7 +150,7 @@ def envelope_rows(
     rows, scale = [], 0.0
     for members, name in zip(sets, ("S", RANDOM, DYNAMICAL), strict=True):
         places = np.flatnonzero(members)
-        seen = spectrum(part(kernel, places), targets[places])
+        seen = residual_spectrum(part(kernel, places), targets[places])
         scale = scale or float(seen.values[-1])
         found = flow(seen, _TIMES / scale)
         rows.append(

@@ -10,9 +10,8 @@ import numpy as np
 
 from experiments.dynamics.of_kernel import DYNAMICAL, RANDOM
 from experiments.dynamics.state import State
-from kernel.dynamics.alignment import energy_of
-from kernel.dynamics.ratio import Ratios, ratios
-from trainer import objective
+from kernel.diagnostics import Ratios, energy_of, ratios
+from trainer import fit
 
 
 def ratio_rows(state: State) -> dict[str, Any]:
@@ -50,7 +49,7 @@ def ratio_rows(state: State) -> dict[str, Any]:
                 advance(done, whole, f"{name}, b = {size}")
             own = ratios(deltas, inner, np.array(squares), sets)
             rows.append({"queries": size, "chosen": name, "draws": len(sets), **_summary(own)})
-    right = objective.accuracy(state.logits[:count], subject.labels[:count])
+    right = fit.accuracy(state.logits[:count], subject.labels[:count])
     return {
         "dynamics": state.dynamics,
         "mean_norm": float(found.norms.mean()),

@@ -7,9 +7,9 @@ from experiments.dynamics.gammas import gammas
 from experiments.dynamics.run import left, mirrored
 from experiments.dynamics.state import check_memory
 from experiments.dynamics.subject import subject
-from pipelines.compilation import keep_compiled
-from pipelines.noted_fit import schedule_seconds
-from trainer.memory import keep_freed_blocks
+from pipelines.progress import keep_compiled
+from pipelines.run import schedule_seconds
+from trainer.fit import keep_freed_blocks
 from trainer.networks import parameter_count
 
 

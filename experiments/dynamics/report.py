@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bridge.atomic import replace
+from bridge.weights import replace
 from experiments.dynamics.pictures import pictures
 from experiments.dynamics.run import Found
 from experiments.dynamics.tables import Rows, column, tables, where

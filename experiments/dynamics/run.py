@@ -19,15 +19,13 @@ from experiments.dynamics.of_training import ratio_rows
 from experiments.dynamics.state import State, check_memory
 from experiments.dynamics.subject import Subject, subject
 from experiments.dynamics.training import at_epoch, trained
-from kernel.dynamics.criterion import cotangents
+from kernel.dynamics import cotangents
 from pipelines import json_io
-from pipelines.compilation import keep_compiled
+from pipelines.progress import Stages, generator, keep_compiled
 from pipelines.record import only_writer
-from pipelines.round import Bridge
-from pipelines.seeds import generator
-from pipelines.stages import Stages
-from pipelines.strategies.situation import PROBE
-from trainer.memory import keep_freed_blocks
+from pipelines.run import Bridge
+from pipelines.strategies.base import PROBE
+from trainer.fit import keep_freed_blocks
 
 INITIAL, TRAINED = "initial", "trained"
 STATES = (INITIAL, TRAINED)

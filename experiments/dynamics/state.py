@@ -12,26 +12,21 @@ import jax
 import numpy as np
 from torch import nn
 
-from bridge.export import weights_of
 from bridge.mirror import Mirror
 from bridge.parity import certify
+from bridge.weights import weights_of
 from experiments.dynamics.subject import Subject
-from kernel.dynamics.criterion import Measured, cotangents, measure
-from kernel.dynamics.gradients import squared_length, total
-from kernel.dynamics.mmd import normalised
-from kernel.engine.chunking import planned, sketch_chunk
-from kernel.engine.plan import GIB, enough
-from kernel.engine.problem import Request, cast, problem_of
-from kernel.engine.scratch import Scratch, key_of
-from kernel.engine.sketches import sketch_bytes
+from kernel.contract import Scratch, key_of, planned, sketch_bytes, sketch_chunk
+from kernel.covariance import Kernel
+from kernel.diagnostics import normalised
+from kernel.dynamics import Measured, cotangents, measure
 from kernel.errors import KernelError
-from kernel.kinds import dtype_of
-from kernel.model import Model, Params
-from kernel.ntk import Kernel, empirical_ntk
-from pipelines.numbered import numbered
-from pipelines.seeds import generator
-from pipelines.stages import Stages
-from pipelines.strategies.situation import PROBE
+from kernel.gradients import squared_length, total
+from kernel.model import Model, Params, dtype_of
+from kernel.ntk import empirical_ntk
+from kernel.plan import GIB, Request, cast, enough, problem_of
+from pipelines.progress import Stages, generator, numbered
+from pipelines.strategies.base import PROBE
 from trainer.predict import logits
 
 # Matrices of the size of the kernel between images that measuring holds beside it.

@@ -17,9 +17,8 @@ from torch import nn
 
 from experiments.dynamics.config import TheoryConfig
 from pipelines.errors import PipelineError
-from pipelines.preparation import prepared
-from pipelines.run import describe
-from pipelines.seeds import generator
+from pipelines.progress import generator
+from pipelines.run import describe, prepared
 from trainer.data import Dataset
 from trainer.oracle import DatasetOracle
 from trainer.pool import Pool

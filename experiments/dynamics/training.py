@@ -8,14 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from bridge import export
+from bridge import weights
 from bridge.weights import read
 from experiments.dynamics.config import of_epochs
 from experiments.dynamics.subject import Subject
 from pipelines import json_io
-from pipelines.noted_fit import noted_fit
-from pipelines.seeds import generator
-from pipelines.stages import Stages
+from pipelines.progress import Stages, generator
+from pipelines.run import noted_fit
 from trainer.fit import TrainConfig
 
 _NETWORK = "network"
@@ -31,11 +30,11 @@ def trained(subject: Subject, stages: Stages) -> tuple[nn.Module, dict[str, Any]
     notes = json_io.get(folder, _NETWORK)
     if notes is not None and path.is_file():
         network = copy.deepcopy(subject.network)
-        export.restore(network, read(path))
+        weights.restore(network, read(path))
         return network.eval(), notes
     network, notes = _trained(subject, subject.config.train, stages)
     folder.mkdir(parents=True, exist_ok=True)
-    export.save(network, path, {"stage": "dynamics"})
+    weights.save_module(network, path, {"stage": "dynamics"})
     return network, json_io.put(folder, _NETWORK, notes)
 
 

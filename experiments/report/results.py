@@ -18,7 +18,7 @@ from experiments.sweep.recorded import ROOT, recorded, state
 from pipelines import record
 from pipelines.errors import PipelineError
 from pipelines.report.curves import STAGE, TRAINING_STAGES, round_row
-from pipelines.sequential import journal
+from pipelines.sequential import config
 
 WHO = ("subject", "arm", "seed")
 CURVES = (
@@ -154,7 +154,7 @@ def _read(trial: Trial, path: Path | None) -> _Read:
 
 
 def _of_run(path: Path, row: dict[str, Any]) -> _Read:
-    found = journal.read(path)
+    found = config.read(path)
     run = found.run
     host = _host(run.environment)
     rows: list[dict[str, Any]] = []

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.markup import escape
 
-from bridge.atomic import replace
+from bridge.weights import replace
 from experiments.report import study_words as told
 from experiments.report.results import results
 from experiments.report.study import MARKDOWN, StudyReport, nothing, written

@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 
-from bridge.atomic import replace
+from bridge.weights import replace
 from experiments.report import study_markdown, study_page
 from experiments.report.records import ARCHIVE, archive
 from experiments.report.results import PLACES, Results, results

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from experiments.studies import audits, dynamics, kernels, look_ahead
 from experiments.studies.study import Study
 from pipelines.errors import PipelineError
-from trainer.tables import lookup
+from trainer.errors import lookup
 
 STUDIES: Mapping[str, Study] = MappingProxyType(
     {

@@ -5,7 +5,7 @@ import dataclasses
 from experiments.statistics.claims import Measured
 from experiments.studies.study import Grid, Study
 from pipelines.audit.config import AuditConfig
-from trainer.train_config import TrainConfig
+from trainer.config import TrainConfig
 
 _BASE = AuditConfig(dataset="mnist", image_size=16, initial=100, sketches=(None, 4096), probes=(4,))
 # Large networks: fewer candidates, and without the kernel of all pairs of classes, which is a

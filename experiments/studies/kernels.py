@@ -6,7 +6,7 @@ from experiments.approximation.config import ApproximationConfig
 from experiments.statistics.claims import Falls
 from experiments.studies.study import Grid, Study
 from experiments.studies.subjects import DYNAMICS_SEEDS, FIVE
-from trainer.train_config import TrainConfig
+from trainer.config import TrainConfig
 
 _OWN = "experiments.approximation.networks:"
 _BASE = ApproximationConfig(

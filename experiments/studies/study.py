@@ -17,7 +17,7 @@ from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
 from pipelines.sequential.config import SequentialConfig
 from pipelines.strategies import SETTINGS, settings_of
-from trainer.tables import lookup
+from trainer.errors import lookup
 
 # What one trial can be; the first that a configuration is an instance of names its kind.
 KINDS = {

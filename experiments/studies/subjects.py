@@ -11,7 +11,7 @@ from experiments.dynamics.config import TheoryConfig
 from pipelines import cifar10, cifar100, fashion_mnist, mnist, svhn
 from pipelines.caltech101 import DEFAULTS as CALTECH
 from pipelines.config import RunConfig
-from trainer.train_config import TrainConfig
+from trainer.config import TrainConfig
 
 LOOK_AHEAD_SEEDS = tuple(range(6))  # [L]
 DYNAMICS_SEEDS = tuple(range(5))  # [D]

@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from bridge.atomic import replace
+from bridge.weights import replace
 from experiments.studies.study import kind_of
 from experiments.sweep.kinds import do
 from experiments.sweep.task import Outcome, Task

@@ -9,7 +9,7 @@ import tyro
 from experiments.studies.study import SIZES
 from experiments.sweep.recorded import ROOT
 from pipelines.errors import PipelineError
-from trainer.tables import lookup
+from trainer.errors import lookup
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from experiments.sweep.inline import Inline
 from experiments.sweep.machines import Need
 from experiments.sweep.processes import Processes
 from experiments.sweep.shares import cores_here, default_workers, gpus_here, shares
-from trainer.tables import lookup
+from trainer.errors import lookup
 
 
 def _processes(config: SweepConfig) -> Processes:

@@ -5,9 +5,9 @@ From a directory to its files, and from files to a directory that can be resumed
 
 from pathlib import Path
 
-from bridge.atomic import replace
-from pipelines import pending, record
-from pipelines.sequential.journal import ANSWERS
+from bridge.weights import replace
+from pipelines import record
+from pipelines.sequential.config import ANSWERS
 
 Files = dict[str, bytes]
 """Content by path below the directory, with slashes."""
@@ -51,7 +51,7 @@ def unpack(folder: Path, files: Files, stale: frozenset[str] = frozenset()) -> N
         replace(path, files[name])
     for name in stale - set(files):
         (folder / name).unlink(missing_ok=True)
-    pending.clear(folder)  # of a round that has been completed elsewhere
+    record.clear(folder)  # of a round that has been completed elsewhere
 
 
 def _turn(name: str) -> int:

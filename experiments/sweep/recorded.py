@@ -15,7 +15,7 @@ from experiments.sweep.kinds import WRITTEN
 from pipelines import record
 from pipelines.config import RunConfig, completed, completed_training
 from pipelines.errors import PipelineError
-from pipelines.sequential import journal
+from pipelines.sequential import config as journal
 from pipelines.sequential.config import SequentialConfig
 from pipelines.strategies import SETTINGS, settings_of
 

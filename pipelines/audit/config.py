@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from kernel.kinds import KINDS, PROBES
-from pipelines.config import RunConfig
+from kernel.model import KINDS, PROBES
+from pipelines.config import RunConfig, at_width, check_list, computed, first_round, folder
 from pipelines.errors import PipelineError
-from pipelines.first_round import at_width, check_list, computed, first_round, folder
-from pipelines.strategies.kernel_config import KernelConfig
+from pipelines.strategies.options import KernelConfig
+from trainer.errors import lookup
 from trainer.fit import TrainConfig
-from trainer.tables import lookup
 
 LEAST_CANDIDATES = 8
 Kind = Literal["single", "sum", "trace", "rademacher", "full"]

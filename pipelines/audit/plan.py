@@ -7,8 +7,8 @@ from pipelines.audit.config import AuditConfig
 from pipelines.audit.given import given
 from pipelines.audit.run import folder_of
 from pipelines.audit.subject import subjects
-from pipelines.noted_fit import schedule_seconds
-from trainer.memory import keep_freed_blocks
+from pipelines.run import schedule_seconds
+from trainer.fit import keep_freed_blocks
 from trainer.networks import parameter_count
 
 

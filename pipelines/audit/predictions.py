@@ -9,11 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernel.kinds import Kind
-from kernel.model import Model
-from kernel.pool import query_kernel
+from kernel.model import Kind, Model
+from kernel.ntk import query_kernel
 from kernel.posterior import Posterior, posterior
-from pipelines.strategies.kernel_config import KernelConfig
+from pipelines.strategies.options import KernelConfig
 
 
 class Prediction(NamedTuple):

@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bridge.atomic import replace
+from bridge.weights import replace
 from pipelines.audit import comparison
 from pipelines.audit.comparison import Interval
 from pipelines.audit.picture import picture

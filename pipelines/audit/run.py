@@ -12,12 +12,12 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from bridge.export import weights_of
 from bridge.mirror import Mirror
 from bridge.parity import certify
+from bridge.weights import weights_of
 from kernel.errors import KernelError
-from kernel.kinds import dtype_of
-from kernel.pool import Sizes, decide
+from kernel.model import dtype_of
+from kernel.ntk import Sizes, decide
 from pipelines.audit import comparison, trainings
 from pipelines.audit.config import AuditConfig
 from pipelines.audit.given import given
@@ -25,15 +25,12 @@ from pipelines.audit.predictions import Prediction, name_of, predict
 from pipelines.audit.rows import NO_KERNEL, REFERENCES, Row, Target, compared, target
 from pipelines.audit.subject import Subject, subjects
 from pipelines.audit.trainings import Real
-from pipelines.compilation import keep_compiled
-from pipelines.numbered import numbered
+from pipelines.progress import Stages, generator, keep_compiled, numbered
 from pipelines.record import only_writer
-from pipelines.round import Bridge
-from pipelines.seeds import generator
-from pipelines.stages import Stages
-from pipelines.strategies.kernel_config import KernelConfig
-from pipelines.strategies.situation import PROBE
-from trainer.memory import keep_freed_blocks
+from pipelines.run import Bridge
+from pipelines.strategies.base import PROBE
+from pipelines.strategies.options import KernelConfig
+from trainer.fit import keep_freed_blocks
 from trainer.predict import logits
 
 

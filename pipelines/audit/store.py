@@ -11,7 +11,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from bridge.atomic import replace
+from bridge.weights import replace
 from pipelines.errors import PipelineError
 
 _FORMAT = "ntk-lookahead audit 1"

@@ -17,9 +17,8 @@ from pipelines.audit.config import AuditConfig
 from pipelines.audit.given import Given
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
-from pipelines.preparation import prepared
-from pipelines.run import describe
-from pipelines.seeds import generator
+from pipelines.progress import generator
+from pipelines.run import describe, prepared
 from trainer.data import Dataset
 from trainer.networks import build
 from trainer.oracle import DatasetOracle

@@ -10,17 +10,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bridge import export
+from bridge import weights
 from bridge.weights import read
 from pipelines.audit import store
 from pipelines.audit.config import AuditConfig
 from pipelines.audit.store import Outputs
 from pipelines.audit.subject import Subject
-from pipelines.noted_fit import noted_fit
-from pipelines.numbered import numbered
-from pipelines.seeds import generator
-from pipelines.stages import Stages
-from trainer import objective
+from pipelines.progress import Stages, generator, numbered
+from pipelines.run import noted_fit
+from trainer import fit
 from trainer.predict import logits
 
 
@@ -78,20 +76,20 @@ def train(subject: Subject, folder: Path, stages: Stages) -> dict[str, Any]:
     done = store.get(folder, name)
     path = folder / "weights.safetensors"
     if done is not None and path.is_file():
-        export.restore(subject.network, read(path))
+        weights.restore(subject.network, read(path))
         subject.network.eval()
         return done.notes
     images, labels, settings = subject.labelled_images, subject.labels, subject.config.train
     if subject.weights is not None:
-        export.restore(subject.network, subject.weights)
+        weights.restore(subject.network, subject.weights)
         subject.network.eval()
         with numbered(subject.labelled):
             answers = logits(subject.network, images)
-        accuracy = objective.accuracy(answers, labels)
+        accuracy = fit.accuracy(answers, labels)
         notes = {
             "steps": None,
             "train_accuracy": accuracy,
-            "residual_rms": objective.residual_rms(answers, labels, settings.loss),
+            "residual_rms": fit.residual_rms(answers, labels, settings.loss),
             "fitted": accuracy >= settings.target_accuracy,
             "stopped": "weights were given",
             "seconds": 0.0,
@@ -100,7 +98,7 @@ def train(subject: Subject, folder: Path, stages: Stages) -> dict[str, Any]:
         with stages("train") as advance:
             rng = generator(subject.config.seed, "fit")
             notes = noted_fit(subject.network, images, labels, settings, rng, advance)
-    export.save(subject.network, path, {"stage": "audit"})
+    weights.save_module(subject.network, path, {"stage": "audit"})
     with numbered(subject.points):
         outputs = Outputs(logits(subject.network, subject.images(subject.points)), notes)
     store.put(folder, name, outputs)

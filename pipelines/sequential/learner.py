@@ -2,17 +2,160 @@
 
 From a linearisation and answers to G at candidates and test images after each of them, how far the
 parameters have moved for it, and how far rounding has led astray (docs/sequential.md).
+
+What training leaves to the linearised network: a kernel, logits, the labels it was trained on.
+
+From these to a posterior at the candidates and at test images, or to the same of a few of them.
+Candidates are places 0, 1, … among a kernel's images after the labelled ones; test images follow
+them, are predicted and never queried.
+
+What questions stand on and what was said to them: the state that is saved and restored.
+
+Strategies of the sequential mode, by name: what each sees from where the labels are.
+
+From a posterior of the linearised network to scores: every look-ahead criterion by its outlook;
+random and the classical scores from the linearised network's own predictions.
+
+The next question: which open candidate to ask for, and how the network stands while it is asked.
+
+From the scores of a learner and what was said so far to one data-set index.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from scipy.special import entr
 
-from kernel.absorb import absorb_block
-from kernel.posterior import Posterior
-from kernel.regression.inputs import Given
-from pipelines.sequential.linearised import Linearisation
+from bridge.weights import Weights
+from kernel import lookahead as outlook
+from kernel.covariance import Cross, Features, Given, Kernel
+from kernel.lookahead import CRITERIA, Options, rebased
+from kernel.posterior import Posterior, absorb_block, posterior
+from pipelines.errors import PipelineError
+from pipelines.strategies.base import probabilities
+from pipelines.strategies.options import KernelConfig, LookAheadConfig
+from trainer.errors import lookup
+
+
+@dataclass(frozen=True, eq=False)
+class Linearisation:
+    """What training left: all that the linearised network depends on.
+
+    Attributes:
+        kernel: between the labelled images, the candidates and the test images, in this order.
+        targets: float64 (labelled, classes), one-hot.
+        labelled_logits: f_L, float64 (labelled, classes).
+        logits: float64 (candidates + tests, classes), of the network.
+        sample: places of the candidates over which changes are summed.
+        candidates: how many of the rows may be queried.
+        keep: S is held; False streams it from features.
+        ridge: λ, in units of the kernel.
+    """
+
+    kernel: Given
+    targets: np.ndarray
+    labelled_logits: np.ndarray
+    logits: np.ndarray
+    sample: np.ndarray
+    candidates: int
+    keep: bool = True
+    ridge: float = 0.0
+
+    def posterior(self) -> Posterior:
+        """Given the labelled set; changes refer to G from the start.
+
+        Raises:
+            KernelError: as `kernel.posterior.posterior`.
+        """
+        made = posterior(
+            self.kernel,
+            self.targets,
+            self.labelled_logits,
+            self.logits,
+            sample=self.sample,
+            keep=self.keep,
+            ridge=self.ridge,
+        )
+        return rebased(made)
+
+    def only(self, candidates: np.ndarray, tests: np.ndarray) -> "Linearisation":
+        """The same with a few candidates, all of them in the sample, and a few test images.
+
+        Args:
+            candidates: their places; for a kernel between anchors, of the sample.
+            tests: their places.
+        """
+        labelled = len(self.targets)
+        places = np.concatenate([candidates, tests])
+        rows = np.concatenate([np.arange(labelled), labelled + places])
+        return Linearisation(
+            kernel=_between(self.kernel, rows, labelled + len(candidates), labelled, self.sample),
+            targets=self.targets,
+            labelled_logits=self.labelled_logits,
+            logits=self.logits[places],
+            sample=np.arange(len(candidates)),
+            candidates=len(candidates),
+            ridge=self.ridge,
+        )
+
+
+def _between(
+    kernel: Given, rows: np.ndarray, anchors: int, labelled: int, sample: np.ndarray
+) -> Given:
+    """The kernel of some of its images; the first of them are the anchors of a `Cross`."""
+    if isinstance(kernel, Features):
+        return Features(kernel.values[rows], kernel.precision)
+    if isinstance(kernel, Cross):
+        own = rows[:anchors].copy()  # anchors lie in the order of the sample
+        own[labelled:] = labelled + np.searchsorted(sample, own[labelled:] - labelled)
+        values = kernel.values[np.ix_(own, rows)]
+        return Cross(values, kernel.diagonal[rows], kernel.precision)
+    values = kernel.values[rows]
+    return Kernel(values[:, :, rows] if values.ndim == 4 else values[:, rows], kernel.precision)
+
+
+class Event(NamedTuple):
+    """What was said of an image, by its data-set index: a label, or None to set it aside."""
+
+    image: int
+    label: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Grounds:
+    """What an asker stands on; nothing of it changes with an answer.
+
+    Attributes:
+        linearisation: what training left.
+        candidates: data-set indices, in the order of the places.
+        labelled: {data-set index: class} that the network was trained on.
+        test_labels: of the test images; empty without any.
+        classes: how many there are.
+        norm: ‖θ‖ of the trainable parameters.
+        strategy: how the next image is chosen.
+        options: of look-ahead criteria.
+        loss: of the training.
+        seed: of the random strategy and of ties.
+        diagnostics: of the kernel, JSON-able.
+        weights: of the network.
+    """
+
+    linearisation: Linearisation
+    candidates: np.ndarray
+    labelled: Mapping[int, int]
+    test_labels: np.ndarray
+    classes: int
+    norm: float
+    strategy: str
+    options: Options
+    loss: str
+    seed: int
+    diagnostics: dict[str, Any]
+    weights: Weights
+
 
 LOOKED_AT = 8  # candidates, and as many test images, at which rounding is measured
 CHECK_EVERY = 25  # answers from one measurement of rounding to the next
@@ -80,7 +223,7 @@ class Learner:
             tolerance: rounding beyond which everything is factorised anew.
 
         Raises:
-            KernelError: as `kernel.posterior.posterior` and `kernel.absorb.absorb_block`.
+            KernelError: as `kernel.posterior.posterior` and `kernel.posterior.absorb_block`.
         """
         self.start = start
         self.answers: list[Answer] = []
@@ -105,7 +248,7 @@ class Learner:
         """Absorb one answer; now and then measure rounding, and refresh past the tolerance.
 
         Raises:
-            KernelError: as `kernel.absorb.absorb_block`.
+            KernelError: as `kernel.posterior.absorb_block`.
         """
         self.moved += self._step(answer)
         self.answers.append(answer)
@@ -188,3 +331,164 @@ class Learner:
 def _rows(places: np.ndarray, each: int) -> np.ndarray:
     """Rows of S of some places: one each, or one a class for the kind `full`."""
     return (np.asarray(places, np.int64)[:, None] * each + np.arange(each)).reshape(-1)
+
+
+PLAIN: Mapping[str, Callable[[np.ndarray], np.ndarray]] = MappingProxyType(
+    {
+        "entropy": lambda p: entr(p).sum(axis=1),
+        "margin": lambda p: -np.diff(np.sort(p, axis=1)[:, -2:], axis=1)[:, 0],
+        "least_confident": lambda p: 1 - p.max(axis=1),
+    }
+)
+NAMES = (*CRITERIA, "random", *PLAIN)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A strategy that looks at predictions only.
+
+    Attributes:
+        posterior: given the labels so far.
+        score: G → one score a place.
+    """
+
+    posterior: Posterior
+    score: Callable[[np.ndarray], np.ndarray]
+
+    def scores(self) -> np.ndarray:
+        """One score a place."""
+        return self.score(self.posterior.predictions)
+
+    def absorb(self, candidates: np.ndarray, label_rows: np.ndarray) -> "Plain":
+        """With true labels."""
+        return replace(self, posterior=absorb_block(self.posterior, candidates, label_rows))
+
+
+def looks_ahead(strategy: str) -> bool:
+    """Whether it asks what a label would change, so that determined candidates are of no use."""
+    return strategy in CRITERIA
+
+
+def options_of(
+    strategy: str, lookahead: LookAheadConfig, kernel: KernelConfig, seed: int
+) -> Options:
+    """Of a strategy that asks one question at a time; what is said of batches is left aside.
+
+    Raises:
+        PipelineError: a criterion that this kernel does not serve.
+    """
+    if looks_ahead(strategy):
+        replace(lookahead, batch="top").check(strategy, kernel)
+    return lookahead.options(kernel.reference, seed)
+
+
+def viewer(strategy: str, options: Options, loss: str, rng: np.random.Generator) -> Viewer:
+    """What makes the views of a strategy.
+
+    Args:
+        strategy: one of `NAMES`.
+        options: of look-ahead criteria.
+        loss: of the training; it decides how predictions become probabilities.
+        rng: draws the order of `random`, once.
+
+    Raises:
+        UnknownNameError: no such strategy.
+    """
+    lookup(dict.fromkeys(NAMES), strategy, "sequential strategy")
+    if strategy in CRITERIA:
+        return lambda kernel, posterior, targets: outlook(
+            strategy, kernel, posterior, options, targets=targets
+        )
+    seed = int(rng.integers(2**63))
+
+    def score(predictions: np.ndarray) -> np.ndarray:
+        if strategy == "random":
+            return np.random.default_rng(seed).random(len(predictions))
+        return PLAIN[strategy](probabilities(predictions, loss))
+
+    def make(kernel: Given, posterior: Posterior, targets: np.ndarray) -> View:
+        del kernel, targets
+        return Plain(posterior, score)
+
+    return make
+
+
+class Exhausted(PipelineError):
+    """No candidate is left that is worth a question."""
+
+
+class Question(NamedTuple):
+    """Which image to label next.
+
+    Attributes:
+        image: its data-set index.
+        score: the strategy's, higher = sooner; comparable with others at the same moment only.
+        predicted: the class that the linearised network would give it.
+    """
+
+    image: int
+    score: float
+    predicted: int
+
+
+class Standing(NamedTuple):
+    """Where the linearised network stands.
+
+    Attributes:
+        labelled: how many labels it has, those of the training included.
+        answered: how many since the training.
+        foreseen: how many of these it predicted before it was told.
+        accuracy: on the test images; None without any.
+        drift: ‖Δθ‖/‖θ‖, how far its parameters have moved for the answers.
+        rounding: the recursion's, as last measured; see `Learner.measure`.
+        refreshed: how often it was above the tolerance and everything was factorised anew.
+    """
+
+    labelled: int
+    answered: int
+    foreseen: int
+    accuracy: float | None
+    drift: float
+    rounding: float
+    refreshed: int
+
+
+def next_question(
+    grounds: Grounds, events: Sequence[Event], learner: Learner, ties: np.ndarray
+) -> Question:
+    """The open candidate with the highest score.
+
+    Args:
+        grounds: what does not change with an answer.
+        events: what was said since the training.
+        learner: stands where they led.
+        ties: (candidates,), an order by which equal scores are broken.
+
+    Raises:
+        Exhausted: every candidate is labelled, set aside or determined by the labels so far.
+        PipelineError: scores that are not numbers.
+    """
+    candidates = grounds.candidates
+    said = {event.image for event in events}
+    is_open = np.array([index not in said for index in candidates.tolist()], bool)
+    if not is_open.any():
+        raise Exhausted(
+            f"all {len(candidates)} candidates are labelled or set aside: train again to draw "
+            "others."
+        )
+    if looks_ahead(grounds.strategy):
+        left = int(is_open.sum())
+        is_open &= ~learner.determined[: len(candidates)]
+        if not is_open.any():
+            raise Exhausted(
+                f"the labels so far determine all {left} candidates that are left (they are "
+                "duplicates, or the kernel has no more directions), so that look-ahead cannot "
+                "tell them apart: train again, choose another kernel kind, or a larger sketch."
+            )
+    scores = np.asarray(learner.view.scores(), np.float64)[: len(candidates)]
+    if np.isnan(scores[is_open]).any():
+        bad = candidates[is_open & np.isnan(scores)][:5].tolist()
+        raise PipelineError(f"the scores of images {bad} are not numbers.")
+    best = int(np.lexsort((ties, -scores, ~is_open))[0])
+    predicted = int(learner.predictions[best].argmax())
+    return Question(int(candidates[best]), float(scores[best]), predicted)

@@ -1,24 +1,33 @@
-"""The strategies by name; a new one is a function and a row here, with what it needs."""
+"""The strategies by name; a new one is a function and a row here, with what it needs.
+
+What a strategy needs of a network, looked for before the network is trained.
+
+From the needs of a strategy, a network and a few images to nothing, or to a refusal in plain words.
+"""
 
 from collections.abc import Mapping, Sequence, Set
 from types import MappingProxyType
+
+import numpy as np
+from torch import nn
 
 from kernel.lookahead import CRITERIA
 from pipelines.strategies import (
     albl,
     badge,
     bald,
+    baselines,
     coreset,
     dynamical,
     infinite,
     ll4al,
     lookahead,
-    naive,
-    one_step,
     uncertainty,
-    without_blocks,
 )
-from pipelines.strategies.method import Method, method
+from pipelines.strategies.bald import require_dropout
+from pipelines.strategies.base import Method, method
+from pipelines.strategies.infinite import architecture_of
+from trainer.predict import find_head
 
 # Those that choose by themselves, and so can be arms of albl.
 _ROWS: Mapping[str, Method] = MappingProxyType(
@@ -37,9 +46,9 @@ _ROWS: Mapping[str, Method] = MappingProxyType(
         },
         # its clusters are drawn
         "ntkcpl": method(lookahead.looking("ntkcpl"), "images", "kernel", "draws"),
-        "naive": method(naive.naive, "logits", "images", "training"),
-        "ntk_no_blocks": method(without_blocks.ntk_no_blocks, "logits", "images", "kernel"),
-        "one_step": method(one_step.one_step, "logits", "images", "training"),
+        "naive": method(baselines.naive, "logits", "images", "training"),
+        "ntk_no_blocks": method(baselines.ntk_no_blocks, "logits", "images", "kernel"),
+        "one_step": method(baselines.one_step, "logits", "images", "training"),
         "infinite_ntk": method(infinite.infinite_ntk, "logits", "images", "infinite"),
         "gp": method(infinite.gp, "logits", "images", "infinite"),
         "ll4al": method(ll4al.ll4al, "images", "hooks"),
@@ -102,3 +111,23 @@ LOOK_AHEAD = needing("kernel")
 MIRRORED = needing("kernel", "gradients")
 # Those that need a network which has a counterpart of infinite width.
 INFINITE = needing("infinite")
+
+
+def require(needs: Set[str], network: nn.Module, images: np.ndarray) -> None:
+    """Refuse a network that a strategy cannot be asked with.
+
+    Args:
+        needs: of the strategy, names of `method.NEEDS`.
+        network: in eval mode, trained or not.
+        images: a few, as the network takes them.
+
+    Raises:
+        NetworkError: no layer makes the logits, and penultimate features are needed.
+        PipelineError: it has no dropout, or no counterpart of infinite width, and it is needed.
+    """
+    if "features" in needs:
+        find_head(network, images)
+    if "dropout" in needs:
+        require_dropout(network)
+    if "infinite" in needs:
+        architecture_of(network)

@@ -33,20 +33,203 @@ What is done otherwise than Hsu & Lin, and than others:
 A network that fits its labels predicts the drawn images right whichever arm advised them: the
 reward is then near 1 throughout, and weights part by who was drawn, hardly by who was right. The
 record holds the reward of every round.
+
+Exp4.P, the bandit of ALBL (Beygelzimer et al. 2011; Hsu & Lin 2015), as pure functions.
+
+From weights of arms to the probability of each arm and of each image, and from a reward to new
+weights. Arms and experts are the same here, so that both numbers are N.
+
+With T draws in all and δ: p_min = √(ln N / (N·T)), at most 1/N;
+
+    p = (1 − N·p_min) · w/Σw + p_min,    q = pᵀ·advice,
+
+where advice[k] is what arm k would draw, a distribution over images. Image a was drawn and gave the
+reward r: ŷ_k = r · advice[k,a] / q_a, v̂_k = 1/p_k, and
+
+    w_k ← w_k · exp( p_min/2 · (ŷ_k + v̂_k · √(ln(N/δ) / (N·T))) ).
+
+Weights are kept as their logarithms, which cannot overflow.
+
+What ALBL knows of the earlier rounds of a run: from their records to weights of its arms.
+
+Nothing else is carried from round to round, so that a run that was interrupted learns the same.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipelines.errors import PipelineError
-from pipelines.strategies.albl_memory import learned, reward_of, rounds_of
-from pipelines.strategies.exp4p import arm_probabilities, least_probability
-from pipelines.strategies.lookahead_config import LookAheadConfig
-from pipelines.strategies.method import Method
-from pipelines.strategies.situation import Query, Situation, Strategy
-from trainer.tables import lookup
+from pipelines.strategies.base import Method, Query, Situation, Strategy
+from pipelines.strategies.options import LookAheadConfig
+from trainer.errors import lookup
+
+
+def least_probability(arms: int, draws: int) -> float:
+    """p_min: what every arm is drawn with at least.
+
+    Args:
+        arms: N, at least 1.
+        draws: T, at least 1.
+    """
+    return min(math.sqrt(math.log(arms) / (arms * draws)), 1 / arms)
+
+
+def arm_probabilities(log_weights: np.ndarray, least: float) -> np.ndarray:
+    """p, float64 (arms,).
+
+    Args:
+        log_weights: float64 (arms,), ln w.
+        least: p_min.
+    """
+    weights = np.exp(log_weights - log_weights.max())
+    return (1 - len(weights) * least) * weights / weights.sum() + least
+
+
+def rewarded(
+    log_weights: np.ndarray,
+    probabilities: np.ndarray,
+    advised: np.ndarray,
+    drawn: np.ndarray,
+    reward: float,
+    *,
+    draws: int,
+    delta: float,
+) -> np.ndarray:
+    """The weights ln w after draws that were made with the same p and got the same reward.
+
+    Args:
+        log_weights: float64 (arms,), ln w before.
+        probabilities: float64 (arms,), p that they were drawn with.
+        advised: float64 (images, arms), the probability of each drawn image by each arm's advice.
+        drawn: float64 (images,), q of each.
+        reward: r, in [0, 1].
+        draws: T.
+        delta: δ.
+    """
+    arms = len(log_weights)
+    seen = (reward * advised / drawn[:, None]).sum(axis=0)
+    surely = len(drawn) / probabilities * math.sqrt(math.log(arms / delta) / (arms * draws))
+    return log_weights + least_probability(arms, draws) / 2 * (seen + surely)
+
+
+def weighted_accuracy(right: np.ndarray, drawn: np.ndarray) -> float:
+    """Importance-weighted accuracy, Σ_t [y_t = f(x_t)]/q_t divided by Σ_t 1/q_t.
+
+    Args:
+        right: bool (images,), whether each drawn image is predicted as it is labelled; at least
+            one.
+        drawn: float64 (images,), q of each when it was drawn.
+    """
+    return float(np.average(right, weights=1 / drawn))
+
+
+class Drawn(NamedTuple):
+    """The draws of a round, in the order of its record.
+
+    Attributes:
+        indices: int64 (batch,), data-set indices.
+        probabilities: float64 (arms,), p.
+        advised: float64 (batch, arms), the probability of each image by each arm's advice.
+        drawn: float64 (batch,), q of each.
+        reward: of the draws of the round before; None in the first, or where no label came in.
+    """
+
+    indices: np.ndarray
+    probabilities: np.ndarray
+    advised: np.ndarray
+    drawn: np.ndarray
+    reward: float | None
+
+
+def rounds_of(history: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> list[Drawn]:
+    """The draws of the earlier rounds that were ALBL's.
+
+    Args:
+        history: lines of earlier rounds, of any strategies.
+        arms: names of the present arms.
+
+    Raises:
+        PipelineError: a round of other arms, or not as it was written.
+    """
+    return [_read(line, arms) for line in history if "advised" in line.get("diagnostics", {})]
+
+
+def _read(line: Mapping[str, Any], arms: Sequence[str]) -> Drawn:
+    """The draws of an earlier round.
+
+    Raises:
+        PipelineError: of other arms, or not as it was written.
+    """
+    said = line["diagnostics"]
+    if list(said.get("arms", ())) != list(arms):
+        raise PipelineError(
+            f"an earlier round was drawn from the arms {', '.join(said.get('arms', ()))} and "
+            f"albl.arms are {', '.join(arms)}: what was learned of those says nothing of these. "
+            "Give the same arms, or leave the earlier rounds out of history."
+        )
+    try:
+        made = Drawn(
+            np.asarray(line["indices"], np.int64),
+            np.asarray(said["probabilities"], np.float64),
+            np.asarray(said["advised"], np.float64),
+            np.asarray(said["drawn"], np.float64),
+            said["reward"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise PipelineError(
+            f"an earlier round of albl cannot be understood ({error!r}): give history as query() "
+            "returned it."
+        ) from error
+    batch = len(made.indices)
+    if made.advised.shape != (batch, len(arms)) or made.drawn.shape != (batch,):
+        raise PipelineError(
+            f"an earlier round of albl has {batch} indices and says who advised "
+            f"{len(made.advised)}: give history as query() returned it."
+        )
+    return made
+
+
+def reward_of(situation: Situation, past: Sequence[Drawn]) -> float | None:
+    """Importance-weighted accuracy on everything drawn and labelled so far; None without any."""
+    if not past:
+        return None
+    right = situation.labelled_logits.argmax(axis=1) == situation.labels
+    known = dict(zip(situation.labelled.tolist(), right.tolist(), strict=True))
+    drawn = [
+        (known[index], q)
+        for one in past
+        for index, q in zip(one.indices.tolist(), one.drawn.tolist(), strict=True)
+        if index in known
+    ]
+    if not drawn:
+        return None
+    correct, q = (np.array(column) for column in zip(*drawn, strict=True))
+    return weighted_accuracy(correct, q)
+
+
+def learned(
+    past: Sequence[Drawn], reward: float | None, draws: int, delta: float, arms: int
+) -> np.ndarray:
+    """The weights of arms, ln w, after all earlier rounds, the last of which has this reward."""
+    logs = np.zeros(arms)
+    rewards = [*(one.reward for one in past[1:]), reward]
+    for one, earned in zip(past, rewards, strict=False):
+        if earned is not None:
+            logs = rewarded(
+                logs,
+                one.probabilities,
+                one.advised,
+                one.drawn,
+                earned,
+                draws=draws,
+                delta=delta,
+            )
+    return logs
+
 
 UNIFORM = "random"  # the arm that advises everything alike
 _SHARED = {"kernel", "infinite"}  # what several arms compute once, with one seed

@@ -3,14 +3,90 @@
 From penultimate features and probabilities to a batch by k-means++ on (p − onehot ŷ) ⊗ h, the
 gradient of the cross-entropy with the label ŷ in the last layer's weights. It is never formed:
 inner products of such embeddings are products of inner products of their factors.
+
+Picks that spread over a space: what badge and coreset have in common.
+
+From squared distances to the nearest centre to picks, one after another.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipelines.strategies.situation import Query, Situation
-from pipelines.strategies.spread import Spread, queried, spread, squared_distances
+from pipelines.strategies.base import Query, Situation
+
+# Below this share of the squared norms a squared distance is rounding, and the points are the same.
+SAME = 1e-12
+
+
+class Spread(NamedTuple):
+    """A batch.
+
+    Attributes:
+        places: int64 (batch,), of the picks, in their order.
+        distances: float64 (points,), squared distances to the nearest centre: of a pick when it was
+            picked, of others at the end.
+    """
+
+    places: np.ndarray
+    distances: np.ndarray
+
+
+def spread(
+    nearest: np.ndarray,
+    to: Callable[[int], np.ndarray],
+    draw: Callable[[np.ndarray], int],
+    batch_size: int,
+    first: int | None = None,
+) -> Spread:
+    """Pick points one after another; each pick is a centre for the next.
+
+    Args:
+        nearest: float64 (points,), squared distances to the nearest of the centres before.
+        to: the place of a point → float64 (points,), squared distances to it.
+        draw: distances of the points that are not picked yet → the next, by its place among them.
+        batch_size: how many, at most as many as there are points.
+        first: the place of a pick that is made already, and is the only centre before.
+    """
+    distances, left = nearest.copy(), np.ones(len(nearest), bool)
+    places = [] if first is None else [first]
+    left[places] = False
+    while len(places) < batch_size:
+        open_ = np.flatnonzero(left)
+        place = int(open_[draw(distances[open_])])
+        places.append(place)
+        left[place] = False
+        distances[left] = np.minimum(distances, to(place))[left]
+    return Spread(np.array(places, np.int64), distances)
+
+
+def squared_distances(
+    squares: np.ndarray, products: np.ndarray, square: np.ndarray | float
+) -> np.ndarray:
+    """‖a‖² + ‖b‖² − 2a·b, and 0 where that is rounding.
+
+    Args:
+        squares: ‖a‖².
+        products: a·b.
+        square: ‖b‖².
+    """
+    sums = squares + square
+    found = sums - 2 * products
+    return np.where(found > SAME * sums, found, 0.0)
+
+
+def queried(
+    situation: Situation, found: Spread, scores: np.ndarray, diagnostics: dict[str, Any]
+) -> Query:
+    """A batch as a query, with a score for every candidate."""
+    return Query(
+        indices=situation.candidates[found.places],
+        scores=scores[found.places],
+        candidates=situation.candidates,
+        candidate_scores=scores,
+        diagnostics=diagnostics,
+    )
 
 
 class Embeddings(NamedTuple):

@@ -9,11 +9,10 @@ from scipy.special import entr
 from torch import nn
 
 from pipelines.errors import PipelineError
-from pipelines.numbered import numbered
-from pipelines.strategies.probabilities import probabilities
-from pipelines.strategies.situation import Query, Situation, top
-from trainer.dropout import dropout_layers, dropped_logits
-from trainer.piecewise import Piecewise
+from pipelines.progress import numbered
+from pipelines.strategies.base import Query, Situation, probabilities, top
+from trainer.batchnorm import dropout_layers, dropped_logits
+from trainer.predict import Piecewise
 
 
 def bald(situation: Situation, batch_size: int, rng: np.random.Generator) -> Query:

@@ -6,8 +6,8 @@ from everything labelled or picked, again and again.
 
 import numpy as np
 
-from pipelines.strategies.situation import Query, Situation
-from pipelines.strategies.spread import Spread, queried, spread, squared_distances
+from pipelines.strategies.badge import Spread, queried, spread, squared_distances
+from pipelines.strategies.base import Query, Situation
 
 _AT_ONCE = 64  # labelled images whose distances to all candidates are held at a time
 

@@ -11,19 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from kernel.dynamics.chunks import chunk_size
-from kernel.dynamics.cost import peak_bytes
-from kernel.dynamics.criterion import Measured, cotangents, joined, measure
-from kernel.dynamics.dissimilar import dissimilar
-from kernel.dynamics.gradients import squared_length, total
-from kernel.dynamics.sketches import folded, folding
-from kernel.engine.plan import GIB
-from kernel.engine.problem import cast
-from kernel.engine.progress import Report
+from kernel.dynamics import Measured, cotangents, dissimilar, folded, folding, joined, measure
+from kernel.estimate import dynamics_peak_bytes
+from kernel.gradients import chunk_size, squared_length, total
 from kernel.model import Model, Params
-from pipelines.numbered import numbered
-from pipelines.stages import Advance
-from pipelines.strategies.situation import Query, Situation, top
+from kernel.plan import GIB, Report, cast
+from pipelines.progress import Advance, numbered
+from pipelines.strategies.base import Query, Situation, top
 
 BLOCK = 1024  # candidates whose images are in memory at a time
 # A share of ‖g_u‖² below which what is labelled has no part in Δ worth the name.
@@ -79,7 +73,7 @@ def _predicted(situation: Situation, model: Model, shape: tuple[int, ...]) -> fl
     sketch = settings.sketch if settings.batch == "dissimilar" else None
     image = jax.ShapeDtypeStruct(shape, settings.precision)
     sizes = (len(situation.labelled), len(situation.candidates), BLOCK)
-    return peak_bytes(model, image, *sizes, sketch, settings.chunk) / GIB
+    return dynamics_peak_bytes(model, image, *sizes, sketch, settings.chunk) / GIB
 
 
 def _measured(

@@ -12,15 +12,14 @@ import numpy as np
 import torch
 from scipy.linalg import cho_factor, cho_solve
 
-from kernel.architectures import ARCHITECTURES, Architecture
-from kernel.infinite import infinite_kernel, infinite_rows
-from kernel.lookahead.mlmoc import mlmoc
+from kernel.covariance import Given
+from kernel.criteria import mlmoc
+from kernel.infinite import ARCHITECTURES, Architecture, infinite_kernel, infinite_rows
 from kernel.posterior import Posterior, posterior
-from kernel.regression.inputs import Given
 from pipelines.errors import PipelineError
+from pipelines.strategies.base import Query, Situation, top
+from pipelines.strategies.baselines import Pace
 from pipelines.strategies.lookahead import reference_sample
-from pipelines.strategies.pace import Pace
-from pipelines.strategies.situation import Query, Situation, top
 from trainer.networks.architecture import depths_of
 
 _REMEDIES = (

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from pipelines.errors import PipelineError
-from pipelines.numbered import numbered
-from pipelines.strategies.situation import Query, Situation, top
+from pipelines.progress import numbered
+from pipelines.strategies.base import Query, Situation, top
+from trainer.fit import losses
 from trainer.networks.loss_prediction import LossPrediction
-from trainer.objective import losses
-from trainer.piecewise import Piecewise
+from trainer.predict import Piecewise
 
 
 def ll4al(situation: Situation, batch_size: int, rng: np.random.Generator) -> Query:

@@ -6,7 +6,7 @@ From class probabilities of the candidates to scores, higher = query first.
 import numpy as np
 from scipy.special import entr
 
-from pipelines.strategies.situation import Query, Situation, top
+from pipelines.strategies.base import Query, Situation, top
 
 
 def random(situation: Situation, batch_size: int, rng: np.random.Generator) -> Query:

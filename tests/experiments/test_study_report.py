@@ -10,6 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from experiments.report import study as module
+from experiments.report.__main__ import main
 from experiments.report.measure_dots import dots, single
 from experiments.report.measure_pictures import measured
 from experiments.report.study import show, study_report
@@ -18,7 +19,6 @@ from experiments.report.study_tables import paired
 from experiments.statistics.claims import Better, NotBetter
 from experiments.studies.study import Grid, arms
 from pipelines.audit.config import AuditConfig
-from experiments.report.__main__ import main
 from tests.experiments import study_cases as cases
 from tests.test_report import Strict
 

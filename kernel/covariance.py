@@ -1,0 +1,580 @@
+"""S, the posterior covariance of the candidates: kept, or computed again whenever it is read.
+
+From rows of S, or from features Φ or rows of K, and A = C⁻¹K_LU with S = Φ_UΦ_Uᵀ − AᵀA, to what
+every criterion reads: tiles S[x, :] for reference points x of a sample and all candidates at once,
+always of one shape, and single columns S[:, q] (docs/mathematics.md, 1).
+
+Dense linear algebra in float64 where the arrays are: NumPy and SciPy on a CPU, JAX elsewhere.
+
+From matrices to factors, solutions and updates in place. On a CPU nothing compiles, and BLAS does
+half the work for a matrix times its own transpose. On other devices arrays are padded with zeros to
+multiples of a block (a factor with the identity), so that few shapes are ever compiled. Which of
+the two is decided once, where arrays are placed; from then on their type says it.
+
+What S is streamed from: features or rows of K, and A, which grows by a row for every label.
+
+From Φ_U and A = C⁻¹K_LU to rows S[x, :] = φ_x Φ_Uᵀ − a_xᵀA, in the dtype of the features, or from
+K_UU and A to S[x, :] = K[x, :] − a_xᵀA in float64; by NumPy on a CPU and by JAX, padded, elsewhere
+(docs/mathematics.md, 1).
+
+The three forms in which a posterior is given a kernel, read through one set of blocks.
+
+From a dense kernel, features whose inner products are the kernel, or a kernel between anchors and
+everything, to the blocks that conditioning needs: K_LL, K_LU by columns, the candidates' diagonal
+and rows of K_UU. "Rows" are examples, or example-class pairs of the kind `full`.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int64
+
+from kernel import model
+from kernel.errors import KernelError
+from kernel.model import Precision, add_gram, subtract_gram
+
+# Labelled rows and candidates are padded to multiples of these.
+LABELLED = 256
+CANDIDATES = 512
+# A tile of rows has at most this many entries: 128 MiB of float64.
+_TILE_ENTRIES = 2**24
+# Rows updated at a time on a CPU by an outer product: the product stays in the cache.
+_CACHED_ROWS = 32
+_LINE = 64  # bytes; JAX takes over arrays that begin on one without a copy
+
+Matrix = np.ndarray | Array
+
+
+def on_host() -> bool:
+    """Whether matrices stay in NumPy: the default device is a CPU."""
+    return jax.default_backend() == "cpu"
+
+
+def padded(size: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-size // multiple) * multiple
+
+
+def tile_rows(width: int) -> int:
+    """Rows of a tile of this padded width: a power of two, 64 to 512."""
+    rows = 512
+    while rows > 64 and rows * width > _TILE_ENTRIES:
+        rows //= 2
+    return rows
+
+
+def aligned_zeros(rows: int, columns: int) -> Float[np.ndarray, "rows columns"]:
+    """Zeros in memory that JAX can read without copying them."""
+    memory = np.zeros(rows * columns * 8 + _LINE, np.uint8)
+    start = -memory.ctypes.data % _LINE
+    return memory[start : start + rows * columns * 8].view(np.float64).reshape(rows, columns)
+
+
+def to_device(array: Matrix, shape: tuple[int, ...], dtype: str = "float64") -> Array:
+    """On JAX's default device, with zeros appended up to `shape`."""
+    if isinstance(array, Array):
+        widths = [(0, wanted - size) for wanted, size in zip(shape, array.shape, strict=True)]
+        return jnp.pad(array.astype(dtype), widths)
+    whole = np.zeros(shape, dtype)
+    whole[tuple(slice(size) for size in array.shape)] = array
+    return jnp.asarray(whole)
+
+
+class Lower(NamedTuple):
+    """A lower Cholesky factor.
+
+    Attributes:
+        values: on a CPU (rows, rows); on a device padded with the identity.
+        rows: without the padding.
+    """
+
+    values: Matrix
+    rows: int
+
+    @property
+    def pivots(self) -> Float[np.ndarray, " rows"]:
+        """Squares of the diagonal: what was left of each row when its turn came."""
+        return np.asarray(self.values.diagonal())[: self.rows] ** 2
+
+
+def lower_factor(matrix: Float[np.ndarray, "rows rows"], shift: float, host: bool) -> Lower | None:
+    """The factor of matrix + shift·I; None where there is none."""
+    rows = len(matrix)
+    if host:
+        shifted = np.array(matrix, np.float64)
+        shifted.flat[:: rows + 1] += shift
+        try:
+            return Lower(np.linalg.cholesky(shifted), rows)
+        except np.linalg.LinAlgError:
+            return None
+    size = padded(rows, LABELLED)
+    whole = np.eye(size)
+    whole[:rows, :rows] = matrix
+    whole.flat[: rows * (size + 1) : size + 1] += shift
+    factor = jnp.linalg.cholesky(jnp.asarray(whole))
+    return Lower(factor, rows) if bool(jnp.isfinite(factor).all()) else None
+
+
+def solve_lower(factor: Lower, right: Matrix) -> Matrix:
+    """C⁻¹B. On a device `right` has the rows of the padded factor, and so has the result."""
+    if isinstance(factor.values, np.ndarray):
+        if factor.rows == 1:  # BLAS would wake its threads for it
+            return right / factor.values[0, 0]
+        return model.solve_lower(factor.values, np.asarray(right, np.float64))
+    return _solve(factor.values, jnp.asarray(right, jnp.float64))
+
+
+def row_blocks(rows: int, size: int) -> list[tuple[int, int]]:
+    """Start and stop of consecutive blocks of at most `size` rows."""
+    return [(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def subtract_outer(
+    matrix: Matrix, left: Float[np.ndarray, "rows rank"], right: Float[np.ndarray, "columns rank"]
+) -> Matrix:
+    """Matrix − left rightᵀ, in the memory of `matrix`, which is gone afterwards."""
+    if not isinstance(matrix, np.ndarray):
+        rank = padded(left.shape[1], 8)
+        return _subtract_outer(
+            matrix,
+            to_device(left, (matrix.shape[0], rank)),
+            to_device(right, (matrix.shape[1], rank)),
+        )
+    rank = left.shape[1]
+    size = _CACHED_ROWS if rank == 1 else tile_rows(len(right))
+    product = np.empty((min(size, len(matrix)), len(right)))
+    for start in range(0, len(matrix), size):
+        rows = matrix[start : start + size]
+        out = product[: len(rows)]
+        if rank == 1:
+            np.multiply(left[start : start + size], right[:, 0], out=out)
+        else:
+            np.matmul(left[start : start + size], right.T, out=out)
+        rows -= out
+    return matrix
+
+
+@jax.jit
+def _solve(factor, right):
+    return jax.scipy.linalg.solve_triangular(factor, right, lower=True)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _subtract_outer(matrix, left, right):
+    return matrix - left @ right.T
+
+
+class Source(NamedTuple):
+    """What S follows from when it is not kept.
+
+    Attributes:
+        features: Φ_U, (candidates, dimensions), rows padded on a device; with `order` rows of
+            K_UU, (held, candidates), which stay where they are.
+        a: A, (capacity, candidates), in the dtype of the features or, with `order`, in float64:
+            `used` rows, then zeros.
+        used: L, and one more for every label absorbed.
+        order: which of the rows of K_UU is that of a candidate, −1 for none; None for features.
+    """
+
+    features: Matrix
+    a: Matrix
+    used: int
+    order: Int64[np.ndarray, " candidates"] | None = None
+
+    @property
+    def host(self) -> bool:
+        """Whether S is made by NumPy."""
+        return isinstance(self.a, np.ndarray)
+
+    def has(self, places: Int64[np.ndarray, " chosen"]) -> bool:
+        """Whether rows of S of these candidates follow from it."""
+        return self.order is None or bool((self.order[places] >= 0).all())
+
+
+def capacity(labelled: int) -> int:
+    """Rows of memory for A: some to spare, so that labels are absorbed without moving it."""
+    return padded(labelled + 1, LABELLED)
+
+
+def streamed_rows(source: Source, places: Int64[np.ndarray, " chosen"]) -> Matrix:
+    """S[places, :]: on a CPU in the dtype of A, (chosen, candidates); else padded, in float64."""
+    if not source.host:
+        if source.order is None:
+            return _rows(source.features, source.a, places)
+        prior = np.asarray(source.features)[source.order[places]]
+        return _less(to_device(prior, (len(places), source.a.shape[1])), source.a, places)
+    features, a = np.asarray(source.features), np.asarray(source.a)[: source.used]
+    if source.order is None:
+        rows = features[places] @ features.T
+    else:
+        rows = features[source.order[places]].astype(np.float64)
+    rows -= a[:, places].T @ a
+    return rows
+
+
+@jax.jit
+def _rows(features, a, places):
+    """Products in the dtype of the features."""
+    rows = features[places] @ features.T - a[:, places].T @ a
+    return rows.astype(jnp.float64)
+
+
+@jax.jit
+def _less(prior, a, places):
+    return prior - a[:, places].T @ a
+
+
+def kept_rows(source: Source, sample: Int64[np.ndarray, " sample"]) -> Matrix:
+    """S[sample, :] whole, in float64, from features; rows padded on a device."""
+    if source.host:
+        return _host_kept(source, sample)
+    places = np.zeros(padded(len(sample), CANDIDATES), np.int64)
+    places[: len(sample)] = sample
+    return streamed_rows(source, places)
+
+
+def _host_kept(source: Source, sample: np.ndarray) -> np.ndarray:
+    features, a = np.asarray(source.features), np.asarray(source.a)[: source.used]
+    candidates = len(features)
+    kept = np.zeros((len(sample), candidates))
+    if np.array_equal(sample, np.arange(candidates)):  # half of the work
+        add_gram(kept, features)
+        subtract_gram(kept, a)
+        return kept
+    for start, stop in row_blocks(len(sample), tile_rows(candidates)):
+        kept[start:stop] = streamed_rows(source, sample[start:stop])
+    return kept
+
+
+def appended(source: Source, v: Float[np.ndarray, "candidates rank"]) -> Source:
+    """With Vᵀ below A, written into the spare rows of its memory while there are any."""
+    a, used = source.a, source.used
+    after = used + v.shape[1]
+    if after > len(a):
+        grown = capacity(after) - len(a)
+        if isinstance(a, np.ndarray):
+            a = np.concatenate([a.T, np.zeros((a.shape[1], grown), a.dtype)], axis=1).T
+        else:
+            a = jnp.pad(a, ((0, grown), (0, 0)))
+    if isinstance(a, np.ndarray):
+        a[used:after] = v.T
+    else:
+        rows = to_device(v.T, (v.shape[1], a.shape[1]), str(a.dtype))
+        a = _rows_set(a, rows, used)
+    return source._replace(a=a, used=after)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _rows_set(a, rows, start):
+    return jax.lax.dynamic_update_slice_in_dim(a, rows, start, 0)
+
+
+_Carry = TypeVar("_Carry")
+
+
+class Block(NamedTuple):
+    """Some rows of S.
+
+    Attributes:
+        places: the candidates that the rows belong to; 0 for rows of padding.
+        mask: 1 for rows of S, 0 for padding.
+        values: S[places, :], with zeros past the last candidate.
+    """
+
+    places: Int64[np.ndarray, " rows"]
+    mask: Float[np.ndarray, " rows"]
+    values: Float[Array, "rows width"]
+
+
+class _Lease:
+    """Counts the updates made in place, so that a posterior they consumed is refused."""
+
+    def __init__(self):
+        self.updates = 0
+
+
+@dataclass(frozen=True)
+class Covariance:
+    """S between a reference sample and all candidates.
+
+    Rows are candidates, or candidate-class pairs of the kind `full`.
+
+    Attributes:
+        sample: rows x over which changes are summed.
+        candidates: U, the columns of S.
+        kept: S[sample, :] in float64, padded on a device; None if it is streamed.
+        source: what it is streamed from, and what columns of other candidates come from.
+    """
+
+    sample: Int64[np.ndarray, " sample"]
+    candidates: int
+    kept: Matrix | None
+    source: Source | None
+    _lease: _Lease = field(default_factory=_Lease)
+    _updates: int = 0
+
+    @property
+    def width(self) -> int:
+        """Columns of a block: U and its padding."""
+        return padded(self.candidates, CANDIDATES)
+
+    def pad(self, array: Float[np.ndarray, "candidates ..."]) -> Float[Array, "width ..."]:
+        """An array with a row for each candidate, made as long as a block is wide."""
+        return to_device(array, (self.width, *array.shape[1:]))
+
+    def blocks(self, rows: int | None = None) -> Iterator[Block]:
+        """All rows of the sample in order, in blocks of one shape, the last one padded.
+
+        The next block may be written into the memory of this one: finish with it first, or use
+        `sweep`, which does.
+
+        Args:
+            rows: of a block; by the width if None, so that pools of nearly one size share it.
+        """
+        self._check()
+        size = rows or tile_rows(self.width)
+        buffer: np.ndarray | None = None
+        for start in range(0, len(self.sample), size):
+            chosen = self.sample[start : start + size]
+            mask = (np.arange(size) < len(chosen)).astype(np.float64)
+            places = np.zeros(size, np.int64)
+            places[: len(chosen)] = chosen
+            values = self._rows(start, places, len(chosen))
+            if isinstance(values, np.ndarray):
+                buffer = aligned_zeros(size, self.width) if buffer is None else buffer
+                buffer[: len(chosen), : self.candidates] = values
+                values = jnp.asarray(buffer)
+            yield Block(places, mask, values)
+
+    def sweep(self, step: Callable[[_Carry, Block], _Carry], carry: _Carry) -> _Carry:
+        """Fold `step` over all blocks; each is finished before the next is made."""
+        for block in self.blocks():
+            carry = jax.block_until_ready(step(carry, block))
+        return carry
+
+    def dense(self) -> Float[np.ndarray, "sample candidates"]:
+        """S[sample, :] whole, a copy: for small problems and tests."""
+        self._check()
+        if self.kept is not None:
+            return np.array(self.kept)[: len(self.sample), : self.candidates]
+        parts = [
+            np.asarray(block.values)[block.mask > 0, : self.candidates] for block in self.blocks()
+        ]
+        return np.concatenate(parts)
+
+    def column(self, place: int) -> Float[np.ndarray, " candidates"]:
+        """S[:, q] over all candidates."""
+        return self.columns(np.array([place]))[:, 0]
+
+    def columns(self, places: Int64[np.ndarray, " chosen"]) -> Float[np.ndarray, "candidates _"]:
+        """S[:, places] over all candidates.
+
+        Raises:
+            KernelError: a column that is neither kept nor follows from features.
+        """
+        self._check()
+        within = np.full(self.candidates, -1)
+        within[self.sample] = np.arange(len(self.sample))
+        rows = within[places]
+        if self.kept is not None and (rows >= 0).all():
+            # S is symmetric; a copy, for S is about to be updated in place
+            return np.array(self.kept[rows])[:, : self.candidates].T
+        if self.source is None or not self.source.has(places):
+            raise KernelError(
+                f"candidates {places[rows < 0][:5].tolist()} are outside the reference sample, and "
+                "this kernel holds columns of the sample only: put them into the sample, or use a "
+                "sketch, whose features give every column."
+            )
+        rows_of_s = np.asarray(streamed_rows(self.source, places), np.float64)
+        return rows_of_s[:, : self.candidates].T
+
+    def among(self, places: Int64[np.ndarray, " chosen"]) -> Float[np.ndarray, "sample chosen"]:
+        """S[sample, places], of any candidates."""
+        self._check()
+        if self.kept is not None:
+            return np.array(self.kept[:, places], np.float64)[: len(self.sample)]
+        assert self.source is not None
+        source = self.source
+        if source.host and source.order is None:
+            # of the sample alone: whole columns would read the features of all candidates
+            own, a = np.asarray(source.features), np.asarray(source.a)[: source.used]
+            values = own[self.sample] @ own[places].T - a[:, self.sample].T @ a[:, places]
+            return values.astype(np.float64)
+        if source.has(places):
+            return self.columns(places)[self.sample]
+        a = np.asarray(source.a)
+        # by symmetry the rows of the sample hold it
+        assert source.order is not None
+        own = np.asarray(source.features)[source.order[self.sample]][:, places]
+        return own.astype(np.float64) - a[:, self.sample].T @ a[:, places]
+
+    def downdated(self, v: Float[np.ndarray, "candidates rank"]) -> "Covariance":
+        """S − VVᵀ, in place: this covariance is consumed and refuses to be read again."""
+        self._check()
+        kept, source = self.kept, self.source
+        if kept is not None:
+            kept = subtract_outer(kept, v[self.sample], v)
+        if source is not None:
+            source = appended(source, v)
+        self._lease.updates += 1
+        return replace(self, kept=kept, source=source, _updates=self._lease.updates)
+
+    def made_kept(self) -> "Covariance":
+        """The same with S[sample, :] computed once and held beside its source."""
+        self._check()
+        if self.source is None or self.kept is not None:
+            return self
+        return replace(self, kept=kept_rows(self.source, self.sample))
+
+    def _check(self) -> None:
+        if self._updates != self._lease.updates:
+            raise KernelError(
+                "this posterior was consumed when a label was absorbed into it: go on with the one "
+                "that absorb returned, or compute the posterior anew."
+            )
+
+    def _rows(self, start: int, places: np.ndarray, chosen: int) -> Matrix:
+        """Rows of a block; on a device with its padding."""
+        held = self.kept if self.kept is not None else self.source
+        if isinstance(held, np.ndarray):
+            return held[start : start + chosen]
+        if isinstance(held, Source):
+            return streamed_rows(held, places[:chosen] if held.host else places)
+        within = np.minimum(np.arange(start, start + len(places)), len(self.sample) - 1)
+        return _taken(held, within)
+
+
+@jax.jit
+def _taken(kept, within):
+    return kept[within]
+
+
+_FINITE_ENTRIES = 2**22
+
+
+class Kernel(NamedTuple):
+    """A kernel between the examples of one set.
+
+    Attributes:
+        values: float64, (examples, examples) for a scalar-valued kernel K that stands for
+            K ⊗ I_C, or (examples, classes, examples, classes) for the kind `full`.
+        precision: what gradients and contraction were computed in, by which the rounding of
+            `values` is judged.
+    """
+
+    values: Float[np.ndarray, "..."]
+    precision: Precision
+
+
+class Features(NamedTuple):
+    """A kernel ΦΦᵀ by its features, such as sketched gradients.
+
+    Attributes:
+        values: Φ with every scale in it, float32 or float64, (examples, dimensions); the labelled
+            images first, then the candidates.
+        precision: by which the rounding of inner products is judged; its dtype is that of `values`.
+        logits: of the network whose gradients they are, if the pass that made them left any.
+    """
+
+    values: Float[np.ndarray | Array, "examples dimensions"]
+    precision: Precision
+    logits: Float[np.ndarray, "examples classes"] | None = None
+
+
+class Cross(NamedTuple):
+    """A kernel between anchors and all examples, for pools whose U×U kernel does not fit.
+
+    Attributes:
+        values: (anchors, examples): anchors are the labelled images, then the candidates of the
+            reference sample in its order; examples the labelled images, then all candidates.
+        diagonal: k(x, x) of every example.
+        precision: what gradients and contraction were computed in.
+    """
+
+    values: Float[np.ndarray, "anchors examples"]
+    diagonal: Float[np.ndarray, " examples"]
+    precision: Precision
+
+
+Given = Kernel | Features | Cross
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What conditioning reads of a kernel, whatever its form.
+
+    Attributes:
+        given: the kernel.
+        labelled: rows of the labelled set.
+        each: rows of one example: the classes for the kind `full`, else 1.
+    """
+
+    given: Given
+    labelled: int
+    each: int
+
+    @property
+    def matrix(self) -> Matrix:
+        """The array given, pairs of a full kernel flattened to rows; a view."""
+        values = self.given.values
+        return values.reshape(len(values) * self.each, -1) if values.ndim == 4 else values
+
+    @property
+    def candidates(self) -> int:
+        """Rows of the candidates."""
+        last = 0 if isinstance(self.given, Features) else 1
+        return self.matrix.shape[last] - self.labelled
+
+    def labelled_block(self) -> Float[np.ndarray, "labelled labelled"]:
+        """K_LL."""
+        if isinstance(self.given, Features):
+            rows = self.matrix[: self.labelled]
+            return np.asarray(rows @ rows.T, np.float64)
+        return np.asarray(self.matrix[: self.labelled, : self.labelled], np.float64)
+
+    def cross(self, start: int, stop: int) -> Matrix:
+        """K_L,x for the candidates' rows from start to stop, in float64."""
+        own = slice(self.labelled + start, self.labelled + stop)
+        if isinstance(self.given, Features):
+            block = self.matrix[: self.labelled] @ self.matrix[own].T
+        else:
+            block = self.matrix[: self.labelled, own]
+        return block.astype("float64")
+
+    def diagonal(self) -> Float[np.ndarray, " candidates"]:
+        """k(x, x) of the candidates' rows."""
+        if isinstance(self.given, Cross):
+            return np.array(self.given.diagonal[self.labelled :], np.float64)
+        if isinstance(self.given, Kernel):
+            return np.array(self.matrix.diagonal()[self.labelled :], np.float64)
+        squares = np.empty(self.candidates)
+        step = max(1, _FINITE_ENTRIES // self.matrix.shape[1])
+        for start in range(0, len(squares), step):  # in float64, a few rows at a time
+            rows = self.matrix[self.labelled + start : self.labelled + start + step]
+            wide = np.asarray(rows, np.float64)
+            squares[start : start + step] = np.einsum("ij,ij->i", wide, wide)
+        return squares
+
+    def candidate_rows(
+        self, sample: np.ndarray, start: int, stop: int
+    ) -> Float[np.ndarray, "chosen candidates"]:
+        """K_x,U for the sample's rows from start to stop; of a dense or a cross kernel."""
+        chosen = np.arange(start, stop) if isinstance(self.given, Cross) else sample[start:stop]
+        return np.asarray(self.matrix[self.labelled + chosen, self.labelled :], np.float64)
+
+
+def check_finite(name: str, array: Matrix) -> None:
+    """Refuse entries that are not finite, a few rows at a time.
+
+    Raises:
+        KernelError: there are some.
+    """
+    step = max(1, _FINITE_ENTRIES * len(array) // max(array.size, 1))
+    for start in range(0, len(array), step):
+        if not np.isfinite(np.asarray(array[start : start + step])).all():
+            raise KernelError(f"the {name} hold entries that are not finite.")

@@ -1,0 +1,711 @@
+"""Variance reduction and loss reduction, to first order: one product with S each.
+
+From a posterior to one score a candidate (docs/mathematics.md, 3).
+
+What a look-ahead criterion can be asked for, checked when it is made.
+
+What every outlook has: its posterior, and what is read of it.
+
+What criteria that sweep over S share: weights, sums over the sample, and what is left out.
+
+From a posterior and a function of tiles of S to one number a candidate.
+
+MaxDet: the batch that the kernel, given the labels so far, says is the most varied.
+
+From a posterior to the candidate with the most remaining variance, again and again: pivoted
+Cholesky on S, which is greedy for log det(S_BB + λI) and reads only the columns of what is picked
+(Holzmüller et al. 2023; docs/mathematics.md, 3).
+
+From logits to the labels that candidates are expected to get.
+
+Expected error reduction: how sure would the network be of all candidates, after each label?
+
+From a posterior to minus the expected sum of entropies, for all candidates and labels at once
+(Roy and McCallum 2001 with log loss; docs/mathematics.md, 3).
+
+Most likely model output change: how far would retraining with each candidate move the network?
+
+From a posterior to one score a candidate, for all candidates at once. Labelling x' with y' moves
+the prediction at x by W[x,x']·R_x' with W = S/(s+λ), so that nothing is solved for a candidate by
+itself ([L] Eqs. 12 and 13; docs/mathematics.md, 3, with the errata).
+
+Expected model output change: MLMOC's sum, expected over the label a candidate might get.
+
+From a posterior and label probabilities to one score a candidate ([L] §3.2, after Freytag et al.
+2014; docs/mathematics.md, 3).
+
+Flips: of how many candidates would the predicted class be another, after each label?
+
+From a posterior to counts, for all candidates at once. What the published code of [L] maximises;
+against clusters' labels it is NTKCPL (Wen et al. 2023; docs/mathematics.md, 3).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int64
+from scipy.special import softmax
+
+from kernel.covariance import CANDIDATES, Block, Covariance
+from kernel.errors import KernelError
+from kernel.posterior import Posterior, absorb_block
+
+Reference = Literal["network", "linearised"]
+REFERENCES: tuple[Reference, ...] = ("network", "linearised")
+LabelRule = Literal["simplex", "softmax", "one_hot"]
+LABEL_RULES: tuple[LabelRule, ...] = ("simplex", "softmax", "one_hot")
+Uncertainty = Literal["margin", "entropy"]
+UNCERTAINTIES: tuple[Uncertainty, ...] = ("margin", "entropy")
+CALIBRATED, ADAPTIVE = "calibrated", "adaptive"
+# Softmax of logits that estimate one-hot labels: a lead of 0.5 is odds of e⁵.
+BETA = 10.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """How criteria look ahead; each reads what it needs.
+
+    Attributes:
+        reference: a change of the outputs is one from the trained network, f_L (`network`), or from
+            the linearised network fitted to the labels, f^lin_L (`linearised`). From the first
+            true label on that is absorbed, both are the linearised network as it then is.
+        labels: what label a candidate would get: by the projection of its logits on the simplex
+            (`simplex`), their softmax(β·) (`softmax`), or the most likely one (`one_hot`). Read by
+            EMOC and EER, and by UHerding without a temperature.
+        beta: β > 0 of softmax(β·), of EER's entropies and of the rule `softmax`.
+        uncertainty: of UHerding: 1 minus the `margin` of the two largest probabilities, or their
+            `entropy`.
+        temperature: of UHerding's probabilities softmax(·/temperature): `calibrated` on the
+            labelled set; a number; None takes the rule `labels`.
+        radius: of the coverage of MaxHerding and UHerding: None covers by the normalised kernel k̂
+            itself; a number σ > 0 by exp(−(2 − 2k̂)/σ²); with `adaptive` σ is the smallest distance
+            between different labelled images.
+        clusters: of NTKCPL; None takes ten a class, and at most one for every two images.
+        seed: of NTKCPL's clustering.
+    """
+
+    reference: str = "network"
+    labels: str = "simplex"
+    beta: float = BETA
+    uncertainty: str = "margin"
+    temperature: str | float | None = CALIBRATED
+    radius: str | float | None = None
+    clusters: int | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        """Refuse what no criterion can be computed with.
+
+        Raises:
+            KernelError: an unknown name, or a number out of range.
+        """
+        _known("reference", self.reference, REFERENCES)
+        _known("rule of labels", self.labels, LABEL_RULES)
+        _known("uncertainty", self.uncertainty, UNCERTAINTIES)
+        _above_zero("beta", self.beta)
+        for name, word in (("temperature", CALIBRATED), ("radius", ADAPTIVE)):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                _known(name, value, (word, "a number above 0", "none"))
+            elif value is not None:
+                _above_zero(name, value)
+        if self.clusters is not None and self.clusters < 2:
+            raise KernelError(f"clusters must be 2 or more, or none, not {self.clusters}.")
+        if self.seed < 0:
+            raise KernelError(f"seed must be 0 or more, not {self.seed}.")
+
+
+def _known(name: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise KernelError(f"unknown {name} {value!r}; known: {', '.join(known)}.")
+
+
+def _above_zero(name: str, value: float) -> None:
+    if not 0 < value < float("inf"):
+        raise KernelError(f"{name} must be a number above 0, not {value}.")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The state that outlooks share.
+
+    Attributes:
+        posterior: given the labels so far. Its `logits` are those that expected labels and changes
+            refer to: of the network, and from the first true label on of the linearised one.
+        options: of the criterion.
+    """
+
+    posterior: Posterior
+    options: Options
+
+    @property
+    def predictions(self) -> Float[np.ndarray, "candidates classes"]:
+        """G."""
+        return self.posterior.predictions
+
+    @property
+    def variance(self) -> Float[np.ndarray, " rows"]:
+        """Remaining variance s."""
+        return self.posterior.variance
+
+    @property
+    def determined(self) -> Bool[np.ndarray, " rows"]:
+        """Candidates that the labels so far determine."""
+        return self.posterior.determined
+
+
+def rebased(posterior: Posterior) -> Posterior:
+    """With G in the place of the network's logits: what changes refer to once it is out of date."""
+    return posterior._replace(logits=posterior.predictions, drift=np.zeros_like(posterior.drift))
+
+
+def refuse_full(criterion: str, posterior: Posterior) -> None:
+    """Only MLMOC has a form with C×C blocks.
+
+    Raises:
+        KernelError: the posterior is of the full kernel.
+    """
+    if len(posterior.variance) != len(posterior.logits):
+        raise KernelError(
+            f"{criterion} is computed on a scalar-valued kernel and this is the full one: use the "
+            "kind single, sum, trace or rademacher."
+        )
+
+
+def inverses(posterior: Posterior) -> Float[np.ndarray, " candidates"]:
+    """1/(s+λ), so that W = S · this; 0 for determined candidates, whose label moves nothing."""
+    determined = posterior.determined
+    noisy = posterior.variance + posterior.ridge
+    return np.where(determined, 0.0, 1.0 / np.where(determined, 1.0, noisy))
+
+
+def share(posterior: Posterior) -> float:
+    """U/M: how many candidates each of the sample stands for."""
+    return len(posterior.logits) / len(posterior.sample)
+
+
+def settled(
+    posterior: Posterior, scores: Float[np.ndarray, " candidates"]
+) -> Float[np.ndarray, " candidates"]:
+    """Scores that can be below 0, with the lowest of all for determined candidates."""
+    if posterior.determined.all():
+        return np.zeros_like(scores)
+    lowest = min(0.0, float(scores[~posterior.determined].min()))
+    return np.where(posterior.determined, lowest, scores)
+
+
+def total(
+    covariance: Covariance, step: Callable[[Array, Block], Array]
+) -> Float[np.ndarray, " candidates"]:
+    """Fold `step` over S, from zeros, one number a candidate."""
+    start = jnp.zeros(covariance.width)
+    return np.asarray(covariance.sweep(step, start))[: covariance.candidates]
+
+
+def by_columns(
+    criterion: Callable[..., Float[Array, " columns"]],
+    values: Float[Array, "rows width"],
+    *columnwise: Float[Array, "width ..."],
+) -> Float[Array, " width"]:
+    """A function of some columns of a tile, for all of them in turn: small working arrays.
+
+    Args:
+        criterion: called with a slice of `values` and of each of `columnwise`.
+        values: a tile of S.
+        columnwise: arrays with a row for each column of it.
+    """
+    width = values.shape[1]
+
+    def some(start: Array) -> Array:
+        own = [jax.lax.dynamic_slice_in_dim(a, start, CANDIDATES) for a in columnwise]
+        return criterion(jax.lax.dynamic_slice_in_dim(values, start, CANDIDATES, axis=1), *own)
+
+    return jax.lax.map(some, jnp.arange(0, width, CANDIDATES)).reshape(width)
+
+
+@dataclass(frozen=True)
+class Determinant(Seen):
+    """The outlook of MaxDet.
+
+    Attributes:
+        left: s of every candidate, given what was assumed too.
+        rows: of the Cholesky factor of what was assumed, at all candidates.
+    """
+
+    left: Float[np.ndarray, " candidates"]
+    rows: Float[np.ndarray, "picked candidates"]
+
+    def scores(self) -> Float[np.ndarray, " candidates"]:
+        """Remaining variance; 0 where it is rounding."""
+        return np.where(self.left < self.posterior.floor, 0.0, self.left)
+
+    def absorb(
+        self, candidates: Int64[np.ndarray, " chosen"], label_rows: Float[np.ndarray, "_ _"]
+    ) -> "Determinant":
+        """With true labels; what was assumed is forgotten."""
+        return seen_by_variance(
+            rebased(absorb_block(self.posterior, candidates, label_rows)), self.options
+        )
+
+    def assume(self, candidates: Int64[np.ndarray, " chosen"]) -> "Determinant":
+        """A row of the factor for each: no label is needed, and S stays as it is."""
+        after = self
+        for place in candidates:
+            after = after._with(int(place))
+        return after
+
+    def _with(self, place: int) -> "Determinant":
+        if self.left[place] < self.posterior.floor[place]:
+            return self
+        column = self.posterior.covariance.column(place) - self.rows.T @ self.rows[:, place]
+        # s in float64, where columns may be streamed in less
+        row = column / np.sqrt(self.left[place] + self.posterior.ridge)
+        return replace(self, left=self.left - row**2, rows=np.concatenate([self.rows, row[None]]))
+
+
+def seen_by_variance(posterior: Posterior, options: Options) -> Determinant:
+    """The outlook of MaxDet.
+
+    Raises:
+        KernelError: the full kernel.
+    """
+    refuse_full("max_det", posterior)
+    none = np.zeros((0, len(posterior.variance)))
+    return Determinant(posterior, options, posterior.variance, none)
+
+
+def one_hot(logits: Float[np.ndarray, "rows classes"]) -> Float[np.ndarray, "rows classes"]:
+    """The label of the largest logit; of the first of several."""
+    return np.eye(logits.shape[1])[logits.argmax(axis=1)]
+
+
+def simplex_projection(
+    logits: Float[np.ndarray, "rows classes"],
+) -> Float[np.ndarray, "rows classes"]:
+    """The nearest point of the probability simplex to each row, in Euclidean distance.
+
+    For a network trained with L2 on one-hot labels the logits already estimate probabilities.
+
+    Returns:
+        float64: max(f − t, 0) with t such that each row sums to 1 (Held, Wolfe, Crowder 1974, by
+        sorting).
+    """
+    descending = -np.sort(-np.asarray(logits, np.float64), axis=1)
+    excess = np.cumsum(descending, axis=1) - 1
+    ranks = np.arange(1, logits.shape[1] + 1)
+    support = (descending * ranks > excess).sum(axis=1)
+    shift = excess[np.arange(len(logits)), support - 1] / support
+    return np.maximum(logits - shift[:, None], 0.0)
+
+
+def label_probabilities(
+    logits: Float[np.ndarray, "rows classes"], options: Options
+) -> Float[np.ndarray, "rows classes"]:
+    """p(c|x) by the rule `options.labels`."""
+    if options.labels == "one_hot":
+        return one_hot(logits)
+    if options.labels == "softmax":
+        return softmax(options.beta * logits, axis=1)
+    return simplex_projection(logits)
+
+
+def eer(posterior: Posterior, options: Options) -> Float[np.ndarray, " candidates"]:
+    """−Σ_c p(c|x') Σ_x H(softmax(β f^lin_{L+(x',c)}(x))), in nats.
+
+    Sums over a reference sample are scaled by U/M; a determined candidate has the lowest score.
+
+    Raises:
+        KernelError: the full kernel.
+    """
+    refuse_full("eer", posterior)
+    covariance = posterior.covariance
+    if posterior.logits.shape[1] == 1:  # of one class everything is certain
+        return np.zeros(covariance.candidates)
+    scaled = covariance.pad(options.beta * posterior.predictions)
+    p = covariance.pad(label_probabilities(posterior.logits, options))
+    inverse = covariance.pad(inverses(posterior))
+
+    def step(sums: Array, block: Block) -> Array:
+        return _add_eer(sums, *block, scaled, p, inverse, options.beta)
+
+    return settled(posterior, -share(posterior) * total(covariance, step))
+
+
+@jax.jit
+def _add_eer(
+    sums: Float[Array, " width"],
+    places: Int64[Array, " rows"],
+    mask: Float[Array, " rows"],
+    values: Float[Array, "rows width"],
+    scaled: Float[Array, "width classes"],
+    probabilities: Float[Array, "width classes"],
+    inverse: Float[Array, " width"],
+    beta: Float[Array, ""] | float,
+) -> Float[Array, " width"]:
+    """Entropies after every label at O(C) a pair.
+
+    Label c moves only one logit apart from what all labels have in common:
+    a_k = β(G_xk − W G_x'k) + βW [k = c]. So the sums of a softmax over the classes but c follow
+    from those over all, taken relative to the largest; for the largest class itself they are summed
+    without it, relative to the second, for otherwise all digits would cancel.
+    """
+    own = scaled[places]
+    classes = own.shape[1]
+
+    def criterion(s, g, p, scale):
+        w = s * scale
+
+        def logit(k):
+            return own[:, k][:, None] - w * g[:, k]
+
+        def largest(k, found):
+            first, second, best = found
+            a = logit(k)
+            second = jnp.maximum(second, jnp.minimum(a, first))
+            return jnp.maximum(first, a), second, jnp.where(a > first, k, best)
+
+        start = logit(0)
+        low = jnp.full_like(start, -jnp.inf)
+        begin = (start, low, jnp.zeros(start.shape, jnp.int64))
+        first, second, best = jax.lax.fori_loop(1, classes, largest, begin)
+
+        def summed(k, found):
+            z, t = found
+            a = logit(k) - second
+            e = jnp.where(best == k, 0.0, jnp.exp(jnp.minimum(a, 0.0)))
+            return z + e, t + a * e
+
+        nothing = (jnp.zeros_like(start),) * 2
+        z_rest, t_rest = jax.lax.fori_loop(0, classes, summed, nothing)
+        gap = second - first
+        z, t = 1 + jnp.exp(gap) * z_rest, jnp.exp(gap) * (t_rest + gap * z_rest)
+        raised = beta * w  # of the label's own logit
+
+        def label(c, expected):
+            own_logit = logit(c)
+            leads = best == c
+            a = jnp.minimum(own_logit - first, 0.0)
+            e = jnp.exp(a)
+            others = jnp.where(leads, z_rest, z - e)
+            tilted = jnp.where(leads, t_rest, t - a * e)
+            moved = own_logit + raised - jnp.where(leads, second, first)
+            # relative to the larger of the two: one of these is 1
+            lower, up = jnp.exp(-jnp.abs(moved)), jnp.maximum(moved, 0.0)
+            above = moved > 0
+            down, alone = jnp.where(above, lower, 1.0), jnp.where(above, 1.0, lower)
+            whole = others * down + alone
+            mean = (down * (tilted - up * others) + (moved - up) * alone) / whole
+            return expected + p[:, c] * (mask @ (jnp.log(whole) - mean))
+
+        return jax.lax.fori_loop(0, classes, label, jnp.zeros(s.shape[1]))
+
+    return sums + by_columns(criterion, values, scaled, probabilities, inverse)
+
+
+def mlmoc(posterior: Posterior, reference: str = "network") -> Float[np.ndarray, " candidates"]:
+    """Most likely model output change: Σ_x ‖f^lin_{L+x'}(x) − f_ref(x)‖ under the pseudo-label.
+
+    Args:
+        posterior: of a scalar-valued or the full kernel. With a reference sample of M candidates
+            the sum over it is scaled by U/M, so that it estimates the sum over all.
+        reference: compare with the trained network, f_L ([L] Eq. 13, drift included), or with the
+            linearised network fitted to the labels, f^lin_L (drift-free).
+
+    Returns:
+        One score a candidate, in units of the logits; 0 for a candidate that the labelled set
+        already determines. Higher is to be queried first.
+
+    Raises:
+        KernelError: unknown reference.
+    """
+    if reference not in REFERENCES:
+        raise KernelError(f"unknown reference {reference!r}; known: {', '.join(REFERENCES)}.")
+    residual = one_hot(posterior.logits) - posterior.predictions
+    drift = posterior.drift if reference == "network" else np.zeros_like(posterior.drift)
+    scale = share(posterior)
+    if len(posterior.variance) != len(posterior.logits):
+        changes = _full_change(
+            jnp.asarray(posterior.covariance.dense()),
+            residual,
+            drift,
+            posterior.sample,
+            posterior.ridge,
+            posterior.floor,
+        )
+        return scale * np.asarray(changes)
+    inverse = inverses(posterior)
+    if reference == "network":
+        changes = _drifting_changes(posterior.covariance, drift, residual, inverse)
+    else:
+        changes = np.linalg.norm(residual, axis=1) * inverse * absolute_sums(posterior.covariance)
+    return np.where(posterior.determined, 0.0, scale * changes)
+
+
+def _drifting_changes(
+    covariance: Covariance,
+    drift: Float[np.ndarray, "candidates classes"],
+    residual: Float[np.ndarray, "candidates classes"],
+    inverse: Float[np.ndarray, " candidates"],
+) -> Float[np.ndarray, " candidates"]:
+    """Σ_x ‖D_x + S[x,x'] R_x'/(s_x'+λ)‖, block of reference points by block."""
+    moves = covariance.pad(inverse[:, None] * residual)
+    squares = jnp.sum(moves**2, axis=1)
+    drifts = covariance.pad(drift)
+
+    def step(sums: Array, block: Block) -> Array:
+        return _add_changes(sums, *block, drifts, moves, squares)
+
+    return total(covariance, step)
+
+
+def absolute_sums(covariance: Covariance) -> Float[np.ndarray, " candidates"]:
+    """‖S[:,x']‖₁ over the sample."""
+
+    def step(sums: Array, block: Block) -> Array:
+        return _add_absolute(sums, block.mask, block.values)
+
+    return total(covariance, step)
+
+
+@jax.jit
+def _add_changes(
+    sums: Float[Array, " width"],
+    places: Int64[Array, " rows"],
+    mask: Float[Array, " rows"],
+    values: Float[Array, "rows width"],
+    drifts: Float[Array, "width classes"],
+    moves: Float[Array, "width classes"],
+    squares: Float[Array, " width"],
+) -> Float[Array, " width"]:
+    """The square of ‖D_x + S[x,x'] m_x'‖ expanded, so that no array has three axes."""
+    own = drifts[places]
+    changes = jnp.sum(own**2, axis=1)[:, None] + values * (2 * own @ moves.T + values * squares)
+    # rounding alone can bring a square below 0
+    return sums + mask @ jnp.sqrt(jnp.maximum(changes, 0.0))
+
+
+@jax.jit
+def _add_absolute(
+    sums: Float[Array, " width"], mask: Float[Array, " rows"], values: Float[Array, "rows width"]
+) -> Float[Array, " width"]:
+    return sums + mask @ jnp.abs(values)
+
+
+@jax.jit
+def _full_change(
+    covariance: Float[Array, "rows rows"],
+    residual: Float[Array, "candidates classes"],
+    drift: Float[Array, "candidates classes"],
+    sample: Int64[Array, " sample"],
+    ridge: Float[Array, ""],
+    floor: Float[Array, " rows"],
+) -> Float[Array, " candidates"]:
+    """The same with C×C blocks: change at x is S[x,x'](S[x',x'] + λI)⁻¹ R_x'.
+
+    Directions of a candidate's own block with no variance left are determined: they are left
+    out of its inverse, and a candidate with no other direction scores 0.
+    """
+    candidates, classes = residual.shape
+    blocks = covariance.reshape(candidates, classes, candidates, classes)
+    floors = floor.reshape(candidates, classes).max(axis=1)
+
+    def score(candidate: Array) -> Array:
+        values, vectors = jnp.linalg.eigh(blocks[candidate, :, candidate])
+        is_open = values >= floors[candidate]
+        inverse = jnp.where(is_open, 1.0 / jnp.where(is_open, values + ridge, 1.0), 0.0)
+        solved = vectors @ (inverse * (vectors.T @ residual[candidate]))
+        change = drift[sample] + blocks[sample, :, candidate] @ solved
+        return jnp.where(is_open.any(), jnp.linalg.norm(change, axis=1).sum(), 0.0)
+
+    return jax.lax.map(score, jnp.arange(candidates))
+
+
+def emoc(posterior: Posterior, options: Options) -> Float[np.ndarray, " candidates"]:
+    """Σ_c p(c|x') Σ_x ‖f^lin_{L+(x',c)}(x) − f_ref(x)‖, in units of the logits.
+
+    Without drift this is (‖S[:,x']‖₁/(s+λ)) Σ_c p_c ‖e_c − G_x'‖. Sums over a reference sample are
+    scaled by U/M; a determined candidate scores 0.
+
+    Raises:
+        KernelError: the full kernel.
+    """
+    refuse_full("emoc", posterior)
+    p = label_probabilities(posterior.logits, options)
+    inverse = inverses(posterior)
+    squares = _residual_squares(posterior.predictions)
+    if options.reference == "linearised":
+        expected = np.einsum("xc,xc->x", p, np.sqrt(squares))
+        return share(posterior) * expected * inverse * absolute_sums(posterior.covariance)
+    pad = posterior.covariance.pad
+    drifts, predictions = pad(posterior.drift), pad(posterior.predictions)
+    columnwise = predictions, pad(p), pad(squares), pad(inverse)
+
+    def step(sums: Array, block: Block) -> Array:
+        return _add_emoc(sums, *block, drifts, *columnwise)
+
+    changes = share(posterior) * total(posterior.covariance, step)
+    return np.where(posterior.determined, 0.0, changes)
+
+
+def _residual_squares(
+    predictions: Float[np.ndarray, "rows classes"],
+) -> Float[np.ndarray, "rows classes"]:
+    """‖e_c − G_x'‖² for every label c."""
+    return np.maximum(1 - 2 * predictions + (predictions**2).sum(axis=1, keepdims=True), 0.0)
+
+
+@jax.jit
+def _add_emoc(
+    sums: Float[Array, " width"],
+    places: Int64[Array, " rows"],
+    mask: Float[Array, " rows"],
+    values: Float[Array, "rows width"],
+    drifts: Float[Array, "width classes"],
+    predictions: Float[Array, "width classes"],
+    probabilities: Float[Array, "width classes"],
+    squares: Float[Array, "width classes"],
+    inverse: Float[Array, " width"],
+) -> Float[Array, " width"]:
+    """Squares of norms expanded: no array has rows, columns and classes."""
+    own = drifts[places]
+    still = jnp.sum(own**2, axis=1)[:, None]
+
+    def criterion(s, g, p, square, scale):
+        w = s * scale
+        towards = own @ g.T  # N = D Gᵀ
+
+        def label(c, expected):
+            change = still + w * (2 * (own[:, c][:, None] - towards) + w * square[:, c])
+            return expected + p[:, c] * (mask @ jnp.sqrt(jnp.maximum(change, 0.0)))
+
+        return jax.lax.fori_loop(0, p.shape[1], label, jnp.zeros(s.shape[1]))
+
+    return sums + by_columns(criterion, values, predictions, probabilities, squares, inverse)
+
+
+def flip(posterior: Posterior, options: Options) -> Float[np.ndarray, " candidates"]:
+    """#{x: argmax f^lin_{L+x'}(x) ≠ argmax f_ref(x)} under the pseudo-label of x'.
+
+    Counts over a reference sample are scaled by U/M; a determined candidate scores 0.
+
+    Raises:
+        KernelError: the full kernel.
+    """
+    refuse_full("flip", posterior)
+    from_network = options.reference == "network"
+    before = (posterior.logits if from_network else posterior.predictions).argmax(axis=1)
+    same = agreeing(posterior, one_hot(posterior.logits), before)
+    return np.where(posterior.determined, 0.0, len(posterior.logits) - same)
+
+
+def agreeing(
+    posterior: Posterior,
+    labels: Float[np.ndarray, "candidates classes"],
+    wanted: Int64[np.ndarray, " candidates"],
+) -> Float[np.ndarray, " candidates"]:
+    """#{x: argmax f^lin_{L+(x',label)}(x) = wanted_x}, scaled by U/M, of a scalar-valued kernel.
+
+    Args:
+        posterior: before the label; a determined candidate's label moves nothing.
+        labels: y of every candidate, one-hot.
+        wanted: a class for every candidate.
+    """
+    moves = inverses(posterior)[:, None] * (labels - posterior.predictions)
+    pad = posterior.covariance.pad
+    predictions, moved, classes = pad(posterior.predictions), pad(moves), pad(wanted * 1.0)
+
+    def step(sums: Array, block: Block) -> Array:
+        return _add_flips(sums, *block, predictions, classes, moved)
+
+    return share(posterior) * total(posterior.covariance, step)
+
+
+@jax.jit
+def _add_flips(
+    sums: Float[Array, " width"],
+    places: Int64[Array, " rows"],
+    mask: Float[Array, " rows"],
+    values: Float[Array, "rows width"],
+    predictions: Float[Array, "width classes"],
+    wanted: Float[Array, " width"],
+    moves: Float[Array, "width classes"],
+) -> Float[Array, " width"]:
+    """A running maximum over the classes; the first of several, as argmax has it."""
+    own, aim = predictions[places], wanted[places][:, None]
+
+    def criterion(s, move):
+        def after(k):
+            return own[:, k][:, None] + s * move[:, k]
+
+        def larger(k, found):
+            most, best = found
+            value = after(k)
+            return jnp.maximum(most, value), jnp.where(value > most, k, best)
+
+        start = (after(0), jnp.zeros(s.shape, jnp.int64))
+        _, best = jax.lax.fori_loop(1, own.shape[1], larger, start)
+        return mask @ (best == aim)
+
+    return sums + by_columns(criterion, values, moves)
+
+
+def ev_gp(posterior: Posterior, options: Options) -> Float[np.ndarray, " candidates"]:
+    """Σ_x S[x,x']²/(s_x'+λ): by how much the label of x' lowers the variance of all x together.
+
+    EV-GP (Hemachandra et al. 2023), and VTL (Hübotter et al. 2024) with all candidates as targets;
+    it needs no predictions. In units of the kernel; sums over a reference sample are scaled by
+    U/M; a determined candidate scores 0.
+
+    Raises:
+        KernelError: the full kernel.
+    """
+    refuse_full("ev_gp", posterior)
+
+    def step(sums: Array, block: Block) -> Array:
+        return _add_squares(sums, block.mask, block.values)
+
+    return share(posterior) * inverses(posterior) * total(posterior.covariance, step)
+
+
+def loss_change(posterior: Posterior, options: Options) -> Float[np.ndarray, " candidates"]:
+    """−R_x'·(Wᵀd)_x': the fall of the loss over all x to first order in their change.
+
+    d = ∂ℓ/∂f at the linearised network's predictions, of ℓ = ½‖f − y‖² under the pseudo-labels:
+    d = −R. Sums over a reference sample are scaled by U/M; a determined candidate has the lowest
+    score.
+
+    Raises:
+        KernelError: the full kernel.
+    """
+    refuse_full("loss_change", posterior)
+    residual = one_hot(posterior.logits) - posterior.predictions
+    own = posterior.covariance.pad(residual)
+
+    def step(sums: Array, block: Block) -> Array:
+        return _add_falls(sums, *block, own)
+
+    falls = share(posterior) * inverses(posterior) * total(posterior.covariance, step)
+    return settled(posterior, falls)
+
+
+@jax.jit
+def _add_squares(
+    sums: Float[Array, " width"], mask: Float[Array, " rows"], values: Float[Array, "rows width"]
+) -> Float[Array, " width"]:
+    return sums + mask @ values**2
+
+
+@jax.jit
+def _add_falls(
+    sums: Float[Array, " width"],
+    places: Int64[Array, " rows"],
+    mask: Float[Array, " rows"],
+    values: Float[Array, "rows width"],
+    residual: Float[Array, "width classes"],
+) -> Float[Array, " width"]:
+    pulled = values.T @ (mask[:, None] * residual[places])
+    return sums + (pulled * residual).sum(axis=1)

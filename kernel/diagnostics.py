@@ -1,0 +1,605 @@
+"""How far the gains of single images add up to the gain of them together: the ratio R of [D].
+
+From norms and inner products of loss gradients to Δ({u}|S) and Δ(Q|S), with
+Δ(Q|S) = ‖g_S + g_Q‖² − ‖g_S‖², and R(Q|S) = Σ_u Δ({u}|S) / Δ(Q|S). Where R is near 1, the b best
+images are the best b images.
+
+How well a scalar-valued kernel K stands for the full one: K ⊗ I_C against Θ.
+
+From a full kernel to the scalar-valued kinds, all contractions of it, their distance from it, and
+kernel regression with either (docs/mathematics.md, 2; [P]).
+
+What the images of a set do to each other in training: G_MSE and alignment, of any sets at once.
+
+From a kernel and one vector over the classes for each image to the matrix M_ij = v_iᵀΘ_ij v_j, over
+which both are sums: with residuals f − y, G_MSE; with labels y, the alignment A. Or, without
+a kernel, from the network itself for one set ([D]; docs/mathematics.md, 6).
+
+The bound on the error of generalisation that [D] sets beside the training dynamics.
+
+From the kernel of a labelled set and its labels to B = sqrt(2 Tr[YᵀΘ⁻¹Y] / n) (Arora et al. 2019,
+then [D]), with what tells how far to trust it: the eigenvalues at both ends.
+
+How fast a kernel lets the error on its images fall, and between what limits.
+
+From a kernel and the residual of its images to Tr[RᵀR] as training goes on in the linearised
+network, by the eigenvalues of the kernel: under gradient flow, and under gradient descent with a
+rate ([D] Eqs. 16 and 17; what is taken from it and what is derived, docs/mathematics.md, 6).
+
+Kendall's rank correlation between two measures of the same sets, with a bootstrap interval.
+
+How far two samples of images are apart, as the kernel sees it: maximum mean discrepancy.
+
+From a kernel and sets of its images to ‖mean of φ over the one − mean over the other‖ in its RKHS.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import scipy.linalg
+from jaxtyping import Bool, Float, Float64, Int
+from scipy import stats
+
+from kernel import gradients
+from kernel.covariance import Kernel, solve_lower
+from kernel.errors import KernelError
+from kernel.model import Directions, Model, Precision, rounding_of
+from kernel.plan import Report
+from kernel.posterior import trusted_factor
+
+Full = Float[np.ndarray, "rows classes columns classes"]
+Scalar = Float[np.ndarray, "rows columns"]
+
+
+class Spectrum(NamedTuple):
+    """Of a kernel between the images of one set.
+
+    Attributes:
+        largest: λ_max.
+        smallest: λ_min as it was computed; rounding may put it below 0.
+        condition: λ_max/λ_min; infinite where λ_min is not above the rounding of the entries.
+    """
+
+    largest: float
+    smallest: float
+    condition: float
+
+
+class Fitted(NamedTuple):
+    """What kernel regression predicts.
+
+    Attributes:
+        values: float64 (sets, images, classes), of each set of targets.
+        jitter: what the diagonal needed beyond the ridge, as a fraction of its mean.
+    """
+
+    values: Float[np.ndarray, "sets images classes"]
+    jitter: float
+
+
+def contract(full: Full, looked: Directions) -> Scalar:
+    """The scalar-valued kernel scale · Σ_v vᵀΘv of a kind, exactly, from the full one.
+
+    Args:
+        full: Θ between two sets of images.
+        looked: the kind's projections of the logits.
+
+    Raises:
+        KernelError: the kind `full`, which is no scalar-valued kernel; another number of classes.
+    """
+    if looked.square or looked.projections.shape[1] != full.shape[1]:
+        raise KernelError(
+            f"a kernel of {full.shape[1]} classes is to be contracted along projections of shape "
+            f"{looked.projections.shape}{' of the kind full' if looked.square else ''}: give those "
+            "of a scalar-valued kind for as many classes."
+        )
+    found = np.zeros((full.shape[0], full.shape[2]))
+    for vector in looked.projections:
+        # the last axis first: what is left of Θ is then smaller by the number of classes
+        found += np.einsum("icj,c->ij", full @ vector, vector)
+    return looked.scale * found
+
+
+def coupling(full: Full) -> float:
+    """‖Θ_cd, c ≠ d‖_F / ‖Θ‖_F: the share of Θ that no K ⊗ I_C has.
+
+    Raises:
+        KernelError: a Θ that is zero.
+    """
+    whole, classes = _square(full), range(full.shape[1])
+    if whole == 0:
+        raise KernelError(
+            "the full kernel is zero: the logits do not depend on any trainable parameter. "
+            "Training may have killed every unit of the network; lower its learning rate."
+        )
+    squares = sum(_square(full[:, c, :, d]) for c in classes for d in classes if c != d)
+    return float(np.sqrt(squares / whole))
+
+
+def distances(full: Full, kernels: Mapping[str, Float[np.ndarray, "_ _"]]) -> dict[str, float]:
+    """‖K ⊗ I_C − Θ‖_F / ‖Θ‖_F of every K, without forming K ⊗ I_C; least for the kind `trace`.
+
+    Raises:
+        KernelError: kernels of different images, or a Θ that is zero.
+    """
+    whole, between = _square(full), coupling(full) ** 2
+    found = {}
+    for name, kernel in kernels.items():
+        if (full.shape[0], full.shape[2]) != kernel.shape:
+            raise KernelError(
+                f"the kernel {name} of shape {kernel.shape} is to stand for one between "
+                f"{full.shape[0]} and {full.shape[2]} images: give both of the same images."
+            )
+        along = sum(_square(full[:, c, :, c] - kernel) for c in range(full.shape[1]))
+        found[name] = float(np.sqrt(between + along / whole))
+    return found
+
+
+def diagonals(
+    full: Float[np.ndarray, "rows classes rows classes"], kernel: Float[np.ndarray, "rows rows"]
+) -> tuple[float, float]:
+    """Mean of Θ_cc(x,x), and root mean square of Θ_cc(x,x) − K(x,x), over images and classes."""
+    own = np.einsum("icic->ic", full)
+    return float(own.mean()), float(np.sqrt(np.mean((own - kernel.diagonal()[:, None]) ** 2)))
+
+
+def spectrum(matrix: Float[np.ndarray, "rows rows"], precision: Precision) -> Spectrum:
+    """Both ends of the spectrum of a symmetric matrix.
+
+    Args:
+        matrix: K, or Θ with a row for each image and class.
+        precision: that its entries were computed in.
+    """
+    values = scipy.linalg.eigvalsh(matrix)
+    smallest, largest = float(values[0]), float(values[-1])
+    resolved = smallest > rounding_of(precision) * largest
+    return Spectrum(largest, smallest, largest / smallest if resolved else float("inf"))
+
+
+def flat(full: Full) -> Float[np.ndarray, "logits others"]:
+    """Θ as a matrix with a row for each image and class, without a copy where that can be."""
+    rows, classes, columns, _ = full.shape
+    return full.reshape(rows * classes, columns * classes)
+
+
+def regress(
+    labelled: Float[np.ndarray, "rows rows"],
+    cross: Float[np.ndarray, "columns rows"],
+    targets: Float[np.ndarray, "sets labelled classes"],
+    ridge: float,
+    precision: Precision,
+    names: Sequence[int],
+) -> Fitted:
+    """K_TL (K_LL + λI)⁻¹ V for sets of targets V, by a Cholesky factor with the least jitter.
+
+    Args:
+        labelled: K_LL; of the full kernel with a row for each image and class.
+        cross: K_TL, likewise.
+        targets: several V, each of the labelled images.
+        ridge: λ, in units of the kernel.
+        precision: that the kernels were computed in.
+        names: of the labelled images, for messages.
+
+    Raises:
+        SingularKernelError: no factor even with the largest jitter.
+    """
+    sets, images, classes = targets.shape
+    each = len(labelled) // images  # rows of one image: 1, or the classes of the full kernel
+    right = np.moveaxis(targets, 0, -1).reshape(len(labelled), -1)
+    factor, jitter = trusted_factor(labelled, ridge, precision, [int(n) for n in names], host=True)
+    halves = solve_lower(factor, right)
+    solved = scipy.linalg.solve_triangular(factor.values, halves, lower=True, trans=1)
+    values = (cross @ solved).reshape(len(cross) // each, classes, sets)
+    return Fitted(np.moveaxis(values, -1, 0), jitter)
+
+
+def _square(values: np.ndarray) -> float:
+    """‖·‖² of an array, as it lies, without a copy."""
+    return float(np.einsum(values, list(range(values.ndim)), values, list(range(values.ndim)), []))
+
+
+def interactions(
+    kernel: Kernel, vectors: Float[np.ndarray, "images classes"]
+) -> Float64[np.ndarray, "images images"]:
+    """M_ij = v_iᵀ Θ_ij v_j, with Θ_ij = K_ij I for a scalar-valued kernel.
+
+    With the kind `full` and v = ∂ℓ/∂f it is the inner product of the loss gradients of i and j.
+
+    Args:
+        kernel: between the images.
+        vectors: v, one for each image: f − y for G_MSE, y for the alignment.
+
+    Raises:
+        KernelError: vectors that are not of the images, or not of the classes, of the kernel.
+    """
+    values = kernel.values
+    own = (len(values), *values.shape[1:2]) if values.ndim == 4 else (len(values),)
+    if vectors.shape[: len(own)] != own:
+        raise KernelError(
+            f"there are vectors of shape {vectors.shape} for a kernel of "
+            f"{' × '.join(map(str, own))} (images, then classes): give one row for each image of "
+            "the kernel, in its order."
+        )
+    v = np.asarray(vectors, np.float64)
+    if values.ndim == 2:
+        return values * (v @ v.T)
+    images, classes = v.shape
+    # Θ_ij v_j as one product for each j, then v_iᵀ of it
+    turned = np.einsum("xjd,jd->xj", values.reshape(images * classes, images, classes), v)
+    return np.einsum("icj,ic->ij", turned.reshape(images, classes, images), v)
+
+
+def energies(
+    matrix: Float64[np.ndarray, "images images"], sets: Bool[np.ndarray, "sets images"]
+) -> Float64[np.ndarray, " sets"]:
+    """Σ_{i,j ∈ S} M_ij for each set S: G_MSE(S) or A(S), all sets by one product."""
+    members = sets.astype(np.float64)
+    return np.einsum("si,si->s", members @ matrix, members)
+
+
+def energy_of(
+    model: Model,
+    images: Float[np.ndarray, "images ..."],
+    vectors: Float[np.ndarray, "images classes"],
+    *,
+    chunk: int | None = None,
+    progress: Report | None = None,
+) -> float:
+    """‖Σ_i J_iᵀ v_i‖² = Tr[VᵀΘV] with the full kernel, by one vjp and without any kernel.
+
+    With v = ∂ℓ/∂f this is the training dynamics G(S), the rate at which the summed loss of S falls
+    under gradient flow.
+
+    Args:
+        model: the network.
+        images: of the set.
+        vectors: v, one for each image.
+        chunk: images differentiated at a time; None chooses for the machine.
+        progress: called with images done and all images.
+    """
+    summed = gradients.total(model, images, vectors, chunk=chunk, progress=progress)
+    return gradients.squared_length(summed)
+
+
+class Bound(NamedTuple):
+    """A bound.
+
+    Attributes:
+        value: B; it falls as 1/√c when the kernel grows by a factor of c.
+        smallest: λ_min of the kernel as it is, without jitter; rounding may put it below 0.
+        largest: λ_max.
+        jitter: what was added to the diagonal before it was factored, as a fraction of its mean:
+            with any, B is that of the kernel so changed, and too small.
+    """
+
+    value: float
+    smallest: float
+    largest: float
+    jitter: float
+
+
+def bound(
+    kernel: Kernel,
+    targets: Float[np.ndarray, "images classes"],
+    names: Sequence[int] | None = None,
+) -> Bound:
+    """B = sqrt(2 Tr[YᵀΘ⁻¹Y] / n) by a Cholesky factor with the smallest jitter that it needs.
+
+    Args:
+        kernel: of the labelled images alone.
+        targets: Y, one-hot.
+        names: of the images, for messages; their places if None.
+
+    Raises:
+        KernelError: targets that are not of the images of the kernel.
+        SingularKernelError: a zero kernel, or no factor with the largest jitter; images that are
+            duplicates of each other are named.
+    """
+    images = len(kernel.values)
+    if len(targets) != images:
+        raise KernelError(
+            f"there are {len(targets)} rows of targets for a kernel of {images} images: give one "
+            "row for each."
+        )
+    right = np.asarray(targets, np.float64)
+    if kernel.values.ndim == 4:
+        right = right.reshape(-1, 1)
+    matrix = np.asarray(kernel.values, np.float64).reshape(len(right), len(right))
+    ids = list(range(images)) if names is None else [int(name) for name in names]
+    factor, jitter = trusted_factor(matrix, 0.0, kernel.precision, ids, host=True)
+    solved = np.asarray(solve_lower(factor, right))
+    value = float(np.sqrt(2 * np.sum(solved**2) / images))
+    return Bound(value, *extremes(kernel), jitter)
+
+
+def extremes(kernel: Kernel) -> tuple[float, float]:
+    """λ_min and λ_max of a kernel as it is."""
+    rows = kernel.values.shape[0] * (kernel.values.shape[1] if kernel.values.ndim == 4 else 1)
+    found = scipy.linalg.eigvalsh(kernel.values.reshape(rows, rows))
+    return float(found[0]), float(found[-1])
+
+
+class Envelope(NamedTuple):
+    """The squared error as it falls, with its limits.
+
+    Attributes:
+        error: Σ over images and classes of the squared residual, exact for the linearised network.
+        lower: what it cannot be below.
+        upper: what it cannot be above.
+    """
+
+    error: Float64[np.ndarray, " times"]
+    lower: Float64[np.ndarray, " times"]
+    upper: Float64[np.ndarray, " times"]
+
+
+class ResidualSpectrum(NamedTuple):
+    """A kernel as training sees it.
+
+    Attributes:
+        values: λ_i ≥ 0 of the kernel, ascending; what rounding put below 0 is 0.
+        shares: Σ_c (v_i · R_c)², how much of the squared residual lies along each eigenvector.
+    """
+
+    values: Float64[np.ndarray, " rows"]
+    shares: Float64[np.ndarray, " rows"]
+
+    @property
+    def total(self) -> float:
+        """Tr[RᵀR], the squared error at the start."""
+        return float(self.shares.sum())
+
+    @property
+    def alignment(self) -> float:
+        """Tr[RᵀΘR], the fall of the squared error at the start is twice that."""
+        return float(self.values @ self.shares)
+
+
+def residual_spectrum(
+    kernel: Kernel, residual: Float[np.ndarray, "images classes"]
+) -> ResidualSpectrum:
+    """Eigenvalues of a kernel, and the residual along its eigenvectors.
+
+    Args:
+        kernel: of the images alone.
+        residual: f − Y; −Y, or Y, where the network starts from zero as [D] supposes.
+
+    Raises:
+        KernelError: residuals that are not of the images of the kernel.
+    """
+    images = len(kernel.values)
+    if len(residual) != images:
+        raise KernelError(
+            f"there are {len(residual)} rows of residuals for a kernel of {images} images: give "
+            "one row for each."
+        )
+    right = np.asarray(residual, np.float64)
+    if kernel.values.ndim == 4:
+        right = right.reshape(-1, 1)
+    matrix = np.asarray(kernel.values, np.float64).reshape(len(right), len(right))
+    values, vectors = np.linalg.eigh(matrix)
+    return ResidualSpectrum(np.maximum(values, 0.0), ((vectors.T @ right) ** 2).sum(axis=1))
+
+
+def flow(seen: ResidualSpectrum, times: Float[np.ndarray, " times"]) -> Envelope:
+    """Under gradient flow on ½‖f − Y‖²: Tr[Rᵀ exp(−2Θt) R].
+
+    It lies between exp(−2λ_max t) and exp(−2λ_min t) times the error at the start. Nearer, by
+    convexity (Jensen), it lies above exp(−2tA/Tr[RᵀR]) times it, A = Tr[RᵀΘR]: that is `lower`, so
+    that a larger alignment allows a faster fall.
+
+    Args:
+        seen: of `spectrum`.
+        times: t ≥ 0, in units of 1 / eigenvalue.
+
+    Raises:
+        KernelError: a time below 0.
+    """
+    if (times < 0).any():
+        raise KernelError(f"there is a time of {times.min():g}: training has none below 0.")
+    t = np.asarray(times, np.float64)
+    error = np.exp(-2 * t[:, None] * seen.values) @ seen.shares
+    if seen.total == 0:
+        return Envelope(error, np.zeros_like(t), np.zeros_like(t))
+    fastest = 2 * t * seen.alignment / seen.total
+    return Envelope(
+        error, seen.total * np.exp(-fastest), seen.total * np.exp(-2 * t * seen.values[0])
+    )
+
+
+def descent(seen: ResidualSpectrum, rate: float, steps: Int[np.ndarray, " times"]) -> Envelope:
+    """Under gradient descent with a constant rate η: 𝓔_t² = Tr[Rᵀ(I − ηΘ)^{2t}R] after t steps.
+
+    With ηλ_max ≤ 1 and t ≥ 1 it lies between Tr[RᵀR] − 2tηA and Tr[RᵀR] − ηA, with A = Tr[RᵀΘR]; at
+    t = 0 both are Tr[RᵀR].
+
+    Args:
+        seen: of `spectrum`.
+        rate: η > 0, of ½‖f − Y‖².
+        steps: t ≥ 0.
+
+    Raises:
+        KernelError: a rate for which the limits do not hold, ηλ_max > 1; a step below 0.
+    """
+    largest = float(seen.values[-1])
+    if not 0 < rate * largest <= 1:
+        raise KernelError(
+            f"the rate {rate:g} times the largest eigenvalue {largest:g} is {rate * largest:g}; "
+            "the limits hold for a product above 0 and up to 1: give another rate."
+        )
+    if (steps < 0).any():
+        raise KernelError(f"there is a step {steps.min()}: training has none below 0.")
+    t = np.asarray(steps, np.float64)
+    error = ((1 - rate * seen.values) ** (2 * t[:, None])) @ seen.shares
+    fall = rate * seen.alignment
+    return Envelope(error, seen.total - 2 * t * fall, seen.total - np.where(t > 0, fall, 0.0))
+
+
+RESAMPLES = 1000
+_CONFIDENCE = 0.95
+
+
+class Kendall(NamedTuple):
+    """τ-b with the ends of its 95% percentile interval; NaN where either measure is constant."""
+
+    value: float
+    low: float
+    high: float
+
+
+def kendall(
+    one: Float[np.ndarray, " sets"],
+    other: Float[np.ndarray, " sets"],
+    rng: np.random.Generator,
+    resamples: int = RESAMPLES,
+) -> Kendall:
+    """Kendall's τ-b, resampling the sets.
+
+    A set that is drawn twice is tied with itself in both measures; τ-b leaves such pairs out.
+
+    Args:
+        one: a measure of each set.
+        other: another one.
+        rng: draws the resamples.
+        resamples: how many.
+
+    Raises:
+        KernelError: fewer than two sets, or not as many of the one as of the other.
+    """
+    if len(one) != len(other) or len(one) < 2:
+        raise KernelError(
+            f"there are {len(one)} values of one measure and {len(other)} of the other: a rank "
+            "correlation needs both of the same two sets or more."
+        )
+    value = _tau(one, other)
+    drawn = [
+        _tau(one[some], other[some]) for some in rng.integers(len(one), size=(resamples, len(one)))
+    ]
+    known = np.array([tau for tau in drawn if np.isfinite(tau)])
+    if not np.isfinite(value) or not len(known):
+        return Kendall(float("nan"), float("nan"), float("nan"))
+    tail = (1 - _CONFIDENCE) / 2
+    low, high = np.quantile(known, [tail, 1 - tail])
+    return Kendall(value, float(low), float(high))
+
+
+def _tau(one: np.ndarray, other: np.ndarray) -> float:
+    return float(stats.kendalltau(one, other, variant="b").statistic)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def normalised(kernel: Kernel) -> Kernel:
+    """The kernel divided by the mean of its diagonal.
+
+    A kernel c·K has a √c times larger MMD and a √c times smaller bound (`kernel.diagnostics`):
+    the two can be compared only once c is fixed.
+
+    Raises:
+        KernelError: the kernel is zero.
+    """
+    rows = kernel.values.reshape(_rows(kernel), _rows(kernel))
+    mean = float(np.trace(rows)) / len(rows)
+    if not mean > 0:
+        raise KernelError(
+            "the kernel is zero: the logits it is taken from do not depend on any trainable "
+            "parameter. Train other layers, or take another kind of kernel."
+        )
+    return Kernel(kernel.values / mean, kernel.precision)
+
+
+def between_images(kernel: Kernel) -> Float64[np.ndarray, "images images"]:
+    """One number for each pair of images: K itself, and of the kind `full` (1/C) Σ_c Θ_cc."""
+    if kernel.values.ndim == 2:
+        return np.asarray(kernel.values, np.float64)
+    return np.einsum("icjc->ij", kernel.values) / kernel.values.shape[1]
+
+
+def mmd(
+    values: Float64[np.ndarray, "images images"],
+    one: Bool[np.ndarray, "sets images"],
+    other: Bool[np.ndarray, "sets images"],
+) -> Float64[np.ndarray, " sets"]:
+    """MMD between pairs of samples, the biased V-statistic.
+
+    sqrt( mean of K over one × one − 2 mean over one × other + mean over other × other ), each mean
+    over all pairs, an image with itself included: so samples may overlap, and for Q apart from S
+    MMD(S, S ∪ Q) = |Q| / (|S| + |Q|) · MMD(S, Q).
+
+    Args:
+        values: of `between_images`.
+        one: which images are in each first sample.
+        other: likewise, of as many second samples.
+
+    Raises:
+        KernelError: a sample without images.
+    """
+    sizes = [sets.sum(axis=1, keepdims=True) for sets in (one, other)]
+    if not all(size.all() for size in sizes):
+        raise KernelError("a sample is empty, and has no mean: put at least one image into each.")
+    weights = one / sizes[0] - other / sizes[1]
+    # what is 0 exactly may come out below it by rounding
+    return np.sqrt(np.maximum(np.einsum("si,si->s", weights @ values, weights), 0.0))
+
+
+def _rows(kernel: Kernel) -> int:
+    shape = kernel.values.shape
+    return shape[0] if len(shape) == 2 else shape[0] * shape[1]
+
+
+class Ratios(NamedTuple):
+    """R of several sets.
+
+    Attributes:
+        each: R of every set; NaN where Δ(Q|S) is 0.
+        median: of these; NaN if none is a number. A single ratio may have a Δ(Q|S) near 0 below it,
+            so a mean would be that of its worst.
+        of_means: Σ_Q Σ_u Δ({u}|S) / Σ_Q Δ(Q|S).
+    """
+
+    each: Float64[np.ndarray, " sets"]
+    median: float
+    of_means: float
+
+
+def gains_together(
+    squares: Float[np.ndarray, " sets"],
+    inner: Float[np.ndarray, " images"],
+    sets: Bool[np.ndarray, "sets images"],
+) -> Float64[np.ndarray, " sets"]:
+    """Δ(Q|S) = ‖g_Q‖² + 2 g_Q·g_S.
+
+    Written so, and not as the difference of two norms that are nearly equal where S is large.
+
+    Args:
+        squares: ‖g_Q‖² with g_Q = Σ_{u ∈ Q} g_u, one backward pass over Q
+            (`kernel.diagnostics.energy_of`).
+        inner: g_u · g_S for every image.
+        sets: which images are in each Q.
+    """
+    return np.asarray(squares, np.float64) + 2 * (sets @ np.asarray(inner, np.float64))
+
+
+def ratios(
+    deltas: Float[np.ndarray, " images"],
+    inner: Float[np.ndarray, " images"],
+    squares: Float[np.ndarray, " sets"],
+    sets: Bool[np.ndarray, "sets images"],
+) -> Ratios:
+    """R(Q|S) of every set Q, with the median and the ratio of means.
+
+    Args:
+        deltas: Δ({u}|S) = ‖g_u‖² + 2 g_u·g_S (`kernel.dynamics.Measured.delta`).
+        inner: as for `gains_together`.
+        squares: likewise.
+        sets: likewise.
+    """
+    above = sets @ np.asarray(deltas, np.float64)
+    below = gains_together(squares, inner, sets)
+    each = np.divide(above, below, out=np.full(len(below), np.nan), where=below != 0)
+    known = each[np.isfinite(each)]
+    together = float(below.sum())
+    return Ratios(
+        each=each,
+        median=float(np.median(known)) if len(known) else float("nan"),
+        of_means=float(above.sum()) / together if together else float("nan"),
+    )

@@ -1,1 +1,0 @@
-"""How training moves a network: gradients of its loss, and what is made of them ([D])."""

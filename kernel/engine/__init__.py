@@ -1,1 +1,0 @@
-"""All images: what a kernel takes, in which passes it is computed, and where."""

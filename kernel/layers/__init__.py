@@ -1,1 +1,0 @@
-"""One network, one image: its layers, their gradients, and what stands for them."""

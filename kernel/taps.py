@@ -1,0 +1,457 @@
+"""Taps: one backward pass to the outputs of the layers, from which each layer goes on by itself.
+
+From one image to the inputs of every layer that consumes a parameter and the cotangents of its
+output, for one or more projections of the logits (docs/mathematics.md, 2). The vjp of a layer's own
+operator then gives its parameters' gradients: the rule that holds for every operator, and the
+reference for faster ones.
+
+Layers that multiply by a matrix: their gradients, and what is left of two of them in a kernel.
+
+From a layer's input and the cotangents of its output, for one image, to the rows of its part of the
+Jacobian; or to two small factors, patches a_t and cotangents δ_t at the positions t, whose products
+Σ_tt' (a_t·a'_t')(δ_t·δ'_t') are the layer's part of a kernel without any gradient being formed
+(docs/mathematics.md, 2). Convolutions see their input as patches, by shifted slices.
+
+Which layer and which images, when gradients are not finite.
+
+From a network and an image whose gradients hold NaN or infinity to the first layer whose output
+does, or else the last layer whose cotangent does, in words for a message.
+
+Per-example gradients of projected logits, the rows of the Jacobian that a kernel is made of.
+
+From a model and a batch of images to one row an image: the gradient of v · f(x) with respect to
+all parameters: by the general rule from taps where the network's layers can be tapped, else by
+`vmap(grad)`. It is the reference for the faster contractions of `kernel.jacobian`.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from kernel.errors import NotFiniteError
+from kernel.model import Frozen, Function, Model, Params
+
+# What one multiplication of the T²-form's elementwise part costs, in multiplications of a matrix
+# product: it runs at the speed of memory.
+ELEMENTWISE = 8
+
+
+@dataclass(frozen=True)
+class Window:
+    """The geometry of a convolution, one entry an axis of the image.
+
+    Attributes:
+        kernel: sizes of the kernel.
+        stride: steps between its places.
+        edges: padding before and after.
+        dilation: steps between its entries.
+        groups: channels are split into so many groups, each with kernels of its own.
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    edges: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+
+    def slices(self, padded: tuple[int, ...]) -> list[tuple[slice, ...]]:
+        """For each entry of the kernel the pixels that it meets, of an image with its padding."""
+        axes = []
+        for n, k, s, d in zip(padded, self.kernel, self.stride, self.dilation, strict=True):
+            last = (n - d * (k - 1) - 1) // s * s  # where the kernel's last place begins
+            axes.append([slice(d * i, d * i + last + 1, s) for i in range(k)])
+        return list(itertools.product(*axes))
+
+
+@dataclass(frozen=True)
+class Product:
+    """A dense layer, or a convolution if it has a window.
+
+    Attributes:
+        weight: name of the trainable matrix (out, in) or kernel (out, in / groups, …).
+        bias: name of the trainable bias (out,); None if there is none.
+        inputs: channels of the input, those of all groups.
+        outputs: channels of the output.
+        window: of a convolution.
+    """
+
+    weight: str
+    bias: str | None
+    inputs: int
+    outputs: int
+    window: Window | None = None
+
+    @property
+    def groups(self) -> int:
+        """Groups of channels."""
+        return self.window.groups if self.window else 1
+
+    @property
+    def features(self) -> int:
+        """Entries of a patch in one group."""
+        return self.inputs // self.groups * math.prod(self.window.kernel if self.window else ())
+
+    @property
+    def width(self) -> int:
+        """Columns of the Jacobian for one output channel: its kernel's, and the bias."""
+        return self.features + (1 if self.bias else 0)
+
+    def patches(self, x: Array) -> Array:
+        """The input of one image as (groups, features, positions), a channel before its window.
+
+        Features come first because a product with the cotangents' channels is then one of matrices
+        as they lie: faster on a CPU than patches that lie one after another.
+        """
+        if self.window is None:
+            return x.reshape(-1, self.inputs).T[None]
+        padded = jnp.pad(x, ((0, 0), (0, 0), *self.window.edges))
+        shifted = [padded[:, :, *place] for place in self.window.slices(padded.shape[2:])]
+        columns = jnp.stack(shifted, axis=2)  # (copies, channels, window, …)
+        return jnp.moveaxis(columns, 0, 2).reshape(self.groups, self.features, -1)
+
+    def pixels(self, x: Array) -> Array:
+        """The padded input of one image as (copies, …, channels)."""
+        if self.window is None:
+            return x.reshape(1, -1, self.inputs)
+        return jnp.pad(jnp.moveaxis(x, 1, -1), ((0, 0), *self.window.edges, (0, 0)))
+
+    def cotangents(self, cotangent: Array) -> Array:
+        """(rows, outputs, positions) from the cotangents of one image, one a row."""
+        if self.window is None:
+            return cotangent.reshape(len(cotangent), -1, self.outputs).swapaxes(1, 2)
+        return jnp.moveaxis(cotangent, 2, 1).reshape(len(cotangent), self.outputs, -1)
+
+    def rows(self, x: Array, cotangent: Array, start: Array, outputs: int) -> Array:
+        """Columns of the Jacobian for some output channels, kernels first, then biases.
+
+        Args:
+            x: the layer's input for one image.
+            cotangent: (rows, …), cotangents of its output, one for each row.
+            start: the first output channel; all of them if `outputs` is their number.
+            outputs: how many; past the last one they count as zeros.
+
+        Returns:
+            (rows, outputs · width), in the order of the parameters' own entries.
+        """
+        delta = self.cotangents(cotangent)
+        if outputs < self.outputs:
+            delta = jnp.pad(delta, ((0, 0), (0, -self.outputs % outputs), (0, 0)))
+            delta = jax.lax.dynamic_slice_in_dim(delta, start, outputs, axis=1)
+        patches = self.patches(x)
+        if self.groups == 1:
+            # one product of two matrices, whose result lies as it is wanted: XLA turns an einsum
+            # with groups around, and then takes most of its time to turn the result back
+            kernels = delta.reshape(-1, delta.shape[2]) @ patches[0].T
+        else:
+            grouped = delta.reshape(len(delta), self.groups, -1, delta.shape[2])
+            kernels = jnp.einsum("rgot,gft->rgof", grouped, patches)
+        kernels = kernels.reshape(len(delta), -1)
+        if self.bias is None:
+            return kernels
+        return jnp.concatenate([kernels, delta.sum(axis=2)], axis=1)
+
+    def products(self, x: Array, weight: Array) -> Array:
+        """(images, outputs, positions): V a_t at every position, for other weights V, no bias.
+
+        One product of matrices with the patches of all images: V stays as it lies, where a
+        convolution would lay it out anew, which takes longer where positions are few.
+
+        Args:
+            x: the layer's inputs, images along axis 0.
+            weight: V, in the layout of the parameter.
+        """
+        patches = jnp.moveaxis(jax.vmap(self.patches)(x), 0, 2)  # (groups, features, images, …)
+        matrices = weight.reshape(self.groups, -1, self.features)
+        found = matrices @ patches.reshape(self.groups, self.features, -1)
+        found = found.reshape(self.outputs, len(x), -1)
+        return jnp.moveaxis(found, 0, 1)
+
+    def shaped(self, row: Array) -> dict[str, Array]:
+        """The parameters' gradients, each in the layout of the parameter, from a whole row."""
+        size = self.outputs * self.features
+        kernel = self.window.kernel if self.window else ()
+        weight = row[:size].reshape(self.outputs, self.inputs // self.groups, *kernel)
+        return {self.weight: weight} | ({} if self.bias is None else {self.bias: row[size:]})
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """An embedding: rows of a table, chosen by whole numbers.
+
+    Attributes:
+        table: name of the trainable table (entries, width).
+        entries: its rows.
+        padding: the entry whose row has no gradient; −1 for none.
+    """
+
+    table: str
+    entries: int
+    padding: int
+
+
+Rule = Product | Lookup
+
+
+Inputs = dict[str, tuple[Any, ...]]
+Cotangents = dict[str, list[Array]]
+Projections = Array | Callable[[Array], Array]
+"""One v a row, or what makes them of the logits that a pass has anyway."""
+
+
+@runtime_checkable
+class Site(Protocol):
+    """A place where trainable parameters enter the network."""
+
+    @property
+    def name(self) -> str:
+        """What its tap is called."""
+        ...
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the trainable parameters that it consumes."""
+        ...
+
+
+@runtime_checkable
+class Tapped(Protocol):
+    """A network's function whose layers can be perturbed; its parameters are a dict by name."""
+
+    @property
+    def sites(self) -> Sequence[Site]:
+        """Every place where arrays of the network enter, in order."""
+        ...
+
+    def __call__(self, params: Mapping[str, Array], frozen: Mapping[str, Array], x: Array) -> Array:
+        """Logits of images."""
+        ...
+
+    def perturbations(
+        self, params: Mapping[str, Array], frozen: Mapping[str, Array], x: Array
+    ) -> dict[str, list[Array]]:
+        """Zeros, shaped as the outputs of each site with a trainable parameter."""
+        ...
+
+    def tapped(
+        self,
+        params: Mapping[str, Array],
+        frozen: Mapping[str, Array],
+        perturbations: Mapping[str, list[Array]],
+        x: Array,
+    ) -> tuple[Array, dict[str, tuple[Any, ...]]]:
+        """Logits with perturbations added to sites' outputs, and the inputs of those sites."""
+        ...
+
+    def pull(
+        self,
+        site: str,
+        params: Mapping[str, Array],
+        frozen: Mapping[str, Array],
+        inputs: tuple[Any, ...],
+        cotangents: list[Array],
+    ) -> dict[str, Array]:
+        """Gradients of a site's own parameters from the cotangents of its outputs."""
+        ...
+
+    def rule(self, site: str, params: Mapping[str, Array]) -> Rule | None:
+        """How a site multiplies its first input by its parameters, if that is all it does."""
+        ...
+
+
+def taps(
+    function: Tapped,
+    params: Mapping[str, Array],
+    frozen: Mapping[str, Array],
+    image: Float[Array, "..."],
+    projections: Projections,
+    sites: Collection[str],
+) -> tuple[Inputs, Cotangents, Float[Array, " classes"]]:
+    """What reaches the layers from both sides, for one image; map it over images with `vmap`.
+
+    Args:
+        function: the network.
+        params: trainable parameters by name.
+        frozen: every other array by name.
+        image: one image, without a batch axis.
+        projections: one v a row, (projections, classes), or what makes them of the logits; the
+            network is differentiated backwards once for each.
+        sites: names of the layers.
+
+    Returns:
+        The inputs of each layer, the cotangents of each of its outputs with the projections along
+        axis 0, and the logits.
+    """
+    x = image[None]
+    zeros = function.perturbations(params, frozen, x)
+
+    def logits(perturbations: dict[str, list[Array]]) -> tuple[Array, Inputs]:
+        values, inputs = function.tapped(params, frozen, perturbations, x)
+        return values[0], inputs
+
+    found, pull, inputs = jax.vjp(logits, {name: zeros[name] for name in sites}, has_aux=True)
+    (cotangents,) = jax.vmap(pull)(rows_at(projections, found))
+    return inputs, cotangents, found
+
+
+def rows_at(projections: Projections, logits: Array) -> Array:
+    """The projections of an image with these logits, in their dtype."""
+    rows = projections(logits) if callable(projections) else projections
+    return rows.astype(logits.dtype)
+
+
+def site_gradients(
+    function: Tapped,
+    site: str,
+    params: Mapping[str, Array],
+    frozen: Mapping[str, Array],
+    inputs: tuple[Any, ...],
+    cotangents: list[Array],
+) -> dict[str, Array]:
+    """Gradients of one layer's parameters, one a projection along axis 0, by the general rule."""
+    return jax.vmap(lambda own: function.pull(site, params, frozen, inputs, own))(cotangents)
+
+
+def tap_gradients(
+    function: Tapped,
+    params: Mapping[str, Array],
+    frozen: Mapping[str, Array],
+    image: Float[Array, "..."],
+    projection: Float[Array, " classes"],
+    names: Collection[str],
+) -> dict[str, Array]:
+    """The gradient of v · f(x) for one image, with respect to some parameters, by the general rule.
+
+    Args:
+        function: the network.
+        params: trainable parameters by name.
+        frozen: every other array by name.
+        image: one image, without a batch axis.
+        projection: v, the weights of the logits.
+        names: the parameters asked for.
+
+    Returns:
+        For each name an array shaped as the parameter: the sum over the sites that consume it.
+    """
+    wanted = [s.name for s in function.sites if not set(names).isdisjoint(s.parameters)]
+    inputs, cotangents, _ = taps(function, params, frozen, image, projection[None], wanted)
+    gradients = {name: jnp.zeros_like(params[name]) for name in names}
+    for site in wanted:
+        own = site_gradients(function, site, params, frozen, inputs[site], cotangents[site])
+        for name in set(names).intersection(own):
+            gradients[name] = gradients[name] + own[name][0]
+    return gradients
+
+
+_NAMED = 5  # of the weights
+
+
+def not_finite(
+    model: Model, images: np.ndarray, places: list[int], projections: np.ndarray
+) -> NotFiniteError:
+    """The error for images whose gradients are not finite.
+
+    Args:
+        model: the network.
+        images: all of them.
+        places: of the bad ones.
+        projections: one v a row.
+    """
+    where = _layer(model, jnp.asarray(images[places[0]]), jnp.asarray(projections, images.dtype))
+    return NotFiniteError(places, where)
+
+
+def _layer(model: Model, image: Array, projections: Array) -> str:
+    if not bool(jnp.isfinite(image).all()):
+        return "the first of them holds values that are not finite"
+    wrong = [name for name, leaf in _named(model.params) if not _finite(leaf)]
+    if wrong:
+        return f"the weights {', '.join(wrong[:_NAMED])} are not finite"
+    if not isinstance(model.function, Tapped):
+        return "where in the network is not known, because its layers cannot be observed"
+    sites = [site.name for site in model.function.sites if site.parameters]
+    inputs, cotangents, logits = taps(model.function, *model[1:], image, projections, sites)
+    for site in sites:
+        if not _finite(inputs[site]):
+            return f"what enters the layer {site!r} is not finite"
+    if not _finite(logits):
+        return f"the logits are not finite, although what enters the last layer {sites[-1]!r} is"
+    for site in reversed(sites):
+        if not _finite(cotangents[site]):
+            return f"the gradient that comes back to the layer {site!r} is not finite"
+    return "the products of its layers' inputs and cotangents overflow"
+
+
+def _named(params) -> list[tuple[str, Array]]:
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="."), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    ]
+
+
+def _finite(values) -> bool:
+    arrays = [leaf for leaf in jax.tree.leaves(values) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return all(bool(jnp.isfinite(leaf).all()) for leaf in arrays)
+
+
+def per_example_gradients(
+    model: Model,
+    images: Float[Array, "batch ..."],
+    projection: Float[Array, " classes"],
+) -> Float[Array, "batch parameters"]:
+    """Row i is ∂(v · f(x_i))/∂θ, flattened.
+
+    Args:
+        model: the network; its dtype is the dtype of the result.
+        images: one row an example, of the same dtype as the parameters.
+        projection: v, the weights of the logits.
+
+    Returns:
+        Gradients with all parameter arrays, in the order of `jax.tree.leaves`, flattened and laid
+        side by side.
+    """
+    return _gradients(model.function, model.params, model.frozen, images, projection)
+
+
+def image_gradients(
+    function: Function,
+    params: Params,
+    frozen: Frozen,
+    image: Float[Array, "..."],
+    projection: Float[Array, " classes"],
+) -> list[Array]:
+    """∂(v · f(x))/∂θ for one image: from taps if the function has them, else by `grad`.
+
+    Args:
+        function: the network.
+        params: its trainable parameters.
+        frozen: its other arrays.
+        image: one image, without a batch axis.
+        projection: v, the weights of the logits.
+
+    Returns:
+        For each array of `jax.tree.leaves(params)` one shaped as it.
+    """
+    if isinstance(function, Tapped):
+        names = sorted(params)  # the order of the leaves of a dict
+        gradients = tap_gradients(function, params, frozen, image, projection, names)
+        return [gradients[name] for name in names]
+    gradients = jax.grad(lambda p: projection @ function(p, frozen, image[None])[0])(params)
+    return jax.tree.leaves(gradients)
+
+
+@partial(jax.jit, static_argnums=0)
+def _gradients(
+    function: Function, params: Params, frozen: Frozen, images: Array, projection: Array
+) -> Array:
+    gradients = jax.vmap(
+        lambda image: image_gradients(function, params, frozen, image, projection)
+    )(images)
+    return jnp.concatenate([leaf.reshape(len(images), -1) for leaf in gradients], axis=1)

@@ -1,0 +1,171 @@
+"""The named stages of a round: how long each took, how much memory it peaked at, how far it is.
+
+One object notes all three, so that the code of a round says only `with stages("kernel")`.
+
+Compiled programs are kept from run to run, so that only the first one waits for the compiler.
+
+Which image a message means: the data set's own number of it, not its place in what was computed.
+
+From a refusal by the network or its kernel, which know images by their places, to the same refusal
+by the numbers that a person has given.
+
+One seed, many independent streams of random numbers, each derived by name and round.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from zlib import crc32
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+import kernel.errors
+import trainer.predict
+
+_SECONDS = 0.5  # what compiles faster is not worth a file
+
+
+def keep_compiled() -> Path | None:
+    """Switch on JAX's persistent compilation cache, unless the user has set or disabled it.
+
+    `JAX_COMPILATION_CACHE_DIR` names another folder; `JAX_ENABLE_COMPILATION_CACHE=false` does
+    without. By default it lies in the user's cache folder.
+
+    Returns:
+        The folder; None without a cache.
+    """
+    settings = jax.config.values
+    if not settings["jax_enable_compilation_cache"]:
+        return None
+    if settings["jax_compilation_cache_dir"] is not None:
+        return Path(settings["jax_compilation_cache_dir"])
+    base = os.environ.get("XDG_CACHE_HOME")
+    folder = (Path(base) if base else Path.home() / ".cache") / "ntk-lookahead" / "compiled"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a read-only home: everything works, only compiled anew
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", _SECONDS)
+    return folder
+
+
+_NUMBERS = "numbered as in the data set"
+
+
+@contextmanager
+def numbered(
+    indices: Sequence[int] | np.ndarray, tests: Sequence[int] | np.ndarray = ()
+) -> Iterator[None]:
+    """Name images by their numbers, if their logits, features or gradients are not finite.
+
+    Args:
+        indices: data-set indices of the images that what is done within is given, in their order.
+        tests: numbers of the test images that come after them, if any do.
+
+    Raises:
+        NetworkError, KernelError: what is raised within, renamed.
+    """
+    try:
+        yield
+    except (trainer.predict.NotFiniteError, kernel.errors.NotFiniteError) as error:
+        names = [int(index) for index in indices] + [f"test image {n}" for n in tests]
+        raise error.renamed(names, _NUMBERS) from None
+
+
+def generator(seed: int, name: str, round_number: int = 0) -> np.random.Generator:
+    """The stream of one use of randomness in one round of one run.
+
+    The same three arguments give the same numbers, whatever was drawn elsewhere before; that is
+    what lets a resumed run go on exactly where it was.
+    """
+    return np.random.default_rng([seed, crc32(name.encode()), round_number])
+
+
+Advance = Callable[..., None]
+_TEXT = 24  # characters of a stage's own words that leave the bar its place
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+class Stages:
+    """Seconds and peak memory by stage, and a progress bar while one runs.
+
+    Attributes:
+        seconds: wall seconds of each stage so far, in the order of their first start.
+        peak_memory_mib: the largest resident memory of the process during each stage, in MiB
+            (empty where the system does not tell).
+    """
+
+    def __init__(self, console: Console | None = None):
+        """Start with no stage; without a console nothing is shown."""
+        self.seconds: dict[str, float] = {}
+        self.peak_memory_mib: dict[str, float] = {}
+        self._console = console
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[Advance]:
+        """Run a stage; yields `advance(done, total, text="")` for its progress."""
+        started = time.perf_counter()
+        _reset_peak()
+        try:
+            with self._bar(name) as advance:
+                yield advance
+        finally:
+            spent = time.perf_counter() - started
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+            peak = _peak_mib()
+            if peak is not None:
+                self.peak_memory_mib[name] = max(self.peak_memory_mib.get(name, 0.0), peak)
+
+    @contextmanager
+    def _bar(self, name: str) -> Iterator[Advance]:
+        if self._console is None or not self._console.is_terminal:
+            yield lambda done, total, text="": None
+            return
+        columns = (
+            TextColumn("{task.description:>12}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+        )
+        with Progress(*columns, console=self._console, transient=True) as progress:
+            task: TaskID = progress.add_task(name, total=None, text="")
+
+            def advance(done: float, total: float, text: str = "") -> None:
+                progress.update(task, completed=done, total=total, text=text[:_TEXT])
+
+            yield advance
+
+
+def _reset_peak() -> None:
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        _RESET.write_text("5")  # 5: forget the peak of resident memory, see proc(5)
+    except OSError:  # not allowed here: the peak is then that of the whole process
+        return
+
+
+def _peak_mib() -> float | None:
+    if not _STATUS.exists():
+        return None
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return round(int(line.split()[1]) / 1024, 1)
+    return None

@@ -1,0 +1,399 @@
+"""The settings of look-ahead criteria and of how a batch is made of them, checked when made.
+
+The settings of ALBL, checked when they are made.
+
+The settings of BALD, checked when they are made.
+
+The settings of the look-ahead baselines, checked when they are made.
+
+The settings of dynamicAL, checked when they are made.
+
+The settings of the look-ahead kernel, checked when they are made.
+
+The settings of LL4AL's loss prediction module, checked when they are made.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from kernel.criteria import BETA
+from kernel.errors import KernelError
+from kernel.lookahead import GREEDY, REFERENCES, Options
+from kernel.model import KINDS, PRECISIONS, PROBES
+from kernel.plan import Request
+from pipelines.errors import PipelineError
+from trainer.errors import lookup
+
+
+@dataclass(frozen=True)
+class ALBLConfig:
+    """Which strategies albl draws its batches from, and how it learns which of them serves.
+
+    Attributes:
+        arms: names of strategies, at least two, without ll4al and albl itself; those of BADGE's
+            published comparison by default. Of random every candidate is drawn alike.
+        delta: δ of Exp4.P: its bound holds with probability 1 − δ.
+        budget: T of Exp4.P, how many images will be queried in all; None takes cycles times query
+            of a run, and in a loop of your own those queried so far and the batch asked for.
+    """
+
+    arms: tuple[str, ...] = ("least_confident", "coreset")
+    delta: float = 0.1
+    budget: int | None = None
+
+    def __post_init__(self):
+        """Refuse what nothing can be drawn with; `albl.check` looks at the names.
+
+        Raises:
+            PipelineError: too few arms, one named twice, or a number out of range.
+        """
+        if len(self.arms) < 2:
+            raise PipelineError(
+                f"albl.arms are {', '.join(self.arms) or 'none'}: name at least two strategies to "
+                "choose between."
+            )
+        if len(set(self.arms)) < len(self.arms):
+            raise PipelineError(f"albl.arms names a strategy twice: {', '.join(self.arms)}.")
+        if not 0 < self.delta <= 1:
+            raise PipelineError(f"albl.delta must be above 0 and at most 1, not {self.delta}.")
+        if self.budget is not None and self.budget < 1:
+            raise PipelineError(f"albl.budget must be 1 or more, not {self.budget}.")
+
+    def within(self, budget: int) -> "ALBLConfig":
+        """The same, with this budget where none was given."""
+        return dataclasses.replace(self, budget=self.budget or max(budget, 1))
+
+
+@dataclass(frozen=True)
+class BaldConfig:
+    """How bald samples what the network might answer.
+
+    Attributes:
+        samples: forward passes over all candidates with dropout at work.
+    """
+
+    samples: int = 20
+
+    def __post_init__(self):
+        """Refuse what no disagreement can be measured with.
+
+        Raises:
+            PipelineError: fewer than two samples.
+        """
+        if self.samples < 2:
+            raise PipelineError(
+                f"bald.samples must be 2 or more, not {self.samples}: one pass agrees with itself."
+            )
+
+
+@dataclass(frozen=True)
+class BaselineConfig:
+    """How the strategies naive, ntk_no_blocks, one_step, infinite_ntk and gp are computed.
+
+    Attributes:
+        epochs: of naive, for every candidate; batches and schedule are those of the training.
+        learning_rate: of naive, the highest of its schedule; None takes that of the training.
+        step: of one_step, the learning rate η of its one step θ − ηg.
+        candidates: of naive, one_step and ntk_no_blocks: how many are scored, drawn at random; None
+            scores all. (kernel.sample says over how many the change is summed.)
+        image_size: of infinite_ntk and gp: pixels of a side that images are averaged to before
+            their kernel, whose cost grows with the fourth power of it; None leaves them.
+        test: of gp, test images on which its own accuracy is measured, drawn at random.
+        hours: what a query by one of these may take; more is refused once its pace is known.
+    """
+
+    epochs: int = 15
+    learning_rate: float | None = None
+    step: float = 0.01
+    candidates: int | None = None
+    image_size: int | None = None
+    test: int = 1000
+    hours: float = 24.0
+
+    def __post_init__(self):
+        """Refuse what nothing can be computed with.
+
+        Raises:
+            PipelineError: a number out of range.
+        """
+        for name in ("epochs", "candidates", "image_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise PipelineError(f"baseline.{name} must be 1 or more, not {value}.")
+        for name in ("learning_rate", "step", "hours"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise PipelineError(f"baseline.{name} must be above 0, not {value}.")
+        if self.test < 0:
+            raise PipelineError(f"baseline.test must be 0 or more, not {self.test}.")
+
+
+DYNAMICS_BATCHES = ("top", "dissimilar")
+
+
+@dataclass(frozen=True)
+class DynamicsConfig:
+    """How the strategy dynamical scores candidates, and how a batch is made of the scores.
+
+    Attributes:
+        gamma: γ of Δ = ‖g_u‖² + γ g_u·g_S, 0 or more; inf is the inner product alone. With the
+            paper's 2 it is exactly what the candidate would add to the training dynamics.
+        batch: top takes the highest scores (the paper's); dissimilar, which is not the paper's,
+            takes one after another, each score less the share of it that a pick has already.
+        sketch: of dissimilar: dimensions that gradients are folded to before they are compared.
+        precision: of gradients and their lengths.
+        chunk: images differentiated at a time; None chooses for the machine.
+    """
+
+    gamma: Literal["inf"] | float = 2.0
+    batch: Literal["top", "dissimilar"] = "top"
+    sketch: int = 1024
+    precision: Literal["float32", "float64"] = "float32"
+    chunk: int | None = None
+
+    def __post_init__(self):
+        """Refuse what nothing can be computed with.
+
+        Raises:
+            UnknownNameError: a batch mode or a precision that is not there.
+            PipelineError: a number out of range.
+        """
+        if self.gamma == math.inf:
+            object.__setattr__(self, "gamma", "inf")  # JSON has no infinity
+        if self.gamma != "inf" and (isinstance(self.gamma, str) or not self.gamma >= 0):
+            raise PipelineError(f"dynamics.gamma must be 0 or more, or inf, not {self.gamma}.")
+        lookup(dict.fromkeys(DYNAMICS_BATCHES), self.batch, "batch mode of dynamical")
+        lookup(dict.fromkeys(("float32", "float64")), self.precision, "precision")
+        for name in ("sketch", "chunk"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise PipelineError(f"dynamics.{name} must be 1 or more, not {value}.")
+
+    @property
+    def weight(self) -> float:
+        """γ as a number."""
+        return math.inf if self.gamma == "inf" else float(self.gamma)
+
+
+@dataclass(frozen=True)
+class KernelConfig:
+    """How look-ahead strategies compute and use the kernel.
+
+    Attributes:
+        kind: single (∇f¹·∇f¹, the paper's text), sum, trace (C times the cost), rademacher (trace
+            by random projections, `probes` times the cost) or full (C² times the memory).
+        probes: projections of the logits that rademacher takes.
+        sketch: dimensions that gradients are folded to before they are contracted; None keeps them
+            whole. The error is about 1/√sketch; memory and products shrink to sketch columns.
+        sample: candidates, drawn anew each cycle, over which the change of the network is summed;
+            None sums over all of them. The kernel is then computed between these and all others
+            only, for pools whose whole kernel does not fit.
+        reference: MLMOC compares with the trained network (`network`, the paper's) or with the
+            linearised network fitted to the labels (`linearised`, free of drift).
+        ridge: λ ≥ 0 added to the diagonal of the labelled block, in units of the kernel.
+        precision: of gradients and their contraction; factorisations are in float64 always. tf32
+            is for NVIDIA GPUs: gradients in float32, products between images in TF32.
+        memory_gib: what kernel and posterior may take beyond what is in memory before; less means
+            more passes, never another result, and too little is refused beforehand.
+        chunk: images differentiated at a time; None chooses for the machine.
+        devices: how many GPUs or other devices the kernel is spread over; None for all.
+    """
+
+    kind: Literal["single", "sum", "trace", "rademacher", "full"] = "single"
+    probes: int = PROBES
+    sketch: int | None = None
+    sample: int | None = None
+    reference: Literal["network", "linearised"] = "network"
+    ridge: float = 0.0
+    precision: Literal["float32", "float64", "tf32"] = "float32"
+    memory_gib: float = 4.0
+    chunk: int | None = None
+    devices: int | None = None
+
+    def __post_init__(self):
+        """Refuse values that no kernel can be computed with."""
+        lookup(dict.fromkeys(KINDS), self.kind, "kernel kind")
+        lookup(dict.fromkeys(REFERENCES), self.reference, "reference")
+        lookup(dict.fromkeys(PRECISIONS), self.precision, "precision")
+        for name in ("sketch", "sample", "chunk", "devices"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise PipelineError(f"kernel.{name} must be 1 or more, or none, not {value}.")
+        for name, least in (("ridge", 0), ("probes", 1)):
+            if getattr(self, name) < least:
+                raise PipelineError(
+                    f"kernel.{name} must be {least} or more, not {getattr(self, name)}."
+                )
+        if not self.memory_gib > 0:
+            raise PipelineError(f"kernel.memory_gib must be above 0, not {self.memory_gib}.")
+        if self.precision == "tf32" and self.sketch is not None:
+            raise PipelineError(
+                "kernel.precision is tf32, which is for products between whole gradients, and "
+                "kernel.sketch leaves none: use float32, or no sketch."
+            )
+
+    @property
+    def request(self) -> Request:
+        """What the kernel engine is asked for."""
+        return Request(
+            self.kind, self.probes, self.precision, self.chunk, self.memory_gib, self.devices
+        )
+
+
+@dataclass(frozen=True)
+class LL4ALConfig:
+    """How the loss prediction module of ll4al is made and trained along with the network.
+
+    Attributes:
+        taps: modules of the network whose outputs it reads, by the names that named_modules gives;
+            none takes the stages of the papers' networks, and of your own network the last module
+            at each resolution.
+        width: to which each of these outputs, averaged over positions, is brought.
+        margin: of the ranking loss.
+        weight: of the ranking loss beside the network's own; with 0 the network is trained as if
+            alone, and the module learns nothing.
+        detach: part of the schedule's epochs after which the network no longer feels it.
+        learning_rate: the highest of the module's own, never above the network's. Where it is too
+            high all predictions become the same, and rank_correlation null in the record.
+        felt: share of the module's gradient at the feature maps that enters the network; None is
+            all of it with cross-entropy, and 1/C with l2, which is a mean over C classes.
+    """
+
+    taps: tuple[str, ...] = ()
+    width: int = 128
+    margin: float = 1.0
+    weight: float = 1.0
+    detach: float = 0.6
+    learning_rate: float = 0.01
+    felt: float | None = None
+
+    def __post_init__(self):
+        """Refuse what no module can be trained with.
+
+        Raises:
+            PipelineError: a number out of range, or a tap named twice.
+        """
+        if len(set(self.taps)) < len(self.taps):
+            raise PipelineError(f"ll4al.taps names something twice: {', '.join(self.taps)}.")
+        if self.width < 1:
+            raise PipelineError(f"ll4al.width must be 1 or more, not {self.width}.")
+        for name in ("margin", "weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise PipelineError(f"ll4al.{name} must be 0 or more, not {getattr(self, name)}.")
+        if not 0 < self.learning_rate < float("inf"):
+            raise PipelineError(f"ll4al.learning_rate must be above 0, not {self.learning_rate}.")
+        for name in ("detach", "felt"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise PipelineError(f"ll4al.{name} must be from 0 to 1, not {value}.")
+
+    def share(self, loss: str, classes: int) -> float:
+        """Of the gradient that enters the network, the default filled in."""
+        if self.felt is not None:
+            return self.felt
+        return 1 / classes if loss == "l2" else 1.0
+
+
+LOOKAHEAD_BATCHES = ("top", "conditioned", "hybrid")
+
+
+@dataclass(frozen=True)
+class LookAheadConfig:
+    """How look-ahead strategies score candidates, and how a batch is made of the scores.
+
+    Attributes:
+        batch: top takes the highest scores; conditioned scores anew after each pick, as if it had
+            been labelled as expected; hybrid asks for the true labels of `interval` picks at a
+            time and scores anew, without training. None is conditioned for max_herding, uherding
+            and max_det, which are greedy by themselves, and top for the others.
+        interval: labels that hybrid asks for at a time; 1 is the sequential mode within a batch.
+        labels: what label a candidate would get, for emoc and eer (and for uherding without a
+            temperature): by the projection of its logits on the simplex, by softmax(beta·), or
+            the most likely one alone (one_hot).
+        beta: of softmax(beta·), for the rule softmax and for the entropies of eer.
+        uncertainty: of uherding: 1 − (p₁ − p₂) or the entropy.
+        temperature: of uherding's probabilities: calibrated on the labelled set, or a number; None
+            takes the rule of `labels`.
+        radius: of the coverage of max_herding and uherding: None covers by the normalised kernel
+            itself, a number by a Gaussian of that width, adaptive by one as wide as the smallest
+            distance between different labelled images.
+        clusters: of ntkcpl; None takes ten a class.
+    """
+
+    batch: Literal["top", "conditioned", "hybrid"] | None = None
+    interval: int = 1
+    labels: Literal["simplex", "softmax", "one_hot"] = "simplex"
+    beta: float = BETA
+    uncertainty: Literal["margin", "entropy"] = "margin"
+    temperature: Literal["calibrated"] | float | None = "calibrated"
+    radius: Literal["adaptive"] | float | None = None
+    clusters: int | None = None
+
+    def __post_init__(self):
+        """Refuse what no batch can be made with.
+
+        Raises:
+            UnknownNameError: a mode that is not there.
+            PipelineError: a name or a number that no criterion can be computed with.
+        """
+        if self.batch is not None:
+            lookup(dict.fromkeys(LOOKAHEAD_BATCHES), self.batch, "batch mode")
+        if self.interval < 1:
+            raise PipelineError(f"lookahead.interval must be 1 or more, not {self.interval}.")
+        self.options("network", 0)
+
+    def options(self, reference: str, seed: int) -> Options:
+        """What the criteria are asked for.
+
+        Args:
+            reference: what changes are changes from.
+            seed: of clusters.
+
+        Raises:
+            PipelineError: a name or a number that no criterion can be computed with.
+        """
+        try:
+            return Options(
+                reference=reference,
+                labels=self.labels,
+                beta=float(self.beta),
+                uncertainty=self.uncertainty,
+                temperature=self.temperature,
+                radius=self.radius,
+                clusters=self.clusters,
+                seed=seed,
+            )
+        except KernelError as error:
+            raise PipelineError(f"lookahead: {error}") from error
+
+    def mode(self, criterion: str) -> str:
+        """How this criterion makes a batch."""
+        return self.batch or ("conditioned" if criterion in GREEDY else "top")
+
+    def check(self, criterion: str, kernel: KernelConfig) -> None:
+        """Refuse, before anything is computed, what the criterion cannot be computed with.
+
+        Args:
+            criterion: its name.
+            kernel: how the kernel is computed.
+
+        Raises:
+            PipelineError: it is not for the full kernel; columns of S are needed that a reference
+                sample without a sketch does not give.
+        """
+        if kernel.kind == "full" and criterion != "mlmoc":
+            raise PipelineError(
+                f"{criterion} is computed on a scalar-valued kernel and kernel.kind is full: use "
+                "single, sum, trace or rademacher."
+            )
+        mode = self.mode(criterion)
+        herding = criterion in GREEDY and criterion != "max_det"
+        columns = mode == "hybrid" or (mode == "conditioned" and not herding)
+        if columns and kernel.kind != "full" and kernel.sample is not None and not kernel.sketch:
+            raise PipelineError(
+                f"{criterion} with batch mode {mode} needs to know how every pick moves all "
+                "candidates, and with kernel.sample alone the kernel holds that for the sample "
+                "only: set kernel.sketch too, or no kernel.sample, or lookahead.batch top."
+            )

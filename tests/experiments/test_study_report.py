@@ -20,7 +20,7 @@ from experiments.statistics.claims import Better, NotBetter
 from experiments.studies.study import Grid, arms
 from pipelines.audit.config import AuditConfig
 from tests.experiments import study_cases as cases
-from tests.test_report import Strict
+from tests.pipelines.test_report import Strict
 
 THREE = Grid({cases.SUBJECT: cases.RUN}, arms(["random", "margin", "entropy"]), (0, 1, 2))
 CLAIMS = (

@@ -1,0 +1,271 @@
+"""Work that is interrupted, wherever it is, goes on to bitwise the same end."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from kernel import contract, ntk
+from kernel import plan as plan_module
+from kernel.contract import Scratch, key_of
+from kernel.covariance import Cross, Features, Kernel
+from kernel.jacobian import Part
+from kernel.model import Model, directions
+from kernel.ntk import query_kernel
+from kernel.param_groups import units
+from kernel.plan import Pass, Plan, Problem, Progress, Request, plan, problem_of
+from tests.kernel.engine_networks import CLASSES, SHAPE, images, model
+
+COUNT, ANCHORS, CHUNK, THREADS = 9, 5, 4, 2
+SHARE = CHUNK // THREADS
+IMAGE = jax.ShapeDtypeStruct(SHAPE, "float64")
+
+
+def problem(anchors: int) -> Problem:
+    request = Request("full", precision="float64")
+    return problem_of(model("Words"), IMAGE, COUNT, anchors, request)
+
+
+def several_passes(own: Problem) -> Plan:
+    """Factors and rows together, then a layer in two pieces."""
+    words, kinds, head = units(model("Words"), IMAGE)
+    assert [unit.sites for unit in (words, kinds, head)] == [("words",), ("kinds",), ("head",)]
+    every = (0, CLASSES)
+    passes = (
+        Pass((Part(words, "patches", words.outputs), Part(kinds, "rows", kinds.outputs)), every),
+        Pass((Part(head, "rows", 2, 0),), every),
+        Pass((Part(head, "rows", 2, 1),), every),
+    )
+    return plan(own, 1.0, CHUNK)._replace(passes=passes)
+
+
+class Interruption:
+    """A report that stops everything at its n-th call, and counts them."""
+
+    def __init__(self, after: int | None = None):
+        self.after, self.calls, self.share = after, 0, 0.0
+
+    def __call__(self, done: float, total: float) -> None:
+        self.calls += 1
+        assert self.share <= done / total <= 1
+        self.share = done / total
+        if self.calls == self.after:
+            raise KeyboardInterrupt
+
+
+class Counted:
+    """A function that counts its calls."""
+
+    def __init__(self, function):
+        self.function, self.calls = function, 0
+
+    def __call__(self, *args, **kwargs):
+        self.calls += 1
+        return self.function(*args, **kwargs)
+
+
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch):
+    monkeypatch.setattr(plan_module, "cores", lambda: THREADS)
+
+
+@pytest.fixture
+def chunks(monkeypatch) -> Counted:
+    counted = Counted(contract.compute)
+    monkeypatch.setattr(contract, "compute", counted)
+    return counted
+
+
+def swept(
+    anchors: int, scratch: Scratch | None, after: int | None = None, own: Model | None = None
+):
+    wanted = problem(anchors)
+    made, stop = several_passes(wanted), Interruption(after)
+    values = contract.sweep(
+        own or model("Words"), images(COUNT), wanted, made, Progress(wanted, made, stop), scratch
+    )
+    assert stop.share == pytest.approx(1)  # what was done before is told too
+    return values, stop.calls
+
+
+@pytest.mark.parametrize("anchors", [ANCHORS, COUNT])
+def test_a_sweep_goes_on_from_every_chunk(anchors, chunks, tmp_path):
+    expected, calls = swept(anchors, Scratch(tmp_path / "whole", "key"))
+    whole, chunks.calls = chunks.calls, 0
+    assert whole == 3 * (-(-anchors // SHARE) + -(-(COUNT - anchors) // SHARE))
+    for after in range(1, calls + 1):
+        folder = tmp_path / str(after)
+        with pytest.raises(KeyboardInterrupt):
+            swept(anchors, Scratch(folder, "key"), after)
+        found, _ = swept(anchors, Scratch(folder, "key"))
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        # the first of a pass tells its shapes again, and some had begun and were not handed over
+        assert whole <= chunks.calls <= whole + 1 + THREADS + 1
+        chunks.calls = 0
+    plainly, _ = swept(anchors, None)
+    for ours, theirs in zip(plainly, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12 * np.abs(expected[0]).max())
+
+
+def test_a_sweep_that_is_interrupted_again_and_again(chunks, tmp_path):
+    expected, calls = swept(ANCHORS, Scratch(tmp_path / "whole", "key"))
+    stopped = 0
+    for after in range(1, calls):
+        try:
+            swept(ANCHORS, Scratch(tmp_path / "one", "key"), after)
+        except KeyboardInterrupt:
+            stopped += 1
+    assert stopped > 5
+    chunks.calls = 0
+    found, _ = swept(ANCHORS, Scratch(tmp_path / "one", "key"))
+    assert chunks.calls <= 2
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_another_key_starts_afresh(chunks, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        swept(ANCHORS, Scratch(tmp_path / "one", "key"), 12)
+    own = model("Words")
+    other = own._replace(params={n: 2 * p for n, p in own.params.items()})
+    expected, _ = swept(ANCHORS, Scratch(tmp_path / "other", "key"), own=other)
+    whole = 3 * (3 + 2)
+    chunks.calls = 0
+    found, _ = swept(ANCHORS, Scratch(tmp_path / "one", "another key"), own=other)
+    assert chunks.calls == whole
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_what_is_left_is_no_larger_than_the_kernel(tmp_path):
+    """Rows of finished passes are deleted, and the sums before the last."""
+    (values, diagonal), _ = swept(ANCHORS, Scratch(tmp_path / "one", "key"))
+    kept = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert kept == ["2-diagonal.npy", "2-values.npy", "state.json"]
+    size = sum(path.stat().st_size for path in (tmp_path / "one").iterdir())
+    assert size < values.nbytes + diagonal.nbytes + 2000
+
+
+def test_sketches_go_on_from_every_chunk(monkeypatch, tmp_path):
+    counted = Counted(contract.sketched)
+    monkeypatch.setattr(contract, "sketched", counted)
+    own = problem(COUNT)._replace(directions=directions("trace", CLASSES))
+
+    def run(name: str, key: str = "key", after: int | None = None):
+        stop, rng = Interruption(after), np.random.default_rng(1)
+        scratch = Scratch(tmp_path / name, key)
+        found = contract.sketches(model("Words"), images(COUNT), own, 5, CHUNK, rng, stop, scratch)
+        return tuple(np.array(array) for array in found), stop.calls
+
+    expected, calls = run("whole")
+    assert calls == -(-COUNT // SHARE)
+    whole, counted.calls = counted.calls, 0
+    assert whole == CLASSES * calls
+    for after in range(1, calls + 1):
+        with pytest.raises(KeyboardInterrupt):
+            run(str(after), after=after)
+        found, _ = run(str(after))
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+        assert whole <= counted.calls <= whole + CLASSES * (THREADS + 1)
+        counted.calls = 0
+    run("1", "another key")
+    assert counted.calls == whole
+
+
+def arrays(given: Kernel | Features | Cross) -> list[np.ndarray]:
+    more = [given.diagonal] if isinstance(given, Cross) else []
+    return [np.array(given.values), *more]
+
+
+@pytest.mark.parametrize("form", ["dense", "cross", "features"])
+def test_a_query_goes_on_where_it_stood(form, monkeypatch, tmp_path):
+    monkeypatch.setattr(ntk, "LONG", 0.0)
+    counted = Counted(contract.sketched if form == "features" else contract.compute)
+    if form == "features":
+        monkeypatch.setattr(contract, "sketched", counted)
+    else:
+        monkeypatch.setattr(contract, "compute", counted)
+    options = {
+        "dense": {},
+        "cross": {"sample": np.array([4, 1])},
+        "features": {"sketch": 6},
+    }[form]
+
+    def query(folder: Path | None, after: int | None = None, factor: float = 1.0):
+        own = model("Words")
+        scaled = own._replace(params={n: factor * p for n, p in own.params.items()})
+        given, decision = query_kernel(
+            scaled,
+            images(COUNT),
+            3,
+            Request("rademacher", precision="float64", chunk=CHUNK),
+            rng=np.random.default_rng(2),
+            progress=Interruption(after),
+            folder=folder,
+            **options,
+        )
+        assert decision.form == form
+        return arrays(given)
+
+    expected = query(tmp_path / "whole")
+    whole, counted.calls = counted.calls, 0
+    for found, plainly in zip(expected, query(None), strict=True):
+        np.testing.assert_allclose(found, plainly, rtol=1e-12, atol=1e-13)
+    counted.calls = 0
+    with pytest.raises(KeyboardInterrupt):
+        query(tmp_path / "one", after=3)
+    for found, theirs in zip(query(tmp_path / "one"), expected, strict=True):
+        np.testing.assert_array_equal(found, theirs)
+    begun = (THREADS + 1) * (4 if form == "features" else 1)  # and not handed over
+    assert counted.calls <= whole + 1 + begun
+    counted.calls = 0
+    query(tmp_path / "one", factor=2.0)  # other weights: from the start
+    assert counted.calls == whole
+
+
+def test_a_short_query_leaves_nothing(tmp_path):
+    folder = tmp_path / "query"
+    query_kernel(model("Words"), images(4), 2, Request(chunk=2), folder=folder)
+    assert not folder.exists()
+
+
+def test_arrays_are_taken_up_by_name_and_key(tmp_path):
+    first = Scratch(tmp_path / "a", "key")
+    first.array("x", (2, 3), "float32")[:] = 7
+    first.mark("x", 1)
+    again = Scratch(tmp_path / "a", "key")
+    assert again.done("x") == 1
+    assert again.done("y") == 0
+    assert (again.array("x", (2, 3), "float32") == 7).all()
+    (tmp_path / "a" / "x.npy").unlink()  # what is gone is not done
+    assert (again.array("x", (2, 3), "float32") == 0).all()
+    assert again.done("x") == 0
+    other = Scratch(tmp_path / "a", "another")
+    assert other.done("x") == 0
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["state.json"]
+
+
+def test_without_a_folder_nothing_is_kept():
+    scratch = Scratch()
+    assert not scratch.keeps
+    scratch.array("x", (2,), "float64")[:] = 1
+    scratch.mark("x", 1)
+    assert scratch.done("x") == 0
+    assert (scratch.array("x", (2,), "float64") == 0).all()
+
+
+def test_a_key_changes_with_every_entry_shape_and_setting():
+    x = np.arange(6.0)
+    keys = [
+        key_of([x], "settings"),
+        key_of([x + np.eye(6)[3]], "settings"),
+        key_of([x.reshape(2, 3)], "settings"),
+        key_of([x.astype("float32")], "settings"),
+        key_of([x], "others"),
+        key_of([{"a": x}, x], "settings"),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert key_of([{"a": x}], "settings") == keys[0] == key_of([x.copy()], "settings")

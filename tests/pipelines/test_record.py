@@ -1,0 +1,136 @@
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines import record
+from pipelines.config import ADDED, RunConfig
+from pipelines.errors import PipelineError
+
+CONFIG = {"dataset": "digits", "cycles": 2, "train": {"epochs": 3}}
+
+
+def test_round_trip(tmp_path):
+    run = record.open_run(tmp_path / "run", CONFIG)
+    assert run.rounds == ()
+    assert not run.complete
+    for number in range(3):
+        run.weights(number).write_bytes(b"weights")
+        run = record.append(run, {"round": number, "indices": [number]})
+    assert run.complete
+    again = record.read(tmp_path / "run")
+    assert again.rounds == run.rounds
+    assert again.config == {"format": 1, **CONFIG}
+    assert [path.name for path in sorted(again.path.glob("weights*"))] == [
+        "weights-002.safetensors"
+    ]
+
+
+def test_environment_is_noted_at_every_start(tmp_path):
+    record.open_run(tmp_path, CONFIG)
+    run = record.append(record.open_run(tmp_path, CONFIG), {"round": 0})
+    starts = json.loads((tmp_path / "environment.json").read_text())
+    assert len(starts) == len(run.environment) == 2
+    assert starts[0]["versions"]["torch"]
+
+
+def test_another_configuration_is_refused_by_setting(tmp_path):
+    record.append(record.open_run(tmp_path, CONFIG), {"round": 0})
+    changed = CONFIG | {"train": {"epochs": 4}}
+    with pytest.raises(PipelineError, match=r"train\.epochs is 3 there, 4 here"):
+        record.open_run(tmp_path, changed)
+
+
+def test_a_run_without_a_round_takes_the_new_configuration(tmp_path):
+    record.open_run(tmp_path, CONFIG)
+    assert record.open_run(tmp_path, CONFIG | {"cycles": 9}).config["cycles"] == 9
+
+
+def test_a_run_begun_before_a_setting_existed_goes_on(tmp_path):
+    record.append(record.open_run(tmp_path, CONFIG), {"round": 0})
+    now = CONFIG | {"lookahead": {"batch": None, "beta": 10.0}}
+
+    def completed(settings):
+        return {"lookahead": {"batch": None, "beta": 10.0}} | settings
+
+    assert record.open_run(tmp_path, now, completed).rounds == ({"round": 0},)
+    changed = CONFIG | {"lookahead": {"batch": "hybrid", "beta": 10.0}}
+    with pytest.raises(PipelineError, match=r"lookahead\.batch is None there, 'hybrid' here"):
+        record.open_run(tmp_path, changed, completed)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(PipelineError, match="thesis.tex"):
+        record.open_run(tmp_path, CONFIG)
+    with pytest.raises(PipelineError, match="is not a run directory"):
+        record.read(tmp_path)
+
+
+def test_broken_files_are_named(tmp_path):
+    record.append(record.open_run(tmp_path, CONFIG), {"round": 0})
+    (tmp_path / "rounds.jsonl").write_text('{"round": 0}\n{"round": \n')
+    with pytest.raises(PipelineError, match=r"rounds\.jsonl, line 2 is not valid JSON"):
+        record.read(tmp_path)
+    (tmp_path / "rounds.jsonl").write_text('{"round": 1}\n')
+    with pytest.raises(PipelineError, match="in order"):
+        record.read(tmp_path)
+    (tmp_path / "rounds.jsonl").write_text("3")
+    with pytest.raises(PipelineError, match="line 1 holds a JSON int, not a dict"):
+        record.read(tmp_path)
+    (tmp_path / "rounds.jsonl").write_bytes(b"\xff")
+    with pytest.raises(PipelineError, match="is not UTF-8"):
+        record.read(tmp_path)
+    (tmp_path / "config.json").write_text('{"format": 99}')
+    with pytest.raises(PipelineError, match="record format 99; this version reads format 1"):
+        record.read(tmp_path)
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    run = record.append(record.open_run(tmp_path, CONFIG), {"round": 0})
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        record.append(run, {"round": 1})
+    monkeypatch.undo()
+    assert record.read(tmp_path).rounds == ({"round": 0},)
+    assert not list(tmp_path.glob(".rounds*"))
+
+
+def test_numbers_that_json_does_not_know_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        record.append(record.open_run(tmp_path, CONFIG), {"round": 0, "score": float("nan")})
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks are POSIX")
+def test_a_second_process_is_refused(tmp_path):
+    code = f"""
+from pathlib import Path
+from pipelines.record import only_writer
+with only_writer(Path({str(tmp_path)!r})): pass
+"""
+    root = Path(__file__).parents[2]
+    with record.only_writer(tmp_path):
+        second = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=root
+        )
+    assert "another process is working in" in second.stderr
+    after = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=root
+    )
+    assert after.returncode == 0
+
+
+def test_settings_that_were_added_since_the_first_records_have_a_value_for_those():
+    first = {"dataset", "strategy", "seed", "initial", "query", "subset", "cycles", "network"}
+    first |= {"network_args", "twin", "image_size", "train", "kernel"}
+    now = RunConfig("digits").record()
+    assert set(now) - first == set(ADDED)
+    assert {name: now[name] for name in ADDED} == ADDED

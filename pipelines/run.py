@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -41,9 +41,7 @@ from kernel.plan import mesh
 from kernel.sharded import arithmetic
 from pipelines import record, table
 from pipelines.config import RunConfig, completed
-from pipelines.data_memory import remembered
 from pipelines.errors import PipelineError
-from pipelines.first_training import FirstTrainings
 from pipelines.progress import Advance, Stages, generator, keep_compiled
 from pipelines.record import Pending, Run
 from pipelines.strategies import STRATEGIES, mirrored, require
@@ -184,10 +182,8 @@ def prepared(
 
 
 def _loaded(config: RunConfig) -> Dataset:
-    folder, size = config.data_folder, config.image_size
-    return remembered(
-        (config.dataset, folder.absolute(), size),
-        lambda: data.load(config.dataset, folder, image_size=size, download=config.download),
+    return data.load(
+        config.dataset, config.data_folder, image_size=config.image_size, download=config.download
     )
 
 
@@ -223,6 +219,32 @@ def _network(config: RunConfig, dataset: Dataset) -> nn.Module:
     return network.to("cuda" if on_gpu else "cpu")
 
 
+class FirstTrainingCache(Protocol):
+    """First trainings of runs, kept for other runs that begin with the same one."""
+
+    def get_or_train(
+        self,
+        network: nn.Module,
+        images: np.ndarray,
+        labels: np.ndarray,
+        config: RunConfig,
+        train: Callable[[], dict[str, Any]],
+    ) -> dict[str, Any]:
+        """Leave the network as its first training does, by `train` or from the cache.
+
+        Args:
+            network: with its initial weights; is trained in place, or given the weights.
+            images: labelled, as the network takes them.
+            labels: the class of each.
+            config: of the run.
+            train: trains the network in place; returns `train_accuracy`, `fit` and `seconds`.
+
+        Returns:
+            What `train` returned, here or in an earlier run, and `shared`, the entry's name.
+        """
+        ...
+
+
 def fit_and_save(
     network: nn.Module,
     images: np.ndarray,
@@ -232,7 +254,7 @@ def fit_and_save(
     number: int,
     stages: Stages,
     companion: LossPrediction | None = None,
-    first: FirstTrainings | None = None,
+    first: FirstTrainingCache | None = None,
 ) -> dict[str, Any]:
     """Train from the network's present weights and save.
 
@@ -245,7 +267,7 @@ def fit_and_save(
         number: of the training in this run, from 0.
         stages: where time and progress are noted.
         companion: a module trained along, and saved beside the network; None for none.
-        first: where the first training of a run may lie that another did; None looks nowhere.
+        first: cache of first trainings; without one each run trains its own.
 
     Returns:
         `train_accuracy`, `fit` and `seconds`, JSON-able; with `first` also `shared`, the name of
@@ -264,7 +286,7 @@ def fit_and_save(
     if first is None or number or companion is not None:
         trained = train()
     else:
-        trained = first.once(network, images, labels, config, train)
+        trained = first.get_or_train(network, images, labels, config, train)
         stages.seconds["fit"] = trained["seconds"]
     keep(companion, run, number)  # first: weights of the network end a training
     weights.save_module(network, run.weights(number), {"round": str(number)})
@@ -343,7 +365,7 @@ class Setting:
         oracle: who labels.
         stages: makes what notes time and memory, and shows progress.
         companion: trained along with the network; None for none.
-        first: where the first training may lie; None looks nowhere.
+        first: cache of first trainings; without one each run trains its own.
     """
 
     config: RunConfig
@@ -353,7 +375,7 @@ class Setting:
     oracle: Oracle
     stages: Callable[[], Stages]
     companion: LossPrediction | None = None
-    first: FirstTrainings | None = None
+    first: FirstTrainingCache | None = None
 
 
 def play(setting: Setting, run: Run, pool: Pool, labels: np.ndarray) -> dict[str, Any]:
@@ -458,14 +480,18 @@ def _query(
 
 
 def run(
-    config: RunConfig, console: Console | None = None, first: FirstTrainings | None = None
+    config: RunConfig,
+    console: Console | None = None,
+    first: FirstTrainingCache | None = None,
+    read_dataset: Callable[[], Dataset] | None = None,
 ) -> Run:
     """Carry out a run, or the rest of it.
 
     Args:
         config: what to do and where to record it.
         console: where progress and a row a round are shown; nothing is shown without one.
-        first: where the first training is kept for other runs that begin with it; None for none.
+        first: cache of first trainings, for several runs that begin with the same one.
+        read_dataset: reads the data set, in place of what the settings name.
 
     Returns:
         The complete run, as its directory holds it.
@@ -478,7 +504,7 @@ def run(
     keep_freed_blocks()
     keep_compiled()
     console = console or Console(quiet=True)
-    dataset, network = prepared(config, console)
+    dataset, network = prepared(config, console, read_dataset)
     companion = companion_of(config, dataset, network)
     with record.only_writer(config.run_folder):
         asked = config.record() | {"data": describe(dataset)}

@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.sweep.inline import Inline
 from experiments.sweep.sweep import sweep
-from tests.sweep_cases import config
+from tests.experiments.sweep_cases import config
 
 
 def start(folder: Path) -> int:

@@ -18,7 +18,7 @@ from pipelines.audit.config import AuditConfig
 from pipelines.config import ADDED
 from pipelines.sequential.config import SequentialConfig
 from pipelines.strategies.options import KernelConfig
-from tests.sweep_cases import SMALL, STUDY
+from tests.experiments.sweep_cases import SMALL, STUDY
 
 RANDOM = Trial("digits", "random", 0, canonical(dataclasses.replace(SMALL, strategy="random")))
 MLMOC = Trial("digits", "mlmoc", 0, canonical(dataclasses.replace(SMALL, strategy="mlmoc")))
@@ -187,7 +187,7 @@ def test_every_study_is_found_by_its_name():
     for name, study in STUDIES.items():
         assert find(name) is study
         assert study.name == name
-    assert find("tests.sweep_cases:STUDY") is STUDY
+    assert find("tests.experiments.sweep_cases:STUDY") is STUDY
 
 
 @pytest.mark.parametrize(
@@ -196,8 +196,8 @@ def test_every_study_is_found_by_its_name():
         ("nothing-like-it", "unknown study 'nothing-like-it'"),
         (":STUDY", "not of the form module:STUDY"),
         ("tests.nowhere:STUDY", r"cannot import 'tests.nowhere' \(ModuleNotFoundError"),
-        ("tests.sweep_cases:STUDIO", "has no attribute 'STUDIO'"),
-        ("tests.sweep_cases:SMALL", "is a RunConfig, and must be a Study"),
+        ("tests.experiments.sweep_cases:STUDIO", "has no attribute 'STUDIO'"),
+        ("tests.experiments.sweep_cases:SMALL", "is a RunConfig, and must be a Study"),
     ],
 )
 def test_studies_that_are_not_there(name, message):

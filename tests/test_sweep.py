@@ -16,6 +16,7 @@ from experiments.approximation.config import ApproximationConfig
 from experiments.dynamics.config import TheoryConfig
 from experiments.studies.study import Trial
 from experiments.sweep import __main__ as command
+from experiments.sweep import shared
 from experiments.sweep import sweep as sweeping
 from experiments.sweep.carry import read_note
 from experiments.sweep.executor import Said, Started, Tick
@@ -29,11 +30,10 @@ from experiments.sweep.remaining import Durations, clock
 from experiments.sweep.sweep import plan, sweep, to_do
 from experiments.sweep.task import Outcome
 from pipelines import run
-from pipelines import run as play_round
 from pipelines.audit.config import AuditConfig
 from pipelines.errors import PipelineError
 from pipelines.record import only_writer
-from tests.sweep_cases import NAME, STUDY, comparable, config, one, settings
+from tests.experiments.sweep_cases import NAME, STUDY, comparable, config, one, settings
 
 ROOT = Path(__file__).parent.parent
 
@@ -100,7 +100,7 @@ def test_a_run_made_by_hand_is_taken_and_gone_on_with(whole, tmp_path, monkeypat
     mine, begun = tmp_path / "mine" / "random", tmp_path / "begun"
     run.run(settings("random", run=mine))
     with monkeypatch.context() as patch:
-        patch.setattr(play_round, "logits", lambda *_: 1 / 0)  # after the training
+        patch.setattr(run, "logits", lambda *_: 1 / 0)  # after the training
         with pytest.raises(ZeroDivisionError):
             run.run(settings("entropy", run=begun))
     asked = config(tmp_path, only=("random/seed0", "entropy/seed0"))
@@ -176,7 +176,7 @@ def test_a_trial_in_other_hands_is_waited_for(tmp_path, monkeypatch):
 
 
 def test_data_are_read_once_and_the_first_network_is_trained_once(tmp_path, monkeypatch):
-    read, fit, calls = run.data.load, run.fit, {"read": 0, "fit": 0}
+    read, fit, calls = shared.data.load, run.fit, {"read": 0, "fit": 0}
 
     def counting(name, function):
         def call(*arguments, **options):
@@ -185,13 +185,14 @@ def test_data_are_read_once_and_the_first_network_is_trained_once(tmp_path, monk
 
         return call
 
-    monkeypatch.setattr(run.data, "load", counting("read", read))
+    monkeypatch.setattr(shared.data, "load", counting("read", read))
     monkeypatch.setattr(run, "fit", counting("fit", fit))
+    shared.load_dataset.cache_clear()
     asked = ("random/seed0", "entropy/seed0")
     sweep(config(tmp_path / "sharing", only=asked), Inline())
     assert calls == {"read": 1, "fit": 5}  # three trainings each, the first of both the same
     sweep(config(tmp_path / "alone", only=asked, share=False), Inline())
-    assert calls == {"read": 2, "fit": 11}
+    assert calls == {"read": 1, "fit": 11}
     for arm in ("random", "entropy"):
         mine, theirs = (tmp_path / name / one(arm).folder for name in ("sharing", "alone"))
         assert comparable(mine, "shared") == comparable(theirs)

@@ -14,9 +14,9 @@ from typing import Any
 from bridge.weights import replace
 from experiments.studies.study import kind_of
 from experiments.sweep.kinds import do
+from experiments.sweep.shared import FirstTrainings
 from experiments.sweep.task import Outcome, Task
 from pipelines.cli import EXPECTED
-from pipelines.first_training import FirstTrainings
 from pipelines.json_io import plain
 from pipelines.record import NOTE, HeldError
 

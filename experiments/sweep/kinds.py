@@ -15,9 +15,9 @@ from experiments.dynamics import report as of_dynamics
 from experiments.dynamics.run import find
 from experiments.dynamics.verdict import sentences
 from experiments.studies.study import Config, kind_of
+from experiments.sweep.shared import FirstTrainings, read_dataset
 from pipelines.audit import report as of_audit
 from pipelines.audit.run import audit
-from pipelines.first_training import FirstTrainings
 from pipelines.run import run
 from pipelines.sequential.run import run as ask
 
@@ -43,6 +43,10 @@ def do(config: Config, first: FirstTrainings | None = None) -> None:
     _DO[kind_of(config)](config, Console(quiet=True), first)
 
 
+def _run(config: Any, console: Console, first: FirstTrainings | None) -> None:
+    run(config, console, first, lambda: read_dataset(config))
+
+
 def _audit(config: Any, console: Console, _: FirstTrainings | None) -> None:
     found = audit(config, console)
     of_audit.write(found, of_audit.conclusion(found))
@@ -54,7 +58,7 @@ def _dynamics(config: Any, console: Console, _: FirstTrainings | None) -> None:
 
 
 def _sequential(config: Any, console: Console, first: FirstTrainings | None) -> None:
-    ask(config, console, first=first)
+    ask(config, console, first=first, read=lambda: read_dataset(config))
 
 
 def _approximation(config: Any, console: Console, _: FirstTrainings | None) -> None:
@@ -63,7 +67,7 @@ def _approximation(config: Any, console: Console, _: FirstTrainings | None) -> N
 
 
 _DO: dict[str, Callable[[Any, Console, FirstTrainings | None], object]] = {
-    "run": run,
+    "run": _run,
     "sequential": _sequential,
     "audit": _audit,
     "dynamics": _dynamics,

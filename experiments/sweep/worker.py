@@ -6,9 +6,8 @@ from pathlib import Path
 import jax
 
 from experiments.sweep.carry import carry_out
+from experiments.sweep.shared import FirstTrainings
 from experiments.sweep.task import Outcome, Task
-from pipelines.data_memory import DataMemory
-from pipelines.first_training import FirstTrainings
 
 
 class Worker:
@@ -21,7 +20,6 @@ class Worker:
             shared: folder where first trainings are kept for other trials; None shares none.
         """
         self._first = None if shared is None else FirstTrainings(shared)
-        self._data = DataMemory()
 
     def elsewhere(self, shared: Path) -> "Worker":
         """The same for a machine that does not see the folder, which has one of its own."""
@@ -30,8 +28,7 @@ class Worker:
     def __call__(self, task: Task) -> Outcome:
         """Carry out a task, and let go of what the next has no use for."""
         try:
-            with self._data.used():
-                return carry_out(task, self._first)
+            return carry_out(task, self._first)
         finally:
             # programs compiled for a network go with it; an equal one finds them on disk
             jax.clear_caches()

@@ -31,10 +31,9 @@ from bridge import weights
 from bridge.weights import read
 from pipelines import record
 from pipelines.errors import PipelineError
-from pipelines.first_training import FirstTrainings
 from pipelines.progress import Stages, generator, keep_compiled
 from pipelines.record import Pending
-from pipelines.run import Bridge, describe, fit_and_save, prepared
+from pipelines.run import Bridge, FirstTrainingCache, describe, fit_and_save, prepared
 from pipelines.sequential import display
 from pipelines.sequential.config import Journal, SequentialConfig, open_journal
 from pipelines.sequential.learner import Event, Exhausted
@@ -195,7 +194,7 @@ class Work:
         start: {data-set index: class}, the labels at the start.
         tests: places of the test images on which the linearised network is evaluated.
         stages: makes what notes time and memory, and shows progress.
-        first: where the first training may lie; None looks nowhere.
+        first: cache of first trainings; without one each run trains its own.
     """
 
     config: SequentialConfig
@@ -206,7 +205,7 @@ class Work:
     start: dict[int, int]
     tests: np.ndarray
     stages: Callable[[], Stages]
-    first: FirstTrainings | None = None
+    first: FirstTrainingCache | None = None
 
     def labels(self, before: int) -> dict[int, int]:
         """{data-set index: class} of all labels given before a training, in their order."""
@@ -361,7 +360,8 @@ def run(
     config: SequentialConfig,
     console: Console | None = None,
     oracle: Callable[[np.ndarray], object] | None = None,
-    first: FirstTrainings | None = None,
+    first: FirstTrainingCache | None = None,
+    read_dataset: Callable[[], Dataset] | None = None,
 ) -> Journal:
     """Carry out a sequential run, or the rest of it.
 
@@ -369,7 +369,9 @@ def run(
         config: what to do and where to record it.
         console: where questions and answers are shown; nothing is shown without one.
         oracle: answers in place of the one that the settings name: data-set indices → classes.
-        first: where the first training is kept for other runs that begin with it; None for none.
+        first: cache of first trainings, for several runs that begin with the same one.
+        read_dataset: reads the data set, in place of what the settings name, unless that is a
+            folder of images.
 
     Returns:
         The run as its directory holds it; not complete if a person stopped.
@@ -383,7 +385,9 @@ def run(
     keep_compiled()
     console = console or Console(quiet=True)
     own = config.dataset == "images"
-    dataset, network = prepared(config.plain, console, (lambda: _own(config)) if own else None)
+    dataset, network = prepared(
+        config.plain, console, (lambda: _own(config)) if own else read_dataset
+    )
     with record.only_writer(config.run_folder):
         journal = open_journal(config.run_folder, config.record() | {"data": describe(dataset)})
         respond, who = responder(config, dataset, console, oracle)

@@ -11,7 +11,7 @@ from pipelines.config import RunConfig
 from pipelines.strategies.options import KernelConfig
 from trainer.fit import TrainConfig
 
-NAME = "tests.sweep_cases:STUDY"
+NAME = "tests.experiments.sweep_cases:STUDY"
 SMALL = RunConfig(
     "digits",
     initial=12,

@@ -1,7 +1,7 @@
-"""The first training of a run, done once for all runs that begin with the same one.
+"""Work shared between trials: first trainings cached on disk, data sets kept in memory.
 
-Runs of one seed that differ only in their strategy train the same network on the same labels first.
-From a folder that such runs share to the trained weights and what the record says of them.
+Runs of one seed that differ only in their strategy begin by training the same network on the same
+labels. `FirstTrainings` does so once, and names each training by all that its weights depend on.
 """
 
 import functools
@@ -24,20 +24,43 @@ from pipelines import json_io
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
 from pipelines.record import only_writer
+from trainer import data
+from trainer.data import Dataset
 from trainer.predict import placement
 
 _NOTES, _WEIGHTS = "training", "weights.safetensors"
 _KEY = 16  # hexadecimal digits
 
 
+def read_dataset(config: RunConfig) -> Dataset:
+    """The data set of a run; the last two read by this process stay in memory.
+
+    Raises:
+        DataError: it cannot be had.
+    """
+    folder = config.data_folder.absolute()
+    return load_dataset(config.dataset, folder, config.image_size, config.download)
+
+
+@functools.lru_cache(maxsize=2)
+def load_dataset(name: str, folder: Path, image_size: int | None, download: bool) -> Dataset:
+    """Cached `trainer.data.load`."""
+    return data.load(name, folder, image_size=image_size, download=download)
+
+
 class FirstTrainings:
-    """A folder of trainings, each in a folder named by everything that it follows from."""
+    """First trainings in a folder, each in a subfolder named by a digest of all its inputs.
+
+    The weights have the same bits as those of a training of one's own: the versions of Python,
+    NumPy and torch, the source of `trainer` and of the network, the number of threads and the kind
+    of processor are part of the digest.
+    """
 
     def __init__(self, folder: Path):
-        """Of a folder that is made when there is something to keep in it."""
+        """Use a folder, made when there is something to keep in it."""
         self._folder = folder
 
-    def once(
+    def get_or_train(
         self,
         network: nn.Module,
         images: np.ndarray,
@@ -45,51 +68,36 @@ class FirstTrainings:
         config: RunConfig,
         train: Callable[[], dict[str, Any]],
     ) -> dict[str, Any]:
-        """The network as its first training leaves it, by that training or from the folder.
-
-        Of several processes one trains and the others wait for it. The weights are the same bits
-        as those of a training of one's own: whatever they follow from is in the name of the folder,
-        the versions of torch and of this package's `trainer`, the number of threads and the kind
-        of processor among it.
-
-        Args:
-            network: with its initial weights; is trained in place, or given the weights.
-            images: labelled, as the network takes them.
-            labels: the class of each.
-            config: of the run.
-            train: trains the network in place; returns what the record says of it.
-
-        Returns:
-            What `train` returned, here or elsewhere, and `shared`, the name of the folder.
-        """
-        of = _origin(network, images, labels, config)
-        name = _digest(repr(sorted(of.items())).encode())[:_KEY]
+        """See `pipelines.run.FirstTrainingCache`; of several processes one trains."""
+        inputs = _inputs(network, images, labels, config)
+        name = _digest(repr(sorted(inputs.items())).encode())[:_KEY]
         folder = self._folder / name
         with only_writer(folder, wait=True):
-            notes = self._taken(folder, of, network)
+            notes = _restore(folder, inputs, network)
             if notes is None:
                 notes = train()
                 weights.save_module(network, folder / _WEIGHTS, {"stage": "first training"})
-                json_io.put(folder, _NOTES, {"of": of, "notes": notes})  # last: it ends a training
+                json_io.put(folder, _NOTES, {"of": inputs, "notes": notes})  # last: it is complete
         return notes | {"shared": name}
 
-    def _taken(self, folder: Path, of: dict[str, Any], network: nn.Module) -> dict[str, Any] | None:
-        """The weights put into the network; None if they are not there whole."""
-        try:
-            found = json_io.get(folder, _NOTES)
-            if found is None or found["of"] != of:
-                return None
-            weights.restore(network, read(folder / _WEIGHTS))
-        except (PipelineError, BridgeError):  # changed by someone: to train gives the same weights
+
+def _restore(folder: Path, inputs: dict[str, Any], network: nn.Module) -> dict[str, Any] | None:
+    """Load the weights of an entry into the network; None if it is missing or was changed."""
+    try:
+        found = json_io.get(folder, _NOTES)
+        if found is None or found["of"] != inputs:
             return None
-        network.eval()
-        return found["notes"]
+        weights.restore(network, read(folder / _WEIGHTS))
+    except (PipelineError, BridgeError):  # changed by someone: training anew gives the same
+        return None
+    network.eval()
+    return found["notes"]
 
 
-def _origin(
+def _inputs(
     network: nn.Module, images: np.ndarray, labels: np.ndarray, config: RunConfig
 ) -> dict[str, Any]:
-    """Everything that the weights after the first training follow from, bit by bit, JSON-able."""
+    """Everything that the bits of the weights depend on, JSON-able."""
     values = weights.weights_of(network)
     start = hashlib.sha256()
     for name, array in sorted({**values.params, **values.buffers}.items()):
@@ -107,7 +115,7 @@ def _origin(
         "start": start.hexdigest(),
         "seed": config.seed,
         "train": config.record()["train"],
-        "trainer": _trainer(),
+        "trainer": _trainer_source(),
         "versions": {
             "python": platform.python_version(),
             "numpy": np.__version__,
@@ -120,10 +128,9 @@ def _origin(
 
 
 def _source_of(network: nn.Module) -> str:
-    """Of the modules of a network, where they are a user's own."""
-    names = {type(part).__module__ for part in network.modules()}
+    """Digest of the files that define the network's modules, torch and `trainer` aside."""
     digest = hashlib.sha256()
-    for name in sorted(names):
+    for name in sorted({type(part).__module__ for part in network.modules()}):
         file = getattr(sys.modules.get(name), "__file__", None)
         if file is not None and name.partition(".")[0] not in ("torch", "trainer"):
             digest.update(Path(file).read_bytes())
@@ -131,13 +138,12 @@ def _source_of(network: nn.Module) -> str:
 
 
 @functools.cache
-def _trainer() -> str:
-    """Of the source that trains."""
+def _trainer_source() -> str:
     digest = hashlib.sha256()
     for file in sorted(Path(trainer.__path__[0]).rglob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import first_training, run
-from pipelines.first_training import FirstTrainings
+from experiments.sweep import shared as first_training
+from experiments.sweep.shared import FirstTrainings
+from pipelines import run
 from pipelines.record import only_writer
 from pipelines.sequential import run as sequential
+from tests.experiments.sweep_cases import SMALL, comparable, settings
 from tests.own_network import make
 from tests.sequential_cases import config as sequential_config
-from tests.sweep_cases import SMALL, comparable, settings
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def trained(shared, calls, seed=0, labels=None, images=None, **changes):
             next(network.parameters()).add_(len(calls))
         return {"seconds": 1.5, "fit": {"steps": 3}}
 
-    notes = shared.once(network, images, labels, config, train)
+    notes = shared.get_or_train(network, images, labels, config, train)
     return notes, next(network.parameters()).detach().clone()
 
 
@@ -118,7 +119,7 @@ def test_only_what_the_training_follows_from_counts(shared, monkeypatch):
         patch.setattr(first_training.torch, "get_num_threads", lambda: 99)
         trained(shared, calls)
     with monkeypatch.context() as patch:
-        patch.setattr(first_training, "_trainer", lambda: "another version")
+        patch.setattr(first_training, "_trainer_source", lambda: "another version")
         trained(shared, calls)
     assert len(calls) == 8
 

@@ -58,7 +58,7 @@ def _dynamics(config: Any, console: Console, _: FirstTrainings | None) -> None:
 
 
 def _sequential(config: Any, console: Console, first: FirstTrainings | None) -> None:
-    ask(config, console, first=first, read=lambda: read_dataset(config))
+    ask(config, console, first=first, read_dataset=lambda: read_dataset(config))
 
 
 def _approximation(config: Any, console: Console, _: FirstTrainings | None) -> None:

@@ -20,8 +20,8 @@ from torch import nn
 
 from benchmarks.measuring import Compiling, Times, load, machine, markdown, turns, write
 from bridge import trace
+from bridge.module import weights_of
 from bridge.parity import certify
-from bridge.weights import weights_of
 from pipelines.progress import Stages, generator
 from pipelines.strategies import STRATEGIES
 from pipelines.strategies.base import situate

@@ -21,9 +21,9 @@ import tyro
 
 from benchmarks.measuring import Times, apart, load, machine, markdown, turns, watched, write
 from bridge.mirror import Mirror
+from bridge.module import weights_of
 from bridge.parity import certify
 from bridge.trace import mirror
-from bridge.weights import weights_of
 from pipelines.progress import Stages, generator
 from pipelines.strategies import STRATEGIES, needing, needs_of
 from pipelines.strategies.base import Query, situate

@@ -21,8 +21,8 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
+from bridge import module as bridge_module
 from bridge import portable
-from bridge import weights as export
 from bridge.errors import BridgeError
 from bridge.mirror import Mirror
 from bridge.parity import Certificate, Layer, compare
@@ -204,7 +204,7 @@ def check(settings: Check, console: Console) -> int:
     arguments = networks.parse_arguments(settings.network_args)
     network = networks.build(settings.network, shape, settings.classes, rng, arguments)
     if settings.weights is not None:
-        export.restore(network, read(settings.weights))
+        bridge_module.restore(network, read(settings.weights))
     probe = rng.normal(size=(settings.examples, *shape)).astype(np.float32)
     with console.status("mirroring"):
         twin = _mirrored(settings, network, probe)

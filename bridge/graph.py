@@ -29,7 +29,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.node import map_arg
 
 from bridge.errors import BatchSizeError, BridgeError, ExportError
-from bridge.mirror import canonical_names
+from bridge.module import canonical_names
 from bridge.ops import OPERATORS
 from bridge.program import CONSTANT, IMAGES, DType, Node, Program, Ref, Site, Weight, references
 

@@ -52,8 +52,9 @@ from torch.utils._pytree import tree_leaves
 
 from bridge.errors import BridgeError, ParityError
 from bridge.mirror import Mirror
+from bridge.module import to_numpy
 from bridge.program import Arrays, DType, Node, Program, Ref, Site, Weight, references
-from bridge.weights import replace, to_numpy
+from bridge.weights import replace
 from kernel.model import Function
 from kernel.taps import image_gradients
 

@@ -30,16 +30,16 @@ from torch import nn
 
 from bridge.errors import BatchSizeError, BridgeError, ExportError
 from bridge.graph import Lifted, lift
-from bridge.mirror import (
-    Mirror,
+from bridge.mirror import Mirror
+from bridge.module import (
     canonical_names,
     check_eval,
     check_memory,
     check_output,
     held_arrays,
     on_cpu,
+    to_numpy,
 )
-from bridge.weights import to_numpy
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,17 +24,17 @@ from jax import Array
 from torch import nn
 
 from bridge.errors import BridgeError
-from bridge.mirror import (
+from bridge.mirror import Mirror
+from bridge.module import (
     Held,
-    Mirror,
     canonical_names,
     check_eval,
     check_memory,
     check_output,
     held_arrays,
     on_cpu,
+    to_numpy,
 )
-from bridge.weights import to_numpy
 
 # How flax and most others lay out the weights of Linear, Conv2d and Conv1d; said first if it fits.
 _USUAL = ((1, 0), (2, 3, 1, 0), (2, 1, 0))

@@ -19,8 +19,8 @@ from torch import nn
 
 from bridge import trace
 from bridge.mirror import Mirror
+from bridge.module import weights_of
 from bridge.parity import certify
-from bridge.weights import weights_of
 from pipelines.errors import PipelineError
 from pipelines.progress import Stages, generator, numbered
 from pipelines.strategies import STRATEGIES, needs_of, require

@@ -30,8 +30,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from bridge import weights
-from bridge import weights as export
+from bridge import module as bridge_module
 from bridge.mirror import Mirror
 from bridge.parity import certify
 from bridge.trace import mirror
@@ -87,7 +86,7 @@ def keep(companion: LossPrediction | None, run: Run, number: int) -> None:
         BridgeError: it cannot be written.
     """
     if companion is not None:
-        weights.save_module(companion, run.companion(number), {"round": str(number)})
+        bridge_module.save_module(companion, run.companion(number), {"round": str(number)})
 
 
 def take_up(companion: LossPrediction | None, run: Run, number: int) -> None:
@@ -97,7 +96,7 @@ def take_up(companion: LossPrediction | None, run: Run, number: int) -> None:
         BridgeError: it is not there, or of another module.
     """
     if companion is not None:
-        weights.restore(companion, read(run.companion(number)))
+        bridge_module.restore(companion, read(run.companion(number)))
 
 
 def noted_fit(
@@ -289,7 +288,7 @@ def fit_and_save(
         trained = first.get_or_train(network, images, labels, config, train)
         stages.seconds["fit"] = trained["seconds"]
     keep(companion, run, number)  # first: weights of the network end a training
-    weights.save_module(network, run.weights(number), {"round": str(number)})
+    bridge_module.save_module(network, run.weights(number), {"round": str(number)})
     return trained
 
 
@@ -409,7 +408,7 @@ def play(setting: Setting, run: Run, pool: Pool, labels: np.ndarray) -> dict[str
         )
         pending.keep(trained)
     else:
-        export.restore(network, read(run.weights(round_number)))
+        bridge_module.restore(network, read(run.weights(round_number)))
         take_up(setting.companion, run, round_number)
         network.eval()
         stages.seconds["fit"] = trained["seconds"]
@@ -525,7 +524,7 @@ def _rounds(setting: Setting, run: Run, console: Console) -> Run:
         pool, labels = _acquire(pool, labels, line)
     table.heading(console, config, run)
     if run.rounds and not run.complete:
-        weights.restore(setting.network, read(run.weights(len(run.rounds) - 1)))
+        bridge_module.restore(setting.network, read(run.weights(len(run.rounds) - 1)))
         take_up(setting.companion, run, len(run.rounds) - 1)
     if mirrored(config.needs) and config.cycles and not run.complete:
         with console.status("mirroring the network"):

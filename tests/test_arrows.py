@@ -58,6 +58,7 @@ def test_only_compat_touches_neural_tangents():
         ("kernel.compat", "torch"),
         ("bridge.mirror", "torch"),
         ("bridge.weights", "torch"),
+        ("bridge.portable", "torch"),
     ],
 )
 def test_what_is_loaded(module, absent):

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from scipy import stats
 
-from bridge.weights import weights_of
+from bridge.module import weights_of
 from experiments.dynamics import __main__ as command_line
 from experiments.dynamics import report
 from experiments.dynamics import run as measuring

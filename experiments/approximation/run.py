@@ -12,8 +12,8 @@ import numpy as np
 from rich.console import Console
 from torch import nn
 
+from bridge.module import weights_of
 from bridge.parity import certify
-from bridge.weights import weights_of
 from experiments.approximation.comparison import Situation, compare
 from experiments.approximation.config import FULL, INITIAL, STATES, TRAINED, ApproximationConfig
 from experiments.approximation.subject import Subject, subjects

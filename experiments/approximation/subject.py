@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from torch import nn
 
-from bridge import weights
+from bridge import module
 from bridge.mirror import Mirror
 from bridge.weights import read
 from experiments.approximation.config import ApproximationConfig
@@ -103,13 +103,13 @@ class Subject:
         path = folder / "weights.safetensors"
         notes, network = json_io.get(folder, _NETWORK), copy.deepcopy(self.network)
         if notes is not None and path.is_file():
-            weights.restore(network, read(path))
+            module.restore(network, read(path))
             return network.eval(), notes
         with stages("train") as advance:
             images, rng = self.images[: len(self.labelled)], generator(self.config.seed, "fit")
             notes = noted_fit(network, images, self.labels, self.run.train, rng, advance)
         folder.mkdir(parents=True, exist_ok=True)
-        weights.save_module(network, path, {"stage": "approximation"})
+        module.save_module(network, path, {"stage": "approximation"})
         return network, json_io.put(folder, _NETWORK, notes)
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from torch import nn
 
 from bridge.mirror import Mirror
+from bridge.module import weights_of
 from bridge.parity import certify
-from bridge.weights import weights_of
 from experiments.dynamics.subject import Subject
 from kernel.contract import Scratch, key_of, planned, sketch_bytes, sketch_chunk
 from kernel.covariance import Kernel

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from bridge import weights
+from bridge import module
 from bridge.weights import read
 from experiments.dynamics.config import of_epochs
 from experiments.dynamics.subject import Subject
@@ -30,11 +30,11 @@ def trained(subject: Subject, stages: Stages) -> tuple[nn.Module, dict[str, Any]
     notes = json_io.get(folder, _NETWORK)
     if notes is not None and path.is_file():
         network = copy.deepcopy(subject.network)
-        weights.restore(network, read(path))
+        module.restore(network, read(path))
         return network.eval(), notes
     network, notes = _trained(subject, subject.config.train, stages)
     folder.mkdir(parents=True, exist_ok=True)
-    weights.save_module(network, path, {"stage": "dynamics"})
+    module.save_module(network, path, {"stage": "dynamics"})
     return network, json_io.put(folder, _NETWORK, notes)
 
 

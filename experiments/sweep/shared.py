@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import trainer
-from bridge import weights
+from bridge import module
 from bridge.errors import BridgeError
 from bridge.weights import read
 from pipelines import json_io
@@ -76,7 +76,7 @@ class FirstTrainings:
             notes = _restore(folder, inputs, network)
             if notes is None:
                 notes = train()
-                weights.save_module(network, folder / _WEIGHTS, {"stage": "first training"})
+                module.save_module(network, folder / _WEIGHTS, {"stage": "first training"})
                 json_io.put(folder, _NOTES, {"of": inputs, "notes": notes})  # last: it is complete
         return notes | {"shared": name}
 
@@ -87,7 +87,7 @@ def _restore(folder: Path, inputs: dict[str, Any], network: nn.Module) -> dict[s
         found = json_io.get(folder, _NOTES)
         if found is None or found["of"] != inputs:
             return None
-        weights.restore(network, read(folder / _WEIGHTS))
+        module.restore(network, read(folder / _WEIGHTS))
     except (PipelineError, BridgeError):  # changed by someone: training anew gives the same
         return None
     network.eval()
@@ -98,7 +98,7 @@ def _inputs(
     network: nn.Module, images: np.ndarray, labels: np.ndarray, config: RunConfig
 ) -> dict[str, Any]:
     """Everything that the bits of the weights depend on, JSON-able."""
-    values = weights.weights_of(network)
+    values = module.weights_of(network)
     start = hashlib.sha256()
     for name, array in sorted({**values.params, **values.buffers}.items()):
         start.update(name.encode() + array.tobytes())

@@ -13,8 +13,8 @@ import numpy as np
 from rich.console import Console
 
 from bridge.mirror import Mirror
+from bridge.module import weights_of
 from bridge.parity import certify
-from bridge.weights import weights_of
 from kernel.errors import KernelError
 from kernel.model import dtype_of
 from kernel.ntk import Sizes, decide

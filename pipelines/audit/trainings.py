@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bridge import weights
+from bridge import module
 from bridge.weights import read
 from pipelines.audit import store
 from pipelines.audit.config import AuditConfig
@@ -76,12 +76,12 @@ def train(subject: Subject, folder: Path, stages: Stages) -> dict[str, Any]:
     done = store.get(folder, name)
     path = folder / "weights.safetensors"
     if done is not None and path.is_file():
-        weights.restore(subject.network, read(path))
+        module.restore(subject.network, read(path))
         subject.network.eval()
         return done.notes
     images, labels, settings = subject.labelled_images, subject.labels, subject.config.train
     if subject.weights is not None:
-        weights.restore(subject.network, subject.weights)
+        module.restore(subject.network, subject.weights)
         subject.network.eval()
         with numbered(subject.labelled):
             answers = logits(subject.network, images)
@@ -98,7 +98,7 @@ def train(subject: Subject, folder: Path, stages: Stages) -> dict[str, Any]:
         with stages("train") as advance:
             rng = generator(subject.config.seed, "fit")
             notes = noted_fit(subject.network, images, labels, settings, rng, advance)
-    weights.save_module(subject.network, path, {"stage": "audit"})
+    module.save_module(subject.network, path, {"stage": "audit"})
     with numbered(subject.points):
         outputs = Outputs(logits(subject.network, subject.images(subject.points)), notes)
     store.put(folder, name, outputs)

@@ -27,7 +27,7 @@ import numpy as np
 from rich.console import Console
 from torch import nn
 
-from bridge import weights
+from bridge import module
 from bridge.weights import read
 from pipelines import record
 from pipelines.errors import PipelineError
@@ -245,7 +245,7 @@ def train(work: Work, why: str, *, ask_on: bool) -> Asker | None:
         trained = _fit(work, labels, number, stages)
         pending_round.keep(trained)
     else:
-        weights.restore(work.network, read(journal.run.weights(number)))
+        module.restore(work.network, read(journal.run.weights(number)))
         work.network.eval()
         stages.seconds["fit"] = trained["seconds"]
     whole, some = _accuracies(work, stages)
@@ -280,7 +280,7 @@ def train(work: Work, why: str, *, ask_on: bool) -> Asker | None:
 def take_up(work: Work) -> Asker:
     """The asker of the last training, with everything that was said since."""
     number = len(work.journal.run.rounds) - 1
-    weights.restore(work.network, read(work.journal.run.weights(number)))
+    module.restore(work.network, read(work.journal.run.weights(number)))
     work.network.eval()
     return make_asker(work, number, work.stages())
 
@@ -336,7 +336,7 @@ def _fit(work: Work, labels: dict[int, int], number: int, stages: Stages) -> dic
     """Train and save; what the record says of it."""
     config, run = work.config, work.journal.run
     if number:  # a warm start, from the last training
-        weights.restore(work.network, read(run.weights(number - 1)))
+        module.restore(work.network, read(run.weights(number - 1)))
     images = work.images(np.array([*labels], np.int64))
     classes = np.array([*labels.values()], np.int64)
     return fit_and_save(

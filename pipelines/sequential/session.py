@@ -31,8 +31,9 @@ from torch import nn
 from bridge import trace
 from bridge import weights as files
 from bridge.mirror import Mirror
+from bridge.module import weights_of
 from bridge.parity import certify
-from bridge.weights import Contents, replace, weights_of
+from bridge.weights import Contents, replace
 from kernel.covariance import Cross, Features, Given, Kernel
 from kernel.errors import KernelError
 from kernel.lookahead import Options

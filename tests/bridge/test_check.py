@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bridge import check, portable, weights
+from bridge import check, module, portable
 from bridge.ops import OPERATORS
 from bridge.weights import read
 from trainer import networks
@@ -68,7 +68,7 @@ def test_a_network_is_certified_and_its_cost_told(monkeypatch, capsys) -> None:
 
 def test_certificate_and_mirror_are_written(monkeypatch, tmp_path: Path) -> None:
     network = networks.build("my_nets:make", (3, 8, 8), 10, np.random.default_rng(9))
-    weights.save_module(network, tmp_path / "weights.safetensors")
+    module.save_module(network, tmp_path / "weights.safetensors")
     written = ("--certificate", "certificate.json", "--save", "mirror.safetensors")
     options = ("--shape", "3,8,8", "--weights", "weights.safetensors", "--images", "50")
     assert run(monkeypatch, "my_nets:make", *options, *written) == 0

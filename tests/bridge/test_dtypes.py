@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bridge import portable, weights
+from bridge import module, portable
 from bridge.parity import FLOAT64, certify
 from bridge.trace import mirror
 from bridge.weights import read
@@ -113,7 +113,7 @@ def test_bfloat16_weights(name: str, tmp_path: Path) -> None:
     assert ours.dtype == jnp.bfloat16
     theirs = network(torch.tensor(images()).bfloat16()).detach().float().numpy()
     np.testing.assert_allclose(ours.astype("float32"), theirs, atol=0.02 * np.abs(theirs).max())
-    weights.save_module(network, tmp_path / "weights.safetensors")
+    module.save_module(network, tmp_path / "weights.safetensors")
     assert certify(network, twin.with_weights(read(tmp_path / "weights.safetensors")), images())
 
 

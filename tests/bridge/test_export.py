@@ -10,7 +10,7 @@ import safetensors.numpy
 import torch
 from torch import nn
 
-from bridge import weights as export
+from bridge import module
 from bridge.errors import BridgeError
 from bridge.weights import Weights, read, save
 from tests.small_networks import build
@@ -19,7 +19,7 @@ from tests.small_networks import build
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     path = tmp_path / "weights.safetensors"
-    export.save_module(build("wide_resnet"), path, {"round": "3"})
+    module.save_module(build("wide_resnet"), path, {"round": "3"})
     return path
 
 
@@ -42,12 +42,12 @@ def test_a_round_trip_is_bit_exact(tmp_path: Path, dtype: torch.dtype) -> None:
     network = build("wide_resnet").to(dtype)
     network.get_buffer("norm.num_batches_tracked").add_(7)
     path = tmp_path / "w.safetensors"
-    export.save_module(network, path, {"seed": "0"})
+    module.save_module(network, path, {"seed": "0"})
     weights = read(path)
     assert weights.provenance == {"seed": "0"}
     assert weights.buffers["norm.num_batches_tracked"].shape == ()
     other = build("wide_resnet", seed=1).to(dtype)
-    export.restore(other, weights)
+    module.restore(other, weights)
     theirs = other.state_dict()
     for name, tensor in network.state_dict().items():
         assert tensor.dtype is theirs[name].dtype
@@ -66,24 +66,24 @@ def test_arrays_that_are_not_contiguous_keep_their_values(tmp_path: Path) -> Non
 
 def test_memory_is_copied_both_ways() -> None:
     layer = nn.Linear(2, 2)
-    weights = export.weights_of(layer)
+    weights = module.weights_of(layer)
     kept = weights.params["weight"].copy()
     with torch.no_grad():
         layer.weight += 1
     np.testing.assert_array_equal(weights.params["weight"], kept)
-    export.restore(layer, weights)
+    module.restore(layer, weights)
     weights.params["weight"][:] = 9
     np.testing.assert_array_equal(layer.weight.detach().numpy(), kept)
 
 
 def test_tied_weights_are_saved_once(tmp_path: Path) -> None:
     network = build("tied")
-    export.save_module(network, tmp_path / "w", {})
+    module.save_module(network, tmp_path / "w", {})
     weights = read(tmp_path / "w")
     assert "first.weight" in weights.params
     assert "second.weight" not in weights.params
     other = build("tied", seed=1)
-    export.restore(other, weights)
+    module.restore(other, weights)
     assert torch.equal(other.state_dict()["second.weight"], network.state_dict()["first.weight"])
 
 
@@ -149,13 +149,13 @@ def test_changed_values_are_refused(saved: Path) -> None:
 def test_restore_lists_every_fault_and_changes_nothing() -> None:
     network = build("wide_resnet")
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    weights = export.weights_of(build("wide_resnet", seed=1))
+    weights = module.weights_of(build("wide_resnet", seed=1))
     del weights.params["stem.bias"]
     weights.params["head.weight"] = weights.params["head.weight"].T
     weights.params["head.bias"] = weights.params["head.bias"].astype("float64")
     weights.params["extra"] = np.ones(1)
     with pytest.raises(BridgeError) as caught:
-        export.restore(network, weights)
+        module.restore(network, weights)
     message = str(caught.value)
     assert "stem.bias is missing" in message
     assert "extra is not in the network" in message
@@ -173,11 +173,11 @@ def test_a_full_disk_leaves_the_old_file(saved: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(BridgeError, match="No space left on device; what was there before is"):
-        export.save_module(build("wide_resnet", seed=1), saved, {})
+        module.save_module(build("wide_resnet", seed=1), saved, {})
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved]
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(BridgeError, match="cannot write the weights to .*No such file"):
-        export.save_module(build("tied"), tmp_path / "no" / "w", {})
+        module.save_module(build("tied"), tmp_path / "no" / "w", {})

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bridge import weights as export
+from bridge import module as bridge_module
 from bridge.errors import BridgeError
 from bridge.mirror import Mirror
 from bridge.trace import mirror
@@ -117,7 +117,7 @@ def test_the_function_outlives_the_weights_and_compiles_once() -> None:
 
     run = jax.jit(traced, static_argnums=0)
     close(run(*twin.model(), images(2)), torch_logits(network, images(2)))
-    later = twin.with_weights(export.weights_of(other))
+    later = twin.with_weights(bridge_module.weights_of(other))
     assert later.function is twin.function
     assert hash(later.function) == hash(twin.function)
     close(run(*later.model(), images(2)), torch_logits(other, images(2)))
@@ -126,7 +126,7 @@ def test_the_function_outlives_the_weights_and_compiles_once() -> None:
 
 def test_with_weights_lists_every_fault() -> None:
     twin = mirror(build("wide_resnet"), images(2))
-    weights = export.weights_of(build("wide_resnet"))
+    weights = bridge_module.weights_of(build("wide_resnet"))
     del weights.params["stem.bias"]
     weights.params["head.weight"] = weights.params["head.weight"].T
     weights.buffers["extra"] = np.ones(1)
@@ -149,7 +149,7 @@ def test_no_memory_is_shared_and_the_module_is_left_as_it_was() -> None:
     assert [(p.requires_grad, p.grad, p.device) for p in network.parameters()] == flags
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, before[name])
-    weights = export.weights_of(network)
+    weights = bridge_module.weights_of(network)
     again = twin.with_weights(weights)
     with torch.no_grad():
         for tensor in network.state_dict().values():

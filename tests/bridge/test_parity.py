@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bridge import weights
+from bridge import module as bridge_module
 from bridge.errors import BridgeError, ParityError
 from bridge.mirror import Mirror
 from bridge.ops import OPERATORS
@@ -84,7 +84,7 @@ def test_the_certificate_of_another_round_compiles_nothing(pair) -> None:
     network, twin = pair
     certify(network, twin, images(3))
     other = build("wide_resnet", seed=1)
-    later = twin.with_weights(weights.weights_of(other))
+    later = twin.with_weights(bridge_module.weights_of(other))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bridge.program.Program._run", None)  # tracing would call it
         assert certify(other, later, images(3)).gradients < 1e-12

@@ -17,7 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge import portable, weights
+from bridge import module, portable, weights
 from bridge.errors import BridgeError
 from bridge.mirror import Mirror
 from bridge.portable import decode, decode_value, encode, encode_value
@@ -132,7 +132,7 @@ def test_bfloat16_weights_come_back_as_bfloat16(tmp_path: Path) -> None:
 
 def test_the_weights_of_a_later_round_fit(saved: Path) -> None:
     later = build("handwritten", seed=1)
-    back = portable.load(saved).with_weights(weights.weights_of(later))
+    back = portable.load(saved).with_weights(module.weights_of(later))
     x = images(2).astype("float32")
     theirs = later(torch.tensor(x)).detach().numpy()
     np.testing.assert_allclose(back.apply(back.params, jnp.asarray(x)), theirs, atol=1e-6)
@@ -143,7 +143,7 @@ def test_it_is_a_weight_file_too(saved: Path) -> None:
     held = weights.read(saved)
     assert held.provenance == {"round": "3"}
     assert {*held.params, *held.buffers} == set(network.state_dict())
-    weights.restore(other, held)
+    module.restore(other, held)
     for name, tensor in network.state_dict().items():
         assert torch.equal(other.state_dict()[name], tensor)
 
@@ -238,7 +238,7 @@ def test_a_mirror_without_a_program_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_of_weights_alone_is_refused(tmp_path: Path) -> None:
-    weights.save_module(build("tied"), tmp_path / "w")
+    module.save_module(build("tied"), tmp_path / "w")
     with pytest.raises(BridgeError, match="holds weights and no network: give them to a mirror"):
         portable.load(tmp_path / "w")
 

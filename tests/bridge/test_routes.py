@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from bridge import trace
 from bridge.errors import BridgeError, ExportError, ParityError
+from bridge.module import weights_of
 from bridge.parity import certify
 from bridge.trace import mirror
-from bridge.weights import weights_of
 from kernel.ntk import empirical_ntk
 from kernel.taps import per_example_gradients
 from tests.small_networks import CLASSES, SHAPE, build

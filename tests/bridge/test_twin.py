@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from bridge.errors import BridgeError, ParityError
 from bridge.mirror import Mirror
+from bridge.module import weights_of
 from bridge.parity import certify
 from bridge.trace import mirror
 from bridge.twin import At, Places, Twin, twin
-from bridge.weights import weights_of
 from kernel.ntk import empirical_ntk
 
 CLASSES, SHAPE = 5, (3, 8, 6)

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bridge.mirror import Mirror
-from bridge.weights import read, weights_of
+from bridge.module import weights_of
+from bridge.weights import read
 from pipelines.run import Bridge
 from pipelines.sequential import run
 from tests.sequential_cases import config

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from bridge.weights import weights_of
+from bridge.module import weights_of
 from pipelines.config import ADDED
 from pipelines.errors import PipelineError
 from pipelines.report import report

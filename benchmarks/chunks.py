@@ -20,7 +20,8 @@ from benchmarks.kernel_memory import case
 from benchmarks.measuring import load, machine, markdown, read, turns, write
 from kernel.model import cores
 from kernel.ntk import empirical_ntk
-from kernel.plan import Request, problem_of
+from kernel.options import Request
+from kernel.plan import problem_of
 from trainer.fit import keep_freed_blocks
 
 HEAD = ("kernel", "parameters over an image's numbers", "images on a core", "seconds", "clock")

@@ -17,7 +17,7 @@ from benchmarks.measuring import Times, load, machine, markdown, turns, write
 from kernel import lookahead
 from kernel.covariance import Features
 from kernel.herding import Herding
-from kernel.lookahead import Options
+from kernel.options import Options
 from kernel.posterior import posterior
 
 HEAD = ("picks", "seconds, gains followed", "seconds, all gains anew for each", "ratio")

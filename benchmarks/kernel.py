@@ -24,7 +24,7 @@ from benchmarks.measuring import Times, load, machine, markdown, read, turns, wr
 from kernel.estimate import estimate
 from kernel.model import Model
 from kernel.ntk import empirical_ntk
-from kernel.plan import Request
+from kernel.options import Request
 from trainer.fit import keep_freed_blocks
 
 AGREEMENT = 1e-4  # of peers with the exact kernel, in float32, of its largest entry

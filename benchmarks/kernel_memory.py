@@ -13,7 +13,7 @@ from bridge.trace import mirror
 from kernel.estimate import estimate
 from kernel.model import Model
 from kernel.ntk import empirical_ntk
-from kernel.plan import Request
+from kernel.options import Request
 from trainer.fit import keep_freed_blocks
 from trainer.networks import build
 

@@ -37,7 +37,7 @@ from benchmarks.kinds_tables import NO_KERNEL, read, tables, write
 from bridge.trace import mirror
 from kernel import criteria
 from kernel.covariance import Kernel
-from kernel.lookahead import REFERENCES
+from kernel.options import REFERENCES
 from kernel.posterior import posterior
 from pipelines.progress import generator
 from trainer import data

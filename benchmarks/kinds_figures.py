@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from benchmarks.kinds_tables import KINDS, NO_KERNEL, STATES, Frame, at, frame
-from kernel.lookahead import REFERENCES
+from kernel.options import REFERENCES
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402 - the backend without a display comes first

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from benchmarks.measuring import machine, markdown
-from kernel.lookahead import REFERENCES
+from kernel.options import REFERENCES
 
 KINDS = (
     "single",

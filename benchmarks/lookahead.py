@@ -19,7 +19,7 @@ import tyro
 from benchmarks.measuring import Ratio, Times, machine, markdown, turns, write
 from kernel import criteria
 from kernel.covariance import Features, Kernel
-from kernel.lookahead import REFERENCES
+from kernel.options import REFERENCES
 from kernel.posterior import Posterior, absorb, posterior
 
 PRODUCTS, ONE_BY_ONE, ABSORBING = 1.5, 500.0, 3.0  # targets

@@ -24,7 +24,7 @@ from bridge.trace import mirror
 from kernel import criteria
 from kernel.covariance import Given
 from kernel.ntk import Decision, query_kernel
-from kernel.plan import Request
+from kernel.options import Request
 from kernel.posterior import Posterior, absorb, posterior
 from pipelines.strategies.lookahead import reference_sample
 from trainer import data

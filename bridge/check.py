@@ -31,7 +31,7 @@ from bridge.twin import made_by
 from bridge.weights import read
 from kernel.errors import KernelError
 from kernel.estimate import Estimate, estimate
-from kernel.plan import Request
+from kernel.options import Request
 from trainer import networks
 from trainer.errors import TrainerError
 from trainer.networks import load

@@ -15,6 +15,8 @@ import jax.core
 import jax.extend.core
 from jax.interpreters import ad
 
+from kernel import x64  # noqa: F401
+
 _MOVED_TO_EXTEND = ("ClosedJaxpr", "Jaxpr", "JaxprEqn", "Literal", "Primitive", "Var")
 
 

@@ -61,6 +61,7 @@ from kernel.jacobian import (
     sketched,
 )
 from kernel.model import Model, cores, given
+from kernel.options import Request
 from kernel.plan import (
     CHUNK,
     GIB,
@@ -69,7 +70,6 @@ from kernel.plan import (
     Problem,
     Progress,
     Report,
-    Request,
     chunk_bytes,
     chunk_of,
     in_order,

@@ -36,7 +36,8 @@ from jaxtyping import Array, Float, Int64
 
 from kernel import model
 from kernel.errors import KernelError
-from kernel.model import Precision, add_gram, subtract_gram
+from kernel.model import add_gram, subtract_gram
+from kernel.options import Precision
 
 # Labelled rows and candidates are padded to multiples of these.
 LABELLED = 256

@@ -44,7 +44,8 @@ from scipy import stats
 from kernel import gradients
 from kernel.covariance import Kernel, solve_lower
 from kernel.errors import KernelError
-from kernel.model import Directions, Model, Precision, rounding_of
+from kernel.model import Directions, Model, rounding_of
+from kernel.options import Precision
 from kernel.plan import Report
 from kernel.posterior import trusted_factor
 

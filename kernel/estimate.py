@@ -23,14 +23,14 @@ from jaxtyping import Float
 
 from kernel.contract import Store, passing_chunk, planned, sketch_bytes, sketch_chunk
 from kernel.covariance import Features
-from kernel.criteria import Options
 from kernel.dynamics import cotangents, folded, folding, measure
 from kernel.gradients import cheapest, chunk_size, singly, total
 from kernel.jacobian import Part, compute, random_signs, sketched
 from kernel.lookahead import outlook
 from kernel.model import Model, classes_of, dtype_of, given
 from kernel.ntk import Decision, Sizes, gram
-from kernel.plan import GIB, Pass, Plan, Problem, Request, cast, problem_of, shared, together
+from kernel.options import Options, Request
+from kernel.plan import GIB, Pass, Plan, Problem, cast, problem_of, shared, together
 from kernel.posterior import posterior
 
 # Chunks of images that are timed on each core, beside the first, which is worked on alone.

@@ -10,7 +10,8 @@ import numpy as np
 
 from kernel.covariance import CANDIDATES, LABELLED, capacity, on_host, padded, tile_rows
 from kernel.errors import KernelError
-from kernel.model import Precision, dtype_of
+from kernel.model import dtype_of
+from kernel.options import Precision
 from kernel.posterior import SOLVED
 
 FORMS = ("dense", "full", "features", "cross")

@@ -36,8 +36,9 @@ from kernel.contract import passing_chunk
 from kernel.errors import KernelError
 from kernel.jacobian import Part, Seen, alone, factor_of, observed, over, rows_of
 from kernel.model import Frozen, Function, Model, Params
+from kernel.options import Request
 from kernel.param_groups import Unit, units
-from kernel.plan import Report, Request, in_order, problem_of, shared, together
+from kernel.plan import Report, in_order, problem_of, shared, together
 from kernel.taps import ELEMENTWISE, Lookup, Product, Projections, Tapped, not_finite
 
 _NAMED = 5

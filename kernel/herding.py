@@ -36,7 +36,6 @@ from scipy.special import entr, log_softmax, softmax
 
 from kernel.covariance import Block, Blocks, Covariance, Cross, Features, Given, row_blocks
 from kernel.criteria import (
-    Options,
     Seen,
     agreeing,
     label_probabilities,
@@ -48,6 +47,7 @@ from kernel.criteria import (
 from kernel.errors import KernelError
 from kernel.footprint import COLUMNS
 from kernel.model import rounding_of
+from kernel.options import Options
 from kernel.posterior import Posterior, absorb_block, prior
 
 # Of a network whose logits are about 0 or 1: from odds of e²⁰ to odds of e^0.2.

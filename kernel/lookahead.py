@@ -23,9 +23,6 @@ from jaxtyping import Bool, Float, Int64
 from kernel import covariance
 from kernel.covariance import Blocks, Features, Given
 from kernel.criteria import (
-    REFERENCES,
-    Options,
-    Reference,
     Seen,
     eer,
     emoc,
@@ -39,6 +36,7 @@ from kernel.criteria import (
 )
 from kernel.errors import KernelError
 from kernel.herding import max_herding, ntkcpl, uherding
+from kernel.options import CRITERIA, REFERENCES, Options
 from kernel.plan import Report
 from kernel.posterior import DETERMINED, Posterior, absorb_block, trusted_factor
 
@@ -241,7 +239,7 @@ def _max_det(
     return seen_by_variance(posterior, options)
 
 
-CRITERIA: Mapping[str, Maker] = MappingProxyType(
+_OUTLOOKS: Mapping[str, Maker] = MappingProxyType(
     {
         "mlmoc": _pointwise(_mlmoc),
         "emoc": _pointwise(emoc),
@@ -255,10 +253,6 @@ CRITERIA: Mapping[str, Maker] = MappingProxyType(
         "ntkcpl": ntkcpl,
     }
 )
-# Those that read the kernel too, or no more of S than columns: for them S is made when it is read.
-STREAMED = frozenset({"max_det", "max_herding", "uherding", "ntkcpl"})
-# Those that are greedy by themselves: each pick counts for the next.
-GREEDY = frozenset({"max_det", "max_herding", "uherding"})
 
 
 def outlook(
@@ -283,17 +277,4 @@ def outlook(
     """
     if criterion not in CRITERIA:
         raise KernelError(f"unknown criterion {criterion!r}; known: {', '.join(CRITERIA)}.")
-    return CRITERIA[criterion](kernel, posterior, targets, options or Options())
-
-
-__all__ = [
-    "CRITERIA",
-    "GREEDY",
-    "REFERENCES",
-    "STREAMED",
-    "Options",
-    "Outlook",
-    "Reference",
-    "mlmoc",
-    "outlook",
-]
+    return _OUTLOOKS[criterion](kernel, posterior, targets, options or Options())

@@ -24,7 +24,9 @@ import scipy.linalg
 from jaxtyping import Array, Float, PyTree
 from threadpoolctl import threadpool_limits
 
+from kernel import x64  # noqa: F401
 from kernel.errors import KernelError
+from kernel.options import KINDS, PROBES, Precision
 
 Params = PyTree[Float[Array, "..."]]
 Frozen = PyTree[Array]
@@ -42,16 +44,6 @@ class Model(NamedTuple):
     function: Function
     params: Params
     frozen: Frozen
-
-
-Kind = Literal["single", "sum", "trace", "rademacher", "full"]
-KINDS: tuple[Kind, ...] = ("single", "sum", "trace", "rademacher", "full")
-# What a kernel is computed in; `tf32` has arrays of float32, of which an NVIDIA GPU multiplies the
-# leading eleven bits in the products between images.
-Precision = Literal["float32", "float64", "tf32"]
-PRECISIONS: tuple[Precision, ...] = ("float32", "float64", "tf32")
-# Random projections of the logits for `rademacher`.
-PROBES = 4
 
 
 class Directions(NamedTuple):

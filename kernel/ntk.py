@@ -36,14 +36,14 @@ from kernel.contract import (
 from kernel.covariance import Cross, Features, Given, Kernel
 from kernel.errors import KernelError
 from kernel.footprint import posterior_bytes
-from kernel.model import PROBES, Model, Precision, add_gram, classes_of, directions, dtype_of
+from kernel.model import Model, add_gram, classes_of, directions, dtype_of
+from kernel.options import PROBES, Precision, Request
 from kernel.plan import (
     GIB,
     Plan,
     Problem,
     Progress,
     Report,
-    Request,
     cast,
     enough,
     mesh_unless_host,
@@ -213,7 +213,7 @@ class Sizes(NamedTuple):
         sample: M, over how many of the candidates the change is summed; None for all.
         sketch: k, the dimensions that gradients are folded to; None keeps them whole.
         streamed: S is made whenever it is read, for a criterion that reads the kernel beside it or
-            only columns of it (`kernel.lookahead.STREAMED`).
+            only columns of it (`kernel.options.STREAMED`).
     """
 
     labelled: int

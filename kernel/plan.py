@@ -51,17 +51,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kernel.errors import KernelError
 from kernel.jacobian import Part, observe
-from kernel.model import (
-    PROBES,
-    Directions,
-    Function,
-    Model,
-    Precision,
-    classes_of,
-    cores,
-    directions,
-    dtype_of,
-)
+from kernel.model import Directions, Function, Model, classes_of, cores, directions, dtype_of
+from kernel.options import Precision, Request
 from kernel.param_groups import Unit, units
 
 # What makes an array of its own; everything else is fused into the step that reads it.
@@ -627,26 +618,6 @@ def enough(needed: float) -> str:
 # Images differentiated at a time, with one projection: on each core what its cache holds, or what
 # keeps a GPU busy.
 CHUNK, GPU_CHUNK = 8, 512
-
-
-class Request(NamedTuple):
-    """How a kernel is to be computed.
-
-    Attributes:
-        kind: one of `kernel.model.KINDS`.
-        probes: m, how many projections `rademacher` takes.
-        precision: of gradients and contraction, one of `kernel.model.PRECISIONS`.
-        chunk: images differentiated at a time; None chooses for the machine.
-        memory_gib: GiB that it may take beyond what is in memory before.
-        devices: how many it is spread over; None for all.
-    """
-
-    kind: str = "single"
-    probes: int = PROBES
-    precision: Precision = "float32"
-    chunk: int | None = None
-    memory_gib: float = 4.0
-    devices: int | None = None
 
 
 def cast(model: Model, precision: Precision) -> Model:

@@ -52,7 +52,8 @@ from kernel.covariance import (
     to_device,
 )
 from kernel.errors import KernelError, SingularKernelError
-from kernel.model import Precision, dtype_of, rounding_of, subtract_gram
+from kernel.model import dtype_of, rounding_of, subtract_gram
+from kernel.options import Precision
 
 # Columns of A solved for at a time on a CPU.
 SOLVED = 4096

@@ -51,7 +51,8 @@ from kernel.jacobian import (
     random_signs,
     sketched,
 )
-from kernel.model import PRECISIONS, Frozen, Function, Model, Params, Precision, dtype_of, given
+from kernel.model import Frozen, Function, Model, Params, dtype_of, given
+from kernel.options import PRECISIONS, Precision, Request
 from kernel.param_groups import Unit
 from kernel.plan import (
     AXIS,
@@ -60,7 +61,6 @@ from kernel.plan import (
     Problem,
     Progress,
     Report,
-    Request,
     cast,
     chunk_of,
     collected,

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import tyro
 
-from kernel.lookahead import CRITERIA
+from kernel.options import CRITERIA
 from pipelines.errors import PipelineError
 from pipelines.strategies import STRATEGIES, albl, needs_of
 from pipelines.strategies.options import (

@@ -26,9 +26,9 @@ from torch import nn
 from bridge.mirror import Mirror
 from kernel.estimate import dynamics_cost, estimate, posterior_seconds, seconds_a_look
 from kernel.infinite import tile_seconds, tiling
-from kernel.lookahead import CRITERIA, GREEDY, STREAMED
 from kernel.model import dtype_of
 from kernel.ntk import Sizes, decide
+from kernel.options import CRITERIA, GREEDY, STREAMED
 from kernel.plan import cast
 from pipelines.config import RunConfig
 from pipelines.progress import keep_compiled

@@ -5,6 +5,8 @@ from typing import Any
 
 from jax import Array
 
+from kernel import x64  # noqa: F401
+
 Scalar = int | float | bool
 Value = Array | Scalar
 

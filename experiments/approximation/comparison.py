@@ -13,7 +13,8 @@ import numpy as np
 from experiments.approximation.config import FULL, ApproximationConfig
 from kernel.diagnostics import contract, diagonals, distances, flat, regress, spectrum
 from kernel.errors import SingularKernelError
-from kernel.model import Precision, directions
+from kernel.model import directions
+from kernel.options import Precision
 from pipelines.progress import generator
 
 # What regression adds to: the logits of the network at hand ([P]), or nothing.

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from kernel.model import KINDS, PRECISIONS
+from kernel.options import KINDS, PRECISIONS
 from pipelines.config import RunConfig, at_width, check_list, computed, first_round, folder
 from pipelines.errors import PipelineError
 from trainer.errors import lookup

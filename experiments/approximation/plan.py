@@ -6,7 +6,7 @@ from experiments.approximation.config import FULL, TRAINED, ApproximationConfig
 from experiments.approximation.run import check_memory, states_left
 from experiments.approximation.subject import subjects
 from kernel.estimate import estimate
-from kernel.plan import Request
+from kernel.options import Request
 from pipelines.progress import keep_compiled
 from pipelines.run import schedule_seconds
 from trainer.fit import keep_freed_blocks

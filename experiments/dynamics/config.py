@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from kernel.model import KINDS, PRECISIONS, PROBES
-from kernel.plan import Request
+from kernel.options import KINDS, PRECISIONS, PROBES, Request
 from pipelines.config import RunConfig, check_list, computed, first_round, folder
 from pipelines.errors import PipelineError
 from trainer.errors import lookup

@@ -24,7 +24,8 @@ from kernel.errors import KernelError
 from kernel.gradients import squared_length, total
 from kernel.model import Model, Params, dtype_of
 from kernel.ntk import empirical_ntk
-from kernel.plan import GIB, Request, cast, enough, problem_of
+from kernel.options import Request
+from kernel.plan import GIB, cast, enough, problem_of
 from pipelines.progress import Stages, generator, numbered
 from pipelines.strategies.base import PROBE
 from trainer.predict import logits

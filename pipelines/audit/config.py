@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from kernel.model import KINDS, PROBES
+from kernel.options import KINDS, PROBES
 from pipelines.config import RunConfig, at_width, check_list, computed, first_round, folder
 from pipelines.errors import PipelineError
 from pipelines.strategies.options import KernelConfig

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernel.model import Kind, Model
+from kernel.model import Model
 from kernel.ntk import query_kernel
+from kernel.options import Kind
 from kernel.posterior import Posterior, posterior
 from pipelines.strategies.options import KernelConfig
 

@@ -15,7 +15,7 @@ from typing import Any
 import tyro
 
 from bridge.weights import replace
-from kernel.lookahead import Options
+from kernel.options import Options
 from pipelines import record
 from pipelines.config import RunConfig, completed
 from pipelines.errors import PipelineError

@@ -32,7 +32,8 @@ from scipy.special import entr
 from bridge.weights import Weights
 from kernel import lookahead as outlook
 from kernel.covariance import Cross, Features, Given, Kernel
-from kernel.lookahead import CRITERIA, Options, rebased
+from kernel.lookahead import rebased
+from kernel.options import CRITERIA, Options
 from kernel.posterior import Posterior, absorb_block, posterior
 from pipelines.errors import PipelineError
 from pipelines.strategies.base import probabilities

@@ -36,9 +36,9 @@ from bridge.parity import certify
 from bridge.weights import Contents, replace
 from kernel.covariance import Cross, Features, Given, Kernel
 from kernel.errors import KernelError
-from kernel.lookahead import Options
 from kernel.model import dtype_of
 from kernel.ntk import Decision, Sizes, decide, query_kernel
+from kernel.options import Options
 from pipelines.errors import PipelineError
 from pipelines.progress import Stages, generator, numbered
 from pipelines.query import checked_images, checked_labels

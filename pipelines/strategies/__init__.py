@@ -11,7 +11,7 @@ from types import MappingProxyType
 import numpy as np
 from torch import nn
 
-from kernel.lookahead import CRITERIA
+from kernel.options import CRITERIA
 from pipelines.strategies import (
     albl,
     badge,

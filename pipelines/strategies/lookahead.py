@@ -19,8 +19,9 @@ import numpy as np
 from kernel import lookahead
 from kernel.covariance import Features, Given
 from kernel.herding import Herding
-from kernel.lookahead import GREEDY, STREAMED, Outlook
+from kernel.lookahead import Outlook
 from kernel.ntk import Decision, query_kernel
+from kernel.options import GREEDY, STREAMED
 from kernel.posterior import posterior
 from kernel.sharded import product_error
 from pipelines.errors import PipelineError
@@ -149,7 +150,7 @@ def _asked(ask: Ask, indices: np.ndarray, classes: int) -> tuple[np.ndarray, lis
 
 
 def looking(criterion: str) -> Strategy:
-    """The strategy of a criterion, one of `kernel.lookahead.CRITERIA`."""
+    """The strategy of a criterion, one of `kernel.options.CRITERIA`."""
 
     def choose(situation: Situation, batch_size: int, rng: np.random.Generator) -> Query:
         return look(situation, criterion, batch_size, rng)
@@ -162,7 +163,7 @@ def look(situation: Situation, criterion: str, batch_size: int, rng: np.random.G
 
     Args:
         situation: with the settings of the kernel and of look-ahead.
-        criterion: one of `kernel.lookahead.CRITERIA`.
+        criterion: one of `kernel.options.CRITERIA`.
         batch_size: how many to choose.
         rng: of projections, signs, samples, clusters and ties.
 

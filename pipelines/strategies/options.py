@@ -18,11 +18,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from kernel.criteria import BETA
 from kernel.errors import KernelError
-from kernel.lookahead import GREEDY, REFERENCES, Options
-from kernel.model import KINDS, PRECISIONS, PROBES
-from kernel.plan import Request
+from kernel.options import BETA, GREEDY, KINDS, PRECISIONS, PROBES, REFERENCES, Options, Request
 from pipelines.errors import PipelineError
 from trainer.errors import lookup
 

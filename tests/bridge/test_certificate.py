@@ -21,7 +21,7 @@ from bridge.parity import DETAILS, FLOAT64, GRADIENTS, Certificate, certify, com
 from bridge.program import Node
 from bridge.trace import mirror
 from kernel.estimate import estimate
-from kernel.plan import Request
+from kernel.options import Request
 from tests.small_networks import CLASSES, SHAPE, build
 
 

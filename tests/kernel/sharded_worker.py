@@ -21,7 +21,8 @@ with install_import_hook(["kernel"], "beartype.beartype"):
     from kernel.jacobian import Part
     from kernel.model import Model
     from kernel.ntk import empirical_ntk, sketched
-    from kernel.plan import Pass, Plan, Problem, Progress, Request, mesh, plan, problem_of
+    from kernel.options import Request
+    from kernel.plan import Pass, Plan, Problem, Progress, mesh, plan, problem_of
     from kernel.posterior import posterior
     from tests.kernel_cases import mlp, random_problem
 

@@ -7,7 +7,8 @@ import pytest
 
 from kernel.jacobian import Part, compute_shape
 from kernel.model import Model
-from kernel.plan import Activations, Request, activations, cast, problem_of
+from kernel.options import Request
+from kernel.plan import Activations, activations, cast, problem_of
 from tests.kernel.engine_networks import SHAPE, model
 
 CHUNK = 8

@@ -8,7 +8,8 @@ import pytest
 
 from kernel import plan as plan_module
 from kernel.contract import sketches, sweep
-from kernel.plan import Progress, Request, in_order, plan, problem_of, shared
+from kernel.options import Request
+from kernel.plan import Progress, in_order, plan, problem_of, shared
 from tests.kernel.engine_networks import images, model
 from tests.kernel.test_scratch import IMAGE
 

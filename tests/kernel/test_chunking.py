@@ -17,7 +17,8 @@ from kernel.errors import KernelError
 from kernel.jacobian import Part, compute, compute_shape
 from kernel.model import cores
 from kernel.ntk import empirical_ntk
-from kernel.plan import CHUNK, GIB, Request, cast, plan, problem_of
+from kernel.options import Request
+from kernel.plan import CHUNK, GIB, cast, plan, problem_of
 from tests.kernel.engine_networks import CLASSES, SHAPE, images, model
 from tests.kernel_cases import mlp
 

@@ -5,7 +5,7 @@ import pytest
 
 from kernel import lookahead
 from kernel.covariance import Features
-from kernel.lookahead import CRITERIA, Options
+from kernel.options import CRITERIA, Options
 from kernel.posterior import posterior
 from pipelines.errors import PipelineError
 from pipelines.strategies.lookahead import pick

@@ -9,8 +9,8 @@ from kernel import covariance as linalg
 from kernel import criteria
 from kernel.covariance import Blocks, Cross, Features, padded, subtract_outer, tile_rows
 from kernel.errors import KernelError
-from kernel.lookahead import REFERENCES
 from kernel.model import subtract_gram
+from kernel.options import REFERENCES
 from kernel.posterior import absorb, posterior, prior
 from tests.kernel_cases import (
     all_forms,

@@ -7,7 +7,8 @@ import pytest
 from kernel.errors import KernelError
 from kernel.estimate import Estimate, estimate, posterior_seconds
 from kernel.ntk import Sizes, decide, gram
-from kernel.plan import GIB, Request, cast, chunk_bytes, plan, problem_of, shared
+from kernel.options import Request
+from kernel.plan import GIB, cast, chunk_bytes, plan, problem_of, shared
 from tests.kernel.engine_networks import SHAPE, images, model
 from tests.kernel_cases import mlp
 

@@ -22,7 +22,7 @@ from kernel.herding import (
     temperature,
     uncertainty,
 )
-from kernel.lookahead import Options
+from kernel.options import Options
 from kernel.posterior import posterior
 from tests.kernel_cases import all_forms, one_hot, random_features, random_problem
 

@@ -5,9 +5,10 @@ import pytest
 
 from kernel.compat import nt
 from kernel.errors import KernelError
-from kernel.model import KINDS, PROBES, Model
+from kernel.model import Model
 from kernel.ntk import empirical_ntk
-from kernel.plan import Request, cast, chunk_bytes, plan, problem_of
+from kernel.options import KINDS, PROBES, Request
+from kernel.plan import cast, chunk_bytes, plan, problem_of
 from kernel.taps import per_example_gradients
 from tests.kernel_cases import linear_model, mlp
 

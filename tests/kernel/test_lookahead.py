@@ -10,8 +10,8 @@ from kernel import criteria
 from kernel.compat import nt
 from kernel.covariance import Kernel
 from kernel.errors import KernelError
-from kernel.lookahead import REFERENCES
 from kernel.ntk import empirical_ntk
+from kernel.options import REFERENCES
 from kernel.posterior import posterior
 from tests.kernel_cases import full_kernel, mlp, one_hot, scalar_kernel
 

@@ -9,10 +9,10 @@ from jaxtyping import Array
 from kernel.compat import nt
 from kernel.contract import Store
 from kernel.jacobian import Factor, Part, alone, compute, pair
-from kernel.model import PROBES
 from kernel.ntk import empirical_ntk
+from kernel.options import PROBES, Request
 from kernel.param_groups import Unit, units
-from kernel.plan import Request, chunk_bytes, plan, problem_of
+from kernel.plan import chunk_bytes, plan, problem_of
 from kernel.taps import Product, per_example_gradients
 from tests.kernel.engine_networks import (
     CLASSES,

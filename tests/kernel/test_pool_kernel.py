@@ -12,7 +12,8 @@ from kernel import criteria
 from kernel.covariance import Cross, Features, Kernel
 from kernel.errors import KernelError
 from kernel.ntk import Sizes, decide, empirical_ntk, query_kernel
-from kernel.plan import GIB, Request
+from kernel.options import Request
+from kernel.plan import GIB
 from kernel.posterior import posterior
 from tests.kernel.engine_networks import images as image_set
 from tests.kernel.engine_networks import model as tapped

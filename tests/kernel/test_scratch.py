@@ -13,8 +13,9 @@ from kernel.covariance import Cross, Features, Kernel
 from kernel.jacobian import Part
 from kernel.model import Model, directions
 from kernel.ntk import query_kernel
+from kernel.options import Request
 from kernel.param_groups import units
-from kernel.plan import Pass, Plan, Problem, Progress, Request, plan, problem_of
+from kernel.plan import Pass, Plan, Problem, Progress, plan, problem_of
 from tests.kernel.engine_networks import CLASSES, SHAPE, images, model
 
 COUNT, ANCHORS, CHUNK, THREADS = 9, 5, 4, 2

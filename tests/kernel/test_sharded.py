@@ -22,16 +22,8 @@ from bridge.trace import mirror
 from kernel.contract import Scratch, sketches, sweep
 from kernel.errors import KernelError
 from kernel.ntk import empirical_ntk
-from kernel.plan import (
-    Pass,
-    Progress,
-    Request,
-    check_processes,
-    mesh,
-    mesh_unless_host,
-    plan,
-    problem_of,
-)
+from kernel.options import Request
+from kernel.plan import Pass, Progress, check_processes, mesh, mesh_unless_host, plan, problem_of
 from kernel.sharded import sharded_sketches, sharded_sweep
 from tests.kernel.sharded_worker import CASES
 from tests.kernel_cases import mlp

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from kernel.jacobian import fold, random_signs
-from kernel.model import KINDS
 from kernel.ntk import empirical_ntk
+from kernel.options import KINDS
 from kernel.taps import per_example_gradients
 from tests.kernel_cases import mlp
 

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from bridge.mirror import Mirror
 from bridge.parity import certify
 from bridge.trace import mirror
-from kernel.model import KINDS, Model
+from kernel.model import Model
 from kernel.ntk import empirical_ntk
+from kernel.options import KINDS
 from kernel.taps import Tapped, per_example_gradients, tap_gradients
 from tests.small_networks import CLASSES, NETWORKS, SHAPE, build
 

@@ -7,9 +7,10 @@ from kernel import sharded
 from kernel.covariance import Cross, Kernel
 from kernel.errors import KernelError
 from kernel.jacobian import Chunk
-from kernel.model import PRECISIONS, Precision, dtype_of, rounding_of
+from kernel.model import dtype_of, rounding_of
 from kernel.ntk import Sizes, decide, empirical_ntk
-from kernel.plan import Request, cast, mesh
+from kernel.options import PRECISIONS, Precision, Request
+from kernel.plan import cast, mesh
 from kernel.posterior import DETERMINED, posterior
 from kernel.sharded import BLOCK, arithmetic, contract_on, product_error
 from tests.kernel_cases import mlp, random_problem

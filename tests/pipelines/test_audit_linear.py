@@ -8,7 +8,7 @@ from torch import nn
 
 from kernel import criteria
 from kernel.covariance import Kernel
-from kernel.lookahead import REFERENCES
+from kernel.options import REFERENCES
 from kernel.posterior import absorb, posterior
 from pipelines.audit.config import AuditConfig
 from pipelines.audit.predictions import moves

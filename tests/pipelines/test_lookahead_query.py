@@ -12,9 +12,9 @@ from torch import nn
 from bridge.trace import mirror
 from kernel.covariance import Features, Kernel
 from kernel.footprint import posterior_bytes
-from kernel.lookahead import CRITERIA, STREAMED, outlook
+from kernel.lookahead import outlook
 from kernel.ntk import Sizes, decide
-from kernel.plan import Request
+from kernel.options import CRITERIA, STREAMED, Request
 from kernel.posterior import posterior
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError

@@ -9,7 +9,7 @@ from bridge.errors import ParityError
 from bridge.trace import mirror
 from bridge.twin import At, Places, twin
 from kernel.errors import KernelError
-from kernel.model import KINDS
+from kernel.options import KINDS
 from kernel.sharded import product_error
 from pipelines.errors import PipelineError
 from pipelines.query import query

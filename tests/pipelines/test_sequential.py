@@ -9,7 +9,7 @@ import pytest
 from bridge.errors import BridgeError
 from bridge.weights import Weights
 from kernel.covariance import Cross, Kernel
-from kernel.lookahead import CRITERIA, Options
+from kernel.options import CRITERIA, Options
 from pipelines.errors import PipelineError
 from pipelines.sequential import Asker, Exhausted, learner
 from pipelines.sequential.learner import (

@@ -5,6 +5,7 @@ import errno
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import TypeVar
 
 import tyro
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from bridge.errors import BridgeError
 from kernel.errors import KernelError
-from pipelines.config import RunConfig
+from pipelines.config import MeasurementSettings, RunConfig
 from pipelines.dry_run import dry_run
 from pipelines.errors import PipelineError
 from pipelines.run import run
@@ -38,6 +39,27 @@ def main(defaults: RunConfig) -> None:
             dry_run(config, Console())
         else:
             run(config, Console())
+
+
+def measurement(settings: type[MeasurementSettings], package: str, description: str) -> None:
+    """Command line of a measurement.
+
+    Args:
+        settings: that arguments are parsed into.
+        package: whose modules `run` and `report` have `plan` and `measure`, `write` and `show`;
+            imported once the arguments are known to be right.
+        description: for --help.
+    """
+    with plainly():
+        config = tyro.cli(settings, prog=f"python -m {package}", description=description)
+        run, report = (import_module(f"{package}.{name}") for name in ("run", "report"))
+        console = Console()
+        if config.dry_run:
+            run.plan(config, console)
+            return
+        result = run.measure(config, console)
+        report.write(result)
+        report.show(result, console)
 
 
 def without_foreign_arguments(config: Config, defaults: RunConfig, given: Sequence[str]) -> Config:

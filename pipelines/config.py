@@ -1,10 +1,6 @@
-"""The settings of a run; the command line is made from these dataclasses.
+"""Settings of runs and measurements; their command lines are made from these dataclasses.
 
 Every data set's script holds only values for them; see the paper's values in docs/mathematics.md.
-
-Settings of a measurement → the run whose first round has its network and labelled set.
-
-What audits and measurements of one network share: they begin where a run with the same seed does.
 """
 
 import dataclasses
@@ -12,8 +8,9 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import tyro
 
@@ -36,6 +33,7 @@ from trainer.networks import Argument, parse_arguments
 DATA_DIR_VARIABLE = "NTK_DATA_DIR"
 # Where a run finds its files and what it runs on is no part of what it computes.
 _MACHINE, _KERNEL_MACHINE = ("data_dir", "run", "download", "device", "dry_run"), ("devices",)
+_MEASUREMENT_MACHINE = (*_MACHINE, "memory_gib")
 _PATIENCE = "hours"  # of the baselines: another decides only whether there is a result
 
 # Settings that records of older versions lack, with what those versions did.
@@ -69,23 +67,16 @@ def completed_training(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig:
-    """One active-learning run: train, score, query, label, again, until the budget is spent.
+class NetworkSettings:
+    """A data set, a network and its first training: what runs and measurements have in common.
 
     Attributes:
-        dataset: the data set.
-        strategy: how the batch is chosen: random, entropy, margin, least_confident, badge,
-            coreset, bald, ll4al, albl; by look-ahead mlmoc, emoc, eer, flip, ev_gp, loss_change,
-            max_det, max_herding, uherding, ntkcpl; by its baselines naive, ntk_no_blocks,
-            one_step, infinite_ntk, gp; by training dynamics dynamical.
+        dataset: digits, mnist, fashion_mnist, svhn, cifar10, cifar100, caltech101 or images.
         seed: the one seed of everything random.
         initial: labels at the start, drawn uniformly.
-        query: labels bought in each cycle.
-        subset: candidates drawn afresh from the pool each cycle; None scores the whole pool.
-        cycles: how many times a batch is queried.
         network: wide_resnet, resnet18, vgg11_bn, cnn, or your own as module:factory.
-        network_args: arguments of the network, as name=value; those of the script are for its own
-            network, and another has none by default.
+        network_args: arguments of the network, as name=value; those of a data set's script are for
+            its own network, and another has none by default.
         twin: your own JAX function in place of the mirror that is made of the network, as
             module:function, called with the network and a few images; it returns what
             bridge.twin.twin does. For a network that cannot be mirrored.
@@ -94,9 +85,67 @@ class RunConfig:
         data_dir: folder of the data set (for `images`: the folder or archive of images itself);
             by default the environment variable NTK_DATA_DIR, then ./data.
         download: fetch the data set into data_dir when it is not there and can be fetched.
+        run: directory of the record; what is complete there is not computed again.
+        device: where the network is trained; auto takes a GPU if there is one.
+        dry_run: estimate memory and seconds, and stop.
+        train: training of the network.
+    """
+
+    dataset: str
+    seed: int = 0
+    initial: int = 100
+    network: str = "wide_resnet"
+    network_args: tuple[str, ...] = ()
+    twin: str | None = None
+    image_size: int | None = None
+    data_dir: Path | None = None
+    download: bool = True
+    run: Path | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dry_run: bool = False
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+
+    def check_at_least(self, **least: int) -> None:
+        """Refuse settings below their minimum.
+
+        Raises:
+            PipelineError: the first of them.
+        """
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                what = (
+                    " (the labelled set would be empty)" if (name, bound) == ("initial", 1) else ""
+                )
+                raise PipelineError(
+                    f"{name} must be {bound} or more, not {getattr(self, name)}{what}."
+                )
+
+    @property
+    def network_arguments(self) -> dict[str, Argument]:
+        """The network's arguments, numbers as numbers."""
+        return parse_arguments(self.network_args)
+
+    @property
+    def data_folder(self) -> Path:
+        """Where the data set is looked for."""
+        return self.data_dir or Path(os.environ.get(DATA_DIR_VARIABLE) or "data")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig(NetworkSettings):
+    """One active-learning run: train, score, query, label, again, until the budget is spent.
+
+    Attributes:
+        dataset: the data set.
+        strategy: how the batch is chosen: random, entropy, margin, least_confident, badge,
+            coreset, bald, ll4al, albl; by look-ahead mlmoc, emoc, eer, flip, ev_gp, loss_change,
+            max_det, max_herding, uherding, ntkcpl; by its baselines naive, ntk_no_blocks,
+            one_step, infinite_ntk, gp; by training dynamics dynamical.
+        query: labels bought in each cycle.
+        subset: candidates drawn afresh from the pool each cycle; None scores the whole pool.
+        cycles: how many times a batch is queried.
         run: directory of the run's record; by default runs/DATASET-STRATEGY-seedN. An unfinished
             run found there is resumed.
-        device: where the network is trained; auto takes a GPU if there is one.
         train: training of the network in each cycle.
         dry_run: tell what the run would take, in memory and seconds, and stop.
         kernel: kernel of the look-ahead strategies.
@@ -110,21 +159,9 @@ class RunConfig:
 
     dataset: tyro.conf.Suppress[str]
     strategy: str = "mlmoc"
-    seed: int = 0
-    initial: int = 100
     query: int = 20
     subset: int | None = None
     cycles: int = 10
-    network: str = "wide_resnet"
-    network_args: tuple[str, ...] = ()
-    twin: str | None = None
-    image_size: int | None = None
-    data_dir: Path | None = None
-    download: bool = True
-    run: Path | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    dry_run: bool = False
-    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     kernel: KernelConfig = dataclasses.field(default_factory=KernelConfig)
     lookahead: LookAheadConfig = dataclasses.field(default_factory=LookAheadConfig)
     baseline: BaselineConfig = dataclasses.field(default_factory=BaselineConfig)
@@ -142,12 +179,7 @@ class RunConfig:
             NetworkError: a network argument that is not name=value.
         """
         lookup(STRATEGIES, self.strategy, "strategy")
-        for name, least in (("seed", 0), ("initial", 1), ("query", 1), ("cycles", 0)):
-            if getattr(self, name) < least:
-                what = " (the labelled set would be empty)" if name == "initial" else ""
-                raise PipelineError(
-                    f"{name} must be {least} or more, not {getattr(self, name)}{what}."
-                )
+        self.check_at_least(seed=0, initial=1, query=1, cycles=0)
         if self.subset is not None and self.subset < self.query:
             raise PipelineError(
                 f"subset is {self.subset} and query is {self.query}: a batch cannot be larger "
@@ -176,16 +208,6 @@ class RunConfig:
         return needs_of(self.strategy, self.albl.arms)
 
     @property
-    def network_arguments(self) -> dict[str, Argument]:
-        """The network's arguments, numbers as numbers."""
-        return parse_arguments(self.network_args)
-
-    @property
-    def data_folder(self) -> Path:
-        """Where the data set is looked for."""
-        return self.data_dir or Path(os.environ.get(DATA_DIR_VARIABLE) or "data")
-
-    @property
     def run_folder(self) -> Path:
         """Where the record is written."""
         return self.run or Path("runs") / f"{self.dataset}-{self.strategy}-seed{self.seed}"
@@ -202,85 +224,64 @@ class RunConfig:
         return json.loads(json.dumps(values))  # tuples are lists there
 
 
-# ruff: noqa: D102 - the properties are fields of a run, which RunConfig tells of
+@dataclasses.dataclass(frozen=True)
+class MeasurementSettings(NetworkSettings):
+    """What is measured of the network that the first round of a run with this seed trains.
 
-
-# Settings that say where and how something is computed, and not what.
-_FIRST_ROUND_MACHINE = ("data_dir", "run", "download", "device", "memory_gib", "dry_run")
-
-
-class Begun(Protocol):
-    """Settings that name a data set, a network and a training: a dataclass."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def dataset(self) -> str: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def initial(self) -> int: ...
-    @property
-    def network(self) -> str: ...
-    @property
-    def network_args(self) -> tuple[str, ...]: ...
-    @property
-    def twin(self) -> str | None: ...
-    @property
-    def image_size(self) -> int | None: ...
-    @property
-    def data_dir(self) -> Path | None: ...
-    @property
-    def download(self) -> bool: ...
-    @property
-    def device(self) -> Literal["auto", "cpu", "cuda"]: ...
-    @property
-    def train(self) -> TrainConfig: ...
-    @property
-    def run(self) -> Path | None: ...
-
-
-def first_round(
-    settings: Begun,
-    network_args: tuple[str, ...] | None = None,
-    train: TrainConfig | None = None,
-) -> RunConfig:
-    """A run without queries, of these settings.
-
-    Args:
-        settings: whose network it is.
-        network_args: in place of its own.
-        train: in place of its own.
-
-    Raises:
-        UnknownNameError: a name that is not there.
-        PipelineError: a number out of range.
+    Attributes:
+        precision: of gradients and their contraction.
+        memory_gib: what kernels, and what is computed from them, may take.
     """
-    return RunConfig(
-        dataset=settings.dataset,
-        strategy="random",
-        seed=settings.seed,
-        initial=settings.initial,
-        query=1,
-        cycles=0,
-        network=settings.network,
-        network_args=settings.network_args if network_args is None else network_args,
-        twin=settings.twin,
-        image_size=settings.image_size,
-        data_dir=settings.data_dir,
-        download=settings.download,
-        device=settings.device,
-        train=settings.train if train is None else train,
-    )
+
+    FOLDER: ClassVar[str] = "measurements"  # that records are written to by default
+
+    dataset: str = "digits"
+    precision: Literal["float32", "float64"] = "float32"
+    memory_gib: float = 4.0
+
+    def check_memory(self) -> None:
+        """Refuse no memory at all.
+
+        Raises:
+            PipelineError: memory_gib is not above 0.
+        """
+        if not self.memory_gib > 0:
+            raise PipelineError(f"memory_gib must be above 0, not {self.memory_gib}.")
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the record is written."""
+        name = self.network.replace(":", ".")
+        return self.run or Path(self.FOLDER) / f"{self.dataset}-{name}-seed{self.seed}"
+
+    def first_round(
+        self, network_args: tuple[str, ...] | None = None, train: TrainConfig | None = None
+    ) -> RunConfig:
+        """The run without queries whose only round has this network.
+
+        Args:
+            network_args: in place of its own.
+            train: in place of its own.
+
+        Raises:
+            UnknownNameError: a name that is not there.
+            PipelineError: a number out of range.
+        """
+        shared = {field.name: getattr(self, field.name) for field in fields(NetworkSettings)}
+        shared |= {"run": None, "dry_run": False}
+        if network_args is not None:
+            shared["network_args"] = network_args
+        if train is not None:
+            shared["train"] = train
+        return RunConfig(**shared, strategy="random", query=1, cycles=0)
+
+    def record(self) -> dict[str, Any]:
+        """Every setting that a result depends on, JSON-able."""
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if name not in _MEASUREMENT_MACHINE}
 
 
-def computed(settings: Begun) -> dict[str, Any]:
-    """What is computed, by name and JSON-able: every setting but the machine's own places."""
-    values = dataclasses.asdict(settings)
-    return {name: value for name, value in values.items() if name not in _FIRST_ROUND_MACHINE}
-
-
-def at_width(arguments: tuple[str, ...], name: str, width: int | None) -> tuple[str, ...]:
+def with_width(arguments: tuple[str, ...], name: str, width: int | None) -> tuple[str, ...]:
     """Arguments of a network with another width; None leaves them as they are."""
     if width is None:
         return arguments
@@ -288,22 +289,16 @@ def at_width(arguments: tuple[str, ...], name: str, width: int | None) -> tuple[
     return (*others, f"{name}={width}")
 
 
-def folder(settings: Begun, parent: str) -> Path:
-    """Where the record of a measurement is written."""
-    name = settings.network.replace(":", ".")
-    return settings.run or Path(parent) / f"{settings.dataset}-{name}-seed{settings.seed}"
-
-
 def check_list(
     name: str, values: tuple[Any, ...], least: float | None = 1, empty: bool = False
 ) -> None:
-    """Refuse a list that names nothing or something twice, or a number in it out of range.
+    """Refuse an empty list, one with duplicates, or a number in it that is out of range.
 
     Args:
         name: of the list, for the messages.
-        values: what it holds; what is no number is not compared.
-        least: the least that a number may be; None where there are none.
-        empty: whether the list may be.
+        values: its elements; only numbers are compared with `least`.
+        least: the least that a number may be; None for any.
+        empty: whether the list may be empty.
 
     Raises:
         PipelineError: saying what was found and what is needed.

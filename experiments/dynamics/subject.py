@@ -93,7 +93,7 @@ def subject(config: TheoryConfig, console: Console) -> Subject:
         TrainerError: data or a network that cannot be had.
         PipelineError: more candidates than there are images.
     """
-    own = config.run_config
+    own = config.first_round()
     dataset, network = prepared(own, console)
     pool = Pool.initial(
         len(dataset.train_images), config.initial, generator(config.seed, "initial")

@@ -17,7 +17,7 @@ from experiments.dynamics.verdict import sentences
 from experiments.studies.study import Config, kind_of
 from experiments.sweep.shared import FirstTrainings, read_dataset
 from pipelines.audit import report as of_audit
-from pipelines.audit.run import audit
+from pipelines.audit.run import measure as audit
 from pipelines.run import run
 from pipelines.sequential.run import run as ask
 
@@ -48,8 +48,7 @@ def _run(config: Any, console: Console, first: FirstTrainings | None) -> None:
 
 
 def _audit(config: Any, console: Console, _: FirstTrainings | None) -> None:
-    found = audit(config, console)
-    of_audit.write(found, of_audit.conclusion(found))
+    of_audit.write(audit(config, console))
 
 
 def _dynamics(config: Any, console: Console, _: FirstTrainings | None) -> None:

@@ -1,17 +1,31 @@
-"""Predicted against real changes of the outputs: pure functions on arrays.
+"""Predicted against real changes of the outputs: rank correlations, errors, level of trust.
 
-From fields of changes (candidates, points, classes), predicted and real, to rank correlations of
-their sizes, errors, and the most that any predictor could reach beside retrainings that do not
-agree with each other (docs/audit.md).
+A field of changes is (candidates, points, classes), its size the MLMOC of each candidate. As
+retrainings do not agree with each other, there is a ceiling for any predictor (docs/audit.md).
 """
 
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import rankdata
 
+from pipelines.audit.retraining import RealOutputs
+
+REFERENCES = ("network", "linearised")
+NO_KERNEL = "no kernel"
 RESAMPLES = 2000
+# Fractions of the ceiling: an interval that starts above the first has most of what can be known;
+# one that ends below the second misses most of it.
+HIGH, LOW = 0.75, 0.5
+FOLLOW, PARTLY, WEAK, NO, UNDECIDED, UNKNOWABLE = (
+    "follow",
+    "partly",
+    "weak",
+    "no",
+    "undecided",
+    "unknowable",
+)
 _CONFIDENCE = 0.95
 
 
@@ -53,6 +67,85 @@ class Errors(NamedTuple):
     by_point: np.ndarray
 
 
+class RealChange(NamedTuple):
+    """The real change under one reference.
+
+    Attributes:
+        fields: float64 (candidates, points, classes), mean over repeats.
+        scores: (candidates,), its size, the real MLMOC.
+        by_repeat: (repeats, candidates), the size of each repeat's own change.
+        agreeing: Spearman between repeats; None for a single one.
+        ceiling: of any predictor's Spearman with `scores`, at the ends of the interval of
+            `agreeing` too; None likewise.
+        likeness: median cosine between repeats of a field; None likewise.
+        field_ceiling: of any predictor's cosine with `fields`; None likewise.
+    """
+
+    fields: np.ndarray
+    scores: np.ndarray
+    by_repeat: np.ndarray
+    agreeing: Interval | None
+    ceiling: Interval | None
+    likeness: float | None
+    field_ceiling: float | None
+
+
+class Row(NamedTuple):
+    """A prediction under a reference, compared; medians are over candidates or points.
+
+    Attributes:
+        width: of the network; None where its arguments stand as they are.
+        steps: of its training; None where the settings stand as they are.
+        residual: root mean square of one-hot minus logits on the labelled set.
+        fitted: whether the network fitted its labels.
+        reference: `network` or `linearised`.
+        kind: of the kernel, or `no kernel`: the score ‖onehot(ŷ) − f‖.
+        sketch: dimensions; None for whole gradients.
+        spearman: of predicted and real MLMOC.
+        agreeing: of the MLMOC of two retrainings of the same candidates.
+        ceiling: the most that any predictor can be expected to reach.
+        trust: level, of `trust`.
+        gain: spearman less that of the row `no kernel`, resampled together.
+        error: median relative L2 error of a candidate's field.
+        cosine: median cosine of a candidate's field.
+        cosine_ceiling: the most that any predictor's cosine can be expected to reach.
+        size: median of predicted over real size of a field.
+        point_error: median relative error of a point.
+        point_error_90: its 90th percentile.
+        jitter: that the kernel needed.
+        determined: candidates that the labelled set determines.
+        scores: (candidates,), predicted MLMOC.
+        errors: (candidates,), relative errors.
+        cosines: (candidates,).
+        point_errors: (points,).
+    """
+
+    width: int | None
+    steps: int | None
+    residual: float
+    fitted: bool
+    reference: str
+    kind: str
+    sketch: int | None
+    spearman: Interval
+    agreeing: Interval | None
+    ceiling: Interval | None
+    trust: str
+    gain: Interval | None
+    error: float
+    cosine: float
+    cosine_ceiling: float | None
+    size: float
+    point_error: float
+    point_error_90: float
+    jitter: float
+    determined: int
+    scores: np.ndarray
+    errors: np.ndarray
+    cosines: np.ndarray
+    point_errors: np.ndarray
+
+
 def change(fields: np.ndarray) -> np.ndarray:
     """Σ_x ‖change at x‖, the model output change.
 
@@ -84,7 +177,7 @@ def errors(predicted: np.ndarray, real: np.ndarray) -> Errors:
 
 
 def resamples(candidates: int, rng: np.random.Generator, count: int = RESAMPLES) -> np.ndarray:
-    """Places of candidates drawn with replacement, (count, candidates).
+    """Bootstrap draws of the candidates' positions, (count, candidates).
 
     Drawn once and used for everything that is compared, so that differences are paired.
     """
@@ -107,21 +200,21 @@ def spearman(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return _ratio((a * b).sum(axis=-1), scale)
 
 
-def correlation(predicted: np.ndarray, real: np.ndarray, places: np.ndarray) -> Interval:
+def correlation(predicted: np.ndarray, real: np.ndarray, draws: np.ndarray) -> Interval:
     """Spearman between two scores of the candidates, (candidates,) each."""
     value = spearman(predicted, real)
-    return Interval.of(value, spearman(predicted[places], real[places]))
+    return Interval.of(value, spearman(predicted[draws], real[draws]))
 
 
-def agreement(scores: np.ndarray, places: np.ndarray) -> Interval:
+def agreement(scores: np.ndarray, draws: np.ndarray) -> Interval:
     """Mean Spearman between the repeats of a retraining, over all pairs of them.
 
     Args:
         scores: (repeats, candidates), at least two repeats.
-        places: of `resamples`.
+        draws: of `resamples`.
     """
     pairs = list(combinations(scores, 2))
-    drawn = np.mean([spearman(a[places], b[places]) for a, b in pairs], axis=0)
+    drawn = np.mean([spearman(a[draws], b[draws]) for a, b in pairs], axis=0)
     return Interval.of(np.mean([spearman(a, b) for a, b in pairs]), drawn)
 
 
@@ -163,6 +256,117 @@ def median(values: np.ndarray) -> float:
     """Of those that are numbers; NaN if none is."""
     known = values[np.isfinite(values)]
     return float(np.median(known)) if len(known) else float("nan")
+
+
+def trust(correlation: Interval, agreeing: Interval | None, ceiling: Interval | None) -> str:
+    """The level of trust in a ranking.
+
+    By the interval of the correlation and the ceiling c: `follow` if it starts at HIGH·c or
+    above; `weak` if it starts above 0 and ends below LOW·c; `partly` if it starts above 0
+    otherwise; `no` if it does not start above 0 and ends below LOW·c; `undecided` if it ends above.
+    Where the agreement of two retrainings is not above 0 with 95% confidence, c means nothing:
+    `partly` if the correlation starts above 0, `unknowable` if not.
+
+    Args:
+        correlation: Spearman between predicted and real change.
+        agreeing: Spearman between repeats; None for a single repeat, whose ceiling is unknown.
+        ceiling: c; None counts as 1.
+    """
+    if agreeing is not None and not agreeing.low > 0:
+        return PARTLY if correlation.low > 0 else UNKNOWABLE
+    c = 1.0 if ceiling is None else ceiling.value
+    if not correlation.low > 0:
+        return NO if correlation.high < LOW * c else UNDECIDED
+    if correlation.low >= HIGH * c:
+        return FOLLOW
+    return WEAK if correlation.high < LOW * c else PARTLY
+
+
+def real_change(
+    real: RealOutputs, before: np.ndarray, reference: str, draws: np.ndarray
+) -> RealChange:
+    """The real change to compare with.
+
+    Relative to the trained network (`network`) a retraining's change includes that of training on
+    alone. For `linearised` the mean of the controls is subtracted in place of the outputs before,
+    and from each repeat a control of its own, so that repeats are independent of each other.
+
+    Args:
+        real: outputs after retraining.
+        before: (points, classes), outputs of the trained network.
+        reference: `network` or `linearised`.
+        draws: of `resamples`.
+    """
+    repeats = len(real.retrained)
+    if reference == "network":
+        base, own = before, np.broadcast_to(before, (repeats, *before.shape))
+    else:
+        base, own = real.controls.mean(axis=0), real.controls[:repeats]
+    fields = real.retrained.mean(axis=0) - base
+    each = real.retrained - own[:, None]
+    by_repeat = change(each)
+    if repeats == 1:
+        return RealChange(fields, change(fields), by_repeat, None, None, None, None)
+    agreeing, cosine = agreement(by_repeat, draws), likeness(each)
+    return RealChange(
+        fields=fields,
+        scores=change(fields),
+        by_repeat=by_repeat,
+        agreeing=agreeing,
+        ceiling=Interval(*(ceiling(r, repeats) for r in agreeing)),
+        likeness=cosine,
+        field_ceiling=ceiling(cosine, repeats),
+    )
+
+
+def compare(
+    about: dict[str, Any],
+    predicted: np.ndarray | None,
+    scores: np.ndarray,
+    real: RealChange,
+    draws: np.ndarray,
+    baseline: np.ndarray | None,
+) -> Row:
+    """The row of one prediction.
+
+    Args:
+        about: width, steps, residual, fitted, reference, kind, sketch, jitter, determined.
+        predicted: (candidates, points, classes); None for a score without a field.
+        scores: (candidates,), predicted MLMOC.
+        real: under the same reference.
+        draws: of `resamples`.
+        baseline: (candidates,), the score without a kernel; None for its own row.
+    """
+    ranks = correlation(scores, real.scores, draws)
+    gain = None
+    if baseline is not None:
+        without = spearman(baseline, real.scores)
+        drawn = [spearman(s[draws], real.scores[draws]) for s in (scores, baseline)]
+        gain = Interval.of(np.float64(ranks.value) - without, drawn[0] - drawn[1])
+    if predicted is None:
+        none = np.full(len(scores), np.nan)
+        off = Errors(none, none, none, np.full(real.fields.shape[1], np.nan))
+    else:
+        off = errors(predicted, real.fields)
+    points = off.by_point[np.isfinite(off.by_point)]
+    return Row(
+        **about,
+        spearman=ranks,
+        agreeing=real.agreeing,
+        ceiling=real.ceiling,
+        trust=trust(ranks, real.agreeing, real.ceiling),
+        gain=gain,
+        error=median(off.relative),
+        cosine=median(off.cosine),
+        cosine_ceiling=real.field_ceiling,
+        size=median(off.size),
+        point_error=median(points),
+        point_error_90=float(np.quantile(points, 0.9)) if len(points) else float("nan"),
+        scores=scores,
+        errors=off.relative,
+        cosines=off.cosine,
+        point_errors=off.by_point,
+    )
 
 
 def _norm(array: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:

@@ -1,33 +1,29 @@
-"""The settings of an audit; the command line is made from this dataclass."""
+"""Settings of an audit; its command line is made from this dataclass."""
 
 import dataclasses
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from kernel.options import KINDS, PROBES
-from pipelines.config import RunConfig, at_width, check_list, computed, first_round, folder
+from pipelines.config import MeasurementSettings, RunConfig, check_list, with_width
 from pipelines.errors import PipelineError
 from pipelines.strategies.options import KernelConfig
+from trainer.config import TrainConfig
 from trainer.errors import lookup
-from trainer.fit import TrainConfig
 
 LEAST_CANDIDATES = 8
 Kind = Literal["single", "sum", "trace", "rademacher", "full"]
 
 
 @dataclass(frozen=True)
-class AuditConfig:
+class AuditConfig(MeasurementSettings):
     """Retrain a network for a sample of candidates, and compare with what look-ahead predicts.
 
-    Lists are axes: the table has a row for each combination.
+    The table has a row for each combination of the lists.
 
     Attributes:
-        dataset: digits, mnist, fashion_mnist, svhn, cifar10, cifar100, caltech101 or images.
-        seed: the one seed of everything random; the network and labelled set are those that the
-            first round of a run with this seed has.
-        initial: labels, drawn uniformly.
         subset: reference points, drawn from the pool, over which changes are summed.
         candidates: how many of these, drawn uniformly, are really retrained with; at least 8.
         repeats: retrainings for each candidate, with training seeds of their own; how far they
@@ -41,8 +37,6 @@ class AuditConfig:
         reference: what the last sentence speaks of: the change of the trained network (`network`,
             drift included) or of the one trained on without a new label (`linearised`). The table
             has both.
-        network: wide_resnet, resnet18, vgg11_bn, cnn, or your own as module:factory.
-        network_args: arguments of the network, as name=value.
         widths: values of the argument `width_argument` of the network; none keeps network_args.
         width_argument: name of that argument.
         train_steps: lengths of training, first and again, in optimiser steps; each in place of
@@ -51,22 +45,13 @@ class AuditConfig:
             network, training and labelled set are taken too; a file belongs to the labelled set in
             `labelled`, or else to the one that `seed` and `initial` draw.
         labelled: a text file of data-set indices, one a line, that are labelled.
-        twin: your own JAX function in place of the mirror, as module:function (see a run's --help).
-        image_size: pixels of a side that images are resized to.
-        data_dir: folder of the data set; by default the variable NTK_DATA_DIR, then ./data.
-        download: fetch the data set into data_dir when it is not there and can be fetched.
         run: directory of the audit; by default audits/DATASET-NETWORK-seedN. Trainings found there
             are not done again, whichever settings they do not depend on have changed.
-        device: where the network is trained; auto takes a GPU if there is one.
         ridge: λ of the kernel regression, in units of the kernel.
-        precision: of gradients and their contraction.
-        memory_gib: what a kernel and its posterior may take.
-        dry_run: tell how many trainings there are to do and about how long they take, and stop.
-        train: of the network, first and again.
     """
 
-    dataset: str = "digits"
-    seed: int = 0
+    FOLDER: ClassVar[str] = "audits"
+
     initial: int = 50
     subset: int = 200
     candidates: int = 24
@@ -76,30 +61,18 @@ class AuditConfig:
     probes: tuple[int, ...] = (PROBES,)
     sketches: tuple[int | None, ...] = (None,)
     reference: Literal["network", "linearised"] = "network"
-    network: str = "wide_resnet"
-    network_args: tuple[str, ...] = ()
     widths: tuple[int, ...] = ()
     width_argument: str = "widen"
     train_steps: tuple[int, ...] = ()
     weights: Path | None = None
     labelled: Path | None = None
-    twin: str | None = None
-    image_size: int | None = None
-    data_dir: Path | None = None
-    download: bool = True
-    run: Path | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
     ridge: float = 0.0
-    precision: Literal["float32", "float64"] = "float32"
-    memory_gib: float = 4.0
-    dry_run: bool = False
-    train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self):
-        """Refuse what can be seen to be wrong before anything is read.
+        """Validate before anything is read.
 
         Raises:
-            UnknownNameError: a kernel kind or reference that is not there.
+            UnknownNameError: an unknown kernel kind or reference.
             PipelineError: a number out of range, an empty list, or options that exclude each other.
         """
         for kind in self.kinds:
@@ -149,27 +122,22 @@ class AuditConfig:
             for steps in (self.train_steps or (None,))
         )
 
-    @property
-    def run_folder(self) -> Path:
-        """Where the record is written."""
-        return folder(self, "audits")
-
     def run_config(self, width: int | None = None, steps: int | None = None) -> RunConfig:
         """The run whose first round has this network."""
         train = None if steps is None else of_length(self.train, steps, self.initial)
-        arguments = at_width(self.network_args, self.width_argument, width)
-        return first_round(self, arguments, train)
+        arguments = with_width(self.network_args, self.width_argument, width)
+        return self.first_round(arguments, train)
 
     def record(self) -> dict[str, Any]:
-        """What is computed, JSON-able: everything but the machine's own places."""
-        values = computed(self)
+        """Every setting that a result depends on, JSON-able; files by their names."""
+        values = super().record()
         for name in ("weights", "labelled"):
             values[name] = None if values[name] is None else Path(values[name]).name
         return values
 
 
 def of_length(train: TrainConfig, steps: int, labelled: int) -> TrainConfig:
-    """The same training in one schedule of about so many steps, with its batches as they are."""
+    """The same training with its batches, in one schedule of `steps` steps or slightly more."""
     batches, _ = train.plan(labelled)
     return dataclasses.replace(
         train, epochs=math.ceil(steps / batches), min_steps=steps, extensions=0

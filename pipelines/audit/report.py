@@ -1,25 +1,34 @@
-"""What an audit leaves: a table at the terminal and as CSV, a picture, a sentence, a record.
-
-From what an audit found to files in its directory.
-"""
+"""Report of an audit: a table at the terminal and as CSV, a picture, a sentence, a record."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from bridge.weights import replace
 from pipelines.audit import comparison
-from pipelines.audit.comparison import Interval
-from pipelines.audit.picture import picture
-from pipelines.audit.rows import NO_KERNEL, Row
-from pipelines.audit.run import Audit, Network
-from pipelines.audit.verdict import sentence
+from pipelines.audit.comparison import (
+    FOLLOW,
+    NO,
+    NO_KERNEL,
+    PARTLY,
+    REFERENCES,
+    UNDECIDED,
+    UNKNOWABLE,
+    WEAK,
+    Interval,
+    Row,
+)
+from pipelines.audit.run import Audit, AuditedNetwork
 from pipelines.json_io import write_record
+from pipelines.report.drawing import INK, QUIET, SMALL, WIDTH, finish, png
 from pipelines.run import describe
 
 FORMAT = 1
@@ -27,17 +36,30 @@ RECORD, TABLE, PICTURE = "audit.json", "table.csv", "audit.png"
 _COLUMNS = ("Spearman", "ceiling", "error", "cosine", "size", "by point")
 _WIDEST = 160  # characters; a table takes what it needs
 _BY_CANDIDATE = ("scores", "errors", "cosines", "point_errors")
+_ADVICE = {
+    FOLLOW: "Follow the look-ahead's ranking here",
+    PARTLY: "Follow the look-ahead's ranking here in part",
+    WEAK: "Expect little of the look-ahead's ranking here",
+    NO: "Do not follow the look-ahead's ranking here",
+    UNDECIDED: "Whether to follow the look-ahead's ranking here is undecided",
+    UNKNOWABLE: "Rely on no look-ahead here, for retraining is not shown to repeat itself",
+}
+_COLOURS = {"network": "#0072b2", "linearised": "#d55e00"}
+_MARKERS = {"network": "o", "linearised": "s"}
+_LINE, _SCATTER, _TOP, _BOTTOM, _LEFT = 0.34, 2.7, 0.4, 0.62, 1.75  # inches
+_LEGEND = 0.3  # inches
+_APART = 0.17  # of a line, between the two references
 
 
-def conclusion(found: Audit) -> str:
+def conclusion(audit: Audit) -> str:
     """How far to trust the look-ahead here, in one sentence."""
-    row, config = found.headline, found.config
+    row, config = audit.headline, audit.config
     words = [row.kind, *([] if row.sketch is None else [f"sketch {row.sketch}"])]
     words.append(f"reference {row.reference}")
-    named = found.networks[0].subject.describe(config.width_argument)
-    if named:
-        words.append(named)
-    caveats = list(_caveats(found))
+    name = audit.networks[0].task.describe(config.width_argument)
+    if name:
+        words.append(name)
+    caveats = list(_caveats(audit))
     return sentence(
         row.trust,
         ", ".join(words),
@@ -49,11 +71,11 @@ def conclusion(found: Audit) -> str:
     )
 
 
-def _caveats(found: Audit) -> Iterator[str]:
+def _caveats(audit: Audit) -> Iterator[str]:
     """Clauses that a user should not miss."""
-    row, train = found.headline, found.networks[0].subject.config.train
+    row, train = audit.headline, audit.networks[0].task.run.train
     if not row.fitted:
-        accuracy = found.networks[0].notes["train_accuracy"]
+        accuracy = audit.networks[0].notes["train_accuracy"]
         yield (
             f"the network has NOT fitted its labels (train accuracy {accuracy:.2f}, residual "
             f"{row.residual:.2f}), so that scores are those of the drift: train longer first"
@@ -72,10 +94,62 @@ def _caveats(found: Audit) -> Iterator[str]:
         )
 
 
-def frame(found: Audit) -> pd.DataFrame:
+def sentence(
+    level: str,
+    what: str,
+    correlation: Interval,
+    candidates: int,
+    agreeing: Interval | None,
+    ceiling: Interval | None,
+    caveats: Sequence[str] = (),
+) -> str:
+    """How far to trust the look-ahead, in one sentence.
+
+    Args:
+        level: of `trust`.
+        what: the prediction, such as `single, reference network`.
+        correlation: of predicted and real change.
+        candidates: how many were retrained with.
+        agreeing: as for `trust`.
+        ceiling: as for `trust`.
+        caveats: clauses that are added.
+    """
+    if correlation.value != correlation.value:
+        measured = (
+            f"MLMOC ({what}) and real retraining cannot be ranked against each other, for one of "
+            f"them is the same for all {candidates} candidates"
+        )
+    else:
+        measured = (
+            f"MLMOC ({what}) and real retraining rank {candidates} candidates with a Spearman of "
+            f"{_shown(correlation)}"
+        )
+    if agreeing is None or ceiling is None:
+        limit = "and without repeats the most that is possible is not known"
+    elif agreeing.value != agreeing.value:
+        limit = (
+            "and whether two retrainings agree cannot be told, for what one of them changes is the "
+            "same for all"
+        )
+    elif not agreeing.low > 0:
+        limit = f"and two retrainings with the same candidates agree with {_shown(agreeing)}"
+    else:
+        limit = (
+            f"where no predictor can be expected above {_shown(ceiling)}, for two retrainings "
+            f"with the same candidates agree with {agreeing.value:.2f}"
+        )
+    more = "" if level not in (UNDECIDED, UNKNOWABLE) else "; more --candidates narrow the interval"
+    return f"{_ADVICE[level]}: {measured}, {limit}{more}{''.join(f'; {c}' for c in caveats)}."
+
+
+def _shown(interval: Interval) -> str:
+    return f"{interval.value:.2f} (95% interval {interval.low:.2f} to {interval.high:.2f})"
+
+
+def frame(audit: Audit) -> pd.DataFrame:
     """The table with all its columns; NaN where a number does not exist."""
     lines = []
-    for row in found.rows:
+    for row in audit.rows:
         values = {k: v for k, v in row._asdict().items() if k not in _BY_CANDIDATE}
         for name in ("spearman", "agreeing", "ceiling", "gain"):
             interval = values.pop(name) or Interval(math.nan, math.nan, math.nan)
@@ -85,70 +159,70 @@ def frame(found: Audit) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def write(found: Audit, said: str) -> None:
+def write(audit: Audit) -> None:
     """Table, picture and record into the directory of the audit, each whole or not at all."""
-    folder = found.config.run_folder
-    replace(folder / TABLE, frame(found).to_csv(index=False).encode())
-    replace(folder / PICTURE, picture(found))
+    folder = audit.config.run_folder
+    replace(folder / TABLE, frame(audit).to_csv(index=False).encode())
+    replace(folder / PICTURE, picture(audit))
     content = {
         "format": FORMAT,
-        "config": found.config.record(),
-        "data": describe(found.networks[0].subject.dataset),
-        "sentence": said,
-        "networks": [_network(network) for network in found.networks],
+        "config": audit.config.record(),
+        "data": describe(audit.networks[0].task.dataset),
+        "sentence": conclusion(audit),
+        "networks": [_network(network) for network in audit.networks],
     }
-    write_record(folder / RECORD, content, found.seconds)
+    write_record(folder / RECORD, content, audit.seconds)
 
 
-def _network(network: Network) -> dict[str, Any]:
-    subject, real = network.subject, network.real
+def _network(network: AuditedNetwork) -> dict[str, Any]:
+    task, real = network.task, network.real
     controls, before = real.controls, network.before
     return {
-        "network": subject.config.network,
-        "network_args": subject.config.network_arguments,
-        "width": subject.width,
-        "steps": subject.steps,
-        "trainings": subject.folder,
+        "network": task.run.network,
+        "network_args": task.run.network_arguments,
+        "width": task.width,
+        "steps": task.steps,
+        "trainings": task.folder.name,
         "training": network.notes,
         "retrainings_fitted": real.fitted,
         "certificate": network.certificate,
         "left_out": network.left_out,
-        "points": subject.points,
-        "candidates": subject.candidates,
-        "pseudo_labels": before[subject.places].argmax(axis=1),
-        "true_labels": subject.dataset.train_labels[subject.candidates],
+        "points": task.points,
+        "candidates": task.candidates,
+        "pseudo_labels": before[task.positions].argmax(axis=1),
+        "true_labels": task.dataset.train_labels[task.candidates],
         "control_change": comparison.change(controls - before),
         "control_floor": comparison.floor(controls),
         "real": {
             reference: {
-                "mlmoc": target.scores,
-                "mlmoc_by_repeat": target.by_repeat,
-                "agreeing": target.agreeing,
-                "ceiling": target.ceiling,
-                "cosine_between_repeats": target.likeness,
-                "cosine_ceiling": target.field_ceiling,
+                "mlmoc": change.scores,
+                "mlmoc_by_repeat": change.by_repeat,
+                "agreeing": change.agreeing,
+                "ceiling": change.ceiling,
+                "cosine_between_repeats": change.likeness,
+                "cosine_ceiling": change.field_ceiling,
             }
-            for reference, target in network.targets.items()
+            for reference, change in network.changes.items()
         },
         "rows": [row._asdict() for row in network.rows],
     }
 
 
-def show(found: Audit, said: str, console: Console) -> None:
+def show(audit: Audit, console: Console) -> None:
     """Table and sentence, and where the files are."""
     if not console.quiet:  # a console of its own, for a table is not cut to the window
-        Console(file=console.file, width=max(console.width, _WIDEST)).print(_table(found))
-    for line in (*_changes(found), said):
+        Console(file=console.file, width=max(console.width, _WIDEST)).print(_table(audit))
+    for line in (*_changes(audit), conclusion(audit)):
         console.print(line, highlight=False)
-    folder = found.config.run_folder
+    folder = audit.config.run_folder
     console.print(
         f"record: {folder} ({TABLE}, {PICTURE}, {RECORD})", highlight=False, soft_wrap=True
     )
 
 
-def _table(found: Audit) -> Table:
+def _table(audit: Audit) -> Table:
     """The columns that a person reads first; a section for each network and reference."""
-    config = found.config
+    config = audit.config
     axes = [config.width_argument] * bool(config.widths) + ["steps"] * bool(config.train_steps)
     sketched = config.sketches != (None,)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -159,7 +233,7 @@ def _table(found: Audit) -> Table:
         table.add_column(name, justify="right")
     table.add_column("trust")
     last = None
-    for row in found.rows:
+    for row in audit.rows:
         group = (row.width, row.steps, row.reference)
         own = [str(row.width)] * bool(config.widths) + [str(row.steps)] * bool(config.train_steps)
         if last != group:
@@ -193,19 +267,144 @@ def _number(value: float | None) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{value:.2f}"
 
 
-def _changes(found: Audit) -> Iterator[str]:
+def _changes(audit: Audit) -> Iterator[str]:
     """What training alone does to each network, and what was left out."""
-    for network in found.networks:
+    for network in audit.networks:
         more = comparison.change(network.real.controls - network.before).mean()
-        named = network.subject.describe(found.config.width_argument)
-        added = comparison.median(network.targets["linearised"].by_repeat)
+        name = network.task.describe(audit.config.width_argument)
+        added = comparison.median(network.changes["linearised"].by_repeat)
         fitted = "fitted" if network.notes["fitted"] else "NOT fitted"
         yield (
-            f"{f'{named}: ' if named else ''}labels {fitted}, residual "
+            f"{f'{name}: ' if name else ''}labels {fitted}, residual "
             f"{network.notes['residual_rms']:.3f}. Change summed over "
-            f"{len(network.subject.points)} points: {more:.1f} by training on with nothing new, "
+            f"{len(network.task.points)} points: {more:.1f} by training on with nothing new, "
             f"{comparison.floor(network.real.controls):.1f} between two such trainings, "
             f"{added:.1f} between training on with a candidate and without."
         )
         for reason in network.left_out:
             yield f"left out: {reason}"
+
+
+def picture(audit: Audit) -> bytes:
+    """PNG: a scatter for each reference, correlations by kernel, and by network if there are more.
+
+    The scatters and the kernels are those of the first network.
+    """
+    first = audit.networks[0]
+    kernels = [row for row in first.rows if row.reference == "network"]
+    panels = [len(kernels)] + ([len(audit.networks)] if len(audit.networks) > 1 else [])
+    heights = [_SCATTER, *(max(_LINE * lines, 1.0) for lines in panels)]
+    total = sum(heights) + len(heights) * (_TOP + _BOTTOM) + _LEGEND
+    figure = Figure(figsize=(WIDTH, total), facecolor="white")
+    top = total - _TOP
+    width = (WIDTH - 0.72 - 0.9 - 0.25) / 2
+    for number, reference in enumerate(REFERENCES):
+        x = 0.72 + number * (width + 0.9)
+        _scatter(_axes(figure, x, top - _SCATTER, width, _SCATTER), audit, first, reference)
+    top -= _SCATTER + _BOTTOM + _TOP
+    bars = WIDTH - _LEFT - 0.25
+    axes = _axes(figure, _LEFT, top - heights[1], bars, heights[1])
+    name = first.task.describe(audit.config.width_argument)
+    _lines(axes, kernels, first.rows, [_name(row) for row in kernels])
+    _ceilings(axes, [first] * len(kernels))
+    finish(axes, f"by kernel{f' ({name})' if name else ''}", "Spearman with real MLMOC", "")
+    below = (0, -_BOTTOM / heights[1])
+    axes.legend(loc="upper left", bbox_to_anchor=below, ncols=3, fontsize=SMALL, frameon=False)
+    if len(audit.networks) > 1:
+        top -= heights[1] + _BOTTOM + _TOP + _LEGEND
+        axes = _axes(figure, _LEFT, top - heights[2], bars, heights[2])
+        head = audit.headline
+        chosen = [_same(network, head) for network in audit.networks]
+        names = [n.task.describe(audit.config.width_argument) for n in audit.networks]
+        _lines(axes, chosen, audit.rows, names)
+        _ceilings(axes, audit.networks)
+        finish(axes, f"by network ({_name(head)})", "Spearman with real MLMOC", "")
+    return png(figure)
+
+
+def _axes(figure: Figure, x: float, y: float, width: float, height: float) -> Axes:
+    """Axes by inches."""
+    w, h = figure.get_size_inches()
+    return figure.add_axes((x / w, y / h, width / w, height / h))
+
+
+def _scatter(axes: Axes, audit: Audit, network: AuditedNetwork, reference: str) -> None:
+    """Predicted against real MLMOC of the sentence's kernel, and the diagonal."""
+    head = audit.headline
+    row = next(
+        r
+        for r in network.rows
+        if (r.reference, r.kind, r.sketch) == (reference, head.kind, head.sketch)
+    )
+    change = network.changes[reference]
+    ends = np.concatenate([change.by_repeat, change.scores[None]])
+    axes.vlines(row.scores, ends.min(axis=0), ends.max(axis=0), color=QUIET, linewidth=1, zorder=1)
+    colour, marker = _COLOURS[reference], _MARKERS[reference]
+    axes.plot(row.scores, change.scores, marker, color=colour, markersize=4, zorder=3)
+    axes.set_xlim(*_limits(row.scores))
+    axes.set_ylim(*_limits(ends))
+    axes.axline((0, 0), slope=1, color=INK, linewidth=0.8, linestyle=":", zorder=2)
+    shown = "–" if not math.isfinite(row.spearman.value) else f"{row.spearman.value:.2f}"
+    finish(
+        axes,
+        f"{reference}: Spearman {shown}",
+        f"predicted MLMOC ({_name(row)})",
+        "real (bars: repeats)" if change.agreeing else "real",
+    )
+
+
+def _limits(values: np.ndarray) -> tuple[float, float]:
+    """Ends of an axis that shows the values; the diagonal is drawn where it passes."""
+    low, high = float(values.min()), float(values.max())
+    margin = 0.06 * (high - low) or 0.5
+    return low - margin, high + margin
+
+
+def _lines(axes: Axes, chosen: Sequence[Row], rows: Sequence[Row], names: Sequence[str]) -> None:
+    """A line for each chosen row: the interval of each reference, one above the other."""
+    for line, row in enumerate(chosen):
+        for number, reference in enumerate(REFERENCES):
+            own = next(r for r in rows if _key(r) == (*_key(row)[:-1], reference))
+            y = line + (2 * number - 1) * _APART
+            colour, marker = _COLOURS[reference], _MARKERS[reference]
+            label = f"reference {reference}" if line == 0 else None
+            interval = own.spearman
+            axes.hlines(y, interval.low, interval.high, color=colour, linewidth=1.4, zorder=2)
+            axes.plot(interval.value, y, marker, color=colour, markersize=5, zorder=3, label=label)
+    axes.axvline(0, color=QUIET, linewidth=0.8, zorder=1)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlim(-1.05, 1.05)
+
+
+def _ceilings(axes: Axes, networks: Sequence[AuditedNetwork]) -> None:
+    """A tick at the ceiling of each line, where repeats are shown to agree at all."""
+    labelled = False
+    for line, network in enumerate(networks):
+        for number, reference in enumerate(REFERENCES):
+            change = network.changes[reference]
+            if change.ceiling is None or change.agreeing is None or not change.agreeing.low > 0:
+                continue  # not known, or not known to be anything
+            y = line + (2 * number - 1) * _APART
+            label = None if labelled else "most that is possible"
+            axes.plot(change.ceiling.value, y, "|", color=INK, markersize=8, zorder=4, label=label)
+            labelled = True
+
+
+def _same(network: AuditedNetwork, like: Row) -> Row:
+    """The row of another network for the same kernel, reference `network`."""
+    return next(
+        row
+        for row in network.rows
+        if (row.kind, row.sketch, row.reference) == (like.kind, like.sketch, REFERENCES[0])
+    )
+
+
+def _key(row: Row) -> tuple[object, ...]:
+    return row.width, row.steps, row.kind, row.sketch, row.reference
+
+
+def _name(row: Row) -> str:
+    if row.kind == NO_KERNEL or row.sketch is None:
+        return row.kind
+    return f"{row.kind}, k = {row.sketch}"

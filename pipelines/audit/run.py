@@ -1,11 +1,11 @@
-"""An audit from its settings to what it found: train, retrain, predict, compare.
+"""Carry out an audit: train, retrain, predict, compare.
 
-Everything that takes long is on disk as soon as it is done, so that the same command goes on where
-it was stopped and ends with the same numbers.
+Everything that takes long is cached as soon as it is computed: after a kill the same command goes
+on and ends with the same numbers.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,41 +18,40 @@ from bridge.parity import certify
 from kernel.errors import KernelError
 from kernel.model import dtype_of
 from kernel.ntk import Sizes, decide
-from pipelines.audit import comparison, trainings
+from pipelines.audit import comparison, retraining
+from pipelines.audit.comparison import NO_KERNEL, REFERENCES, RealChange, Row
 from pipelines.audit.config import AuditConfig
-from pipelines.audit.given import given
-from pipelines.audit.predictions import Prediction, name_of, predict
-from pipelines.audit.rows import NO_KERNEL, REFERENCES, Row, Target, compared, target
-from pipelines.audit.subject import Subject, subjects
-from pipelines.audit.trainings import Real
+from pipelines.audit.retraining import AuditTask, Prediction, RealOutputs, kernel_name
+from pipelines.measurement import duration
 from pipelines.progress import Stages, generator, keep_compiled, numbered
 from pipelines.record import only_writer
-from pipelines.run import Bridge
+from pipelines.run import Bridge, schedule_seconds
 from pipelines.strategies.base import PROBE
 from pipelines.strategies.options import KernelConfig
 from trainer.fit import keep_freed_blocks
+from trainer.networks import parameter_count
 from trainer.predict import logits
 
 
 @dataclass(frozen=True)
-class Network:
-    """What was found of one network.
+class AuditedNetwork:
+    """One network audited.
 
     Attributes:
-        subject: the network.
+        task: the network and its data.
         notes: how its training ended.
-        real: what retraining did.
-        targets: the real change by reference.
+        real: outputs after retraining.
+        changes: the real change by reference.
         before: float32 (points, classes), outputs of the trained network.
         rows: of the table.
         left_out: kernels that do not fit in the memory, each with the reason.
-        certificate: that the mirror is the network, JSON-able.
+        certificate: of the mirror, JSON-able.
     """
 
-    subject: Subject
+    task: AuditTask
     notes: dict[str, Any]
-    real: Real
-    targets: dict[str, Target]
+    real: RealOutputs
+    changes: dict[str, RealChange]
     before: np.ndarray
     rows: tuple[Row, ...]
     left_out: tuple[str, ...]
@@ -61,7 +60,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Audit:
-    """What an audit found.
+    """The results of an audit.
 
     Attributes:
         config: the settings, those of a given run in their place.
@@ -70,7 +69,7 @@ class Audit:
     """
 
     config: AuditConfig
-    networks: tuple[Network, ...]
+    networks: tuple[AuditedNetwork, ...]
     seconds: dict[str, float]
 
     @property
@@ -80,7 +79,7 @@ class Audit:
 
     @property
     def headline(self) -> Row:
-        """The row that the sentence speaks of: first network, first kernel, the reference asked."""
+        """The row of the concluding sentence: first network, first kernel, the reference asked."""
         return next(
             row
             for row in self.rows
@@ -88,11 +87,11 @@ class Audit:
         )
 
 
-def audit(config: AuditConfig, console: Console | None = None) -> Audit:
+def measure(config: AuditConfig, console: Console | None = None) -> Audit:
     """Carry out an audit, or the rest of it.
 
     Args:
-        config: what to do and where its trainings are kept.
+        config: what to do and where its trainings are cached.
         console: where progress is shown; nothing is shown without one.
 
     Raises:
@@ -103,49 +102,81 @@ def audit(config: AuditConfig, console: Console | None = None) -> Audit:
     keep_freed_blocks()
     keep_compiled()
     console = console or Console(quiet=True)
-    taken = given(config)
-    config, stages = taken.config, Stages(console)
-    found = subjects(taken, console)
-    # what cannot be mirrored, or has no kernel that fits, is told before anything is trained
+    pretrained = retraining.read_pretrained(config)
+    config, stages = pretrained.config, Stages(console)
+    tasks = retraining.build_tasks(pretrained, console)
+    # a network that cannot be mirrored, or has no kernel that fits, is refused before training
     with console.status("mirroring the network"):
-        mirrors = [_mirror(subject) for subject in found]
-    fitting = [_fitting(s, m, config) for s, m in zip(found, mirrors, strict=True)]
+        mirrors = [
+            Bridge(task.network, task.run.twin).prepare(task.images_of(task.points[:PROBE]))
+            for task in tasks
+        ]
+    kernels = [_fitting(*each, config) for each in zip(tasks, mirrors, strict=True)]
     with only_writer(config.run_folder):
         networks = tuple(
-            _network(subject, mirror, config, *kernels, stages)
-            for subject, mirror, kernels in zip(found, mirrors, fitting, strict=True)
+            _audit(task, mirror, config, *fitting, stages)
+            for task, mirror, fitting in zip(tasks, mirrors, kernels, strict=True)
         )
     return Audit(config, networks, dict(stages.seconds))
 
 
-def folder_of(config: AuditConfig, subject: Subject) -> Path:
-    """Where the trainings of a network lie."""
-    return config.run_folder / "trainings" / subject.folder
+def plan(config: AuditConfig, console: Console) -> int:
+    """Print how many trainings are left and about how long they take, from a few steps timed here.
 
+    Args:
+        config: what would be done.
+        console: where it is shown.
 
-def _mirror(subject: Subject) -> Mirror:
-    return Bridge(subject.network, subject.config.twin).prepare(
-        subject.images(subject.points[:PROBE])
+    Returns:
+        How many trainings are left to do.
+
+    Raises:
+        TrainerError, PipelineError: what the audit itself would stop at before it trains.
+    """
+    keep_freed_blocks()
+    pretrained = retraining.read_pretrained(config)
+    config, left, expected = pretrained.config, 0, 0.0
+    for task in retraining.build_tasks(pretrained, console):
+        count = retraining.count_missing(task, config)
+        with console.status("timing a few steps"):
+            each = schedule_seconds(task.network, task.labelled_images, task.labels, task.run.train)
+        left, expected = left + count, expected + count * each
+        batches, epochs = task.run.train.plan(len(task.labelled))
+        name = task.describe(config.width_argument)
+        console.print(
+            f"{f'{name}: ' if name else ''}{parameter_count(task.network):,} parameters, "
+            f"{len(retraining.retrainings(task, config))} retrainings ({config.controls} controls, "
+            f"{config.candidates} candidates × {config.repeats}), {count} trainings left of "
+            f"{batches * epochs} steps, about {each:.1f} s each",
+            highlight=False,
+        )
+    console.print(
+        f"in all {left} trainings, about {duration(expected)} here, and {len(config.kernels)} "
+        f"kernels of {config.initial + config.subset} images a network. Longer where a schedule "
+        "diverges or does not fit the labels and is followed by another. Nothing was trained or "
+        "recorded.",
+        highlight=False,
     )
+    return left
 
 
 def _fitting(
-    subject: Subject, mirror: Mirror, config: AuditConfig
+    task: AuditTask, mirror: Mirror, config: AuditConfig
 ) -> tuple[tuple[KernelConfig, ...], tuple[str, ...]]:
-    """The kernels that fit in the memory, and what was left out.
+    """The kernels that fit in the memory, and why the others were left out.
 
     Raises:
         KernelError: none fits.
     """
     fitting, left_out = [], []
-    shape = subject.dataset.image_shape
+    shape = task.dataset.image_shape
     for settings in config.kernels:
         image = jax.ShapeDtypeStruct(shape, dtype_of(settings.precision))
-        sizes = Sizes(len(subject.labelled), len(subject.points), None, settings.sketch)
+        sizes = Sizes(len(task.labelled), len(task.points), None, settings.sketch)
         try:
             decide(mirror.model(), image, sizes, settings.request)
         except KernelError as error:
-            left_out.append(f"{name_of(settings)}: {error}")
+            left_out.append(f"{kernel_name(settings)}: {error}")
         else:
             fitting.append(settings)
     if not fitting:
@@ -153,73 +184,66 @@ def _fitting(
     return tuple(fitting), tuple(left_out)
 
 
-def _network(
-    subject: Subject,
+def _audit(
+    task: AuditTask,
     mirror: Mirror,
     config: AuditConfig,
     kernels: tuple[KernelConfig, ...],
     left_out: tuple[str, ...],
     stages: Stages,
-) -> Network:
+) -> AuditedNetwork:
     """Train, retrain, predict and compare one network."""
-    folder = folder_of(config, subject)
-    folder.mkdir(parents=True, exist_ok=True)
-    notes = trainings.train(subject, folder, stages)
-    mirror = mirror.with_weights(weights_of(subject.network))
-    probe = subject.images(subject.points[:PROBE])
+    network, notes = retraining.trained(task, stages)
+    mirror = mirror.with_weights(weights_of(network))
     with stages("certificate"):
-        certificate = certify(subject.network, mirror, probe).summary()
-    both = np.concatenate([subject.labelled, subject.points])
-    images = subject.images(both)
+        probe = task.images_of(task.points[:PROBE])
+        certificate = certify(network, mirror, probe).summary()
+    both = np.concatenate([task.labelled, task.points])
+    images = task.images_of(both)
     with numbered(both):
-        outputs = logits(subject.network, images)
-    before = outputs[len(subject.labelled) :]
+        outputs = logits(network, images)
+    before = outputs[len(task.labelled) :]
     pseudo = before.argmax(axis=1).astype(np.int64)
-    real = trainings.retrain(subject, config, pseudo, folder, stages)
-    predicted = []
+    real = retraining.retrain(task, config, network, pseudo, stages)
+    predictions = []
     with stages("predict") as advance:
         for number, settings in enumerate(kernels):
-            advance(number, len(kernels), name_of(settings))
-            # the same stream for every kernel: their differences are not those of its draws
+            advance(number, len(kernels), kernel_name(settings))
+            # one stream for every kernel: they do not differ by its draws
             rng = generator(config.seed, "audit kernel")
-            arguments = (mirror.model(), images, subject.labels, outputs)
+            data = (mirror.model(), images, task.labels, outputs)
             with numbered(both):
-                predicted.append((settings, predict(*arguments, subject.places, settings, rng)))
-    draws = generator(config.seed, "audit bootstrap")
-    places = comparison.resamples(len(subject.places), draws)
-    targets = {
-        reference: target(real, before.astype(np.float64), reference, places)
+                prediction = retraining.predict(*data, task.positions, settings, rng)
+            predictions.append((settings, prediction))
+    draws = comparison.resamples(len(task.positions), generator(config.seed, "audit bootstrap"))
+    changes = {
+        reference: comparison.real_change(real, before.astype(np.float64), reference, draws)
         for reference in REFERENCES
     }
-    rows = tuple(_rows(subject, notes, predicted, targets, before, places))
-    return Network(subject, notes, real, targets, before, rows, left_out, certificate)
+    about = {"width": task.width, "steps": task.steps}
+    about |= {"residual": notes["residual_rms"], "fitted": notes["fitted"]}
+    candidates = before[task.positions].astype(np.float64)
+    rows = tuple(_rows(about, predictions, changes, candidates, draws))
+    return AuditedNetwork(task, notes, real, changes, before, rows, left_out, certificate)
 
 
 def _rows(
-    subject: Subject,
-    notes: dict[str, Any],
-    predicted: list[tuple[KernelConfig, Prediction]],
-    targets: dict[str, Target],
-    before: np.ndarray,
-    places: np.ndarray,
-):
-    """Rows by reference, the score without a kernel last."""
-    asked = before[subject.places].astype(np.float64)
-    pseudo = np.eye(asked.shape[1])[asked.argmax(axis=1)]
-    baseline = np.linalg.norm(pseudo - asked, axis=1)
-    about = {
-        "width": subject.width,
-        "steps": subject.steps,
-        "residual": notes["residual_rms"],
-        "fitted": notes["fitted"],
-    }
-    for reference, real in targets.items():
+    about: dict[str, Any],
+    predictions: list[tuple[KernelConfig, Prediction]],
+    changes: dict[str, RealChange],
+    candidates: np.ndarray,
+    draws: np.ndarray,
+) -> Iterator[Row]:
+    """Rows by reference; the score without a kernel, from the candidates' outputs, comes last."""
+    pseudo = np.eye(candidates.shape[1])[candidates.argmax(axis=1)]
+    baseline = np.linalg.norm(pseudo - candidates, axis=1)
+    for reference, real in changes.items():
         here = about | {"reference": reference}
-        for settings, one in predicted:
-            kernel = {"kind": name_of(settings), "sketch": settings.sketch}
-            kernel |= {"jitter": one.jitter, "determined": one.determined}
-            field = one.change(reference)
+        for settings, prediction in predictions:
+            kernel = {"kind": kernel_name(settings), "sketch": settings.sketch}
+            kernel |= {"jitter": prediction.jitter, "determined": prediction.determined}
+            field = prediction.change(reference)
             scores = comparison.change(field)
-            yield compared(here | kernel, field, scores, real, places, baseline)
+            yield comparison.compare(here | kernel, field, scores, real, draws, baseline)
         none = {"kind": NO_KERNEL, "sketch": None, "jitter": 0.0, "determined": 0}
-        yield compared(here | none, None, baseline, real, places, None)
+        yield comparison.compare(here | none, None, baseline, real, draws, None)

@@ -3,6 +3,7 @@
 Nothing here touches matplotlib's global state.
 """
 
+import io
 import math
 import textwrap
 from collections.abc import Callable, Sequence
@@ -70,6 +71,13 @@ def canvas(
         y = (0.1 + _LINE * number) / total
         figure.text(0.13 / WIDTH, y, line, fontsize=7.3, color="#555555", parse_math=False)
     return figure, made
+
+
+def png(figure: Figure) -> bytes:
+    """The bytes of a PNG, which depend on the drawing alone."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def finish(axes: Axes, title: str, x: str, y: str, size: float = NORMAL + 1) -> None:

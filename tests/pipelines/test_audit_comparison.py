@@ -2,9 +2,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipelines.audit import comparison, verdict
-from pipelines.audit.comparison import Interval
-from pipelines.audit.verdict import FOLLOW, NO, PARTLY, UNDECIDED, UNKNOWABLE, WEAK
+from pipelines.audit import comparison, report
+from pipelines.audit.comparison import (
+    FOLLOW,
+    NO,
+    PARTLY,
+    UNDECIDED,
+    UNKNOWABLE,
+    WEAK,
+    Interval,
+)
 
 
 def scipys(one, other):
@@ -136,8 +143,8 @@ LEVELS = [
 def test_levels_of_trust(found, agreeing, ceiling, level):
     found = Interval(*found)
     ceiling = None if ceiling is None else Interval(ceiling, ceiling - 0.1, ceiling + 0.01)
-    assert verdict.trust(found, agreeing, ceiling) == level
-    said = verdict.sentence(level, "single", found, 24, agreeing, ceiling, ["it rains"])
+    assert comparison.trust(found, agreeing, ceiling) == level
+    said = report.sentence(level, "single", found, 24, agreeing, ceiling, ["it rains"])
     assert said.endswith("; it rains.")
     assert said.count(". ") == 0, "one sentence"
     assert "24 candidates" in said

@@ -11,8 +11,8 @@ from kernel.covariance import Kernel
 from kernel.options import REFERENCES
 from kernel.posterior import absorb, posterior
 from pipelines.audit.config import AuditConfig
-from pipelines.audit.predictions import moves
-from pipelines.audit.run import audit
+from pipelines.audit.retraining import predict_moves
+from pipelines.audit.run import measure
 from trainer.fit import TrainConfig
 
 # one batch of everything, no decay, and steps enough for the smallest eigenvalue
@@ -40,7 +40,7 @@ CONFIG = AuditConfig(
 
 def test_the_longer_it_is_trained_the_more_exact_is_the_prediction(tmp_path):
     config = dataclasses.replace(CONFIG, run=tmp_path, train_steps=(30, 300))
-    rows = [row for row in audit(config).rows if row.kind != "no kernel"]
+    rows = [row for row in measure(config).rows if row.kind != "no kernel"]
     assert len(rows) == 2 * 2 * 2
     for kind in CONFIG.kinds:
         for reference in REFERENCES:
@@ -57,12 +57,12 @@ def test_the_longer_it_is_trained_the_more_exact_is_the_prediction(tmp_path):
 def test_stopped_early_there_is_drift_and_the_prediction_holds_it(tmp_path):
     """First training stops at once: what retraining changes is then drift above all."""
     config = dataclasses.replace(CONFIG, run=tmp_path, kinds=("single",))
-    first = audit(dataclasses.replace(config, train=dataclasses.replace(FULL_BATCH, min_steps=3)))
+    first = measure(dataclasses.replace(config, train=dataclasses.replace(FULL_BATCH, min_steps=3)))
     (short,) = first.networks
     assert short.notes["residual_rms"] > 0.1
     weights = next(tmp_path.glob("trainings/*/weights.safetensors"))
     given = dataclasses.replace(config, weights=weights, run=tmp_path / "given")
-    exact = {r.reference: r for r in audit(given).rows if r.kind == "single"}
+    exact = {r.reference: r for r in measure(given).rows if r.kind == "single"}
     assert exact["network"].error < 1e-3
     assert exact["linearised"].error < 1e-3
     # trained on for 3 steps more the labels are not fitted, and the error says so
@@ -83,7 +83,7 @@ def test_moves_are_what_absorbing_a_pseudo_label_adds(classes_coupled, rng):
     arguments = (targets, logits[:labelled], logits[labelled:])
     given = posterior(Kernel(values, "float64"), *arguments, ridge=0.1)
     places = np.array([4, 0, 5])
-    added = moves(given, places)
+    added = predict_moves(given, places)
     for number, place in enumerate(places):
         fresh = posterior(Kernel(values, "float64"), *arguments, ridge=0.1)
         label = np.eye(classes)[logits[labelled + place].argmax()]
@@ -101,5 +101,5 @@ def test_a_determined_candidate_moves_nothing(rng):
     kernel = Kernel(rows @ rows.T, "float64")
     logits = rng.normal(size=(6, 3))
     given = posterior(kernel, np.eye(3)[[0, 1]], logits[:2], logits[2:])
-    assert not moves(given, np.array([3])).any()
-    assert moves(given, np.array([0])).any()
+    assert not predict_moves(given, np.array([3])).any()
+    assert predict_moves(given, np.array([0])).any()

@@ -1,0 +1,162 @@
+"""A network as the first round of a run has it, trained once and cached, to be measured.
+
+Data, initial weights, labelled set and the randomness of its training are those of the first round
+of a run with the same settings.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from torch import nn
+
+from bridge.module import restore, save
+from bridge.weights import read
+from pipelines import json_io
+from pipelines.config import MeasurementSettings, RunConfig
+from pipelines.errors import PipelineError
+from pipelines.progress import Stages, generator
+from pipelines.run import describe, noted_fit, prepared
+from trainer.config import TrainConfig
+from trainer.data import Dataset
+from trainer.networks import build
+from trainer.oracle import DatasetOracle
+from trainer.pool import Pool
+from trainer.predict import placement
+
+_NOTES, _WEIGHTS = "network", "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class NetworkTask:
+    """An untrained network with its labelled set.
+
+    Attributes:
+        run: the run whose first round has this network.
+        dataset: its data.
+        network: with its initial weights, in eval mode; copies of it are trained.
+        labelled: int64 (labelled,), data-set indices.
+        labels: int64 (labelled,), the class of each.
+    """
+
+    run: RunConfig
+    dataset: Dataset
+    network: nn.Module
+    labelled: np.ndarray
+    labels: np.ndarray
+
+    def images_of(self, indices: np.ndarray) -> np.ndarray:
+        """Training images by data-set index, as the network takes them, float32."""
+        return self.dataset.normalise(self.dataset.train_images[indices])
+
+    @cached_property
+    def labelled_images(self) -> np.ndarray:
+        """As the network takes them, float32."""
+        return self.images_of(self.labelled)
+
+    @property
+    def targets(self) -> np.ndarray:
+        """Y, one-hot float64 (labelled, classes)."""
+        return np.eye(self.dataset.classes)[self.labels]
+
+    @cached_property
+    def origin(self) -> dict[str, Any]:
+        """Everything that the trained weights depend on, JSON-able."""
+        return {
+            "data": describe(self.dataset),
+            "network": [self.run.network, self.run.network_arguments],
+            "train": self.run.record()["train"],
+            "seed": self.run.seed,
+            "labelled": [self.labelled.tolist(), self.labels.tolist()],
+        }
+
+    def fit(self, train: TrainConfig, stages: Stages) -> tuple[nn.Module, dict[str, Any]]:
+        """A copy trained with the randomness of a run's first round, and how its training ended."""
+        network = copy.deepcopy(self.network)
+        with stages("train") as advance:
+            rng = generator(self.run.seed, "fit")
+            notes = noted_fit(network, self.labelled_images, self.labels, train, rng, advance)
+        return network, notes
+
+    def trained(self, folder: Path, stages: Stages) -> tuple[nn.Module, dict[str, Any]]:
+        """The network that the first round of the run trains, from the folder if it is there.
+
+        Args:
+            folder: where its weights are cached; named by `origin`.
+            stages: where time is recorded.
+
+        Returns:
+            A copy in eval mode, and how its training ended, JSON-able.
+        """
+        notes, weights = json_io.get(folder, _NOTES), folder / _WEIGHTS
+        if notes is not None and weights.is_file():
+            network = copy.deepcopy(self.network)
+            restore(network, read(weights))
+            return network.eval(), notes
+        network, notes = self.fit(self.run.train, stages)
+        folder.mkdir(parents=True, exist_ok=True)
+        save(network, weights, {"stage": "first round"})
+        return network, json_io.put(folder, _NOTES, notes)
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether `NetworkTask.trained` would find its network in the folder."""
+    return json_io.path_of(folder, _NOTES).is_file() and (folder / _WEIGHTS).is_file()
+
+
+def build_networks(runs: Sequence[RunConfig], console: Console) -> tuple[Dataset, list[nn.Module]]:
+    """The data set, and the untrained network of each run, in eval mode.
+
+    Args:
+        runs: that differ in arguments of the network and in training only.
+        console: where it is said that data are being read.
+
+    Raises:
+        TrainerError: data or networks that cannot be had.
+        PipelineError: settings that do not fit the data.
+    """
+    dataset, first = prepared(runs[0], console)
+    networks = [first]
+    for run in runs[1:]:
+        rng, shape = generator(run.seed, "weights"), dataset.image_shape
+        network = build(run.network, shape, dataset.classes, rng, run.network_arguments)
+        networks.append(network.to(placement(first)[0]))
+    return dataset, networks
+
+
+def initial_pool(config: MeasurementSettings, dataset: Dataset) -> tuple[Pool, np.ndarray]:
+    """The labelled set that a run with this seed draws, and its labels, int64 (labelled,)."""
+    rng = generator(config.seed, "initial")
+    pool = Pool.initial(len(dataset.train_images), config.initial, rng)
+    return pool, DatasetOracle(dataset.train_labels)(pool.labelled)
+
+
+def draw_subset(pool: Pool, dataset: Dataset, count: int, seed: int, what: str) -> np.ndarray:
+    """Unlabelled images, drawn as the first query of a run draws its candidates.
+
+    Args:
+        pool: of which they are unlabelled.
+        dataset: for the message.
+        count: how many.
+        seed: of the run.
+        what: they are called in the message.
+
+    Raises:
+        PipelineError: there are not as many.
+    """
+    if count > len(pool.unlabelled):
+        raise PipelineError(
+            f"{count} {what} were asked for and {len(pool.unlabelled)} images of {dataset.name} "
+            f"are not labelled: give --subset {len(pool.unlabelled)} or less."
+        )
+    return pool.candidates(count, generator(seed, "subset"))
+
+
+def duration(seconds: float) -> str:
+    """Seconds or minutes, rounded."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

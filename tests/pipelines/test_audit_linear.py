@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from torch import nn
 
-from kernel import criteria
 from kernel.covariance import Kernel
+from kernel.criteria import mlmoc
 from kernel.options import REFERENCES
 from kernel.posterior import absorb, posterior
 from pipelines.audit.config import AuditConfig
@@ -91,7 +91,7 @@ def test_moves_are_what_absorbing_a_pseudo_label_adds(classes_coupled, rng):
         np.testing.assert_allclose(added[number], after - given.predictions, atol=1e-10)
     for reference in REFERENCES:
         field = added + (given.drift if reference == "network" else 0)
-        expected = criteria(given, reference)[places]
+        expected = mlmoc(given, reference)[places]
         np.testing.assert_allclose(np.linalg.norm(field, axis=2).sum(axis=1), expected)
 
 

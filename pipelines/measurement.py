@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from torch import nn
 
-from bridge.module import restore, save
+from bridge.module import restore, save_module
 from bridge.weights import read
 from pipelines import json_io
 from pipelines.config import MeasurementSettings, RunConfig
@@ -100,7 +100,7 @@ class NetworkTask:
             return network.eval(), notes
         network, notes = self.fit(self.run.train, stages)
         folder.mkdir(parents=True, exist_ok=True)
-        save(network, weights, {"stage": "first round"})
+        save_module(network, weights, {"stage": "first round"})
         return network, json_io.put(folder, _NOTES, notes)
 
 

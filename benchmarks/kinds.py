@@ -41,9 +41,9 @@ from kernel.options import REFERENCES
 from kernel.posterior import posterior
 from pipelines.progress import generator
 from trainer import data
-from trainer.config import Optimiser
+from trainer.config import Optimiser, parse_arguments
 from trainer.fit import TrainConfig, fit, keep_freed_blocks
-from trainer.networks import build, parameter_count, parse_arguments
+from trainer.networks import build, parameter_count
 from trainer.predict import logits
 
 SKETCHED_KINDS = ("single", "sum", "rademacher(1)", "rademacher(4)", "trace")

@@ -26,9 +26,8 @@ from pipelines.strategies.options import (
     LL4ALConfig,
     LookAheadConfig,
 )
+from trainer.config import Argument, TrainConfig, parse_arguments
 from trainer.errors import lookup
-from trainer.fit import TrainConfig
-from trainer.networks import Argument, parse_arguments
 
 DATA_DIR_VARIABLE = "NTK_DATA_DIR"
 # Where a run finds its files and what it runs on is no part of what it computes.

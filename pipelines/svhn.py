@@ -2,7 +2,7 @@
 
 from pipelines.cli import main
 from pipelines.config import RunConfig
-from trainer.fit import TrainConfig
+from trainer.config import TrainConfig
 
 DEFAULTS = RunConfig(
     dataset="svhn",

@@ -1,14 +1,16 @@
-"""How a network is trained: one frozen record, every field checked when it is made.
+"""Settings of a training, checked when they are made, and arguments of a network.
 
-The defaults are those of [L] (docs/mathematics.md, 5), with a floor on the optimiser's steps that
-few labels need.
+Defaults of the training are those of [L] (docs/mathematics.md, 5), with a floor on the
+optimiser's steps that few labels need.
 """
 
+import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from trainer.errors import TrainerError
+from trainer.errors import NetworkError, TrainerError
 
 Loss = Literal["l2", "cross_entropy"]
 Optimiser = Literal["sgd", "adam"]
@@ -133,3 +135,28 @@ def _whole(config: TrainConfig, name: str, least: int) -> bool:
 def _require(holds: bool, name: str, value: object, wanted: str) -> None:
     if not holds:
         raise TrainerError(f"{name} is {value!r}; it must be {wanted}")
+
+
+Argument = int | float | str
+
+
+def parse_arguments(texts: Iterable[str]) -> dict[str, Argument]:
+    """Arguments of a network from texts like `widen=2`; numbers become numbers.
+
+    Raises:
+        NetworkError: a text is not of that form.
+    """
+    return dict(_name_and_value(text) for text in texts)
+
+
+def _name_and_value(argument: str) -> tuple[str, Argument]:
+    name, equals, text = argument.partition("=")
+    if not (name and equals and text):
+        raise NetworkError(
+            f"network argument {argument!r} is not of the form name=value, such as widen=2."
+        )
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return name, text
+    return name, value if isinstance(value, int | float) else text

@@ -43,9 +43,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
-import sklearn.datasets
 from jaxtyping import Int64, UInt8
 
 from trainer.dataset import Dataset, assemble, moments, stratified_split
@@ -61,12 +61,18 @@ from trainer.image_files import (
     resize,
 )
 from trainer.images import DEFAULT_SIZE, read_images
-from trainer.torchvision_compat import torchvision
 
 _FOLDER = "101_ObjectCategories"
 _BACKGROUND = "BACKGROUND_Google"
 _TEST_SHARE = 0.2
 _CALTECH_SPLIT_SEED = 101
+
+
+def _published(name: str) -> Any:
+    """A data set of torchvision, which takes seconds to import: only when it is read."""
+    from trainer.torchvision_compat import torchvision
+
+    return getattr(torchvision.datasets, name)
 
 
 def read_caltech101(data_dir: Path | None, image_size: int | None, *, download: bool) -> Dataset:
@@ -84,7 +90,7 @@ def read_caltech101(data_dir: Path | None, image_size: int | None, *, download: 
             "caltech101",
             directory,
             [f"caltech101/{_FOLDER}"],
-            lambda staging: torchvision.datasets.Caltech101(staging, download=True),
+            lambda staging: _published("Caltech101")(staging, download=True),
             download=download,
         )
         source = directory / "caltech101"
@@ -181,7 +187,7 @@ def read_cifar10(data_dir: Path | None, *, download: bool) -> Dataset:
     From `cifar-10-batches-py`; where that is absent, from `cifar10-jpeg/train.zip` and `test.zip`
     (lossy; the data set is then named `cifar10-jpeg`); where both are, it is downloaded.
     """
-    published = torchvision.datasets.CIFAR10
+    published = _published("CIFAR10")
     directory = data_directory("cifar10", data_dir)
     archives = [directory / _JPEG / f"{split}.zip" for split in ("train", "test")]
     exact = (directory / published.base_folder).exists()
@@ -194,12 +200,12 @@ def read_cifar10(data_dir: Path | None, *, download: bool) -> Dataset:
 def read_cifar100(data_dir: Path | None, *, download: bool) -> Dataset:
     """CIFAR-100 (Krizhevsky 2009): as CIFAR-10, 100 fine classes, from `cifar-100-python`."""
     directory = data_directory("cifar100", data_dir)
-    return _read_cifar("cifar100", torchvision.datasets.CIFAR100, directory, download=download)
+    return _read_cifar("cifar100", _published("CIFAR100"), directory, download=download)
 
 
 def _read_cifar(
     name: str,
-    published: type[torchvision.datasets.CIFAR10],
+    published: Any,
     directory: Path,
     *,
     download: bool,
@@ -223,7 +229,7 @@ def _read_cifar(
 
 
 def _cifar_arrays(
-    split: torchvision.datasets.CIFAR10,
+    split: Any,
 ) -> tuple[UInt8[np.ndarray, "examples 3 32 32"], Int64[np.ndarray, " examples"]]:
     images = np.ascontiguousarray(np.asarray(split.data).transpose(0, 3, 1, 2))
     return images, np.asarray(split.targets, np.int64)
@@ -377,7 +383,9 @@ _LARGEST_VALUE = 16  # scikit-learn gives 0 to 16
 
 def read_digits() -> Dataset:
     """Digits (Alpaydin & Kaynak 1998): 1,438 train and 359 test images of 8 x 8, grayscale."""
-    values, target = sklearn.datasets.load_digits(return_X_y=True)
+    from sklearn import datasets  # takes seconds, which no other data set and no refusal needs
+
+    values, target = datasets.load_digits(return_X_y=True)
     pixels = np.rint(np.asarray(values) * (255 / _LARGEST_VALUE)).astype(np.uint8)
     images = pixels.reshape(-1, 1, _SIDE, _SIDE)
     labels = np.asarray(target, np.int64)
@@ -388,21 +396,21 @@ def read_digits() -> Dataset:
 
 def read_mnist(data_dir: Path | None, *, download: bool) -> Dataset:
     """MNIST (LeCun et al. 1998): 60,000 train and 10,000 test digits of 28 x 28, `MNIST/raw`."""
-    published = torchvision.datasets.MNIST
+    published = _published("MNIST")
     digits = tuple(map(str, range(10)))
     return _read_mnist("mnist", published, digits, data_dir, flip=False, download=download)
 
 
 def read_fashion_mnist(data_dir: Path | None, *, download: bool) -> Dataset:
     """Fashion-MNIST (Xiao et al. 2017): as MNIST, of clothes, `FashionMNIST/raw`."""
-    published = torchvision.datasets.FashionMNIST
+    published = _published("FashionMNIST")
     classes = tuple(published.classes)
     return _read_mnist("fashion_mnist", published, classes, data_dir, flip=True, download=download)
 
 
 def _read_mnist(
     name: str,
-    published: type[torchvision.datasets.MNIST],
+    published: Any,
     class_names: tuple[str, ...],
     data_dir: Path | None,
     *,
@@ -440,7 +448,7 @@ _SPLITS = ("train", "test")
 
 def read_svhn(data_dir: Path | None, *, download: bool) -> Dataset:
     """SVHN (Netzer et al. 2011): 73,257 train and 26,032 test house digits of 32 x 32, RGB."""
-    published = torchvision.datasets.SVHN
+    published = _published("SVHN")
     directory = data_directory("svhn", data_dir)
     files = [(published.split_list[s][1], published.split_list[s][2]) for s in _SPLITS]
     ensure(
@@ -456,7 +464,7 @@ def read_svhn(data_dir: Path | None, *, download: bool) -> Dataset:
 
 
 def _svhn_arrays(
-    split: torchvision.datasets.SVHN,
+    split: Any,
 ) -> tuple[UInt8[np.ndarray, "examples 3 32 32"], Int64[np.ndarray, " examples"]]:
     # The digit 0 has label 10 in the files; torchvision has made it 0.
     return np.ascontiguousarray(split.data), np.asarray(split.labels, np.int64)

@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bridge import check
+from bridge import checking as check
 from bridge.errors import BridgeError, ParityError
 from bridge.mirror import Mirror
 from bridge.ops import OPERATORS

@@ -8,14 +8,14 @@ A person's own network: from `module:factory` to the function and what it is cal
 
 import importlib
 import inspect
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import numpy as np
 import torch
 from torch import nn
 
+from trainer.config import Argument
 from trainer.errors import NetworkError, lookup
 from trainer.networks.cnn import cnn
 from trainer.networks.resnet import resnet18
@@ -23,8 +23,6 @@ from trainer.networks.vgg import vgg11_bn
 from trainer.networks.wide_resnet import wide_resnet
 from trainer.predict import forward, placement
 from trainer.randomness import seeded
-
-Argument = int | float | str
 
 
 def load(name: str, what: str = "network") -> Callable[..., object]:
@@ -100,29 +98,6 @@ def keywords_for(
     return {**{key: value for key, value in offered.items() if key in taken}, **arguments}
 
 
-def parse_arguments(texts: Iterable[str]) -> dict[str, Argument]:
-    """Arguments of a network from texts like `widen=2`; numbers become numbers.
-
-    Raises:
-        NetworkError: a text is not of that form.
-    """
-    return dict(_name_and_value(text) for text in texts)
-
-
-def _name_and_value(argument: str) -> tuple[str, Argument]:
-    name, equals, text = argument.partition("=")
-    if not (name and equals and text):
-        raise NetworkError(
-            f"network argument {argument!r} is not of the form name=value, such as widen=2."
-        )
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        return name, text
-    return name, value if isinstance(value, int | float) else text
-
-
-__all__ = ["NETWORKS", "build", "parameter_count", "parse_arguments"]
 NETWORKS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
     {"wide_resnet": wide_resnet, "resnet18": resnet18, "vgg11_bn": vgg11_bn, "cnn": cnn}
 )

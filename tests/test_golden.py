@@ -22,20 +22,12 @@ import pytest
 import sklearn.datasets
 
 from bridge import portable
-from bridge.export import restore
-from bridge.weights import read
-from pipelines.compare import compare
-from pipelines.query import query
+from bridge.weights import read, restore
+from pipelines.query import compare, query
 from pipelines.record import FORMAT
 from pipelines.report import report
 from pipelines.sequential import start
-from pipelines.strategies import STRATEGIES
-from pipelines.strategies.albl_config import ALBLConfig
-from pipelines.strategies.bald_config import BaldConfig
-from pipelines.strategies.baseline_config import BaselineConfig
-from pipelines.strategies.dynamics_config import DynamicsConfig
-from pipelines.strategies.kernel_config import KernelConfig
-from pipelines.strategies.lookahead_config import LookAheadConfig
+from pipelines.strategies import STRATEGIES, options
 from trainer.networks import build
 from trainer.networks.loss_prediction import LossPrediction
 from trainer.predict import logits
@@ -51,12 +43,12 @@ POOL, TESTS, CLASSES, BATCH, ANSWERS = 80, 30, 10, 5, 20
 LABELLED = [7 * i % POOL for i in range(20)]  # indices into the pool, not ascending
 
 SECTIONS = {
-    "albl": ALBLConfig,
-    "bald": BaldConfig,
-    "baseline": BaselineConfig,
-    "dynamics": DynamicsConfig,
-    "kernel": KernelConfig,
-    "lookahead": LookAheadConfig,
+    "albl": options.ALBLConfig,
+    "bald": options.BaldConfig,
+    "baseline": options.BaselineConfig,
+    "dynamics": options.DynamicsConfig,
+    "kernel": options.KernelConfig,
+    "lookahead": options.LookAheadConfig,
 }
 SMALL = {"image_size": 4, "candidates": 8, "epochs": 2, "learning_rate": 0.02, "test": 0}
 QUERIES = {
@@ -159,20 +151,20 @@ def written(found) -> dict:
 def ask(name: str) -> dict:
     strategy, settings = QUERIES[name]
     given = {key: SECTIONS[key](**v) if key in SECTIONS else v for key, v in settings.items()}
-    options = {"mirror": mirror(), "oracle": lambda indices: classes()[indices]}
+    extra = {"mirror": mirror(), "oracle": lambda indices: classes()[indices]}
     if strategy == "ll4al":
-        options["companion"] = loss_prediction()
+        extra["companion"] = loss_prediction()
     asked = functools.partial(query, network(), images()[:POOL], batch_size=BATCH)
     answered = labelled()
     if strategy == "albl":  # which learns from a first round
-        first = asked(labelled=answered, strategy=strategy, **options | given)
+        first = asked(labelled=answered, strategy=strategy, **extra | given)
         answered |= {index: int(classes()[index]) for index in first.indices.tolist()}
-        options["history"] = [first]
-    return written(asked(labelled=answered, strategy=strategy, **options | given))
+        extra["history"] = [first]
+    return written(asked(labelled=answered, strategy=strategy, **extra | given))
 
 
 def ask_together() -> dict:
-    settings = KernelConfig(kind="rademacher", sketch=128)
+    settings = options.KernelConfig(kind="rademacher", sketch=128)
     found = compare(
         network(), images()[:POOL], labelled(), BATCH, TOGETHER, kernel=settings, mirror=mirror()
     )

@@ -14,9 +14,9 @@ import tyro
 
 from benchmarks.lookahead import problem
 from benchmarks.measuring import Times, load, machine, markdown, turns, write
-from kernel import lookahead
 from kernel.covariance import Features
 from kernel.herding import Herding
+from kernel.lookahead import outlook
 from kernel.options import Options
 from kernel.posterior import posterior
 
@@ -55,7 +55,7 @@ def start(settings: Settings) -> Herding:
     sample = rng.choice(settings.pool, settings.sample, replace=False)
     kernel = Features(features, "float32")
     made = posterior(kernel, *given, sample=sample, keep=False)
-    seen = lookahead("uherding", kernel, made, Options(temperature=0.4), targets=given[0])
+    seen = outlook("uherding", kernel, made, Options(temperature=0.4), targets=given[0])
     assert isinstance(seen, Herding)
     return seen
 

@@ -30,9 +30,8 @@ import numpy as np
 from scipy.special import entr
 
 from bridge.weights import Weights
-from kernel import lookahead as outlook
 from kernel.covariance import Cross, Features, Given, Kernel
-from kernel.lookahead import rebased
+from kernel.lookahead import outlook, rebased
 from kernel.options import CRITERIA, Options
 from kernel.posterior import Posterior, absorb_block, posterior
 from pipelines.errors import PipelineError

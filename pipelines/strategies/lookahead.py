@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kernel import lookahead
 from kernel.covariance import Features, Given
 from kernel.herding import Herding
-from kernel.lookahead import Outlook
+from kernel.lookahead import Outlook, outlook
 from kernel.ntk import Decision, query_kernel
 from kernel.options import GREEDY, STREAMED
 from kernel.posterior import posterior
@@ -207,7 +206,7 @@ def look(situation: Situation, criterion: str, batch_size: int, rng: np.random.G
     }
     with stages("score") as advance:
         options = ahead.options(settings.reference, int(cluster_rng.integers(2**31)))
-        seen = lookahead(criterion, kernel, result, options, targets=targets)
+        seen = outlook(criterion, kernel, result, options, targets=targets)
         if isinstance(seen, Herding):
             diagnostics |= {"temperature": seen.warmth, "radius": seen.cover.sigma(ahead.radius)}
         found = pick(

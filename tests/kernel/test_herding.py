@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy.special import entr, log_softmax, softmax
 
-from kernel import lookahead
 from kernel.covariance import Covariance, Features, Kernel
 from kernel.errors import KernelError
 from kernel.estimate import seconds_a_look
@@ -22,6 +21,7 @@ from kernel.herding import (
     temperature,
     uncertainty,
 )
+from kernel.lookahead import outlook
 from kernel.options import Options
 from kernel.posterior import posterior
 from tests.kernel_cases import all_forms, one_hot, random_features, random_problem
@@ -64,7 +64,7 @@ def test_a_greedy_batch_and_labels_after_it(criterion, radius, form, rng):
     given, keep = all_forms(features, LABELLED, sample)[form]
     result = posterior(given, targets, f_l, f_u, sample=sample, keep=keep, ridge=0.3)
     options = Options(radius=radius, temperature=0.4)
-    seen = lookahead(criterion, given, result, options, targets=targets)
+    seen = outlook(criterion, given, result, options, targets=targets)
     assert isinstance(seen, Herding)
     similar, covered = cosines(features), list(range(LABELLED))
     sigma = smallest_distance(similar, covered) if radius == "adaptive" else radius
@@ -104,7 +104,7 @@ def test_herding_a_batch_reads_no_column_of_s(rng):
     features = random_features(LABELLED + CANDIDATES, 9, rng)
     problem = random_problem(LABELLED, CANDIDATES, CLASSES, rng)
     result = posterior(features, *problem, keep=False, ridge=0.1)
-    seen = lookahead("uherding", features, result, targets=problem[0])
+    seen = outlook("uherding", features, result, targets=problem[0])
     result.covariance._lease.updates += 1  # whoever reads S now is refused
     for _ in range(3):
         seen = seen.assume(np.array([int(seen.scores().argmax())]))
@@ -118,7 +118,7 @@ def test_the_kernel_must_not_have_been_consumed(rng):
     problem = random_problem(LABELLED, CANDIDATES, CLASSES, rng)
     result = posterior(kernel, *problem, consume=True)
     with pytest.raises(KernelError, match="S has taken the memory of the kernel"):
-        lookahead("uherding", kernel, result, targets=problem[0])
+        outlook("uherding", kernel, result, targets=problem[0])
 
 
 def test_duplicates_of_labelled_images_are_no_scale(rng):
@@ -158,7 +158,7 @@ def test_the_temperature_is_the_likeliest(rng):
     # and it is what the outlook works with
     features = random_features(LABELLED + CANDIDATES, 9, rng)
     problem = random_problem(LABELLED, CANDIDATES, CLASSES, rng)
-    seen = lookahead(
+    seen = outlook(
         "uherding", features, posterior(features, *problem, ridge=0.5), targets=problem[0]
     )
     assert isinstance(seen, Herding)
@@ -192,10 +192,10 @@ def test_uherding_refuses_what_is_never_uncertain(rng):
     result = posterior(features, *problem, ridge=0.1)
     options = Options(labels="one_hot", temperature=None)
     with pytest.raises(KernelError, match="one_hot leaves none"):
-        lookahead("uherding", features, result, options, targets=problem[0])
+        outlook("uherding", features, result, options, targets=problem[0])
     one = random_problem(2, 4, 1, rng)
     with pytest.raises(KernelError, match="at least two classes"):
-        lookahead("uherding", features, posterior(features, *one, ridge=0.1), targets=one[0])
+        outlook("uherding", features, posterior(features, *one, ridge=0.1), targets=one[0])
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -207,7 +207,7 @@ def test_max_det_is_greedy_for_the_determinant(form, rng):
     result = posterior(given, *problem, sample=sample, keep=keep, ridge=0.2)
     k = np.asarray(features.values @ features.values.T)
     rows = list(range(LABELLED))
-    seen = lookahead("max_det", given, result, targets=problem[0])
+    seen = outlook("max_det", given, result, targets=problem[0])
     for _ in range(4):
         whole = np.linalg.slogdet(k[np.ix_(rows, rows)] + 0.2 * np.eye(len(rows)))[1]
         left = [c for c in range(CANDIDATES) if LABELLED + c not in rows]
@@ -227,7 +227,7 @@ def test_max_det_passes_over_duplicates(rng):
     features = random_features(LABELLED + CANDIDATES, 30, rng)
     features.values[LABELLED + 4] = features.values[LABELLED + 7]
     problem = random_problem(LABELLED, CANDIDATES, CLASSES, rng)
-    seen = lookahead("max_det", features, posterior(features, *problem), targets=problem[0])
+    seen = outlook("max_det", features, posterior(features, *problem), targets=problem[0])
     after = seen.assume(np.array([7])).scores()
     assert after[4] == 0
     assert after[7] == 0
@@ -253,7 +253,7 @@ def test_ntkcpl_counts_agreement_with_clusters(rng):
     targets = one_hot(group[:LABELLED], 3)
     f_l, f_u = rng.normal(size=(LABELLED, 3)), rng.normal(size=(CANDIDATES, 3))
     result = posterior(features, targets, f_l, f_u, ridge=0.5)
-    seen = lookahead("ntkcpl", features, result, Options(clusters=3), targets=targets)
+    seen = outlook("ntkcpl", features, result, Options(clusters=3), targets=targets)
     assert isinstance(seen, Clustered)
     wanted = group[LABELLED:]
     np.testing.assert_array_equal(seen.pseudo_labels(), wanted)
@@ -279,7 +279,7 @@ def test_a_cluster_without_labels_is_of_the_class_it_is_predicted_to_be(rng):
     f_u = one_hot(np.array([1, 1, 2, 1]), 3)
     targets = one_hot(np.array([0]), 3)
     result = posterior(features, targets, targets, f_u, ridge=0.5)
-    seen = lookahead("ntkcpl", features, result, Options(clusters=2), targets=targets)
+    seen = outlook("ntkcpl", features, result, Options(clusters=2), targets=targets)
     assert isinstance(seen, Clustered)
     assert seen.pseudo_labels().tolist() == [1, 1, 1, 1]
 
@@ -292,7 +292,7 @@ def many(form: str, rng: np.random.Generator, criterion: str = "uherding", width
     given, keep = all_forms(features, 20, sample)[form]
     result = posterior(given, *problem, sample=sample, keep=keep, ridge=0.3)
     options = Options(radius="adaptive", temperature=0.4)
-    seen = lookahead(criterion, given, result, options, targets=problem[0])
+    seen = outlook(criterion, given, result, options, targets=problem[0])
     assert isinstance(seen, Herding)
     return seen
 
@@ -340,7 +340,7 @@ def test_of_duplicates_in_float32_nothing_is_left(rng):
     given = Features(values, "float32")
     problem = random_problem(20, 300, CLASSES, rng)
     result = posterior(given, *problem, keep=False, ridge=0.3)
-    seen = lookahead("max_herding", given, result, targets=problem[0])
+    seen = outlook("max_herding", given, result, targets=problem[0])
     for place in (3, 50, 4):
         seen.scores()
         seen = seen.assume(np.array([place]))

@@ -22,7 +22,8 @@ import pytest
 import sklearn.datasets
 
 from bridge import portable
-from bridge.weights import read, restore
+from bridge.module import restore
+from bridge.weights import read
 from pipelines.query import compare, query
 from pipelines.record import FORMAT
 from pipelines.report import report

@@ -47,12 +47,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int64
-from scipy.special import softmax
 
 from kernel.covariance import CANDIDATES, Block, Covariance
 from kernel.errors import KernelError
 from kernel.options import REFERENCES, Options
 from kernel.posterior import Posterior, absorb_block
+from kernel.probabilities import label_probabilities, one_hot
 
 
 @dataclass(frozen=True)
@@ -202,41 +202,6 @@ def seen_by_variance(posterior: Posterior, options: Options) -> Determinant:
     refuse_full("max_det", posterior)
     none = np.zeros((0, len(posterior.variance)))
     return Determinant(posterior, options, posterior.variance, none)
-
-
-def one_hot(logits: Float[np.ndarray, "rows classes"]) -> Float[np.ndarray, "rows classes"]:
-    """The label of the largest logit; of the first of several."""
-    return np.eye(logits.shape[1])[logits.argmax(axis=1)]
-
-
-def simplex_projection(
-    logits: Float[np.ndarray, "rows classes"],
-) -> Float[np.ndarray, "rows classes"]:
-    """The nearest point of the probability simplex to each row, in Euclidean distance.
-
-    For a network trained with L2 on one-hot labels the logits already estimate probabilities.
-
-    Returns:
-        float64: max(f − t, 0) with t such that each row sums to 1 (Held, Wolfe, Crowder 1974, by
-        sorting).
-    """
-    descending = -np.sort(-np.asarray(logits, np.float64), axis=1)
-    excess = np.cumsum(descending, axis=1) - 1
-    ranks = np.arange(1, logits.shape[1] + 1)
-    support = (descending * ranks > excess).sum(axis=1)
-    shift = excess[np.arange(len(logits)), support - 1] / support
-    return np.maximum(logits - shift[:, None], 0.0)
-
-
-def label_probabilities(
-    logits: Float[np.ndarray, "rows classes"], options: Options
-) -> Float[np.ndarray, "rows classes"]:
-    """p(c|x) by the rule `options.labels`."""
-    if options.labels == "one_hot":
-        return one_hot(logits)
-    if options.labels == "softmax":
-        return softmax(options.beta * logits, axis=1)
-    return simplex_projection(logits)
 
 
 def eer(posterior: Posterior, options: Options) -> Float[np.ndarray, " candidates"]:

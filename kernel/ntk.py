@@ -157,7 +157,7 @@ def empirical_ntk(
             sketch of no or too many dimensions; no generator where one is needed; gradients that
             are not finite, with the layer and the images.
     """
-    request = Request(kind, probes, precision, chunk, memory_gib, devices)
+    request = Request(kind, probes, precision, chunk, memory_gib, devices)  # pyright: ignore[reportArgumentType]
     model = cast(model, precision)
     images = np.asarray(images, dtype_of(precision))
     image = jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
@@ -346,10 +346,21 @@ def query_kernel(
     if decision.form == "cross":
         assert sample is not None
         return _cross(model, images, labelled, sample, request, rng, progress, kept), decision
-    own = request._asdict()
-    kind = own.pop("kind")
-    own |= {"sketch": sketch, "rng": rng, "progress": progress, "scratch": kept}
-    return empirical_ntk(model, images, kind, **own), decision
+    kernel = empirical_ntk(
+        model,
+        images,
+        request.kind,
+        probes=request.probes,
+        sketch=sketch,
+        rng=rng,
+        precision=request.precision,
+        chunk=request.chunk,
+        memory_gib=request.memory_gib,
+        devices=request.devices,
+        progress=progress,
+        scratch=kept,
+    )
+    return kernel, decision
 
 
 def _features(model, images, sizes: Sizes, request: Request, rng, progress, kept) -> Features:

@@ -1,10 +1,11 @@
 """Settings of a kernel and of look-ahead criteria, and the names that they may take.
 
-Imports no JAX: a command line is parsed and refused before JAX is loaded.
+Imports no JAX: a command line is parsed and refused before JAX is loaded. Names out of place are
+refused by messages of our own, hence `no_type_check`.
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, no_type_check
 
 from kernel.errors import KernelError
 
@@ -46,19 +47,24 @@ CALIBRATED, ADAPTIVE = "calibrated", "adaptive"
 BETA = 10.0
 
 
-class Request(NamedTuple):
-    """How a kernel is to be computed.
+@no_type_check
+@dataclass(frozen=True)
+class Request:
+    """How a kernel is computed.
 
     Attributes:
-        kind: one of `KINDS`.
-        probes: m, how many projections `rademacher` takes.
-        precision: of gradients and contraction, one of `PRECISIONS`.
+        kind: single (∇f¹·∇f¹, the paper's text), sum, trace (C times the cost), rademacher (trace
+            by random projections, `probes` times the cost) or full (C² times the memory).
+        probes: projections of the logits that rademacher takes.
+        precision: of gradients and their contraction; factorisations are in float64 always. tf32
+            is for NVIDIA GPUs: gradients in float32, products between images in TF32.
         chunk: images differentiated at a time; None chooses for the machine.
-        memory_gib: GiB that it may take beyond what is in memory before.
-        devices: how many it is spread over; None for all.
+        memory_gib: what kernel and posterior may take beyond what is in memory before; less means
+            more passes, never another result, and too little is refused beforehand.
+        devices: how many GPUs or other devices the kernel is spread over; None for all.
     """
 
-    kind: str = "single"
+    kind: Kind = "single"
     probes: int = PROBES
     precision: Precision = "float32"
     chunk: int | None = None
@@ -66,37 +72,31 @@ class Request(NamedTuple):
     devices: int | None = None
 
 
+@no_type_check
 @dataclass(frozen=True)
-class Options:
-    """How criteria look ahead; each reads what it needs.
+class CriterionOptions:
+    """How look-ahead criteria score candidates; each reads what it needs.
 
     Attributes:
-        reference: a change of the outputs is one from the trained network, f_L (`network`), or from
-            the linearised network fitted to the labels, f^lin_L (`linearised`). From the first
-            true label on that is absorbed, both are the linearised network as it then is.
-        labels: what label a candidate would get: by the projection of its logits on the simplex
-            (`simplex`), their softmax(β·) (`softmax`), or the most likely one (`one_hot`). Read by
-            EMOC and EER, and by UHerding without a temperature.
-        beta: β > 0 of softmax(β·), of EER's entropies and of the rule `softmax`.
-        uncertainty: of UHerding: 1 minus the `margin` of the two largest probabilities, or their
-            `entropy`.
-        temperature: of UHerding's probabilities softmax(·/temperature): `calibrated` on the
-            labelled set; a number; None takes the rule `labels`.
-        radius: of the coverage of MaxHerding and UHerding: None covers by the normalised kernel k̂
-            itself; a number σ > 0 by exp(−(2 − 2k̂)/σ²); with `adaptive` σ is the smallest distance
-            between different labelled images.
-        clusters: of NTKCPL; None takes ten a class, and at most one for every two images.
-        seed: of NTKCPL's clustering.
+        labels: what label a candidate would get, for emoc and eer (and for uherding without a
+            temperature): by the projection of its logits on the simplex, by softmax(beta·), or
+            the most likely one alone (one_hot).
+        beta: of softmax(beta·), for the rule softmax and for the entropies of eer.
+        uncertainty: of uherding: 1 − (p₁ − p₂) or the entropy.
+        temperature: of uherding's probabilities: calibrated on the labelled set, or a number; None
+            takes the rule of `labels`.
+        radius: of the coverage of max_herding and uherding: None covers by the normalised kernel
+            k̂ itself, a number σ by exp(−(2 − 2k̂)/σ²), adaptive by one as wide as the smallest
+            distance between different labelled images.
+        clusters: of ntkcpl; None takes ten a class, and at most one for every two images.
     """
 
-    reference: str = "network"
-    labels: str = "simplex"
+    labels: LabelRule = "simplex"
     beta: float = BETA
-    uncertainty: str = "margin"
-    temperature: str | float | None = CALIBRATED
-    radius: str | float | None = None
+    uncertainty: Uncertainty = "margin"
+    temperature: Literal["calibrated"] | float | None = "calibrated"
+    radius: Literal["adaptive"] | float | None = None
     clusters: int | None = None
-    seed: int = 0
 
     def __post_init__(self):
         """Refuse what no criterion can be computed with.
@@ -104,7 +104,6 @@ class Options:
         Raises:
             KernelError: an unknown name, or a number out of range.
         """
-        _known("reference", self.reference, REFERENCES)
         _known("rule of labels", self.labels, LABEL_RULES)
         _known("uncertainty", self.uncertainty, UNCERTAINTIES)
         _above_zero("beta", self.beta)
@@ -116,6 +115,31 @@ class Options:
                 _above_zero(name, value)
         if self.clusters is not None and self.clusters < 2:
             raise KernelError(f"clusters must be 2 or more, or none, not {self.clusters}.")
+
+
+@no_type_check
+@dataclass(frozen=True)
+class Options(CriterionOptions):
+    """What a criterion is asked for in one query.
+
+    Attributes:
+        reference: a change of the outputs is one from the trained network, f_L (`network`), or from
+            the linearised network fitted to the labels, f^lin_L (`linearised`). From the first
+            true label on that is absorbed, both are the linearised network as it then is.
+        seed: of ntkcpl's clustering.
+    """
+
+    reference: Reference = "network"
+    seed: int = 0
+
+    def __post_init__(self):
+        """Refuse what no criterion can be computed with.
+
+        Raises:
+            KernelError: an unknown name, or a number out of range.
+        """
+        super().__post_init__()
+        _known("reference", self.reference, REFERENCES)
         if self.seed < 0:
             raise KernelError(f"seed must be 0 or more, not {self.seed}.")
 

@@ -293,19 +293,19 @@ def _dynamics(
 def _query(
     config: RunConfig, dataset: Dataset, mirror: Mirror, labelled: int, candidates: int
 ) -> dict[str, str]:
-    settings, request = config.kernel, config.kernel.request
+    settings = config.kernel
     images = dataset.normalise(dataset.train_images[:2])
     sample = None if settings.sample is None else min(settings.sample, candidates)
     streamed = config.strategy in STREAMED
     sizes = Sizes(labelled, candidates, sample, settings.sketch, streamed)
-    shape = jax.ShapeDtypeStruct(images.shape[1:], dtype_of(request.precision))
-    decision = decide(mirror.model(), shape, sizes, request)
+    shape = jax.ShapeDtypeStruct(images.shape[1:], dtype_of(settings.precision))
+    decision = decide(mirror.model(), shape, sizes, settings)
     anchors = labelled + sample if decision.form == "cross" and sample is not None else None
     cost = estimate(
         mirror.model(),
         np.asarray(images),
         labelled + candidates,
-        request,
+        settings,
         anchors=anchors,
         sketch=settings.sketch,
     )
@@ -313,14 +313,14 @@ def _query(
     projections = "1 projection" if cost.projections == 1 else f"{cost.projections} projections"
     rows = {
         "labelled, candidates": f"{labelled:,}, {candidates:,}",
-        "kernel": f"{settings.kind}, {decision.form}, {request.precision}",
+        "kernel": f"{settings.kind}, {decision.form}, {settings.precision}",
         "passes": f"{cost.passes}, of {projections}, {cost.chunk} images at a time",
         "compiling": f"{cost.compile_seconds:.1f} s, once",
         "gradients": f"{cost.gradient_seconds:.1f} s",
         "products": f"{cost.product_seconds:.1f} s",
         "posterior and scores": f"{after:.1f} s",
         **_batch(config, dataset.classes, sample or candidates, candidates),
-        "memory": f"{decision.peak_gib:.2f} GiB of {request.memory_gib:g} GiB",
+        "memory": f"{decision.peak_gib:.2f} GiB of {settings.memory_gib:g} GiB",
     }
     if settings.sample is not None:
         rows["change summed over"] = f"{sample:,} candidates"
@@ -341,7 +341,7 @@ def _batch(config: RunConfig, classes: int, sample: int, candidates: int) -> dic
     looks = -(-config.query // step)
     rows = {"batch": f"{mode}, {looks} looks" if looks > 1 else mode}
     if config.kernel.kind != "full":
-        options = ahead.options(config.kernel.reference, 0)
+        options = ahead.criterion_options(config.kernel.reference, 0)
         each = seconds_a_look(config.strategy, options, classes, sample, candidates)
         rows["all looks"] = f"{looks * each:.1f} s"
     return rows

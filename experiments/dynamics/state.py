@@ -114,8 +114,6 @@ class State:
     def kernel(self) -> Kernel:
         """Between labelled images, then candidates; divided by the mean of its diagonal."""
         config, images = self.subject.config, self.subject.images
-        own = config.request._asdict()
-        kind = own.pop("kind")
         # the same stream at every state: they do not differ by its draws
         rng = generator(config.seed, "dynamics kernel")
         kept = Scratch()
@@ -123,8 +121,19 @@ class State:
             key = key_of((*self.model[1:], images), (config.request, config.sketch))
             kept = Scratch(self.scratch, key)
         with self.stages("kernel") as advance, numbered(self.subject.both):
-            own |= {"sketch": config.sketch, "rng": rng, "progress": advance, "scratch": kept}
-            return normalised(empirical_ntk(self.model, images, kind, **own))
+            kernel = empirical_ntk(
+                self.model,
+                images,
+                config.kind,
+                probes=config.probes,
+                sketch=config.sketch,
+                rng=rng,
+                precision=config.precision,
+                memory_gib=config.memory_gib,
+                progress=advance,
+                scratch=kept,
+            )
+            return normalised(kernel)
 
 
 def check_memory(

@@ -94,7 +94,7 @@ class AuditConfig(MeasurementSettings):
                 "weights are of one width and one training: leave out widths and train_steps, or "
                 "leave out weights and let the audit train."
             )
-        _ = [one.request for one in self.kernels]
+        _ = self.kernels
 
     @property
     def kernels(self) -> tuple[KernelConfig, ...]:

@@ -399,7 +399,7 @@ def predict(
     """
     labelled = len(labels)
     kernel, held = query_kernel(
-        model, images, labelled, settings.request, sketch=settings.sketch, rng=rng
+        model, images, labelled, settings, sketch=settings.sketch, rng=rng
     )
     outputs = logits.astype(np.float64)
     fitted = posterior(

@@ -174,7 +174,7 @@ def _fitting(
         image = jax.ShapeDtypeStruct(shape, dtype_of(settings.precision))
         sizes = Sizes(len(task.labelled), len(task.points), None, settings.sketch)
         try:
-            decide(mirror.model(), image, sizes, settings.request)
+            decide(mirror.model(), image, sizes, settings)
         except KernelError as error:
             left_out.append(f"{kernel_name(settings)}: {error}")
         else:

@@ -379,7 +379,7 @@ def options_of(
     """
     if looks_ahead(strategy):
         replace(lookahead, batch="top").check(strategy, kernel)
-    return lookahead.options(kernel.reference, seed)
+    return lookahead.criterion_options(kernel.reference, seed)
 
 
 def viewer(strategy: str, options: Options, loss: str, rng: np.random.Generator) -> Viewer:

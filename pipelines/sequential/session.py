@@ -484,7 +484,7 @@ def grounds(
             mirror.model(),
             np.concatenate([own, others]),
             len(labelled),
-            settings.request,
+            settings,
             sample=sample,
             sketch=settings.sketch,
             rng=kernel_rng,
@@ -549,9 +549,9 @@ def fits(
             "(kernel.sketch), whose features give every entry, or a smaller subset."
         )
     sizes = Sizes(labelled, candidates + tests, settings.sample or candidates, settings.sketch)
-    shape = jax.ShapeDtypeStruct(image.shape, dtype_of(settings.request.precision))
+    shape = jax.ShapeDtypeStruct(image.shape, dtype_of(settings.precision))
     try:
-        return decide(mirror.model(), shape, sizes, settings.request)
+        return decide(mirror.model(), shape, sizes, settings)
     except KernelError as error:
         raise KernelError(
             f"{error} In the sequential mode the candidates are counted with {tests} test images "

@@ -29,7 +29,7 @@ from scipy.special import softmax
 from torch import nn
 
 from bridge.mirror import Mirror
-from kernel.criteria import simplex_projection
+from kernel.probabilities import simplex_projection
 from pipelines.errors import PipelineError
 from pipelines.progress import Stages, numbered
 from pipelines.strategies.options import (

@@ -205,7 +205,7 @@ def look(situation: Situation, criterion: str, batch_size: int, rng: np.random.G
         "drift_rms": _rms(np.asarray(result.drift)),
     }
     with stages("score") as advance:
-        options = ahead.options(settings.reference, int(cluster_rng.integers(2**31)))
+        options = ahead.criterion_options(settings.reference, int(cluster_rng.integers(2**31)))
         seen = outlook(criterion, kernel, result, options, targets=targets)
         if isinstance(seen, Herding):
             diagnostics |= {"temperature": seen.warmth, "radius": seen.cover.sigma(ahead.radius)}
@@ -275,14 +275,14 @@ def _kernel_of(situation: Situation, rngs: Sequence[np.random.Generator], stream
     with stages("kernel") as advance:
         images = situation.images(both)
         if settings.precision == "tf32":
-            error = product_error(mirror.model(), images, settings.request, error_rng)
+            error = product_error(mirror.model(), images, settings, error_rng)
             rounded["tf32_error"] = error
         with numbered(both):
             kernel, held = query_kernel(
                 mirror.model(),
                 images,
                 len(situation.labelled),
-                settings.request,
+                settings,
                 sample=sample,
                 sketch=settings.sketch,
                 streamed=streamed,

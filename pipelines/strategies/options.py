@@ -15,11 +15,20 @@ The settings of LL4AL's loss prediction module, checked when they are made.
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from kernel.errors import KernelError
-from kernel.options import BETA, GREEDY, KINDS, PRECISIONS, PROBES, REFERENCES, Options, Request
+from kernel.options import (
+    GREEDY,
+    KINDS,
+    PRECISIONS,
+    REFERENCES,
+    CriterionOptions,
+    Options,
+    Reference,
+    Request,
+)
 from pipelines.errors import PipelineError
 from trainer.errors import lookup
 
@@ -175,13 +184,10 @@ class DynamicsConfig:
 
 
 @dataclass(frozen=True)
-class KernelConfig:
+class KernelConfig(Request):
     """How look-ahead strategies compute and use the kernel.
 
     Attributes:
-        kind: single (∇f¹·∇f¹, the paper's text), sum, trace (C times the cost), rademacher (trace
-            by random projections, `probes` times the cost) or full (C² times the memory).
-        probes: projections of the logits that rademacher takes.
         sketch: dimensions that gradients are folded to before they are contracted; None keeps them
             whole. The error is about 1/√sketch; memory and products shrink to sketch columns.
         sample: candidates, drawn anew each cycle, over which the change of the network is summed;
@@ -190,24 +196,12 @@ class KernelConfig:
         reference: MLMOC compares with the trained network (`network`, the paper's) or with the
             linearised network fitted to the labels (`linearised`, free of drift).
         ridge: λ ≥ 0 added to the diagonal of the labelled block, in units of the kernel.
-        precision: of gradients and their contraction; factorisations are in float64 always. tf32
-            is for NVIDIA GPUs: gradients in float32, products between images in TF32.
-        memory_gib: what kernel and posterior may take beyond what is in memory before; less means
-            more passes, never another result, and too little is refused beforehand.
-        chunk: images differentiated at a time; None chooses for the machine.
-        devices: how many GPUs or other devices the kernel is spread over; None for all.
     """
 
-    kind: Literal["single", "sum", "trace", "rademacher", "full"] = "single"
-    probes: int = PROBES
     sketch: int | None = None
     sample: int | None = None
-    reference: Literal["network", "linearised"] = "network"
+    reference: Reference = "network"
     ridge: float = 0.0
-    precision: Literal["float32", "float64", "tf32"] = "float32"
-    memory_gib: float = 4.0
-    chunk: int | None = None
-    devices: int | None = None
 
     def __post_init__(self):
         """Refuse values that no kernel can be computed with."""
@@ -230,13 +224,6 @@ class KernelConfig:
                 "kernel.precision is tf32, which is for products between whole gradients, and "
                 "kernel.sketch leaves none: use float32, or no sketch."
             )
-
-    @property
-    def request(self) -> Request:
-        """What the kernel engine is asked for."""
-        return Request(
-            self.kind, self.probes, self.precision, self.chunk, self.memory_gib, self.devices
-        )
 
 
 @dataclass(frozen=True)
@@ -297,7 +284,7 @@ LOOKAHEAD_BATCHES = ("top", "conditioned", "hybrid")
 
 
 @dataclass(frozen=True)
-class LookAheadConfig:
+class LookAheadConfig(CriterionOptions):
     """How look-ahead strategies score candidates, and how a batch is made of the scores.
 
     Attributes:
@@ -306,27 +293,10 @@ class LookAheadConfig:
             time and scores anew, without training. None is conditioned for max_herding, uherding
             and max_det, which are greedy by themselves, and top for the others.
         interval: labels that hybrid asks for at a time; 1 is the sequential mode within a batch.
-        labels: what label a candidate would get, for emoc and eer (and for uherding without a
-            temperature): by the projection of its logits on the simplex, by softmax(beta·), or
-            the most likely one alone (one_hot).
-        beta: of softmax(beta·), for the rule softmax and for the entropies of eer.
-        uncertainty: of uherding: 1 − (p₁ − p₂) or the entropy.
-        temperature: of uherding's probabilities: calibrated on the labelled set, or a number; None
-            takes the rule of `labels`.
-        radius: of the coverage of max_herding and uherding: None covers by the normalised kernel
-            itself, a number by a Gaussian of that width, adaptive by one as wide as the smallest
-            distance between different labelled images.
-        clusters: of ntkcpl; None takes ten a class.
     """
 
     batch: Literal["top", "conditioned", "hybrid"] | None = None
     interval: int = 1
-    labels: Literal["simplex", "softmax", "one_hot"] = "simplex"
-    beta: float = BETA
-    uncertainty: Literal["margin", "entropy"] = "margin"
-    temperature: Literal["calibrated"] | float | None = "calibrated"
-    radius: Literal["adaptive"] | float | None = None
-    clusters: int | None = None
 
     def __post_init__(self):
         """Refuse what no batch can be made with.
@@ -339,31 +309,20 @@ class LookAheadConfig:
             lookup(dict.fromkeys(LOOKAHEAD_BATCHES), self.batch, "batch mode")
         if self.interval < 1:
             raise PipelineError(f"lookahead.interval must be 1 or more, not {self.interval}.")
-        self.options("network", 0)
+        try:
+            super().__post_init__()
+        except KernelError as error:
+            raise PipelineError(f"lookahead: {error}") from error
 
-    def options(self, reference: str, seed: int) -> Options:
-        """What the criteria are asked for.
+    def criterion_options(self, reference: Reference, seed: int) -> Options:
+        """Options of the criteria in one query.
 
         Args:
             reference: what changes are changes from.
             seed: of clusters.
-
-        Raises:
-            PipelineError: a name or a number that no criterion can be computed with.
         """
-        try:
-            return Options(
-                reference=reference,
-                labels=self.labels,
-                beta=float(self.beta),
-                uncertainty=self.uncertainty,
-                temperature=self.temperature,
-                radius=self.radius,
-                clusters=self.clusters,
-                seed=seed,
-            )
-        except KernelError as error:
-            raise PipelineError(f"lookahead: {error}") from error
+        own = {field.name: getattr(self, field.name) for field in fields(CriterionOptions)}
+        return Options(**own, reference=reference, seed=seed)
 
     def mode(self, criterion: str) -> str:
         """How this criterion makes a batch."""

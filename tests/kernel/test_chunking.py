@@ -1,6 +1,7 @@
 """The images that are differentiated at a time: chosen by network, number and memory; no result."""
 
 import re
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -61,12 +62,12 @@ def test_gradients_that_are_let_go_have_a_shape_of_their_own():
     assert passing_chunk(problem(5000), PLENTY) == 2 * CHUNK * each
     # of few images, which are filled up: what is compiled serves many
     assert passing_chunk(problem(3), PLENTY) == CHUNK * each
-    assert passing_chunk(problem(5000), PLENTY._replace(chunk=5)) == 5
-    assert passing_chunk(problem(3), PLENTY._replace(chunk=5)) == 5
+    assert passing_chunk(problem(5000), replace(PLENTY, chunk=5)) == 5
+    assert passing_chunk(problem(3), replace(PLENTY, chunk=5)) == 5
 
 
 def test_a_chunk_asked_for_is_kept():
-    request = PLENTY._replace(chunk=5)
+    request = replace(PLENTY, chunk=5)
     assert planned(problem(5000), request).chunk == 5
     assert sketch_chunk(problem(5000), request, 10) == 5
     assert planned(problem(3), PLENTY).chunk == 3
@@ -81,7 +82,7 @@ def test_a_device_and_several_have_their_own(monkeypatch):
 def test_no_chunk_costs_a_pass_or_exceeds_the_memory(share):
     own, smallest = problem(600, anchors=300), CHUNK * cores()
     least = plan(own, 1.0, smallest).peak_bytes
-    tight = PLENTY._replace(memory_gib=share * 0.4 * least / GIB)
+    tight = replace(PLENTY, memory_gib=share * 0.4 * least / GIB)
     try:
         usual = plan(own, tight.memory_gib, smallest)
     except KernelError as refused:
@@ -98,10 +99,10 @@ def test_a_sketch_takes_the_largest_chunk_that_fits():
     own, each = problem(5000), cores()
     for size in (32, 16):
         room = sketch_bytes(own, 10, size * each)
-        assert sketch_chunk(own, PLENTY._replace(memory_gib=(room + 100) / GIB), 10) == size * each
-        beside = PLENTY._replace(memory_gib=(room + 200) / GIB)
+        assert sketch_chunk(own, replace(PLENTY, memory_gib=(room + 100) / GIB), 10) == size * each
+        beside = replace(PLENTY, memory_gib=(room + 200) / GIB)
         assert sketch_chunk(own, beside, 10, 300) < size * each
-    assert sketch_chunk(own, PLENTY._replace(memory_gib=1e-9), 10) == CHUNK * each
+    assert sketch_chunk(own, replace(PLENTY, memory_gib=1e-9), 10) == CHUNK * each
 
 
 def test_kernels_do_not_depend_on_it(rng):

@@ -20,7 +20,7 @@ POSTERIOR = ("mlmoc", "emoc", "eer", "flip", "ev_gp", "loss_change")
 
 def chosen(criterion, config, batch_size, problem, given, ask=None, seed=0):
     result = posterior(given, *problem, ridge=RIDGE)
-    options = config.options("network", 0)
+    options = config.criterion_options("network", 0)
     seen = outlook(criterion, given, result, options, targets=problem[0])
     told = []
     found = pick(

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernel import criteria
 from kernel.covariance import Cross, Features, Kernel
+from kernel.criteria import mlmoc
 from kernel.errors import KernelError
 from kernel.ntk import Sizes, decide, empirical_ntk, query_kernel
 from kernel.options import Request
@@ -30,7 +30,7 @@ def vectors(seed: int = 1) -> np.ndarray:
 
 
 def request(kind: str = "trace", **changes) -> Request:
-    return Request(kind, precision="float64", chunk=4)._replace(**changes)
+    return Request(kind, **{"precision": "float64", "chunk": 4} | changes)
 
 
 @pytest.mark.parametrize("kind", ["single", "rademacher", "full"])
@@ -170,10 +170,10 @@ def test_scores_do_not_depend_on_the_form(reference, rng):
     problem = random_problem(LABELLED, CANDIDATES, CLASSES, rng)
     every = rng.permutation(CANDIDATES)
     dense, _ = ask()
-    expected = criteria(posterior(dense, *problem, ridge=0.1), reference)
+    expected = mlmoc(posterior(dense, *problem, ridge=0.1), reference)
     assert expected.min() > 0
     cross, _ = ask(sample=every)
-    found = criteria(posterior(cross, *problem, sample=every, ridge=0.1), reference)
+    found = mlmoc(posterior(cross, *problem, sample=every, ridge=0.1), reference)
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
     some = np.array([7, 2, 5])
@@ -183,7 +183,7 @@ def test_scores_do_not_depend_on_the_form(reference, rng):
     np.testing.assert_allclose(ours.covariance.dense(), theirs.covariance.dense(), atol=1e-10)
     np.testing.assert_allclose(ours.variance, theirs.variance, rtol=1e-9)
     np.testing.assert_allclose(ours.drift, theirs.drift, rtol=1e-9)
-    np.testing.assert_allclose(criteria(ours, reference), criteria(theirs, reference), rtol=1e-9)
+    np.testing.assert_allclose(mlmoc(ours, reference), mlmoc(theirs, reference), rtol=1e-9)
 
 
 def test_float32_is_the_precision_of_the_result(rng):

@@ -234,9 +234,8 @@ def test_a_kernel_that_does_not_fit_is_left_out_and_named(whole, monkeypatch, ca
     real = audit_run.decide
 
     def small_machine(model, image, sizes, request):
-        return real(
-            model, image, sizes, request._replace(memory_gib=1.0 - (request.kind == "full"))
-        )
+        gib = 1.0 - (request.kind == "full")
+        return real(model, image, sizes, dataclasses.replace(request, memory_gib=gib))
 
     monkeypatch.setattr(audit_run, "decide", small_machine)
     found = measure(dataclasses.replace(whole.config, kinds=("single", "full"), repeats=1))

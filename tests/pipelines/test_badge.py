@@ -106,7 +106,7 @@ def test_a_query_by_the_rule_of_its_loss(loss, rng):
     result = query(network, images, {2: 0, 5: 1}, 4, "badge", loss=loss)
     logits, features = predictions(network, images, find_head(network, images))
     if loss == "l2":
-        from kernel.criteria import simplex_projection as rule
+        from kernel.probabilities import simplex_projection as rule
     else:
         from scipy.special import softmax
 

@@ -7,7 +7,7 @@ from scipy.optimize import minimize
 from skactiveml.pool import uncertainty_scores
 from torch import nn
 
-from kernel.criteria import simplex_projection
+from kernel.probabilities import simplex_projection
 from pipelines.errors import PipelineError
 from pipelines.progress import Stages
 from pipelines.strategies import STRATEGIES

@@ -20,7 +20,7 @@ FAILED = 2
 
 @dataclass(frozen=True)
 class Check:
-    """What is checked.
+    """Arguments of `python -m bridge.check`.
 
     Attributes:
         network: wide_resnet, resnet18, vgg11_bn, cnn, or your own as module:factory.

@@ -29,7 +29,7 @@ _WORST = 12
 
 
 def verdict_table(certificate: Certificate) -> Table:
-    """What was compared, the largest error, where it was seen, and what is allowed."""
+    """Table of each quantity compared: largest error, where it occurred, tolerance."""
     table = Table("compared", "largest relative error", "allowed", "where", title="Certificate")
     rows = [
         ("logits, float32", certificate.logits_float32, certificate.tolerance_float32, ""),
@@ -107,7 +107,7 @@ def size_words(mirror: Mirror) -> str:
 
 
 def cost_words(estimate: Estimate, memory_gib: float) -> str:
-    """What the kernel of many images would take here, in a sentence."""
+    """Estimated time and memory of the kernel of many images, in a sentence."""
     passes = "one pass" if estimate.passes == 1 else f"{estimate.passes} passes"
     return (
         f"The kernel `single` between {estimate.examples:,} images would take about "

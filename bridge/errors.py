@@ -1,4 +1,4 @@
-"""What the bridge refuses, and why."""
+"""Exceptions of the bridge."""
 
 
 class BridgeError(ValueError):

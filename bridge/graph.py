@@ -1,19 +1,10 @@
-"""From a PyTorch module to a `Program`, by way of `torch.export`.
+"""A PyTorch module → `Program`, through `torch.export`.
 
-The module is copied, exported with a free batch dimension and made functional; only operators
-that have no row of ours are decomposed. What cannot become a pure function of one image is
-refused here, with the reason and the line it comes from.
-
-What no image and no weight decides, computed once by torch when a network is mirrored.
-
-From a graph and its constant tensors to the values of every call that depends on nothing else:
-position ids, masks, tables of sines. They enter the mirror as constants, so that they are torch's
-own values to the last bit.
-
-What in an exported graph has no place in a pure function of one image, and why.
-
-From nodes of `torch.export`'s graph, or the error it raised instead of one, to a `BridgeError`
-whose message names the layer, the line of the user's code and the way out.
+The module is copied, exported with a free batch dimension and functionalised; only operators
+without a row of ours are decomposed. Calls that depend on neither images nor weights (position
+ids, masks, tables of sines) are folded by torch once and enter the mirror as constants, torch's own
+values to the last bit. A node that has no place in a pure function of one image is refused with its
+layer, the line of the user's code and the way out.
 """
 
 import os
@@ -96,7 +87,7 @@ def check(nodes: list[fx.Node]) -> None:
 
 
 def _example(node: fx.Node) -> str:
-    """How a row for a call begins, with the signature that ATen gives the operator."""
+    """First lines of a new row for a call, with the signature of the ATen schema."""
     op = operator_name(node)
     lines = ["import jax.numpy as jnp", "from bridge.ops import register", ""]
     parameters = "*args, **kwargs"
@@ -128,7 +119,7 @@ _DRAWS_IF = {
 
 
 def is_random(node: fx.Node) -> bool:
-    """Whether a call draws random numbers."""
+    """True for calls that draw random numbers."""
     target = node.target
     if not isinstance(target, torch._ops.OpOverload):
         return False
@@ -169,7 +160,7 @@ def _impurity(node: fx.Node, op: str) -> str:
 
 
 def _selects_by_mask(node: fx.Node, op: str) -> bool:
-    """Whether the shape of what is looked up, or put, depends on the values of a mask."""
+    """True where a mask decides the shape of the values gathered or scattered."""
     if op not in ("aten.index.Tensor", "aten.index_put.default"):
         return False
     x, indices, *values = node.args
@@ -198,7 +189,7 @@ def _where(node: fx.Node) -> str:
 
 
 def explain(error: Exception) -> BridgeError:
-    """What an error of `torch.export` means for the person who wrote the network.
+    """Translate an error of `torch.export` for the author of the network.
 
     An `ExportError` only where another route may still take the network.
     """

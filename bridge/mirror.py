@@ -91,5 +91,5 @@ class Mirror:
         )
 
     def model(self) -> Model:
-        """What the kernels take."""
+        """The mirror as the kernels take it."""
         return Model(self.function, self.params, self.frozen)

@@ -1,34 +1,11 @@
-"""Proof that a mirror is the network: PyTorch and JAX compared on a few images, or a refusal.
+"""The parity certificate: a mirror compared with its PyTorch network on a probe batch.
 
-From a module, its mirror and a probe batch to a certificate of the largest errors: logits in
-float32 and float64, the output of every layer, per-example gradients of every parameter, and the
-exact independence of each image's logits from the rest of its batch (docs/mathematics.md, 2).
-
-The outcome of comparing a mirror with its network: the largest errors, layer by layer.
-
-From measured errors to plain values for a record, a JSON file, and a verdict.
-
-What the mirror computes for the parity certificate: the JAX side of `bridge.parity`.
-
-From a function, its arrays and a few images to logits, the output of every site, how far the
-outputs of one image move with another, and per-example gradients, formed as the kernels form them.
-Compiled once a mirror.
-
-What PyTorch itself computes, layer by layer: the other side of the parity certificate.
-
-From a module and a few images to its logits, the output of every call that directly consumes a
-parameter or buffer, and per-example gradients. Calls are observed on the module as it runs, not on
-its exported graph, so that a fault of the export shows.
-
-Which parts of a mirror stand for which parts of its network.
-
-From the arrays of both to a refusal where they differ, and from the sites of one and the calls of
-the other to pairs that must agree.
-
-How far a mirror may be from its network, and why more is allowed to some.
-
-From the operators of a program to the largest errors of a certificate, each relative to the largest
-value of what is compared.
+Compared are logits in float32 and float64, the output of every site, per-example gradients of every
+parameter, and the exact independence of each image's logits from the rest of its batch
+(docs/mathematics.md, 2). torch's calls are observed on the module as it runs, not on its exported
+graph, so that a fault of the export shows; the JAX side compiles once a mirror. Errors are relative
+to the largest value of the quantity compared. A mirror that disagrees is refused with the first
+layer or array that does.
 """
 
 import copy
@@ -135,7 +112,7 @@ class Certificate:
 
     @property
     def passed(self) -> bool:
-        """Whether the mirror may be used."""
+        """True if the mirror may be used."""
         return not self.disagreements
 
     def check(self) -> "Certificate":
@@ -190,7 +167,7 @@ GRADIENT_EXAMPLES = 2
 
 
 class JaxOutputs(NamedTuple):
-    """What the mirror computes for n images, in float64; gradients for the first m of them.
+    """The mirror on n images, in float64; gradients for the first m of them.
 
     Attributes:
         logits: (n, classes).
@@ -268,7 +245,7 @@ class Call(NamedTuple):
 
 
 class TorchOutputs(NamedTuple):
-    """What the module computed for n images, in float64.
+    """The module on n images, in float64.
 
     Attributes:
         logits: (n, classes).
@@ -443,7 +420,7 @@ class Tolerances(NamedTuple):
 
 
 def tolerances(program: Program | None) -> Tolerances:
-    """What a mirror may be off by; a mirror that is no program is held to the usual values."""
+    """Tolerances of a program; a mirror without one is held to the defaults."""
     values, gradients, reasons = FLOAT64, GRADIENTS, []
     for node in program.nodes if program else ():
         if node.op in _COARSE:
@@ -462,7 +439,7 @@ def tolerances(program: Program | None) -> Tolerances:
 
 
 def _casts_down(node: Node) -> bool:
-    """Whether values of the network, not ones that it makes from nothing, lose precision here."""
+    """True where a value that depends on the images is cast to a lower precision."""
     makes = "_like" in node.op or ".new_" in node.op
     low = any(dtype.name in _LOW for dtype in references(node, DType))
     return low and not makes and any(True for _ in references(node, Ref))

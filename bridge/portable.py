@@ -1,14 +1,7 @@
-"""A mirror to and from one file, so that kernels are computed where torch is not installed.
+"""A mirror as one file, so that kernels are computed where torch is not installed.
 
-The file is that of `bridge.weights`, with the program in its metadata as JSON: whatever reads
-weights reads it too. Nothing in it is ever executed or unpickled, and all of it is checked when it
-is loaded.
-
-A `Program` to and from JSON that has one spelling for each program.
-
-From nodes, whose arguments are numbers (NaN and infinities too), strings, None, nested tuples,
-references, weights and dtypes, to text and back to equal nodes. What is read is not believed: every
-fault of it is found before anything runs.
+The file is that of `bridge.weights` with the program in its metadata, as JSON with one spelling for
+each program. Nothing in it is executed or unpickled; every fault is found before anything runs.
 """
 
 import dataclasses
@@ -128,7 +121,7 @@ def decode_value(value: Any) -> Any:
 
 
 def faults(program: Program, trainable: Collection[str], frozen: Collection[str]) -> Iterator[str]:
-    """What keeps a program from running with arrays of these names, one line each."""
+    """Faults that keep a program from running with arrays of these names, one line each."""
     known = {program.images}
     for node in program.nodes:
         if node.op not in OPERATORS:

@@ -1,16 +1,9 @@
-"""A network as a short list of operators, run by JAX.
+"""A network as a list of operator calls, run by JAX without torch.
 
-From parameters, frozen arrays and a batch of images to logits, one node after another through the
-table of `bridge.ops`; nothing of torch is needed. Any node that directly consumes a weight is a
-site: its output is what the certificate compares, and what a tap perturbs (docs/mathematics.md, 2).
-
-What a program is made of: operator calls, what they refer to, and where weights enter.
-
-Which layers are products, in words that the kernels understand.
-
-From a node of a program to the rule of `kernel.taps` that its gradients follow: dense
-layers, convolutions and embeddings whose trainable arrays are their own arguments and nothing else.
-Every other node has no rule, and its gradients are the vjp of its operator.
+A node that directly consumes a weight is a *site*: its output is compared by the certificate and
+perturbed by a tap (docs/mathematics.md, 2). Dense layers, convolutions and embeddings whose
+trainable arrays are their own arguments carry a rule of `kernel.taps`; the gradient of any other
+site is the vjp of its operator.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -89,7 +82,7 @@ class Site:
 
 
 def references(node: Node, kind: type) -> Iterator[Any]:
-    """What a node refers to, of one kind (Ref or Weight), each once, in order of appearance."""
+    """References of one kind (Ref or Weight) in a node, each once, in order of appearance."""
     seen = set()
     leaves = jax.tree.leaves(
         (node.args, dict(node.kwargs)), is_leaf=lambda leaf: isinstance(leaf, (Ref, Weight, DType))
@@ -275,7 +268,7 @@ class Program:
         return vjp(cotangents)[0]
 
     def rule(self, site: str, params: Arrays) -> Rule | None:
-        """How a site multiplies its input by its trainable parameters, if that is all it does."""
+        """The product rule of a site whose parameters only multiply its input, else None."""
         (chosen,) = [s for s in self.sites if s.name == site]
         (node,) = [n for n in self.nodes if n.name == chosen.node]
         return rule(node, {name: array.shape for name, array in params.items()})

@@ -1,12 +1,8 @@
-"""From a PyTorch module in eval mode and two example images to its `Mirror` in JAX.
+"""`mirror`: a PyTorch module in eval mode and two example images → its `Mirror` in JAX.
 
-By way of `torch.export`; of `torch2jax` where torch.export refuses the module as such. What no
-route may take is refused here, with the reason.
-
-From a PyTorch module to a mirror by way of `torch2jax`, which runs forward on JAX arrays.
-
-For modules that `torch.export` refuses as such. The result has no taps and is proved by the
-certificate alone: torch2jax has few functions, and some of those differ from torch's.
+Through `torch.export`; through `torch2jax` where torch.export refuses the module as such. The
+second route has no taps and few operators, some of which differ from torch's: it counts only under
+the certificate.
 """
 
 import copy

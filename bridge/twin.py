@@ -1,12 +1,8 @@
-"""A person's own JAX function as the mirror of their PyTorch module, by a map of names.
+"""A user's own JAX function as the mirror of their PyTorch module, by a map of names.
 
-From a module, a function of a tree of arrays (flax, equinox or plain) and the place of every array
-of the module in that tree, to a `Mirror` whose arrays keep torch's names and layout, so that
-weights, certificates and kernels are those of any other mirror.
-
-Which place of a tree each array of a torch module fills, and whether it fits there.
-
-From a map of names, as a person writes it, to one line for everything that is wrong with it.
+The function takes a pytree of arrays (flax, equinox or plain). The map says which leaf each array
+of the module fills; the arrays keep torch's names and layout, so that weights, certificates and
+kernels are those of any other mirror. Everything wrong with a map is reported at once.
 """
 
 import difflib
@@ -131,7 +127,7 @@ def _suggestion(shape: tuple[int, ...], place: tuple[int, ...]) -> str:
 
 
 def is_array(leaf: Any) -> bool:
-    """Whether a leaf is an array to fill: no Python object, and no key of jax.random."""
+    """True for a leaf that is an array to fill: no Python object, no key of jax.random."""
     dtype = getattr(leaf, "dtype", None)
     return hasattr(leaf, "shape") and dtype is not None and _kind(dtype) != "other"
 
@@ -261,7 +257,7 @@ def twin(
 
 
 def made_by(function: Callable[..., object], module: nn.Module, images: np.ndarray) -> Mirror:
-    """What a person's `function(module, images)` returns, which must be a mirror.
+    """Call a user's `function(module, images)`, which must return a mirror.
 
     Raises:
         BridgeError: it is something else.

@@ -1,10 +1,9 @@
-"""The arrays of a network to and from one safetensors file that says what is in it.
+"""Weights on disk: one safetensors file with a manifest, read without torch.
 
-The file holds every parameter and buffer by the names of torch's state dict (tied ones once), and
-in its metadata a manifest: kind, shape, dtype and SHA-256 of each, where they come from, and the
-version of this format. Nothing is ever unpickled, a file is replaced whole or not at all, the same
-contents make the same bytes, and nothing of torch is needed. `bridge.portable` writes the same
-file with the network itself in it.
+Every parameter and buffer has the name of torch's state dict (tied ones once). The manifest in the
+metadata holds kind, shape, dtype and SHA-256 of each, provenance and format version. Nothing is
+unpickled, files are replaced atomically, and equal contents give equal bytes. `bridge.portable`
+writes the same file with the program in it.
 """
 
 import hashlib
@@ -87,7 +86,7 @@ class Weights:
 
 
 class Contents(NamedTuple):
-    """What is in a file.
+    """Contents of a weights file.
 
     Attributes:
         groups: arrays by name, for each of `KINDS`.

@@ -1,12 +1,8 @@
-"""BatchNorm outside training: frozen statistics, or statistics counted again on given images.
+"""Frozen and recomputed BatchNorm statistics, and Monte Carlo dropout.
 
 With frozen statistics the network is a function of one image, which the empirical NTK needs
-(docs/mathematics.md, 2).
-
-Forward passes with dropout at work: samples of what a network might answer.
-
-From a network in eval mode and images to logits that differ from pass to pass. Only the layers of
-dropout are switched on; BatchNorm keeps to its running statistics (Gal & Ghahramani 2016).
+(docs/mathematics.md, 2). Monte Carlo passes switch on dropout layers alone; BatchNorm keeps its
+running statistics (Gal & Ghahramani 2016).
 """
 
 from collections.abc import Callable, Iterator
@@ -30,7 +26,7 @@ def freeze(network: nn.Module) -> None:
 
 
 def has_batchnorm(network: nn.Module) -> bool:
-    """Whether training statistics of a batch enter the network anywhere."""
+    """True if the network has a layer that uses batch statistics in training."""
     return any(isinstance(module, BATCH_NORMS) for module in network.modules())
 
 

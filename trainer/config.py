@@ -111,7 +111,7 @@ class TrainConfig:
         return "schedule" if self.loss == "l2" else "fitted"
 
     def plan(self, labelled: int) -> tuple[int, int]:
-        """How one schedule cuts a labelled set: (batches an epoch, epochs).
+        """One schedule over a labelled set: (batches an epoch, epochs).
 
         A batch of 100 images an epoch is too few steps for OneCycle to climb to its rate without
         the loss blowing up on a wide network, and smaller batches give more steps for the same

@@ -1,37 +1,10 @@
-"""The data-set table: from a name and a data directory to uint8 images, labels and class names.
+"""Data sets by name, read from a data directory into uint8 images, labels and class names.
 
-Files are read where they lie, in torchvision's own layout; what torchvision can download is
-downloaded if it is absent. A new data set is one function and one row here.
-
-A reader is imported when it is asked for: torchvision and scikit-learn, which most of them need,
-take seconds, and a command that only prints its help or a refusal should not.
-
-Caltech-101: from torchvision's folder, or a tar of it, to a data set of one image size.
-
-There is no published split: a fifth of each class, drawn with a fixed seed, is the test set.
-
-From one IDX file, gzipped or not, to an array; nothing is written.
-
-IDX is the format of MNIST and Fashion-MNIST: two zero bytes, a type, the number of dimensions, the
-dimensions as big-endian 32-bit integers, then the bytes themselves.
-
-CIFAR-10 and CIFAR-100: from torchvision's layout, or from JPEG archives, to a data set.
-
-Every file is compared with its published MD5 before it is unpickled. JPEG is lossy: what is read
-from `cifar10-jpeg` is named so, and figures on it do not compare with those on CIFAR-10.
-
-Digits: from the 8 x 8 handwritten digits inside scikit-learn to a data set; no download.
-
-There is no published split: a fifth of each class, drawn with a fixed seed, is the test set.
-
-MNIST and Fashion-MNIST: from the four IDX files of torchvision's layout to a data set.
-
-The gzipped files are read as they are, their MD5 compared with the published ones; files that are
-not gzipped have no published checksum and are checked by their headers alone.
-
-SVHN: from torchvision's layout, two .mat files in the data directory, to a data set.
-
-Both files are compared with their published MD5 before they are read.
+Files are read in place in torchvision's layout; MD5s are compared with the published ones before a
+file is parsed; an absent set that torchvision can download is downloaded. Digits and Caltech-101
+have no published split: a fifth of each class, drawn with a fixed seed, is the test set.
+torchvision and scikit-learn take seconds to import and are imported by the readers that need them. A new data
+set is one function and one row.
 """
 
 import gzip

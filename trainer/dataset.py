@@ -1,7 +1,7 @@
-"""From arrays of pixels and labels to a checked, immutable data set with its normalisation.
+"""`Dataset`: immutable, checked arrays of pixels and labels with their normalisation.
 
-Images stay `uint8` in memory and become float32 when `normalise` is called. Mean and standard
-deviation are those of the train images, counted exactly.
+Images stay uint8; `normalise` gives float32. Mean and standard deviation are those of the train
+images, counted exactly.
 """
 
 from collections.abc import Sequence
@@ -63,7 +63,7 @@ class Dataset:
 
     @property
     def classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return len(self.class_names)
 
     @property

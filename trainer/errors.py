@@ -1,7 +1,4 @@
-"""What a user did that the trainer cannot go on with; every message says what to do.
-
-Look a name up in a table; an unknown one is answered with the nearest that is known.
-"""
+"""Exceptions of the trainer, and look-up by name that suggests the nearest known one."""
 
 import difflib
 from collections.abc import Mapping

@@ -1,43 +1,21 @@
-"""Train a network on the labelled images: from images and labels to weights that fit them.
+"""Train a network on the labelled images until the labels are fitted.
 
 Optimiser and schedule are fresh at every call, so a warm start is the same call on the same network
-(docs/mathematics.md, 5). Look-ahead scores suppose that the labels are fitted, so training goes on
-until they are, within limits, and the result says whether it got there:
+(docs/mathematics.md, 5). Look-ahead scores assume fitted labels, so training goes on until they
+are, within limits, and the result says whether it got there:
 
 1. A floor on the steps of a schedule (`TrainConfig.plan`). With 100 labels, one batch an epoch
    makes OneCycle climb to its rate in a few dozen steps, faster than a wide network adapts.
-2. A schedule that diverges (a loss that is not finite, or one above twice that of answering zeros
-   or of the start once half of it is over) starts again from its first weights at half the rate.
+2. A schedule that diverges (a loss that is not finite, or above twice that of answering zeros or of
+   the start once half of it is over) restarts from its first weights at half the rate.
 3. A schedule that ends before the labels are fitted is followed by another at half the rate. It
-   goes on from there, but from the schedule's first weights if the network died: ReLUs that a high
-   rate has closed for good, as happens with two classes, have no gradient to come back by.
+   continues from there, but from the schedule's first weights if the network died: ReLUs that a
+   high rate has closed for good, as happens with two classes, have no gradient to come back by.
 
-Random crops and flips of a batch, for training only; images that are scored never pass here.
-
-An equivalent of torchvision's RandomCrop and RandomHorizontalFlip that works on a whole batch and
-draws from the passed generator alone.
-
-A module that is trained together with a network: what `trainer.fit.fit` asks of it.
-
-In every step it sees what the network computes for a batch and the loss of each image, and adds
-something to the batch's loss. It is trained by the network's optimiser, in a group of parameters
-of its own, and goes back to its start when the network does.
-
-What training minimises and what it is judged by: from logits and labels to a number.
-
-Both papers' losses (docs/mathematics.md, 5) and the accuracy and residual that a record states.
-
-One schedule of training, epoch by epoch: optimiser, batches, steps.
-
-From a network, images and labels to the mean loss of each epoch; the weights are in the network.
-
-What cannot be trained on is refused before the first step, with what to do about it.
-
-From images, labels, a network and settings to nothing, or to one plain message.
-
-Keep freed blocks in the process, so that every training step does not ask the kernel anew.
-
-glibc hands large blocks back to the kernel as soon as they are freed, and activations are large.
+An auxiliary module, such as LL4AL's loss prediction, can be trained along: it sees each batch and
+the loss of each image, adds to the batch's loss, and has a parameter group of its own. Crops and
+flips are those of torchvision's RandomCrop and RandomHorizontalFlip for a whole batch, drawn from
+the passed generator alone; images that are scored are never augmented.
 """
 
 import ctypes
@@ -111,10 +89,10 @@ def _positions(shifts: np.ndarray, size: int) -> torch.Tensor:
 
 @runtime_checkable
 class Companion(Protocol):
-    """What is trained along; any `nn.Module` with `rate`, `watch` and `added` is one."""
+    """A module trained with the network: any `nn.Module` with `rate`, `watch` and `added`."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """What is trained, in a group of its own."""
+        """Parameters, in a group of their own."""
         ...
 
     def rate(self, network_rate: float) -> float:
@@ -128,7 +106,7 @@ class Companion(Protocol):
     def added(
         self, seen: Sequence[torch.Tensor], losses: torch.Tensor, done: float
     ) -> torch.Tensor:
-        """What is added to the loss of a batch: a scalar.
+        """Scalar added to the loss of a batch.
 
         Args:
             seen: what `watch` gave for this batch.
@@ -138,7 +116,7 @@ class Companion(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What is restored after a schedule that diverged."""
+        """State restored after a schedule that diverged."""
         ...
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> object:
@@ -207,7 +185,7 @@ def residual_rms(
 
 
 class Epoch(NamedTuple):
-    """What an epoch came to.
+    """Outcome of an epoch.
 
     Attributes:
         loss: mean over its images, of the network alone.
@@ -277,7 +255,7 @@ def epochs(
 
 
 def _arithmetic(config: TrainConfig, device: torch.device) -> AbstractContextManager[object]:
-    """What a forward pass, and by it the backward pass, computes in."""
+    """Autocast context of the forward pass, and through it of the backward pass."""
     if config.precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
@@ -392,7 +370,7 @@ Progress = Callable[[int, int, str], None]
 
 
 class FitResult(NamedTuple):
-    """What training came to; the weights are in the network."""
+    """Outcome of a training; the weights are in the network."""
 
     steps: int
     """Optimiser steps taken, those of diverged schedules included."""
@@ -555,7 +533,7 @@ def _schedule(
 
 
 def _fits(network: nn.Module, images: np.ndarray, labels: np.ndarray, config: TrainConfig) -> bool:
-    """Whether the accuracy on the labelled images reaches its target.
+    """True if the accuracy on the labelled images reaches its target.
 
     Batch by batch, and none after so many errors that it cannot: asked after every epoch, going
     through all images takes a third of the time of training on them.
@@ -571,7 +549,7 @@ def _fits(network: nn.Module, images: np.ndarray, labels: np.ndarray, config: Tr
 
 
 def _dead(answers: np.ndarray) -> bool:
-    """Whether most images are answered by biases alone: with the very same logits."""
+    """True if most images get the very same logits, those of the biases alone."""
     same = np.isclose(answers, np.median(answers, axis=0), rtol=1e-5, atol=1e-7).all(axis=1)
     return bool(2 * same.sum() > len(answers) > 1)
 

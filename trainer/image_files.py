@@ -1,22 +1,10 @@
-"""From a folder or archive and the names of images in it to one array of their pixels.
+"""Image files in a folder, zip or tar → one uint8 array, read in place.
 
-What is read is listed, measured and decoded in three passes, each in the order in which the files
-lie, so that a compressed tar is quick too; only the decoded pixels of the wanted size are kept.
-
-From a data directory to files that are known to be there, readable and unaltered.
-
-A data set that is absent is downloaded by torchvision into a staging folder inside the data
-directory and moved into place when it is complete, so no partial file is left behind.
-
-From a folder, a zip or a tar to the files in it, read in place and one at a time.
-
-Nothing is extracted to the disk, so names that point outside an archive are harmless. Hidden files
-and what macOS and Windows leave in folders are passed over.
-
-From an image file in any common format to uint8 pixels of a wanted size.
-
-Every image is turned upright (EXIF), laid on white where it is transparent, scaled to cover the
-wanted size and cropped around its centre. The resampling is Pillow's antialiased bilinear one.
+Files are listed, measured and decoded in three passes, each in the order in which they lie, so that
+a compressed tar is quick too; only pixels at the wanted size are kept. Hidden files and what macOS
+and Windows leave in folders are passed over. Images are turned upright (EXIF), composited on white,
+scaled to cover the wanted size with Pillow's antialiased bilinear filter, and centre-cropped.
+Downloads go through a staging folder and are moved into place when complete.
 """
 
 import hashlib
@@ -280,7 +268,7 @@ def _walk_folder(path: Path) -> Iterator[Member]:
 
 
 def _leads_up(folder: Path) -> bool:
-    """Whether it is a link to a folder that it lies in."""
+    """True for a link to a folder that contains it."""
     return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
 
 
@@ -341,7 +329,7 @@ _DECODING_FAILURES = (
 
 
 class Header(NamedTuple):
-    """What the head of an image file says.
+    """Header of an image file.
 
     Attributes:
         height: in pixels, upright.

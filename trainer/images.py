@@ -1,12 +1,7 @@
-"""From a person's own images, in a folder, zip or tar, to a data set.
+"""A user's own images as a data set: train/CLASS/…, test/CLASS/…, unlabelled/….
 
-The images lie in train/<class>/… and test/<class>/…, in any format that Pillow reads and in any
-size. Nothing is unpacked to the disk.
-
-From a person's own images, most of them not labelled yet, to a data set to be labelled.
-
-In a folder, zip or tar: `unlabelled/…` at any depth, and, if there are any, `train/<class>/…`
-that are labelled already and `test/<class>/…`; or nothing but images, in folders of any name.
+In a folder, zip or tar, in any format that Pillow reads and in any size; nothing is unpacked to the
+disk. Partly labelled sets may have `unlabelled/` at any depth, or be nothing but images.
 """
 
 from collections.abc import Sequence
@@ -127,7 +122,7 @@ def find_layout(path: Path, entries: Sequence[Entry]) -> Layout:
 
 
 def _depth_of_splits(path: Path, entries: Sequence[Entry]) -> int:
-    """How many folders lie around train and test."""
+    """Depth of the folders around train and test."""
     depth = 0
     while True:
         folders = {
@@ -206,7 +201,7 @@ def read_partly_labelled(
 
 
 def _depth(files: Sequence[Parts]) -> int:
-    """How many folders lie around everything, until one is met that says what is in it."""
+    """Depth of the folders around the first one with a telling name."""
     depth = 0
     while files and all(len(parts) > depth + 1 for parts in files):
         tops = {parts[depth].lower() for parts in files}

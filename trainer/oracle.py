@@ -1,22 +1,8 @@
-"""Who answers a query: from dataset-level indices to labels, checked before anything is trained.
+"""Oracles: data-set indices → labels, from the data set, a function or a person at a terminal.
 
-An oracle is any function of that shape. `DatasetOracle` knows the answers; `CallableOracle` asks a
-function of the user's, such as one that shows the images to a person.
-
-From the pixels of one image to something that a person can look at: a PNG, or blocks of text.
-
-The PNG is enlarged by whole factors so that a small image is not blurred. In a terminal each
-character is two pixels, one above the other.
-
-From what a person types to a class, or to a wish: undo, skip, help, quit.
-
-A class is meant by its name, by the beginning of only one name, or by its number; capitals do not
-matter. A class that is called like a command goes by its name, the command then by `/name`.
-
-A person who labels one image at a time: it is shown and written to a file, a class is typed.
-
-From a data-set index to a label, or to a wish (undo, skip, quit). What is typed wrongly is said and
-asked again; nothing here decides what becomes of an answer.
+A person sees the image as blocks of text and as a PNG enlarged by whole factors, and types a class
+by its name, an unambiguous beginning of it or its number (case-insensitive), or a command: undo,
+skip, help, quit. A class named like a command keeps its name; the command is then `/name`.
 """
 
 import io
@@ -171,7 +157,7 @@ _LISTED = 12  # names that a message gives; `?` gives all
 
 
 class Wish(Enum):
-    """What a person may want instead of giving a label."""
+    """Command of a person in place of a label."""
 
     UNDO = "undo"
     SKIP = "skip"

@@ -1,7 +1,7 @@
-"""The pool: which train images are labelled and which are not, as indices into the data set.
+"""The pool: labelled and unlabelled train images, as data-set indices.
 
-A pool never changes; `acquire` gives the next one. An index that is labelled twice, repeated or out
-of range is an error.
+Immutable; `acquire` returns the next pool. An index that is labelled twice, repeated or out of
+range is an error.
 """
 
 from collections.abc import Sequence
@@ -75,7 +75,7 @@ class Pool:
 
     @property
     def examples(self) -> int:
-        """How many images there are, labelled or not."""
+        """Number of images, labelled or not."""
         return len(self.labelled) + len(self.unlabelled)
 
     def acquire(self, indices: np.ndarray | Sequence[Any]) -> "Pool":

@@ -1,17 +1,8 @@
-"""From a trained network and normalised images to logits, in eval mode and batch by batch.
+"""Eval-mode logits and penultimate features, batch by batch.
 
-Whatever maps images to something other than one finite row of logits an image is refused here,
-so that nothing downstream has to ask again.
-
-Images that are read a few at a time: an array, or what makes some when they are asked for.
-
-From indices or stored pixels and a function to something that a network goes through batch by
-batch, with no more than a batch of normalised images in memory, however large the pool is.
-
-The penultimate features of a network: what the layer that makes its logits is given.
-
-From a network and images to that layer, which is told by the values that it gives and not by its
-name or place, and from there to logits and features of one forward pass.
+Anything other than one finite row of logits an image is refused here, so that nothing downstream
+asks again. Images may be read piece by piece (`Piecewise`), with no more than a batch of normalised
+images in memory. The penultimate layer is recognised by the values it passes on, not by its name.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +23,7 @@ class Images(Protocol):
     """(examples, channels, height, width), as the network takes them; an array is one."""
 
     def __len__(self) -> int:
-        """How many."""
+        """Number of images."""
         ...
 
     def __getitem__(self, places: slice, /) -> np.ndarray:
@@ -53,7 +44,7 @@ class Piecewise:
         self._make, self._of = make, of
 
     def __len__(self) -> int:
-        """How many."""
+        """Number of images."""
         return len(self._of)
 
     def __getitem__(self, places: slice, /) -> np.ndarray:
@@ -225,7 +216,7 @@ class Head(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """Of one forward pass.
+    """Logits and features of one forward pass.
 
     Attributes:
         logits: of each image.
@@ -351,7 +342,7 @@ def _rows(layer: nn.Module, taken: torch.Tensor, head: Head) -> torch.Tensor:
 
 
 def _ends(layer: nn.Module, output: torch.Tensor) -> Iterator[torch.Tensor]:
-    """What the logits would be if nothing but a usual ending came after a layer."""
+    """Logits if nothing but a usual ending followed a layer."""
     if isinstance(layer, nn.Conv2d):
         if layer.kernel_size != (1, 1) or output.ndim != 4:
             return

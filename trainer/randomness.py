@@ -1,7 +1,7 @@
-"""Torch's hidden random state, ruled by the generator that was passed.
+"""torch's global generators, seeded from a passed one.
 
 Initialisers and dropout draw from torch's global generators and take no other. Inside `seeded`
-those generators start from a number drawn from the passed one; afterwards they are as before.
+those start from a number drawn from the passed generator; afterwards they are restored.
 """
 
 from collections.abc import Iterator

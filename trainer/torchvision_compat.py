@@ -1,4 +1,4 @@
-"""The one place that imports torchvision, so that it also works beside a CPU-only torch.
+"""torchvision, importable beside a CPU-only torch.
 
 torchvision's wheel is built for CUDA. Beside a torch without CUDA its compiled operators do not
 load, and `import torchvision` then dies while it registers shape functions for `nms` and `qnms`,

@@ -1,13 +1,8 @@
-"""Rows of the operator table for arithmetic, comparisons and functions of each value.
+"""Operator rows: arithmetic, comparisons, activations, bounds.
 
-From arrays and numbers to arrays. Where whole numbers become fractions the result is a float32,
-torch's default dtype, whatever JAX's is.
-
-Rows of the operator table for activation functions and bounds.
-
-From arrays to arrays of the same shape. Kinks are written with `jnp.where`, so that gradients at a
-kink are those of torch too: 0 at the zero of a ReLU and at the bounds of a hardtanh, 1 at the
-bounds of a clamp.
+Integer operands that yield fractions give float32, torch's default dtype, whatever JAX's is. Kinks
+are written with `jnp.where` so that gradients there are torch's: 0 at the zero of a ReLU and at the
+bounds of a hardtanh, 1 at the bounds of a clamp.
 """
 
 import math
@@ -307,13 +302,13 @@ def div_rounded(x: Value, y: Value, *, rounding_mode: str | None = None) -> Arra
 
 @register("aten.remainder.Tensor", "aten.remainder.Scalar", "aten.remainder.Scalar_Tensor")
 def remainder(x: Value, y: Value) -> Array:
-    """What is left of x / y rounded down; it has the sign of y."""
+    """Remainder of floor division, with the sign of y."""
     return jnp.remainder(*promoted(x, y))
 
 
 @register("aten.fmod.Tensor", "aten.fmod.Scalar")
 def fmod(x: Value, y: Value) -> Array:
-    """What is left of x / y rounded towards 0; it has the sign of x."""
+    """Remainder of division rounded towards 0, with the sign of x."""
     return jnp.fmod(*promoted(x, y))
 
 

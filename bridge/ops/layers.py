@@ -1,10 +1,6 @@
-"""Rows of the operator table for layers: convolution, normalisation, softmax.
+"""Operator rows: convolution, normalisation, softmax, matrix products, attention, distances.
 
-From arrays in torch's layouts (images NCHW, kernels OIHW) to arrays in the same.
-
-Rows of the operator table that multiply arrays: matrix products, einsum, attention, distances.
-
-From arrays in torch's layouts to arrays in the same.
+Layouts are torch's: images NCHW, kernels OIHW.
 """
 
 import math
@@ -59,7 +55,7 @@ def edges_of(
 
 
 def _reach(kernel: tuple[int, ...], dilation: tuple[int, ...]) -> list[int]:
-    """How far the last entry of a kernel is from its first, on each axis."""
+    """Extent of a dilated kernel minus 1, on each axis."""
     return [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
 
 

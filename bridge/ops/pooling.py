@@ -1,13 +1,8 @@
-"""Rows of the operator table for pooling.
+"""Operator rows: pooling and resizing of images (…, height, width).
 
-From images (…, height, width) to smaller ones. Windows are visited offset by offset as shifted
-slices, so that the first maximum of a window has its gradient, as in torch, and derivatives stay
-slices under `vmap`.
-
-Rows of the operator table that resize images.
-
-From images (…, height, width) to images of another size. Each axis is resized by itself: it is
-the product with a small matrix, which depends on sizes alone and is made with NumPy.
+Windows are visited offset by offset as shifted slices, so that the gradient goes to the first
+maximum of a window, as in torch, and derivatives stay slices under `vmap`. Each axis is resized
+separably by a small matrix that depends on sizes alone and is made in NumPy.
 """
 
 import functools
@@ -200,7 +195,7 @@ def _axes(x: Array, size: Shape | None, scales: Scales | None) -> list[tuple[int
 
 
 def _ratio(n: int, m: int, scale: float | None, align_corners: bool = False) -> float:
-    """How far apart in the old image two neighbours in the new one are."""
+    """Spacing in the source image of neighbours in the resized one."""
     if align_corners:
         return (n - 1) / (m - 1) if m > 1 else 0.0
     return 1 / scale if scale else n / m

@@ -1,7 +1,4 @@
-"""Rows of the operator table that reduce axes, or sum along them.
-
-From arrays to arrays. At ties and zeros the gradients are torch's own.
-"""
+"""Operator rows: reductions and cumulative sums; gradients at ties and zeros are torch's."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -108,7 +105,7 @@ def min_dim(x: Array, dim: int, keepdim: bool = False) -> tuple[Array, Array]:
 
 @register("aten.any.default", "aten.any.dim", "aten.any.dims")
 def any_(x: Array, dim: Axes = None, keepdim: bool = False) -> Array:
-    """Whether some value is not 0."""
+    """True where any value is not 0."""
     return jnp.any(x, _axes(dim), keepdims=keepdim)
 
 

@@ -1,15 +1,7 @@
-"""Rows of the operator table that move and select values.
+"""Operator rows: reshape, index, gather, scatter, sort, and constructors of batch-sized arrays.
 
-From arrays to arrays; sizes are Python numbers, the batch's among them.
-
-Rows of the operator table that look values up by place, put them there, or order them.
-
-From arrays and places, which are whole numbers, to arrays.
-
-Rows of the operator table that make values from nothing, where their size is the batch's.
-
-From sizes, or from an array to be like, to arrays. What no batch size decides is made by torch
-when the network is mirrored.
+Sizes are Python numbers, the batch's among them; arrays that no batch size decides are folded by
+torch when the network is mirrored.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The table itself: from the name of an ATen operator to the JAX function that computes it."""
+"""The operator table: ATen name → JAX function."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,9 +1,7 @@
-"""Networks by name: from a name, an image shape and a number of classes to a torch module.
+"""Networks by name, image shape and number of classes.
 
-The table holds the networks of both papers with stems for small images (docs/mathematics.md, 5);
-`module:factory` is a network of one's own. Every one is probed before it is handed out.
-
-A person's own network: from `module:factory` to the function and what it is called with.
+The networks of both papers with stems for small images (docs/mathematics.md, 5); `module:factory`
+is a user's own. Every network is probed before it is handed out.
 """
 
 import importlib
@@ -68,7 +66,7 @@ def keywords_for(
     classes: int,
     arguments: Mapping[str, Argument],
 ) -> dict[str, object]:
-    """What a factory is called with: `input_shape` and `classes` if it takes them, and the rest.
+    """Keyword arguments of a factory: `input_shape` and `classes` if it takes them, and the rest.
 
     Raises:
         NetworkError: an argument is unknown to it, or one that it needs is not given.
@@ -153,7 +151,7 @@ def build(
 
 
 def parameter_count(network: nn.Module) -> int:
-    """How many numbers training changes."""
+    """Number of trainable parameters."""
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 

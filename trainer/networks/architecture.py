@@ -1,8 +1,4 @@
-"""What a network is apart from its widths: which of the papers' networks, and how deep.
-
-From a module to its name in `trainer.networks.NETWORKS` and the arguments that are not widths, for
-whoever needs the same network at another width.
-"""
+"""A network's architecture apart from its widths: its name in `NETWORKS` and its depths."""
 
 from typing import NamedTuple
 
@@ -45,7 +41,7 @@ def depths_of(network: nn.Module) -> Depths | None:
 
 
 def _is_resnet18(network: nn.Module) -> bool:
-    """Whether it is torchvision's with the stem for small images, as `resnet18` makes it."""
+    """True for torchvision's ResNet18 with the stem for small images, as `resnet18` makes it."""
     stem = network.conv1
     plain = isinstance(stem, nn.Conv2d) and stem.stride == (1, 1) and stem.kernel_size == (3, 3)
     stages = (network.layer1, network.layer2, network.layer3, network.layer4)

@@ -1,4 +1,4 @@
-"""Checks of the arguments that networks take, and the layer of dropout that one of them makes."""
+"""Checks of networks' arguments, and the dropout layer one of them makes."""
 
 from torch import nn
 

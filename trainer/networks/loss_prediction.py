@@ -1,8 +1,8 @@
 """LL4AL's loss prediction module (Yoo & Kweon, *Learning Loss for Active Learning*, CVPR 2019).
 
-From intermediate feature maps of a network to a prediction of each image's loss. Each map h is
-averaged over its positions, goes through a linear layer to `width` numbers and a ReLU, and all of
-these side by side through one linear layer to a number l̂. It is trained along with the network
+Predicts each image's loss from intermediate feature maps of a network. Each map h is averaged over
+its positions, goes through a linear layer to `width` numbers and a ReLU, and all of these side by
+side through one linear layer to a number l̂. It is trained along with the network
 (`trainer.fit.fit(…, companion=…)`) by comparing pairs, so that l̂ orders images by their loss and
 has no scale. The images whose predicted loss is largest are the ones to query.
 
@@ -28,10 +28,8 @@ What the paper leaves to others, and what is done here:
 - Losses of equal size count as no order: sign(0) = 0, where the paper has −1.
 - The schedule is that of one training; with `stop` `fitted` it may end before its `detach`.
 
-Which modules of a network give its intermediate feature maps: names of submodules.
-
-From a network and a few images to the modules whose outputs a loss prediction module reads, as the
-person named them, as the papers' networks have them, or as the sizes of the outputs suggest.
+The feature maps are the outputs of submodules that the user names, of those known of the papers'
+networks, or of those that the sizes of the outputs suggest (`find_taps`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -192,7 +190,7 @@ def _resolution(value: torch.Tensor) -> tuple[int, ...]:
 
 
 def _adds_nothing(output: _Output, before: _Output) -> bool:
-    """Whether it holds the same numbers in another shape (or dropped out), or their averages."""
+    """True if it holds the same numbers reshaped or dropped out, or their averages."""
     one, other = output.value, before.value
     if one.numel() == other.numel() and torch.equal(one.flatten(), other.flatten()):
         return True
@@ -202,7 +200,7 @@ def _adds_nothing(output: _Output, before: _Output) -> bool:
 
 
 def _outputs(network: nn.Module, images: np.ndarray) -> tuple[list[_Output], torch.Tensor]:
-    """What every submodule gives for a few images, in the order in which they end."""
+    """Outputs of every submodule for a few images, in the order in which they finish."""
     outputs: list[_Output] = []
     learned = False
 
@@ -360,7 +358,7 @@ class LossPrediction(nn.Module):
         losses: Float[torch.Tensor, " batch"],
         done: float,
     ) -> Float[torch.Tensor, ""]:
-        """What is added to the loss of a batch (see the module).
+        """Term added to the loss of a batch (see the module).
 
         Args:
             seen: averaged feature maps of the batch, one for each tap.

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from pipelines import digits
 from pipelines.cli import plainly
-from pipelines.report import report, show
+from pipelines.report import print_report, report
 from pipelines.run import run
 
 
@@ -45,7 +45,7 @@ def main() -> None:
                 )
                 run(config, console)
                 folders.append(folder)
-        show(report(folders, demo.out / "report"), console)
+        print_report(report(folders, demo.out / "report"), console)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import pytest
 
 from experiments.report.results import results
-from experiments.statistics.judgement import UNDECIDED, judge
+from experiments.statistics.claims import UNDECIDED, judge
 from experiments.studies import STUDIES
 from experiments.studies.study import SIZES, kind_of
 

@@ -12,8 +12,7 @@ from pipelines.config import completed
 from pipelines.errors import PipelineError
 from pipelines.json_io import plain
 from pipelines.record import Run
-from pipelines.report.curves import interval
-from pipelines.report.groups import field
+from pipelines.report.curves import field, interval
 
 STRATEGY, RANDOM = "dynamical", "random"
 # What runs of one figure may differ in.

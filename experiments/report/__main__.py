@@ -6,13 +6,13 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from experiments.report import several, study
-from experiments.report.results import ROOT
+from experiments.report import build
 from experiments.studies import STUDIES, find
 from experiments.studies.study import SIZES
+from experiments.sweep.recorded import ROOT
 from pipelines.cli import plainly
 
-ALL = "all"  # studies that are built in
+ALL = "all"  # built-in studies
 
 
 def main(
@@ -24,32 +24,32 @@ def main(
     places: bool = True,
     records: bool = False,
 ) -> None:
-    """Curves, differences from random, verdicts: all that a study's records say of its question.
+    """Report on a study: verdicts, statistics, curves, differences from random.
 
-    Of several studies, or `all`: the report of each in a folder of its name, and verdicts.md and
+    Several studies, or `all`, have a report each, in a folder of its name, and verdicts.md and
     verdicts.csv with every claim.
 
     Args:
         studies: names, or module:STUDY; `all` studies that are built in.
-        out: folder to write into, made if it is not there; by default reports/STUDY-SIZE or
+        out: folder to write into, made if missing; by default reports/STUDY-SIZE or
             reports/SIZE.
         size: small or paper.
         runs: folder of the studies' records, at any depth.
-        places: whether tables say where records lie and on which machines they were made;
-            --no-places leaves that out of a report that is shown to others.
-        records: put the trials' records beside the report, in records.zip: unpacked below --runs,
-            on any machine, they are reported on and gone on with.
+        places: whether the files name folders and machines of the records; --no-places leaves that
+            out of a report that is published.
+        records: add the trials' records, in records.zip: unpacked below --runs, on any machine,
+            they are reported on and resumed.
     """
     with plainly():
         chosen = [find(name) for name in (STUDIES if studies == (ALL,) else studies)]
         if len(chosen) == 1:
             folder = out or Path("reports") / f"{chosen[0].name}-{size}"
-            made = study.study_report(chosen[0], size, runs, folder, places, records)
-            study.show(made, Console())
+            report = build.study_report(chosen[0], size, runs, folder, places, records)
+            build.print_report(report, Console())
         else:
             folder = out or Path("reports") / size
-            made = several.several_reports(chosen, size, runs, folder, places, records)
-            several.show(made, Console())
+            summary = build.several_reports(chosen, size, runs, folder, places, records)
+            build.print_summary(summary, Console())
 
 
 if __name__ == "__main__":

@@ -1,78 +1,77 @@
-"""A study's trials and a folder of records → tables of all that was found, and of what is missing.
+"""Results of a study: tables of all that the records of its trials hold, and their statistics.
 
-Nothing is averaged over seeds here: that is for `experiments.statistics`.
+Nothing is averaged over seeds in `Results`; `statistics` makes the tables of the finished trials.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from experiments.report.measures import Measure, measures
+from experiments.statistics.claims import Frames, Judgement, judge
+from experiments.statistics.curves import (
+    REFERENCE,
+    TRIAL,
+    blocks,
+    costs,
+    finished,
+    having,
+    labels_saved,
+    own_models,
+    saving,
+    summary,
+)
+from experiments.statistics.ranks import Friedman, friedman, post_hoc
 from experiments.studies.study import Study, Trial
 from experiments.sweep.carry import read_note
 from experiments.sweep.recorded import ROOT, recorded, state
 from pipelines import record
 from pipelines.errors import PipelineError
-from pipelines.report.curves import STAGE, TRAINING_STAGES, round_row
+from pipelines.report.curves import STAGE, TRAINING_STAGES, flat, round_row
 from pipelines.sequential import config
 
-WHO = ("subject", "arm", "seed")
-CURVES = (
-    *WHO,
-    "round",
-    "labelled",
-    "test_accuracy",
-    "own_accuracy",
-    "train_accuracy",
-    "residual_rms",
-    "fitted",
-    "queried",
-    "fit_seconds",
-    "query_seconds",
-    "peak_memory_mib",
-    "host",
-)
-ANSWERS = (*WHO, "round", "labelled", "test_accuracy")
-MEASURES = (*WHO, "quantity", "x", "value", "state", "measure", "series", "axis")
-PLACES = ("path", "host", "command")  # what says where: columns, and of the environment
-TRIALS = (*WHO, "kind", "strategy", "state", "rounds", "of_rounds", "path", "message")
+_RUN = ("round", "labelled", "test_accuracy", "own_accuracy", "train_accuracy", "residual_rms")
+_COST = ("fitted", "queried", "fit_seconds", "query_seconds", "peak_memory_mib", "host")
+CURVES = (*TRIAL, *_RUN, *_COST)
+ANSWERS = (*TRIAL, "round", "labelled", "test_accuracy")
+MEASURES = (*TRIAL, "quantity", "x", "value", "state", "measure", "series", "axis")
+TRIALS = (*TRIAL, "kind", "strategy", "state", "rounds", "of_rounds", "path", "message")
+PLACES = ("path", "host", "command")  # columns, and keys of the environment, that name a machine
+INITIAL, TRAINED = "initial", "trained"  # states of a network
+_AUDITED = ("spearman", "ceiling", "agreeing", "gain", "error", "cosine", "size", "point_error")
 
 
 @dataclass(frozen=True)
-class Results:
-    """What the records say of a study's trials, complete or not.
+class Results(Frames):
+    """Records of a study's trials, complete or not.
+
+    `curves` has the columns `CURVES` and a column of seconds for each stage, also of runs that are
+    not done; a sequential run has a row for each training. `own_accuracy` is that of the strategy's
+    own model, such as a GP; `host` is the machine that the run was last started on. `answers` has
+    `ANSWERS`, `measures` has `MEASURES` (`quantity` is measure and series joined by a comma),
+    `trials` has `TRIALS`.
 
     Attributes:
         study: the study.
-        size: which of its sizes.
+        size: small or paper.
         root: where records were looked for.
-        curves: a row for each completed round of each run, also of runs that are not done:
-            `CURVES`, and a column of seconds for each stage. A sequential run has a row for each
-            training. Accuracies are fractions; `own_accuracy` is that of the strategy's own model
-            where it has one, as a GP; `query_seconds` is NaN where nothing was queried; `host`
-            says what machine the run was last started on.
-        answers: a row for each answer of each sequential run, with the accuracy of the linearised
-            network after it: `ANSWERS`.
-        measures: a row for each number that an audit or another measurement ended with:
-            `MEASURES`; `quantity` is measure and series joined by a comma.
-        trials: a row for each trial: `TRIALS`; `state` is done, failed, begun or absent.
     """
 
     study: Study
     size: str
     root: Path
-    curves: pd.DataFrame
-    answers: pd.DataFrame
-    measures: pd.DataFrame
-    trials: pd.DataFrame
+
+    @property
+    def planned(self) -> tuple[Trial, ...]:
+        """All trials of the study at this size."""
+        return self.study.trials(self.size)
 
 
 def results(study: Study, size: str = "small", root: Path = ROOT) -> Results:
-    """Read what there is of a study.
+    """Read the records of a study.
 
     Args:
         study: the study.
@@ -85,21 +84,20 @@ def results(study: Study, size: str = "small", root: Path = ROOT) -> Results:
     """
     trials = study.trials(size)
     places = recorded(root, trials)
-    # One record may answer for several trials: the same settings under two names.
-    kept: dict[str, _Read] = {}
-    curves, answers, measured, rows = [], [], [], []
+    read: dict[str, _Read] = {}  # trials of the same settings under two names share a record
+    curves, answers, measures, rows = [], [], [], []
     for trial in trials:
-        if trial.key not in kept:
-            kept[trial.key] = _read(trial, places.get(trial.key))
-        found, who = kept[trial.key], dict(zip(WHO, _who(trial), strict=True))
-        curves += [row | who for row in found.curves]
-        answers += [row | who for row in found.answers]
-        measured += [
-            who | one._asdict() | {"quantity": one.quantity}
+        if trial.key not in read:
+            read[trial.key] = _read(trial, places.get(trial.key))
+        found, names = read[trial.key], {name: getattr(trial, name) for name in TRIAL}
+        curves += [row | names for row in found.curves]
+        answers += [row | names for row in found.answers]
+        measures += [
+            names | one._asdict() | {"quantity": one.quantity}
             for one in found.measures
             if not study.shows or one.measure in study.shows
         ]
-        rows.append(who | {"kind": trial.kind} | found.trial)
+        rows.append(names | {"kind": trial.kind} | found.trial)
     stages = dict.fromkeys(name for row in curves for name in row if name.startswith(STAGE))
     return Results(
         study=study,
@@ -107,27 +105,60 @@ def results(study: Study, size: str = "small", root: Path = ROOT) -> Results:
         root=root,
         curves=pd.DataFrame(curves, columns=[*CURVES, *stages]),
         answers=pd.DataFrame(answers, columns=list(ANSWERS)),
-        measures=pd.DataFrame(measured, columns=list(MEASURES)),
+        measures=pd.DataFrame(measures, columns=list(MEASURES)),
         trials=pd.DataFrame(rows, columns=list(TRIALS)),
     )
 
 
-def _who(trial: Trial) -> tuple[str, str, int]:
-    return trial.subject, trial.arm, trial.seed
+def common(trials: Iterable[Trial]) -> dict[str, Any]:
+    """Settings shared by all of some trials, nested names joined by dots, without the seed."""
+    records = [flat(trial.config.record()) for trial in trials]
+    return {
+        key: value
+        for key, value in (records[0] if records else {}).items()
+        if key != "seed" and all(key in r and r[key] == value for r in records)
+    }
 
 
-@dataclass(frozen=True)
-class _Read:
-    """What one directory says of one trial."""
+# Records
+
+
+class _Measure(NamedTuple):
+    """One number of a trial.
+
+    Attributes:
+        measure: name; figures have a panel for each.
+        series: such as a kernel or a strategy; figures have a line for each.
+        axis: meaning of x; may be empty.
+        x: width, size of a query, epoch; NaN if there is none.
+        value: the number.
+        state: of the network: initial, trained, or empty where x tells.
+    """
+
+    measure: str
+    series: str
+    axis: str
+    x: float
+    value: float
+    state: str
+
+    @property
+    def quantity(self) -> str:
+        """The name that claims refer to."""
+        return ", ".join(word for word in (self.measure, self.series) if word)
+
+
+class _Read(NamedTuple):
+    """Rows of one trial."""
 
     trial: dict[str, Any]
-    curves: tuple[dict[str, Any], ...] = ()
-    answers: tuple[dict[str, Any], ...] = ()
-    measures: tuple[Measure, ...] = ()
+    curves: Sequence[dict[str, Any]] = ()
+    answers: Sequence[dict[str, Any]] = ()
+    measures: Sequence[_Measure] = ()
 
 
 def _read(trial: Trial, path: Path | None) -> _Read:
-    """A trial's record; one that cannot be understood is a failed trial with that message."""
+    """Read a trial's record; a broken one is a failed trial with that message."""
     standing = state(trial, path)
     row: dict[str, Any] = {
         "strategy": getattr(trial.config, "strategy", ""),
@@ -143,49 +174,214 @@ def _read(trial: Trial, path: Path | None) -> _Read:
         attempts = (read_note(path) or {}).get("attempts") or [{}]
         row["message"] = str(attempts[-1].get("message") or "its record cannot be understood")
     try:
-        if trial.kind not in ("run", "sequential"):
-            done = standing == "done"
-            return _Read(row, measures=tuple(measures(trial.kind, path)) if done else ())
-        if not (path / record.CONFIG).is_file():
-            return _Read(row)
-        return _of_run(path, row)
+        if trial.kind in _READERS:
+            return _Read(row, measures=_measures(trial.kind, path) if standing == "done" else ())
+        return _of_run(path, row) if (path / record.CONFIG).is_file() else _Read(row)
     except PipelineError as error:
         return _Read(row | {"state": "failed", "message": str(error).splitlines()[0]})
 
 
 def _of_run(path: Path, row: dict[str, Any]) -> _Read:
     found = config.read(path)
-    run = found.run
-    host = _host(run.environment)
-    rows: list[dict[str, Any]] = []
+    run, host = found.run, _host(found.run.environment)
+    curves: list[dict[str, Any]] = []
     for number, entry in enumerate(run.rounds):
         one = round_row(run, entry) | {"host": host}
-        rows.append(one)
-        # a sequential run's round is a training, and what is asked after it are its queries
+        # a sequential run's round is a training, followed by single queries
         one["queried"] = one["queried"] or len(found.of_round(number))
         one["own_accuracy"] = entry["diagnostics"].get("test_accuracy", math.nan)
         one["fit_seconds"] = one.get(f"{STAGE}fit", math.nan)
-        one["query_seconds"] = _query_seconds(one) if one["queried"] else math.nan
-    counts = {"rounds": len(rows), "of_rounds": run.config["cycles"] + 1}
-    return _Read(row | counts, tuple(rows), tuple(_answers(found.answers)))
-
-
-def _query_seconds(row: Mapping[str, Any]) -> float:
-    names = [name for name in row if name.startswith(STAGE)]
-    return sum(row[name] for name in names if name.removeprefix(STAGE) not in TRAINING_STAGES)
-
-
-def _answers(lines: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        if line.get("label") is not None and line.get("accuracy") is not None:
-            yield {name: line[name] for name in ("round", "labelled")} | {
-                "test_accuracy": line["accuracy"]
-            }
+        stages = [name for name in one if name.startswith(STAGE)]
+        query = sum(one[s] for s in stages if s.removeprefix(STAGE) not in TRAINING_STAGES)
+        one["query_seconds"] = query if one["queried"] else math.nan
+        curves.append(one)
+    answers = [
+        {"round": line["round"], "labelled": line["labelled"], "test_accuracy": line["accuracy"]}
+        for line in found.answers
+        if line.get("label") is not None and line.get("accuracy") is not None
+    ]
+    counts = {"rounds": len(curves), "of_rounds": run.config["cycles"] + 1}
+    return _Read(row | counts, curves, answers)
 
 
 def _host(environment: Sequence[Mapping[str, Any]]) -> str:
-    """What machine a run was last started on, in words."""
+    """The machine that a run was last started on."""
     last = next(reversed(environment), {})
     words = [str(last[name]) for name in ("platform", "device") if last.get(name)]
     words = [" ".join(dict.fromkeys(word.split())) for word in words]  # JAX's CPU is a "cpu cpu"
     return ", ".join([*words, *([f"{last['cpus']} CPUs"] if last.get("cpus") else [])])
+
+
+def _measures(kind: str, folder: Path) -> list[_Measure]:
+    """The finite numbers of a measurement, averaged over what was redrawn within a trial.
+
+    Raises:
+        PipelineError: a table is broken or lacks a column.
+    """
+    try:
+        found = list(_READERS[kind](folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise PipelineError(
+            f"the tables of the {kind} in {folder} cannot be understood "
+            f"({type(error).__name__}: {error}); carry it out again in a new directory."
+        ) from error
+    return [one for one in found if math.isfinite(one.value)]
+
+
+def _audit(folder: Path) -> Iterator[_Measure]:
+    """Quantities such as "spearman, sum, network": measure, kernel, reference."""
+    for row in _rows(pd.read_csv(folder / "table.csv")):
+        words = [row["kind"], row["reference"]]
+        if pd.notna(row["sketch"]):
+            words.append(f"sketch {row['sketch']:g}")
+        width, steps = float(row["width"]), float(row["steps"])
+        axis, x = "width", width
+        if math.isnan(width) and not math.isnan(steps):
+            axis, x = "training steps", steps
+        elif not math.isnan(steps):
+            words.append(f"{steps:g} steps")
+        axis = "" if math.isnan(x) else axis
+        for name in _AUDITED:
+            yield _Measure(name, ", ".join(words), axis, x, float(row[name]), TRAINED)
+
+
+def _dynamics(folder: Path) -> Iterator[_Measure]:
+    """Quantities such as "MMD, random", "tau, G_MSE" and "ratio, dynamical, 50"."""
+    axis = "query size"
+    for row in _averaged(folder, "mmd", ("network", "queries", "chosen")):
+        for name, column in (("MMD", "mmd"), ("bound", "bound"), ("MMD over bound", "share")):
+            yield _Measure(name, row["chosen"], axis, row["queries"], row[column], row["network"])
+    for row in _averaged(folder, "tau", ("network", "queries", "measure")):
+        yield _Measure("tau", row["measure"], axis, row["queries"], row["tau"], row["network"])
+    for row in _averaged(folder, "ratio", ("epoch", "queries", "chosen")):
+        series = f"{row['chosen']}, {row['queries']:g}"
+        yield _Measure("ratio", series, "epoch", row["epoch"], row["ratio_of_means"], "")
+        yield _Measure("median ratio", series, "epoch", row["epoch"], row["median"], "")
+    for row in _averaged(folder, "ratio", ("epoch",)):
+        yield _Measure("training accuracy", "", "epoch", row["epoch"], row["train_accuracy"], "")
+
+
+def _approximation(folder: Path) -> Iterator[_Measure]:
+    """Quantities such as "frobenius error, sum" and "regression error, sum, ridge 0, zero"."""
+    for row in _rows(pd.read_csv(folder / "rows.csv", keep_default_na=False, na_values=[""])):
+        series = "" if pd.isna(row["series"]) else row["series"]
+        x = float(row["width"])
+        axis = "" if math.isnan(x) else "width"
+        yield _Measure(row["measure"], series, axis, x, float(row["value"]), row["state"])
+
+
+def _averaged(folder: Path, name: str, keys: Iterable[str]) -> list[Mapping[str, Any]]:
+    """Means of a table by some of its columns; no rows where the table was not asked for."""
+    file = folder / f"{name}.csv"
+    if not file.is_file():
+        return []
+    grouped = pd.read_csv(file).groupby(list(keys), sort=False, as_index=False)
+    return _rows(pd.DataFrame(grouped.mean(numeric_only=True)))
+
+
+def _rows(table: pd.DataFrame) -> list[Mapping[str, Any]]:
+    return [dict(zip(table.columns, row, strict=True)) for row in table.itertuples(index=False)]
+
+
+_READERS: dict[str, Callable[[Path], Iterator[_Measure]]] = {
+    "audit": _audit,
+    "dynamics": _dynamics,
+    "approximation": _approximation,
+}
+
+
+# Statistics
+
+
+class Ranking(NamedTuple):
+    """Several arms compared at once, over the subjects that have all of them.
+
+    Attributes:
+        subjects: whose runs are compared.
+        arms: the arms compared.
+        friedman: the test; None where there are too few complete blocks.
+        why: the reason for that; empty otherwise.
+        pairs: of `ranks.post_hoc`, of the same runs.
+    """
+
+    subjects: tuple[str, ...]
+    arms: tuple[str, ...]
+    friedman: Friedman | None
+    why: str
+    pairs: pd.DataFrame
+
+
+class Statistics(NamedTuple):
+    """Statistics of the finished trials of a study.
+
+    Attributes:
+        judgements: of the study's claims.
+        curves: rounds of the finished runs.
+        paired: the same as `paired` names them.
+        summary: of `curves.summary`, of `paired`.
+        rankings: one for each set of subjects with the same arms, three or more.
+        saving: of `curves.saving`.
+        costs: of `curves.costs`.
+        models: of `curves.own_models`.
+    """
+
+    judgements: tuple[Judgement, ...]
+    curves: pd.DataFrame
+    paired: pd.DataFrame
+    summary: pd.DataFrame
+    rankings: tuple[Ranking, ...]
+    saving: pd.DataFrame
+    costs: pd.DataFrame
+    models: pd.DataFrame
+
+
+def statistics(found: Results) -> Statistics:
+    """All statistics of a study.
+
+    Raises:
+        PipelineError: a claim names an unknown measure, or a round occurs twice.
+    """
+    curves = finished(found.curves, found.trials)
+    named = paired(curves)
+    together: dict[frozenset[str], list[str]] = {}
+    for subject in dict.fromkeys(curves["subject"]):
+        arms = frozenset(having(curves, subject=[subject])["arm"])
+        together.setdefault(arms, []).append(subject)
+    return Statistics(
+        judgements=judge(found.study.claims_of(found.size), found),
+        curves=curves,
+        paired=named,
+        summary=summary(named),
+        rankings=tuple(_ranking(curves, s) for arms, s in together.items() if len(arms) > 2),
+        saving=saving(labels_saved(named)),
+        costs=costs(named),
+        models=own_models(named),
+    )
+
+
+def paired(curves: pd.DataFrame) -> pd.DataFrame:
+    """Name each arm so that its reference is the random choice with the same settings.
+
+    Where a subject has the arms "dynamical, R = 4" and "random, R = 4" they become "dynamical" and
+    "random" of the subject "…, R = 4": differences from random are then between runs that differ in
+    the strategy alone. Other arms stay, to be compared with the arm `random`.
+    """
+    arms = curves.groupby("subject")["arm"].agg(set).to_dict()
+    rows = []
+    for subject, arm in zip(curves["subject"], curves["arm"], strict=True):
+        name, comma, suffix = str(arm).partition(", ")
+        apart = comma and f"{REFERENCE}, {suffix}" in arms[subject]
+        rows.append((f"{subject}, {suffix}", name) if apart else (subject, arm))
+    made = pd.DataFrame(rows, columns=["subject", "arm"], index=curves.index)
+    return curves.assign(subject=made["subject"], arm=made["arm"])
+
+
+def _ranking(curves: pd.DataFrame, subjects: Sequence[str]) -> Ranking:
+    arms = tuple(dict.fromkeys(having(curves, subject=[subjects[0]])["arm"]))
+    table = blocks(curves, arms=arms, subjects=subjects)
+    found, why = None, ""
+    try:
+        found = friedman(table)
+    except PipelineError as error:
+        why = str(error)
+    return Ranking(tuple(subjects), arms, found, why, post_hoc(table))

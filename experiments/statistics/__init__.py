@@ -1,4 +1,1 @@
-"""Statistics of a study: tables of runs and measurements → intervals, tests, verdicts.
-
-Only of tables: nothing here reads a record, and nothing here knows networks or kernels.
-"""
+"""Statistics of studies: learning curves, ranks of several arms, claims and their verdicts."""

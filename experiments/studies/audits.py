@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from experiments.statistics.claims import Measured
+from experiments.statistics.claims import measured
 from experiments.studies.study import Grid, Study
 from pipelines.audit.config import AuditConfig
 from trainer.config import TrainConfig
@@ -83,7 +83,7 @@ AUDIT = Study(
     shows=("spearman", "ceiling", "error", "gain"),
     claims=(
         *(
-            Measured(
+            measured(
                 f"spearman, single, {reference}",
                 above=0.0,
                 text=f"MLMOC ranks candidates as retraining does, {words}.",
@@ -93,12 +93,12 @@ AUDIT = Study(
                 ("linearised", "free of drift"),
             )
         ),
-        Measured(
+        measured(
             "error, single, linearised",
             below=1.0,
             text="The changes themselves are predicted better than by no change at all.",
         ),
-        Measured(
+        measured(
             "gain, single, linearised",
             above=0.0,
             text="The kernel ranks better than ‖onehot(ŷ) − f‖, which needs none.",

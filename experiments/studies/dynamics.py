@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from experiments.statistics.claims import Better, Measured, NotBetter
+from experiments.statistics.claims import Claim, better, measured, not_better
 from experiments.studies.study import Grid, Study, arms
 from experiments.studies.subjects import (
     DYNAMICS_SEEDS,
@@ -50,19 +50,19 @@ ROUNDS = Study(
     small=(Grid(SMALL_D, _by_rounds(_SMALL_BUDGET), FIVE),),
     paper_size=(Grid(PAPER_D, _by_rounds(_PAPER_BUDGET), DYNAMICS_SEEDS),),
     claims=(
-        Better(
+        better(
             "dynamical, R = 10",
             "dynamical, R = 1",
             "final",
             text="Ten rounds are better than one.",
         ),
-        Better(
+        better(
             "dynamical, R = 10",
             "random, R = 10",
             "final",
             text="In ten rounds dynamicAL is better than random.",
         ),
-        Better(
+        better(
             "dynamical, R = 1", "random", "final", text="In one round it is better than random."
         ),
     ),
@@ -99,9 +99,9 @@ BY_ROUND = Study(
     small=(Grid(SMALL_D, arms(_COMPARED, **_in(_ROUNDS, _SMALL_BUDGET)), FIVE),),
     paper_size=(Grid(PAPER_D, arms(_COMPARED, **_in(_ROUNDS, _PAPER_BUDGET)), DYNAMICS_SEEDS),),
     claims=(
-        Better("dynamical", "random", text="dynamicAL is better than random."),
+        better("dynamical", "random", text="dynamicAL is better than random."),
         *(
-            NotBetter(
+            not_better(
                 name, "dynamical", margin=_MARGIN, text=f"{name} is no better than dynamicAL."
             )
             for name in _COMPARED
@@ -132,7 +132,7 @@ GAMMA = Study(
     small=(Grid(SMALL_D, _gammas(_SMALL_BUDGET), FIVE),),
     paper_size=(Grid({"CIFAR-10, CNN": _PAPER_CNN}, _gammas(_PAPER_BUDGET), DYNAMICS_SEEDS),),
     claims=tuple(
-        Better("γ = 2.0", f"γ = {other}", text=f"γ = 2 is better than γ = {other}.")
+        better("γ = 2.0", f"γ = {other}", text=f"γ = 2 is better than γ = {other}.")
         for other in ("0.0", "1.0", "∞")
     ),
 )
@@ -152,7 +152,7 @@ BOUND = Study(
     paper_size=_PAPER_MEASURED,
     shows=("MMD", "bound", "MMD over bound"),
     claims=tuple(
-        Measured(
+        measured(
             f"MMD over bound, {chosen}",
             state=state,
             below=0.1,
@@ -173,15 +173,15 @@ CORRELATION = Study(
     paper_size=_PAPER_MEASURED,
     shows=("tau",),
     claims=tuple(
-        Measured("tau, G_MSE", state=state, above=0.0, text=f"τ is positive {words}.")
+        measured("tau, G_MSE", state=state, above=0.0, text=f"τ is positive {words}.")
         for state, words in _STATES
     ),
 )
 
 
-def _near_one(queries: int) -> tuple[Measured, ...]:
+def _near_one(queries: int) -> tuple[Claim, ...]:
     return tuple(
-        Measured(
+        measured(
             f"ratio, {chosen}, {queries}",
             x=200.0,
             above=0.8,

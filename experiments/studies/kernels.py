@@ -3,7 +3,7 @@
 import dataclasses
 
 from experiments.approximation.config import ApproximationConfig
-from experiments.statistics.claims import Falls
+from experiments.statistics.claims import falls
 from experiments.studies.study import Grid, Study
 from experiments.studies.subjects import DYNAMICS_SEEDS, FIVE
 from trainer.config import TrainConfig
@@ -63,17 +63,17 @@ APPROXIMATION = Study(
         claim
         for state, words in _STATES
         for claim in (
-            Falls(
+            falls(
                 "frobenius error, sum",
                 state=state,
                 text=f"The relative Frobenius error falls with the width {words}.",
             ),
-            Falls(
+            falls(
                 "largest eigenvalue error, sum",
                 state=state,
                 text=f"The error of the largest eigenvalue falls with the width {words}.",
             ),
-            Falls(
+            falls(
                 "regression error, sum, ridge 0, zero",
                 state=state,
                 text=f"With λ = 0 the error of kernel regression falls with the width {words}.",

@@ -6,7 +6,7 @@ its own name.
 
 import dataclasses
 
-from experiments.statistics.claims import Alike, Better, Faster, NotBetter, Reaches
+from experiments.statistics.claims import Claim, alike, better, faster, not_better, reaches
 from experiments.studies.study import Grid, Study, arms
 from experiments.studies.subjects import FIVE, LOOK_AHEAD_SEEDS, PAPER_L, SLOW, SMALL, SMALL_CIFAR10
 from pipelines.config import RunConfig
@@ -40,9 +40,9 @@ COST = Study(
         ),
     ),
     claims=(
-        Faster("mlmoc", "naive", 100.0, text="NTK look-ahead is over 100 times as fast as naive."),
-        NotBetter("naive", "mlmoc", margin=_MARGIN, text="Its accuracy is no lower than naive's."),
-        Faster("mlmoc", "ntk_no_blocks", text="Block computation is faster than one solve each."),
+        faster("mlmoc", "naive", 100.0, text="NTK look-ahead is over 100 times as fast as naive."),
+        not_better("naive", "mlmoc", margin=_MARGIN, text="Its accuracy is no lower than naive's."),
+        faster("mlmoc", "ntk_no_blocks", text="Block computation is faster than one solve each."),
     ),
 )
 
@@ -64,15 +64,15 @@ LOOK_AHEADS = Study(
         ),
     ),
     claims=(
-        Better("mlmoc", "random", text="NTK look-ahead beats random."),
-        NotBetter("one_step", "random", margin=_MARGIN, text="One SGD step does not beat random."),
-        NotBetter(
+        better("mlmoc", "random", text="NTK look-ahead beats random."),
+        not_better("one_step", "random", margin=_MARGIN, text="One SGD step does not beat random."),
+        not_better(
             "infinite_ntk", "random", margin=_MARGIN, text="The infinite NTK does not beat random."
         ),
-        NotBetter("gp", "random", margin=_MARGIN, text="The GP does not beat random."),
-        Better("mlmoc", "one_step", text="NTK look-ahead is better than one SGD step."),
-        Better("mlmoc", "infinite_ntk", text="NTK look-ahead is better than the infinite NTK."),
-        Better("mlmoc", "gp", text="NTK look-ahead is better than the GP."),
+        not_better("gp", "random", margin=_MARGIN, text="The GP does not beat random."),
+        better("mlmoc", "one_step", text="NTK look-ahead is better than one SGD step."),
+        better("mlmoc", "infinite_ntk", text="NTK look-ahead is better than the infinite NTK."),
+        better("mlmoc", "gp", text="NTK look-ahead is better than the GP."),
     ),
 )
 
@@ -91,9 +91,9 @@ STRATEGIES = Study(
     small=(Grid(SMALL, _SMALL_ARMS, FIVE),),
     paper_size=(Grid(PAPER_L, _PAPER_ARMS, LOOK_AHEAD_SEEDS),),
     claims=(
-        Better("mlmoc", "random", text="NTK look-ahead is better than random."),
+        better("mlmoc", "random", text="NTK look-ahead is better than random."),
         *(
-            NotBetter(
+            not_better(
                 name, "mlmoc", margin=_MARGIN, text=f"{name} is no better than NTK look-ahead."
             )
             for name in _COMPARED
@@ -121,8 +121,8 @@ CRITERIA = Study(
         Grid(_PAPER_MNIST, arms(["random", "mlmoc", "emoc", "eer", "flip"]), LOOK_AHEAD_SEEDS),
     ),
     claims=(
-        Alike("emoc", "mlmoc", within=_MARGIN, text="EMOC is as good as MLMOC."),
-        Alike("eer", "mlmoc", within=_MARGIN, text="EER is as good as MLMOC."),
+        alike("emoc", "mlmoc", within=_MARGIN, text="EMOC is as good as MLMOC."),
+        alike("eer", "mlmoc", within=_MARGIN, text="EER is as good as MLMOC."),
     ),
 )
 
@@ -137,9 +137,9 @@ def _widths(script: RunConfig, name: str, widths: tuple[int, ...]) -> dict[str, 
     }
 
 
-def _at(subject: str) -> Better:
+def _at(subject: str) -> Claim:
     text = f"NTK look-ahead is better than random: {subject}."
-    return Better("mlmoc", "random", subjects=(subject,), text=text)
+    return better("mlmoc", "random", subjects=(subject,), text=text)
 
 
 _SMALL_WIDTHS = _widths(SMALL["MNIST 14×14"], "MNIST 14×14", (16, 32, 64))
@@ -153,7 +153,7 @@ WIDTHS = Study(
     small=(Grid(_SMALL_WIDTHS, arms(["random", "mlmoc"]), FIVE),),
     paper_size=(Grid(_PAPER_WIDTHS, arms(["random", "mlmoc"]), LOOK_AHEAD_SEEDS),),
     claims=(
-        Better("mlmoc", "random", text="NTK look-ahead is better than random over all widths."),
+        better("mlmoc", "random", text="NTK look-ahead is better than random over all widths."),
     ),
     small_claims=tuple(_at(subject) for subject in _SMALL_WIDTHS),
     paper_claims=tuple(_at(subject) for subject in _PAPER_WIDTHS),
@@ -207,11 +207,11 @@ SEQUENTIAL = Study(
         ),
     ),
     claims=(
-        Better("sequential mlmoc", "mlmoc", text="Sequential look-ahead is better than batches."),
-        Better("sequential mlmoc", "random", text="Sequential look-ahead is better than random."),
+        better("sequential mlmoc", "mlmoc", text="Sequential look-ahead is better than batches."),
+        better("sequential mlmoc", "random", text="Sequential look-ahead is better than random."),
     ),
     paper_claims=(
-        Reaches("sequential mlmoc", 94.0, 120, text="Above 94% after one cycle."),
-        Reaches("sequential mlmoc", 96.0, 160, text="96% after three cycles."),
+        reaches("sequential mlmoc", 94.0, 120, text="Above 94% after one cycle."),
+        reaches("sequential mlmoc", 96.0, 160, text="96% after three cycles."),
     ),
 )

@@ -1,5 +1,5 @@
-"""Records of runs → curves, differences from random, times, tables: PNG, CSV and one HTML page."""
+"""Reports on runs: curves, differences from random, times, tables; PNG, CSV and one HTML page."""
 
-from pipelines.report.build import Report, find, report, show
+from pipelines.report.build import Report, find_runs, print_report, report
 
-__all__ = ["Report", "find", "report", "show"]
+__all__ = ["Report", "find_runs", "print_report", "report"]

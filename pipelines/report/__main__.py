@@ -7,7 +7,7 @@ import tyro
 from rich.console import Console
 
 from pipelines.cli import plainly
-from pipelines.report import report, show
+from pipelines.report import print_report, report
 
 
 def main(
@@ -26,7 +26,7 @@ def main(
         out: folder to write into, made if it is not there.
     """
     with plainly():
-        show(report([Path(run) for run in runs], Path(out)), Console())
+        print_report(report([Path(run) for run in runs], Path(out)), Console())
 
 
 if __name__ == "__main__":

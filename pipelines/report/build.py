@@ -1,13 +1,16 @@
-"""Run directories → learning curves, difference from random, times, a table: PNG, CSV, one page.
+"""The report on runs: learning curves, difference from random, times, a table; PNG, CSV, one page.
 
 Runs are averaged over seeds only where everything else is equal; every interval is a 95% Student t
-interval over seeds.
+interval over seeds. Nothing is left out silently: `caveats` names what is missing, unequal or
+untrained.
 """
 
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich import box
@@ -17,20 +20,50 @@ from rich.table import Table
 
 from pipelines import record
 from pipelines.errors import PipelineError
-from pipelines.report import curves
-from pipelines.report import page as html
-from pipelines.report.caveats import caveats
+from pipelines.record import Run
+from pipelines.report import curves, page
+from pipelines.report.curves import REFERENCE, Group, groups, minus_random, strategies, subject
 from pipelines.report.figures import figures
-from pipelines.report.groups import Group, groups, subject
 
 PAGE = "report.html"
-# Stages below such a part of the longest query are in the page only: the first that fits is taken.
-_SHOWN = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+# The terminal's table leaves out stages below the first of these fractions of the longest query
+# for which it fits.
+_LEAST = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+_LISTED = 6  # items of a caveat that are named; the others are counted
+_TIMES = "Median time of training, of a query and of its stages; largest memory"
+_NOTE = (
+    "Test accuracy in percent; ± is half the 95% confidence interval of the mean over seeds "
+    "(Student t), left out for a single seed. Final: at the number of labels given. Average: over "
+    "the rounds after the first query. − random: the difference from random, paired by seed, in "
+    "percentage points. A curve goes as far as all seeds of its strategy have come. Unfitted: "
+    "fits that did not reach their labels, of all fits."
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One group of runs in the report.
+
+    Attributes:
+        title: of the group.
+        warnings: of `caveats`.
+        summary: of `curves.summary`.
+        pictures: (alternative text, PNG).
+        settings: settings the runs have in common.
+        runs: record, strategy, seed, rounds, versions and machine of each run.
+    """
+
+    title: str
+    warnings: tuple[str, ...]
+    summary: pd.DataFrame
+    pictures: tuple[tuple[str, bytes], ...]
+    settings: Mapping[str, Any]
+    runs: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a report wrote.
+    """Files and contents of a report.
 
     Attributes:
         out: the folder.
@@ -38,8 +71,8 @@ class Report:
         figures: PNG files.
         rounds: CSV, one line for each round of each run.
         table: CSV of the tables, one line for each strategy of each group.
-        sections: what the page shows, a section for each group of comparable runs.
-        warnings: what concerns no single section.
+        sections: one for each group of comparable runs.
+        warnings: those that concern no single section.
     """
 
     out: Path
@@ -47,22 +80,22 @@ class Report:
     figures: tuple[Path, ...]
     rounds: Path
     table: Path
-    sections: tuple[html.Section, ...]
+    sections: tuple[Section, ...]
     warnings: tuple[str, ...]
 
 
 def report(runs: Sequence[Path], out: Path) -> Report:
-    """Read run directories and write everything about them into a folder.
+    """Read run directories and write their report into a folder.
 
     Args:
         runs: run directories, or folders that hold some at any depth.
-        out: the folder, made if it is not there; files of an earlier report are replaced.
+        out: the folder, made if missing; files of an earlier report are replaced.
 
     Raises:
         PipelineError: no run, a broken one, none with a completed round, or a folder that cannot
             be written.
     """
-    found = [record.read(path) for path in find(runs)]
+    found = [record.read(path) for path in find_runs(runs)]
     empty = [str(run.path) for run in found if not run.rounds]
     if len(empty) == len(found):
         raise PipelineError(
@@ -78,7 +111,7 @@ def report(runs: Sequence[Path], out: Path) -> Report:
         pngs |= {f"{stem}-{name}.png": png for name, _, png in drawn}
         tables.append(rounds)
         sections.append(
-            html.Section(
+            Section(
                 title=group.title,
                 warnings=caveats(group, rounds),
                 summary=curves.summary(rounds),
@@ -105,7 +138,7 @@ def report(runs: Sequence[Path], out: Path) -> Report:
             path.write_bytes(png)
         made.rounds.write_text(pd.concat(tables, ignore_index=True).to_csv(index=False), "utf-8")
         made.table.write_text(table.to_csv(index=False), "utf-8")
-        made.page.write_text(html.page(sections, warnings), "utf-8")
+        made.page.write_text(_page(sections, warnings), "utf-8")
     except OSError as error:
         raise PipelineError(
             f"the report cannot be written into {out} ({error}); give --out a folder that can be "
@@ -114,20 +147,20 @@ def report(runs: Sequence[Path], out: Path) -> Report:
     return made
 
 
-def find(paths: Sequence[Path]) -> list[Path]:
-    """The run directories that are given, or that lie at any depth in the folders given.
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """Run directories among the paths, or at any depth in the folders given.
 
     Raises:
         PipelineError: there are none, or one of the paths does not exist or is a file.
     """
-    found: dict[Path, Path] = {}  # by what it resolves to: the same run twice is one run
+    found: dict[Path, Path] = {}  # by resolved path: the same run given twice counts once
     for path in paths:
         if not path.is_dir():
             what = "is a file, not a run directory" if path.exists() else "does not exist"
             raise PipelineError(f"{path} {what}; give run directories, or a folder that has some.")
         inside = sorted(path.rglob(record.CONFIG))
         here = [path] if (path / record.CONFIG).is_file() else [file.parent for file in inside]
-        if not here and not (path / PAGE).is_file():  # an earlier report among the runs is passed
+        if not here and not (path / PAGE).is_file():  # an earlier report is no error
             raise PipelineError(
                 f"no run found in {path}: neither it nor a folder below it has a {record.CONFIG}. "
                 "Give run directories, or a folder that has some."
@@ -140,7 +173,7 @@ def find(paths: Sequence[Path]) -> list[Path]:
 
 
 def _stem(group: Group, taken: set[str]) -> str:
-    """Start of the group's file names: data set and network, in letters that any disk takes."""
+    """Prefix of the group's file names: data set and network, in portable characters."""
     words = "-".join(subject(group.settings))
     stem = re.sub(r"[^A-Za-z0-9_.]+", "-", words).strip("-.") or "runs"
     names = [stem, *(f"{stem}-{number}" for number in range(2, len(taken) + 3))]
@@ -148,7 +181,7 @@ def _stem(group: Group, taken: set[str]) -> str:
 
 
 def _row(run: record.Run) -> tuple[str, ...]:
-    """What the page says of a run, under `html.RUN_COLUMNS`."""
+    """A run, as in `Section.runs`."""
     last = run.environment[-1] if run.environment else {}
     versions = {"python": last.get("python"), **last.get("versions", {})}
     listed = [f"{name} {version}" for name, version in versions.items() if version]
@@ -167,28 +200,149 @@ def _row(run: record.Run) -> tuple[str, ...]:
     )
 
 
-def show(made: Report, console: Console) -> None:
-    """Print the tables, the warnings and where the files are."""
+def _page(sections: Sequence[Section], warnings: Sequence[str]) -> str:
+    return page.render(
+        "runs.html",
+        title="Active learning report",
+        warnings=warnings,
+        note=_NOTE,
+        times=_TIMES,
+        sections=[
+            {
+                "title": section.title,
+                "warnings": section.warnings,
+                "accuracies": page.accuracies(section.summary),
+                "timings": page.timings(section.summary),
+                "pictures": section.pictures,
+                "settings": page.Table(("setting", "value"), tuple(section.settings.items())),
+                "runs": page.Table(_RUN_COLUMNS, section.runs),
+            }
+            for section in sections
+        ],
+    )
+
+
+_RUN_COLUMNS = ("run", "strategy", "seed", "rounds", "versions", "machine")
+
+
+def caveats(group: Group, rounds: pd.DataFrame) -> tuple[str, ...]:
+    """What is missing, unequal or untrained in a group of runs, in sentences.
+
+    Args:
+        group: the runs.
+        rounds: their tidy table.
+    """
+    found = [
+        _sentence(
+            "The same strategy and seed twice, the shorter run left out",
+            (f"{_name(run)} in {run.path}" for run in group.dropped),
+        ),
+        _sentence(
+            "Incomplete runs, which end their strategy's curve",
+            (
+                f"{_name(run)} has {len(run.rounds)} of {run.config['cycles'] + 1} rounds"
+                for run in group.runs
+                if not run.complete
+            ),
+        ),
+        *_seeds(rounds),
+        _sentence("Fits that did not reach their labels", _unfitted(group)),
+        _sentence("Classes without a label", _missing(group)),
+        *_versions(group),
+    ]
+    return tuple(text for text in found if text)
+
+
+def _seeds(rounds: pd.DataFrame) -> list[str]:
+    names = strategies(rounds)
+    seeds = {name: set(rounds.loc[rounds["strategy"] == name, "seed"]) for name in names}
+    found = []
+    if len({frozenset(own) for own in seeds.values()}) > 1:
+        listed = (f"{name} has {_numbers(own)}" for name, own in seeds.items())
+        found.append(_sentence("Means are over different seeds", listed, listed=len(names)))
+    single = [name for name in names if len(seeds[name]) == 1]
+    if single:
+        found.append(_sentence("One seed, so no interval can be given", single, listed=len(names)))
+    others = [name for name in names if name != REFERENCE]
+    if REFERENCE not in seeds:
+        found.append(f"No run with the strategy {REFERENCE!r}: no difference from it is shown.")
+        return found
+    unpaired = [name for name in others if minus_random(rounds, name).empty]
+    found.append(_sentence(f"No seed in common with {REFERENCE}, so no difference", unpaired))
+    return found
+
+
+def _numbers(seeds: Iterable[int]) -> str:
+    return " ".join(map(str, sorted(seeds)))
+
+
+def _unfitted(group: Group) -> Iterator[str]:
+    for run in group.runs:
+        failed = [line for line in run.rounds if not line["fit"]["fitted"]]
+        if failed:
+            worst = 100 * min(line["train_accuracy"] for line in failed)
+            listed = ", ".join(str(line["round"]) for line in failed)
+            yield f"{_name(run)} in round {listed} (training accuracy down to {worst:.0f}%)"
+
+
+def _missing(group: Group) -> Iterator[str]:
+    alike: defaultdict[str, list[str]] = defaultdict(list)  # seeds start alike in all strategies
+    for run in group.runs:
+        lacking = [line for line in run.rounds if line.get("missing_classes")]
+        if lacking:
+            first, last = lacking[0], lacking[-1]
+            until = f" to {last['round']}" if last is not first else ""
+            classes = ", ".join(map(str, first["missing_classes"]))
+            alike[f"seed {run.config['seed']} in round {first['round']}{until} ({classes})"].append(
+                run.config["strategy"]
+            )
+    for text, names in alike.items():
+        yield f"{text} with {', '.join(names)}"
+
+
+def _versions(group: Group) -> list[str]:
+    seen: dict[str, dict[str, None]] = {}
+    for run in group.runs:
+        for start in run.environment:
+            versions = start.get("versions", {}) | {"the commit": start.get("commit")}
+            for package, version in versions.items():
+                seen.setdefault(package, {})[str(version)] = None
+    mixed = [f"{name} {', '.join(found)}" for name, found in seen.items() if len(found) > 1]
+    return [_sentence("Made with more than one version", mixed, listed=len(mixed))]
+
+
+def _name(run: Run) -> str:
+    return f"{run.config['strategy']} seed {run.config['seed']}"
+
+
+def _sentence(what: str, items: Iterable[str], listed: int = _LISTED) -> str:
+    items = list(items)
+    more = f"; and {len(items) - listed} more" if len(items) > listed else ""
+    return f"{what}: {'; '.join(items[:listed])}{more}." if items else ""
+
+
+def print_report(made: Report, console: Console) -> None:
+    """Print the tables, the warnings and the paths of the files."""
     for section in made.sections:
-        header, rows = html.accuracies(section.summary)
+        header, rows = page.accuracies(section.summary)
         wanted = [i for i, name in enumerate(header) if name not in ("seeds", "pairs")]
         kept = [[row[i] for i in wanted] for row in (header, *rows)]
         _print(console, section.title, kept)
-        tables = [html.timings(section.summary, least) for least in _SHOWN]
+        tables = [page.timings(section.summary, least) for least in _LEAST]
         fitting = [[header, *rows] for header, rows in tables]
         fitting = [table for table in fitting if _width(table) <= console.width] or fitting[-1:]
-        _print(console, html.TIMES, fitting[0])
+        _print(console, _TIMES, fitting[0])
         for warning in section.warnings:
             console.print(f"[yellow]![/yellow] {escape(warning)}")
     for warning in made.warnings:
         console.print(f"[yellow]![/yellow] {escape(warning)}")
-    console.print(escape(html.NOTE), style="dim")
+    console.print(escape(_NOTE), style="dim")
     console.print(f"{len(made.figures)} figures, {made.rounds.name}, {made.table.name} and")
     console.print(escape(str(made.page)), style="bold", soft_wrap=True)
 
 
 def _width(rows: Sequence[Sequence[str]]) -> int:
-    """Columns of a terminal that a table takes."""
+    """Width of a table in a terminal."""
     return sum(1 + max(map(len, column)) for column in zip(*rows, strict=True))
 
 

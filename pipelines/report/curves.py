@@ -1,22 +1,32 @@
-"""Records → tidy tables → means with 95% confidence, for the report.
+"""Learning curves of runs: comparable groups, tidy tables, means with 95% confidence.
 
-`tidy` makes one row for each round of a group of runs, and the rest are aggregates over seeds: mean
-and 95% confidence interval, difference from random paired by seed, medians of seconds. Accuracies
-are fractions in every table; percent and points are made where they are shown.
+Runs whose settings differ in more than strategy, seed and length are never averaged together: they
+come apart into groups, each named by the settings in which it differs from the others. `tidy` makes
+one row a round of a group; everything else aggregates over seeds: mean and interval, difference
+from random paired by seed, medians of seconds. Accuracies are fractions in every table; percent and
+points are made where they are shown.
 """
 
+import itertools
+import json
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import pandas as pd
 
+from pipelines.errors import PipelineError
 from pipelines.record import Run
-from pipelines.report.groups import REFERENCE, Group, field, subject
 from pipelines.report.intervals import Interval, interval
+from pipelines.strategies import SETTINGS, settings_of
 
+REFERENCE = "random"
+# Excluded from what must agree within a group: `cycles` only says how far a run goes, the kernel's
+# two how much is computed at a time.
+_APART = {"format", "strategy", "seed", "cycles", "kernel.memory_gib", "kernel.chunk"}
 STAGE = "seconds_"  # prefix of the columns that hold a stage's seconds
-TRAINING_STAGES = ("fit", "evaluate")  # every strategy pays these alike: not part of a query
+TRAINING_STAGES = ("fit", "evaluate")  # the same for every strategy: not part of a query
 # In this order.
 QUERY_STAGES = (
     "predict",
@@ -27,6 +37,157 @@ QUERY_STAGES = (
     "score",
     "select",
 )
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but strategy, seed and length, so that they may be compared.
+
+    Attributes:
+        title: data set and network, and the settings that tell the group from the others.
+        settings: what the runs have in common, nested names joined by dots.
+        runs: at most one for each strategy and seed, `random` first.
+        dropped: runs left out in favour of a longer one of the same strategy and seed.
+    """
+
+    title: str
+    settings: dict[str, Any]
+    runs: tuple[Run, ...]
+    dropped: tuple[Run, ...]
+
+
+def groups(runs: Sequence[Run]) -> tuple[Group, ...]:
+    """Sort runs with at least one round into groups that may be compared.
+
+    A strategy reads some sections of the settings only (`kernel`, `dynamics`, …). A run belongs to
+    the group of every value of a section that it does not read, so that random's is in all groups.
+
+    Raises:
+        PipelineError: a configuration lacks data set, network, strategy or seed.
+    """
+    alike: dict[str, list[_Entry]] = {}
+    for run in runs:
+        for name in ("dataset", "network", "strategy", "seed", "cycles"):
+            field(run.config, name, f"config.json of {run.path}")
+        entry = _entry(run)
+        alike.setdefault(_key(entry.shared), []).append(entry)
+    members = [own for entries in alike.values() for own in _comparable(entries)]
+    settings = [_settings(own) for own in members]
+    made = []
+    for own, values in zip(members, settings, strict=True):
+        kept, dropped = _one_per_seed([entry.run for entry in own])
+        made.append(Group(_title(values, settings), values, kept, dropped))
+    return tuple(sorted(made, key=lambda group: group.title))
+
+
+class _Entry(NamedTuple):
+    """A run, the settings that every strategy reads, and by section those that its own reads."""
+
+    run: Run
+    shared: dict[str, Any]
+    own: dict[str, dict[str, Any]]
+
+
+def _entry(run: Run) -> _Entry:
+    strategy = str(run.config["strategy"])
+    arms = run.config["albl"]["arms"] if strategy == "albl" else ()
+    read = SETTINGS & settings_of(strategy, arms) & run.config.keys()
+    shared = {name: value for name, value in run.config.items() if name not in SETTINGS}
+    own = {name: _compared({name: run.config[name]}) for name in sorted(read)}
+    return _Entry(run, _compared(shared), own)
+
+
+def _compared(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in flat(settings).items() if key not in _APART}
+
+
+def _comparable(entries: Sequence[_Entry]) -> list[list[_Entry]]:
+    """Largest sets in which no two runs read the same section with different values."""
+    values: dict[str, dict[str, dict[str, Any]]] = {}
+    for entry in entries:
+        for section, own in entry.own.items():
+            values.setdefault(section, {})[_key(own)] = own
+    found: list[list[_Entry]] = []
+    for chosen in itertools.product(*values.values()):
+        picked = dict(zip(values, chosen, strict=True))
+        found.append(
+            [e for e in entries if all(_key(own) == picked[name] for name, own in e.own.items())]
+        )
+    sets = [{id(entry) for entry in one} for one in found]
+    return [
+        one
+        for number, (one, own) in enumerate(zip(found, sets, strict=True))
+        if not any(own < other for other in sets) and own not in sets[:number]
+    ]
+
+
+def _settings(entries: Sequence[_Entry]) -> dict[str, Any]:
+    """Settings of a group: those that all strategies read, and those that some of its runs read."""
+    settings = dict(entries[0].shared)
+    for entry in entries:
+        for own in entry.own.values():
+            settings |= own
+    return settings
+
+
+def _key(settings: dict[str, Any]) -> str:
+    return json.dumps(settings, sort_keys=True, default=str)
+
+
+def _title(own: dict[str, Any], settings: Sequence[dict[str, Any]]) -> str:
+    """Data set, network, and the settings that differ from other groups of the same two."""
+    alike = [other for other in settings if subject(other) == subject(own)]
+    shown = []
+    for key in sorted({*own}.union(*alike)):
+        apart = key.split(".")[0] in SETTINGS
+        values = [other.get(key) for other in alike if key in other or not apart]
+        if any(value != values[0] for value in values) and (key in own or not apart):
+            shown.append(f"{key} = {own.get(key, 'not set')}")
+    return " · ".join([*subject(own), *([", ".join(shown)] if shown else [])])
+
+
+def subject(settings: dict[str, Any]) -> tuple[str, str]:
+    """Data set, by the name in its own metadata (which marks a lossy copy), and network."""
+    return str(settings.get("data.name", settings["dataset"])), str(settings["network"])
+
+
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings with nested names joined by dots."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _one_per_seed(runs: Sequence[Run]) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
+    kept: dict[tuple[bool, str, int], Run] = {}
+    dropped = []
+    for run in runs:
+        strategy = run.config["strategy"]
+        key = (strategy != REFERENCE, strategy, run.config["seed"])
+        other = kept.setdefault(key, run)
+        if other is not run:
+            longer, shorter = (run, other) if len(run.rounds) > len(other.rounds) else (other, run)
+            kept[key] = longer
+            dropped.append(shorter)
+    return tuple(kept[key] for key in sorted(kept)), tuple(dropped)
+
+
+def field(entry: dict[str, Any], name: str, where: str) -> Any:
+    """An entry of a record.
+
+    Raises:
+        PipelineError: the entry is missing.
+    """
+    if not isinstance(entry, dict) or name not in entry:
+        raise PipelineError(
+            f"{where} has no {name!r}: it was edited, or written by another version. Make the run "
+            "again in a new directory, or leave it out."
+        )
+    return entry[name]
 
 
 def tidy(group: Group) -> pd.DataFrame:
@@ -43,7 +204,7 @@ def tidy(group: Group) -> pd.DataFrame:
 
 
 def round_row(run: Run, entry: dict[str, Any]) -> dict[str, Any]:
-    """What a report reads of one completed round of a run.
+    """The columns of the tidy table, of one completed round of a run.
 
     Raises:
         PipelineError: the round lacks an entry that the report needs.
@@ -80,8 +241,8 @@ def strategies(rounds: pd.DataFrame) -> list[str]:
 def by_seed(rounds: pd.DataFrame, strategy: str, value: str = "test_accuracy") -> pd.DataFrame:
     """A value of one strategy, seeds × number of labels.
 
-    Only the numbers of labels that *all* its seeds have reached: a mean over seeds that change
-    along the curve would show steps that no run made.
+    Only the numbers of labels that *all* its seeds have reached: with other seeds along the curve
+    the mean would jump where no run did.
     """
     own = _having(rounds, "strategy", [strategy])
     return own.pivot(index="seed", columns="labelled", values=value).dropna(axis="columns")
@@ -127,8 +288,8 @@ def _curve(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
 def query_seconds(rounds: pd.DataFrame) -> pd.DataFrame:
     """Median seconds of each stage of a query, strategies × stages, NaN where it has no such stage.
 
-    Over all seeds and all rounds that ended in a query; a median, because the first query of a
-    process also compiles.
+    Over all seeds and all rounds that ended in a query; medians, because the first query of a
+    process includes compilation.
     """
     queries = rounds[rounds["queried"] > 0]
     recorded = [str(name).removeprefix(STAGE) for name in rounds if str(name).startswith(STAGE)]
@@ -140,10 +301,10 @@ def query_seconds(rounds: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(rounds: pd.DataFrame) -> pd.DataFrame:
-    """One row a strategy: what the report's table shows, with the ends of every interval.
+    """One row a strategy: the report's table, with the ends of every interval.
 
-    "Final" is at the last number of labels that all seeds of the strategy have reached. "Average"
-    is over the rounds after the first query: before it no strategy has had a say.
+    "Final" is at the last number of labels that all seeds of the strategy have reached, "average"
+    over the rounds after the first query, which alone depend on the strategy.
     """
     medians = query_seconds(rounds)
     stages = [f"{STAGE}{stage}" for stage in medians]

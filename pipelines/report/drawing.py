@@ -1,12 +1,16 @@
-"""What the figures of the report share: layout in inches, lines, ticks, names at curve ends.
+"""Drawing primitives of reports: styles of curves, layout in inches, ticks, names at curve ends.
 
-Nothing here touches matplotlib's global state.
+A strategy has the same style in every figure, whichever others are shown. Nothing here touches
+matplotlib's global state.
 """
 
 import io
+import itertools
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,23 +18,73 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pipelines.report.looks import Look, look
+from pipelines.strategies import STRATEGIES
 
 INK, QUIET = "#222222", "#cccccc"
 SMALL, NORMAL = 8.0, 9.5  # points
 WIDTH, LEFT = 7.0, 0.72  # inches
-NAME = 24  # characters of a name that stand beside a figure, as a rule
-_LINE = 0.135  # inches a caption line
-_CHARACTER = 0.073  # inches, the usual width of one in small type
+NAME = 24  # characters of a name beside a figure
+_LINE = 0.135  # inches: height of a caption line
+_CHARACTER = 0.073  # inches: mean width of a character in small type
+
+# Okabe and Ito's colours, then Tol's: apart for the common forms of colour blindness.
+COLOURS = ("#56b4e9", "#d55e00", "#332288", "#44aa99", "#882255", "#999933")
+_MARKERS = ("v", "X", "<", ">", "p", "h", "*")
+_DASHES = ("-", (0, (6, 1.5)), (0, (4, 1.2, 1, 1.2)), (0, (1.5, 1)))
+
+
+class Style(NamedTuple):
+    """Colour, marker and dashes of a curve, distinguishable in greyscale by the last two."""
+
+    colour: str
+    marker: str
+    dash: str | tuple[float, tuple[float, ...]] = "-"
+
+
+_STYLES = {
+    "random": Style("#777777", "o", _DASHES[1]),
+    "entropy": Style("#e69f00", "s", _DASHES[3]),
+    "margin": Style("#009e73", "^", _DASHES[2]),
+    "least_confident": Style("#cc79a7", "D", _DASHES[1]),
+    "mlmoc": Style("#0072b2", "P"),
+}
+# Pairs of colour and marker are unique: 6 colours and 7 markers repeat after 42 strategies.
+_INDEX = {name: index for index, name in enumerate(n for n in STRATEGIES if n not in _STYLES)}
+
+
+def style_of(strategy: str) -> Style:
+    """Style of a strategy: by its index in the table of strategies, else by a hash of its name."""
+    if strategy in _STYLES:
+        return _STYLES[strategy]
+    return _cycled(_INDEX.get(strategy, zlib.crc32(strategy.encode())))
+
+
+def _cycled(index: int) -> Style:
+    colour, marker, dash = (table[index % len(table)] for table in (COLOURS, _MARKERS, _DASHES))
+    return Style(str(colour), str(marker), dash)
+
+
+def styles(names: Iterable[str]) -> Callable[[str], Style]:
+    """Styles of several curves: a strategy has its own, any other name the next unused one."""
+    names = list(dict.fromkeys(names))
+    known = {name: style_of(name) for name in names if name in _STYLES or name in _INDEX}
+    used = {(style.colour, style.marker) for style in known.values()}
+    unused = (
+        style
+        for style in map(_cycled, itertools.count())
+        if (style.colour, style.marker) not in used
+    )
+    assigned = known | {name: next(unused) for name in names if name not in known}
+    return lambda name: assigned.get(name) or style_of(name)
 
 
 def short(name: str, length: int = NAME) -> str:
-    """A name that fits beside a figure."""
+    """A name, cut to the length that fits beside a figure."""
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
 def name_width(names: Sequence[str], length: int = NAME) -> float:
-    """Inches that the longest of some names takes in small type, cut as `short` cuts them."""
+    """Width in inches of the longest name in small type, cut as by `short`."""
     return _CHARACTER * max((len(short(name, length)) for name in names), default=0)
 
 
@@ -73,15 +127,15 @@ def canvas(
     return figure, made
 
 
-def png(figure: Figure) -> bytes:
+def png(figure: Figure, dpi: int = 160) -> bytes:
     """The bytes of a PNG, which depend on the drawing alone."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def finish(axes: Axes, title: str, x: str, y: str, size: float = NORMAL + 1) -> None:
-    """Title, axis labels, quiet grid and spines."""
+    """Set title and axis labels; draw a light grid and hide the top and right spines."""
     axes.set_xlabel(x, fontsize=NORMAL, color=INK)
     axes.set_ylabel(y, fontsize=NORMAL, color=INK)
     heading = axes.set_title(title, fontsize=size, color=INK, loc="left", fontweight="bold")
@@ -99,10 +153,10 @@ def line(
     scale: float,
     band: float,
     size: float = 4.5,
-    looked: Callable[[str], Look] = look,
+    style: Callable[[str], Style] = style_of,
 ) -> None:
-    """One strategy's curve; `band` is the opacity of its interval, 0 for none."""
-    own, (colour, marker, dash) = curve.loc[curve["strategy"] == name], looked(name)
+    """Draw one strategy's curve; `band` is the opacity of its interval, 0 for none."""
+    own, (colour, marker, dash) = curve.loc[curve["strategy"] == name], style(name)
     x = own["labelled"].to_numpy(dtype=float)
     mean, low, high = (own[end].to_numpy(dtype=float) * scale for end in ("mean", "low", "high"))
     if band and len(x) == 1:
@@ -122,7 +176,7 @@ def line(
 
 
 def label_ticks(axes: Axes, curve: pd.DataFrame, most: int) -> None:
-    """Ticks at numbers of labels that occur, where they leave each other room."""
+    """Put ticks at the numbers of labels that were measured, unless they would be too dense."""
     ticks = np.unique(curve["labelled"].to_numpy(dtype=float))
     ticks = ticks[:: math.ceil(len(ticks) / most)]
     if len(ticks) == 1 or np.diff(ticks).min() >= 0.6 * np.ptp(ticks) / most:
@@ -132,7 +186,7 @@ def label_ticks(axes: Axes, curve: pd.DataFrame, most: int) -> None:
 
 
 def frame(curve: pd.DataFrame, scale: float, include: Sequence[float] = ()) -> tuple[float, float]:
-    """Limits that show the means, and as much of the intervals as does not squash them."""
+    """Axis limits that show all means; intervals are cut where they would flatten the means."""
     mean = np.append(curve["mean"].to_numpy(dtype=float) * scale, include)
     bottom, top = float(mean.min()), float(mean.max())
     room = max(0.75 * (top - bottom), 2.0)
@@ -148,16 +202,16 @@ def name_curves(
     curve: pd.DataFrame,
     scale: float,
     height: float,
-    looked: Callable[[str], Look] = look,
+    style: Callable[[str], Style] = style_of,
 ) -> None:
     """Write each strategy's name at the end of its curve, moved apart where they would overlap.
 
     Args:
         axes: with its final limits.
-        curve: as it was drawn.
-        scale: as it was drawn.
+        curve: as passed to `line`.
+        scale: as passed to `line`.
         height: of the axes, in inches.
-        looked: how each is drawn.
+        style: as passed to `line`.
     """
     last = curve.groupby("strategy", sort=False).tail(1)
     names = [str(name) for name in last["strategy"]]
@@ -166,7 +220,7 @@ def name_curves(
     placed = spread(ends, 0.155 * (top - bottom) / height, bottom, top)
     across = axes.get_yaxis_transform()
     for name, labelled, end, y in zip(names, labels, ends, placed, strict=True):
-        colour, marker, _ = looked(name)
+        colour, marker, _ = style(name)
         axes.annotate(
             "",
             (1.04, y),
@@ -192,13 +246,13 @@ def name_curves(
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions at least `gap` apart, in the order of those wanted and as near as may be.
+    """Positions at least `gap` apart, in the same order and nearest to `wanted` in least squares.
 
-    Those that would overlap are centred on the mean of what they wanted (pool adjacent violators),
-    then moved inside [low, high] if there is room for all.
+    Isotonic regression of wanted[i] − rank·gap (pool adjacent violators), then clipped to
+    [low, high] if there is room for all.
     """
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    clusters: list[list[float]] = []  # the wanted positions, each less its rank times the gap
+    clusters: list[list[float]] = []  # wanted[i] − rank·gap
     for rank, index in enumerate(order):
         clusters.append([wanted[index] - rank * gap])
         while len(clusters) > 1 and _mean(clusters[-2]) > _mean(clusters[-1]):

@@ -1,6 +1,6 @@
-"""Independent values → their mean with a 95% interval, and p against a bound, corrected by Holm.
+"""Student's 95% interval of a mean, t-tests against a bound, equivalence, Holm's correction.
 
-Student's t throughout: what an interval excludes at 95% has p < .05, and the other way round.
+Intervals and tests agree: a bound has p < .05 exactly where the 95% interval excludes it.
 """
 
 import math
@@ -12,8 +12,8 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 CONFIDENCE = 0.95
-_ROUNDING = 1e-12  # of float64, with room for a few sums
-LEVEL = 0.05  # of p; what the interval says at its confidence
+_ROUNDING = 1e-12  # relative, of float64 after a few sums
+LEVEL = 0.05  # of p: 1 − CONFIDENCE
 
 
 class Interval(NamedTuple):
@@ -45,8 +45,8 @@ def geometric(values: Iterable[float]) -> Interval:
 def p_against(values: Iterable[float], bound: float = 0.0) -> float:
     """Two-sided p of the t-test that the mean is `bound`; NaN for fewer than two values.
 
-    Of values that are all the same it is 1 where they are the bound, otherwise 0: they say what
-    the interval, a point, says.
+    Of identical values it is 1 where they equal the bound and 0 otherwise, as their interval, a
+    single point, would have it.
     """
     array = np.fromiter(values, dtype=np.float64)
     if array.size < 2:
@@ -60,8 +60,8 @@ def p_against(values: Iterable[float], bound: float = 0.0) -> float:
 def p_within(values: Iterable[float], low: float, high: float) -> float:
     """Two one-sided t-tests that the mean is not within two bounds: the larger p, doubled.
 
-    Doubled, so that it is below .05 exactly where the 95% interval lies within the bounds
-    (Schuirmann's test of equivalence puts the 90% interval there).
+    Doubled, so that it is below .05 exactly where the 95% interval lies within the bounds;
+    Schuirmann's test of equivalence uses the 90% interval.
     """
     array = np.fromiter(values, dtype=np.float64)
     if array.size < 2:
@@ -83,6 +83,6 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def _error(array: np.ndarray) -> float:
-    """Standard error of the mean; 0 where values differ by rounding, of which t makes anything."""
+    """Standard error of the mean; 0 where the values differ by rounding only."""
     spread = float(array.std(ddof=1))
     return 0.0 if spread <= _ROUNDING * abs(array).max() else spread / math.sqrt(array.size)

@@ -8,9 +8,15 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from experiments.statistics.friedman import critical_difference, friedman, post_hoc
-from experiments.statistics.outcomes import blocks, finished
-from experiments.statistics.tables import curve, difference, own_models, summary
+from experiments.statistics.curves import (
+    blocks,
+    curve,
+    difference,
+    finished,
+    own_models,
+    summary,
+)
+from experiments.statistics.ranks import critical_difference, friedman, post_hoc
 from pipelines.errors import PipelineError
 from pipelines.report.intervals import geometric, holm, interval, p_against, p_within
 

@@ -3,15 +3,12 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 
-from experiments.report import placing
-from experiments.report.measure_pictures import Family, families, measured, panels
-from experiments.report.study_pictures import answers, forest, gain
-from experiments.report.study_words import p_value, percent
-from pipelines.report.looks import look
+from experiments.report.figures import answers, forest, gain
+from experiments.report.measures import Family, families, measured, panels
+from experiments.report.page import p_value, percent
+from pipelines.report.drawing import style_of
 
 NAN = math.nan
 
@@ -34,7 +31,7 @@ def test_a_forest_shows_every_interval_and_fills_the_sure_ones():
         ],
         columns=["subject", "arm", "n", "mean", "low", "high"],
     )
-    figure = forest(table, "caption", look, "title")
+    figure = forest(table, "caption", style_of)
     said = texts(figure)
     assert "+2.0 (+1.0 to +3.0), n = 5" in said
     assert "−2.0, n = 1" in said
@@ -50,7 +47,7 @@ def test_a_forest_shows_every_interval_and_fills_the_sure_ones():
 def test_intervals_longer_than_the_picture_end_in_heads():
     long = [("one", "mlmoc", 3, 0.01, -0.3, 0.32), ("one", "margin", 3, 0.02, 0.01, 0.03)]
     table = pd.DataFrame(long, columns=["subject", "arm", "n", "mean", "low", "high"])
-    (axes,) = forest(table, "caption", look, "title").axes
+    (axes,) = forest(table, "caption", style_of).axes
     heads = {
         line.get_marker(): xy(line)[0] for line in axes.lines if line.get_marker() in ("<", ">")
     }
@@ -58,7 +55,7 @@ def test_intervals_longer_than_the_picture_end_in_heads():
     np.testing.assert_allclose([heads["<"][0], heads[">"][0]], axes.get_xlim())
     long = [("random", 0.01, 0.0, NAN, NAN), ("mlmoc", 2.0, 0.02, -0.3, 0.03)]
     columns = ["arm", "seconds", "gained", "gained_low", "gained_high"]
-    (axes,) = gain(pd.DataFrame(long, columns=columns), "caption", look).axes
+    (axes,) = gain(pd.DataFrame(long, columns=columns), "caption", style_of).axes
     (head,) = [xy(line)[0] for line in axes.lines if line.get_marker() == "v"]
     np.testing.assert_allclose(head, [2.0, axes.get_ylim()[0]])
 
@@ -68,12 +65,14 @@ def test_costs_are_drawn_where_they_are_with_every_name():
         [("random", 0.01, 0.0, NAN, NAN), ("mlmoc", 2.0, 0.02, 0.01, 0.03)],
         columns=["arm", "seconds", "gained", "gained_low", "gained_high"],
     )
-    figure = gain(table, "caption", look)
+    figure = gain(table, "caption", style_of)
     (axes,) = figure.axes
     assert axes.get_xscale() == "log"
-    assert {text.get_text() for text in axes.texts} == {"random", "mlmoc"}
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["mlmoc", "random"]
     points = [xy(line)[0] for line in axes.lines if line.get_marker() in ("o", "P")]
-    np.testing.assert_allclose(points, [[0.01, 0.0], [2.0, 2.0]])
+    np.testing.assert_allclose(points, [[2.0, 2.0], [0.01, 0.0]])
 
 
 def test_answers_are_a_line_and_trainings_markers():
@@ -83,7 +82,7 @@ def test_answers_are_a_line_and_trainings_markers():
         [("one", 10, 0.5, 0.4, 0.6), ("one", 12, 0.7, 0.6, 0.8), ("random", 10, 0.5, 0.4, 0.6)],
         columns=columns,
     )
-    (axes,) = answers(after, trained, "caption", look).axes
+    (axes,) = answers(after, trained, "caption", style_of).axes
     drawn = {line.get_linestyle(): xy(line)[:, 1].tolist() for line in axes.lines[:2]}
     assert drawn == {"-": [50.0, 60.0], "None": [50.0, 70.0]}
 
@@ -149,24 +148,6 @@ def test_a_panel_shows_the_means_hollow_where_nothing_is_trained(measures):
 def test_what_has_no_x_is_drawn_too(measures):
     figure = panels(Family("", measured(measures.assign(x=NAN, axis=""))), "caption")
     assert len(figure.axes[0].get_xticks()) == 0
-
-
-def test_names_cover_neither_each_other_nor_points_where_there_is_room():
-    rng = np.random.default_rng(0)
-    for _ in range(5):
-        figure = Figure(figsize=(7, 4))
-        canvas = FigureCanvasAgg(figure)
-        axes = figure.add_axes((0.1, 0.1, 0.8, 0.8))
-        axes.set_xlim(0, 1)
-        axes.set_ylim(0, 1)
-        points = [tuple(point) for point in rng.uniform(0.1, 0.9, size=(10, 2)).tolist()]
-        placing.place(axes, points, [f"name {number}" for number in range(10)], [])
-        canvas.draw()
-        renderer = canvas.get_renderer()
-        boxes = [text.get_window_extent(renderer).padded(-2) for text in axes.texts]
-        for number, box in enumerate(boxes):
-            assert not any(box.overlaps(other) for other in boxes[:number])
-            assert not any(box.contains(*axes.transData.transform(point)) for point in points)
 
 
 def test_numbers_are_told_with_their_intervals():

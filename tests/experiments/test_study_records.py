@@ -6,9 +6,8 @@ import zipfile
 
 import pytest
 
-from experiments.report import study as module
-from experiments.report.records import archive
-from experiments.report.study import study_report
+from experiments.report import build
+from experiments.report.build import archive, study_report
 from experiments.studies.study import Grid
 from experiments.sweep.recorded import recorded, state
 from pipelines import record
@@ -22,7 +21,7 @@ HERE = "/home/somebody"
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     """Runs of which one is begun and one has failed, and a measurement."""
-    monkeypatch.setattr(module, "DOTS", 40)
+    monkeypatch.setattr(build, "DOTS", 40)
     root = tmp_path / "runs"
     for trial in STUDY.trials("small"):
         if trial.kind == "run":

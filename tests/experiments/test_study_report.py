@@ -9,14 +9,13 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from experiments.report import study as module
+from experiments.report import build
 from experiments.report.__main__ import main
-from experiments.report.measure_dots import dots, single
-from experiments.report.measure_pictures import measured
-from experiments.report.study import show, study_report
-from experiments.report.study_settings import seeds, words
-from experiments.report.study_tables import paired
-from experiments.statistics.claims import Better, NotBetter
+from experiments.report.build import print_report, study_report
+from experiments.report.figures import seeds, settings
+from experiments.report.measures import dots, measured, single
+from experiments.report.results import paired
+from experiments.statistics.claims import better, not_better
 from experiments.studies.study import Grid, arms
 from pipelines.audit.config import AuditConfig
 from tests.experiments import study_cases as cases
@@ -24,8 +23,8 @@ from tests.pipelines.test_report import Strict
 
 THREE = Grid({cases.SUBJECT: cases.RUN}, arms(["random", "margin", "entropy"]), (0, 1, 2))
 CLAIMS = (
-    Better("margin", "random", text="Margin is better than random."),
-    NotBetter("entropy", "random", margin=1.0, text="Entropy is no better than random."),
+    better("margin", "random", text="Margin is better than random."),
+    not_better("entropy", "random", margin=1.0, text="Entropy is no better than random."),
 )
 LEVELS = {"random": 0.5, "margin": 0.7, "entropy": 0.5, "gp": 0.6}
 
@@ -34,7 +33,7 @@ LEVELS = {"random": 0.5, "margin": 0.7, "entropy": 0.5, "gp": 0.6}
 def coarse():
     """Figures of few pixels: they are looked at by people, at full size."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "DOTS", 40)
+        patch.setattr(build, "DOTS", 40)
         yield
 
 
@@ -175,7 +174,7 @@ def test_a_part_of_a_study_is_reported_with_what_is_missing(tmp_path, capsys):
     assert any(warning.startswith(missing) for warning in made.warnings)
     assert "8 of 9 trials are not begun" in made.page.read_text()
     assert any("3 of 3 trainings did not reach their labels (random 3)" in w for w in made.warnings)
-    show(made, Console(width=200))
+    print_report(made, Console(width=200))
     printed = capsys.readouterr().out
     assert "not decided by this size: Margin is better than random." in printed
     assert str(made.page) in printed
@@ -218,13 +217,13 @@ def test_captions_name_seeds_by_arm_and_what_the_trials_share():
     )
     assert seeds(table) == "n = 2 (seeds 0–1) but c: n = 1 (seed 3)."
     varied = {"few": {"query": 5}, "many": {"query": 10}}
-    told = words(cases.study(Grid({"s": cases.RUN}, varied, (0,))).trials("small"))
+    told = settings(cases.study(Grid({"s": cases.RUN}, varied, (0,))).trials("small"))
     assert told.startswith("s: cnn, 10 initial labels, 50 candidates, 2 queries")
 
 
 def test_an_audit_is_captioned_by_what_it_retrains():
     audit = AuditConfig(network_args=("widen=1",), train_steps=(300,))
-    told = words(cases.study(Grid({"s": audit}, {"audited": {}}, (0,))).trials("small"))
+    told = settings(cases.study(Grid({"s": audit}, {"audited": {}}, (0,))).trials("small"))
     assert told.startswith("s: wide_resnet widen 1, 50 initial labels, 200 reference points, 24 ")
     assert told.endswith("300 training steps.")
     assert "epochs" not in told
@@ -255,7 +254,10 @@ def test_what_is_measured_once_is_drawn_as_rows():
 def test_several_studies_have_a_report_each_and_one_table_of_verdicts(
     tmp_path, capsys, monkeypatch
 ):
-    one, other = (cases.study(THREE, claims=(claim,), name=claim.arm) for claim in CLAIMS)
+    one, other = (
+        cases.study(THREE, claims=(claim,), name=name)
+        for claim, name in zip(CLAIMS, ("margin", "entropy"), strict=True)
+    )
     absent = cases.study(
         Grid({"elsewhere": dataclasses.replace(cases.RUN, initial=11)}, arms(["random"]), (0,)),
         name="absent",

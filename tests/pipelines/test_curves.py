@@ -5,9 +5,9 @@ import pytest
 
 from pipelines.errors import PipelineError
 from pipelines.report import curves
-from pipelines.report.caveats import caveats
-from pipelines.report.drawing import look, spread
-from pipelines.report.groups import groups
+from pipelines.report.build import caveats
+from pipelines.report.curves import groups
+from pipelines.report.drawing import spread, style_of
 from tests.report_cases import ENVIRONMENT, run
 
 # Student's t at 0.975 in closed form, for one and two degrees of freedom.
@@ -272,8 +272,8 @@ def test_records_without_a_needed_entry_are_named():
 
 
 def test_looks_do_not_depend_on_company_and_random_is_grey():
-    assert look("random").colour == "#777777"
-    assert look("my_own") == look("my_own") != look("random")
+    assert style_of("random").colour == "#777777"
+    assert style_of("my_own") == style_of("my_own") != style_of("random")
 
 
 def test_spread_moves_only_what_overlaps():

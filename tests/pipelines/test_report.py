@@ -15,12 +15,11 @@ from rich.console import Console
 from bridge.parity import DETAILS, Certificate
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
-from pipelines.report import find, report, show
+from pipelines.report import find_runs, print_report, report
 from pipelines.report.__main__ import main
 from pipelines.report.curves import QUERY_STAGES, TRAINING_STAGES
-from pipelines.report.looks import look, looks
-from pipelines.report.page import seed_ranges, timings
-from pipelines.report.pictures import duration
+from pipelines.report.drawing import style_of, styles
+from pipelines.report.page import duration, seed_ranges, timings
 from pipelines.strategies import STRATEGIES
 from tests.report_cases import line, run, store
 
@@ -97,7 +96,7 @@ def test_what_a_person_typed_is_escaped(tmp_path):
     assert "a&amp;b[red]" in text
     assert all(re.fullmatch(r"b-cnn-\w+\.png", path.name) for path in out.figures)
     printed = io.StringIO()
-    show(out, Console(file=printed, width=120))
+    print_report(out, Console(file=printed, width=120))
     assert evil[:8] in printed.getvalue()
 
 
@@ -112,13 +111,13 @@ def test_every_number_of_strategies_and_seeds_can_be_drawn(tmp_path):
 
 
 def test_no_two_strategies_look_alike():
-    seen = [look(name)[:2] for name in STRATEGIES]
+    seen = [style_of(name)[:2] for name in STRATEGIES]
     assert len(set(seen)) == len(seen)
-    assert look("of another version") == look("of another version")
+    assert style_of("of another version") == style_of("of another version")
     arms = ["random", "mlmoc", *(f"mlmoc, setting {number}" for number in range(20))]
-    looked = looks(arms)
-    assert len({looked(name)[:2] for name in arms}) == len(arms)
-    assert looked("mlmoc") == look("mlmoc")
+    style = styles(arms)
+    assert len({style(name)[:2] for name in arms}) == len(arms)
+    assert style("mlmoc") == style_of("mlmoc")
 
 
 def test_the_table_of_times_leaves_out_short_stages_rather_than_fold(tmp_path):
@@ -127,8 +126,8 @@ def test_the_table_of_times_leaves_out_short_stages_rather_than_fold(tmp_path):
     store(run("a_strategy_by_name", 0, [0.5, 0.6], lines=lines), tmp_path / "runs")
     made = report([tmp_path / "runs"], tmp_path / "out")
     wide, narrow = io.StringIO(), io.StringIO()
-    show(made, Console(file=wide, width=200))
-    show(made, Console(file=narrow, width=70))
+    print_report(made, Console(file=wide, width=200))
+    print_report(made, Console(file=narrow, width=70))
     assert "stage_0" in wide.getvalue()
     assert "stage_0" not in narrow.getvalue()
     assert "stage_8" in narrow.getvalue()
@@ -174,13 +173,13 @@ def test_empty_runs_beside_others_are_left_out_and_said(runs, tmp_path):
 
 
 def test_runs_are_found_at_any_depth_and_once(runs):
-    assert len(find([runs.parent, runs, runs / "margin-0"])) == 4
-    assert find([runs / "margin-0"]) == [runs / "margin-0"]
+    assert len(find_runs([runs.parent, runs, runs / "margin-0"])) == 4
+    assert find_runs([runs / "margin-0"]) == [runs / "margin-0"]
 
 
 def test_an_earlier_report_among_the_runs_is_passed_over(runs):
     report([runs], runs / "report")
-    assert len(find(sorted(runs.iterdir()))) == 4
+    assert len(find_runs(sorted(runs.iterdir()))) == 4
 
 
 def test_missing_memory_and_unknown_stages_are_no_obstacle(tmp_path):

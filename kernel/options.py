@@ -4,7 +4,7 @@ Imports no JAX: a command line is parsed and refused before JAX is loaded. Names
 refused by messages of our own, hence `no_type_check`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, no_type_check
 
 from kernel.errors import KernelError
@@ -67,9 +67,9 @@ class Request:
     kind: Kind = "single"
     probes: int = PROBES
     precision: Precision = "float32"
-    chunk: int | None = None
-    memory_gib: float = 4.0
-    devices: int | None = None
+    chunk: int | None = field(default=None, metadata={"identity": False})
+    memory_gib: float = field(default=4.0, metadata={"identity": False})
+    devices: int | None = field(default=None, metadata={"identity": False})
 
 
 @no_type_check

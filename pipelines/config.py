@@ -3,13 +3,13 @@
 Every data set's script holds only values for them; see the paper's values in docs/mathematics.md.
 """
 
-import dataclasses
 import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import tyro
@@ -30,42 +30,40 @@ from trainer.config import Argument, TrainConfig, parse_arguments
 from trainer.errors import lookup
 
 DATA_DIR_VARIABLE = "NTK_DATA_DIR"
-# Where a run finds its files and what it runs on is no part of what it computes.
-_MACHINE, _KERNEL_MACHINE = ("data_dir", "run", "download", "device", "dry_run"), ("devices",)
-_MEASUREMENT_MACHINE = (*_MACHINE, "memory_gib")
-_PATIENCE = "hours"  # of the baselines: another decides only whether there is a result
-
-# Settings that records of older versions lack, with what those versions did.
-ADDED: dict[str, Any] = {
-    "lookahead": dataclasses.asdict(LookAheadConfig()),
-    "baseline": {
-        name: value
-        for name, value in dataclasses.asdict(BaselineConfig()).items()
-        if name != _PATIENCE
-    },
-    "dynamics": dataclasses.asdict(DynamicsConfig()),
-    "bald": dataclasses.asdict(BaldConfig()),
-    "ll4al": json.loads(json.dumps(dataclasses.asdict(LL4ALConfig()))),
-    "albl": json.loads(json.dumps(dataclasses.asdict(ALBLConfig()))),
-}
-# Likewise within the settings of training.
-_ADDED_TO_TRAINING = {"precision": "float32"}
+# Metadata of a field: it says where and how something is computed, and not what.
+_MACHINE: Mapping[str, Any] = MappingProxyType({"identity": False})
 
 
-def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's settings as recorded; those that older versions lacked as these understood them."""
-    return ADDED | completed_training(settings)
+def identity(config: Any) -> dict[str, Any]:
+    """Settings that change a result, by name and JSON-able; a record is compared by them alone.
+
+    Args:
+        config: a dataclass. The metadata of a field may say otherwise than that its value is
+            compared: `"identity": False` leaves it out, a function gives what is compared.
+    """
+    compared = {}
+    for one in fields(config):
+        rule, value = one.metadata.get("identity", True), getattr(config, one.name)
+        if callable(rule):
+            compared[one.name] = rule(value)
+        elif rule:
+            compared[one.name] = identity(value) if is_dataclass(value) else value
+    return json.loads(json.dumps(compared))  # tuples are lists there
 
 
-def completed_training(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The same of anything that trains a network: only what lies in `train`."""
-    training = settings.get("train")
-    if not isinstance(training, dict):
-        return dict(settings)
-    return {**settings, "train": _ADDED_TO_TRAINING | training}
+def machine_settings(config: Any) -> dict[str, Any]:
+    """The settings that `identity` leaves out, by dotted name and JSON-able."""
+    left_out = {}
+    for one in fields(config):
+        value = getattr(config, one.name)
+        if is_dataclass(value):
+            left_out |= {f"{one.name}.{name}": v for name, v in machine_settings(value).items()}
+        elif one.metadata.get("identity") is False:
+            left_out[one.name] = str(value) if isinstance(value, Path) else value
+    return left_out
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class NetworkSettings:
     """A data set, a network and its first training: what runs and measurements have in common.
 
@@ -94,15 +92,15 @@ class NetworkSettings:
     seed: int = 0
     initial: int = 100
     network: str = "wide_resnet"
-    network_args: tuple[str, ...] = ()
+    network_args: tuple[str, ...] = field(default=(), metadata={"identity": parse_arguments})
     twin: str | None = None
     image_size: int | None = None
-    data_dir: Path | None = None
-    download: bool = True
-    run: Path | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    dry_run: bool = False
-    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    data_dir: Path | None = field(default=None, metadata=_MACHINE)
+    download: bool = field(default=True, metadata=_MACHINE)
+    run: Path | None = field(default=None, metadata=_MACHINE)
+    device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=_MACHINE)
+    dry_run: bool = field(default=False, metadata=_MACHINE)
+    train: TrainConfig = field(default_factory=TrainConfig)
 
     def check_at_least(self, **least: int) -> None:
         """Refuse settings below their minimum.
@@ -119,6 +117,10 @@ class NetworkSettings:
                     f"{name} must be {bound} or more, not {getattr(self, name)}{what}."
                 )
 
+    def record(self) -> dict[str, Any]:
+        """The settings that a result depends on, JSON-able."""
+        return identity(self)
+
     @property
     def network_arguments(self) -> dict[str, Argument]:
         """The network's arguments, numbers as numbers."""
@@ -130,7 +132,7 @@ class NetworkSettings:
         return self.data_dir or Path(os.environ.get(DATA_DIR_VARIABLE) or "data")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class RunConfig(NetworkSettings):
     """One active-learning run: train, score, query, label, again, until the budget is spent.
 
@@ -161,13 +163,13 @@ class RunConfig(NetworkSettings):
     query: int = 20
     subset: int | None = None
     cycles: int = 10
-    kernel: KernelConfig = dataclasses.field(default_factory=KernelConfig)
-    lookahead: LookAheadConfig = dataclasses.field(default_factory=LookAheadConfig)
-    baseline: BaselineConfig = dataclasses.field(default_factory=BaselineConfig)
-    dynamics: DynamicsConfig = dataclasses.field(default_factory=DynamicsConfig)
-    bald: BaldConfig = dataclasses.field(default_factory=BaldConfig)
-    ll4al: LL4ALConfig = dataclasses.field(default_factory=LL4ALConfig)
-    albl: ALBLConfig = dataclasses.field(default_factory=ALBLConfig)
+    kernel: KernelConfig = field(default_factory=KernelConfig)
+    lookahead: LookAheadConfig = field(default_factory=LookAheadConfig)
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)
+    dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
+    bald: BaldConfig = field(default_factory=BaldConfig)
+    ll4al: LL4ALConfig = field(default_factory=LL4ALConfig)
+    albl: ALBLConfig = field(default_factory=ALBLConfig)
 
     def __post_init__(self):
         """Refuse what can be seen to be wrong before anything is read or computed.
@@ -211,19 +213,8 @@ class RunConfig(NetworkSettings):
         """Where the record is written."""
         return self.run or Path("runs") / f"{self.dataset}-{self.strategy}-seed{self.seed}"
 
-    def record(self) -> dict[str, Any]:
-        """What is computed, JSON-able: everything but the machine's own places."""
-        values = dataclasses.asdict(self)
-        for name in _MACHINE:
-            del values[name]
-        for name in _KERNEL_MACHINE:
-            del values["kernel"][name]
-        del values["baseline"][_PATIENCE]
-        values["network_args"] = self.network_arguments
-        return json.loads(json.dumps(values))  # tuples are lists there
 
-
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class MeasurementSettings(NetworkSettings):
     """What is measured of the network that the first round of a run with this seed trains.
 
@@ -236,7 +227,7 @@ class MeasurementSettings(NetworkSettings):
 
     dataset: str = "digits"
     precision: Literal["float32", "float64"] = "float32"
-    memory_gib: float = 4.0
+    memory_gib: float = field(default=4.0, metadata=_MACHINE)
 
     def check_memory(self) -> None:
         """Refuse no memory at all.
@@ -266,18 +257,13 @@ class MeasurementSettings(NetworkSettings):
             UnknownNameError: a name that is not there.
             PipelineError: a number out of range.
         """
-        shared = {field.name: getattr(self, field.name) for field in fields(NetworkSettings)}
+        shared = {one.name: getattr(self, one.name) for one in fields(NetworkSettings)}
         shared |= {"run": None, "dry_run": False}
         if network_args is not None:
             shared["network_args"] = network_args
         if train is not None:
             shared["train"] = train
         return RunConfig(**shared, strategy="random", query=1, cycles=0)
-
-    def record(self) -> dict[str, Any]:
-        """Every setting that a result depends on, JSON-able."""
-        values = dataclasses.asdict(self)
-        return {name: value for name, value in values.items() if name not in _MEASUREMENT_MACHINE}
 
 
 def with_width(arguments: tuple[str, ...], name: str, width: int | None) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ from kernel.options import CRITERIA, GREEDY, STREAMED
 from kernel.plan import cast
 from pipelines.config import RunConfig
 from pipelines.progress import keep_compiled
-from pipelines.run import Bridge, companion_of, prepared
+from pipelines.run import Bridge, build_auxiliary_module, prepared
 from pipelines.strategies import mirrored
 from pipelines.strategies.base import PROBE
 from pipelines.strategies.baselines import answers, retrained, retraining, stepped
@@ -227,7 +227,7 @@ def dry_run(config: RunConfig, console: Console) -> None:
         f"in the end; {parameter_count(network):,} parameters. Nothing was trained or recorded.",
         highlight=False,
     )
-    companion = companion_of(config, dataset, network)
+    companion = build_auxiliary_module(config, dataset, network)
     if companion is not None:
         console.print(
             f"Trained along: a loss prediction module of {parameter_count(companion):,} "

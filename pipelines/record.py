@@ -1,12 +1,7 @@
-"""What a run leaves on disk: configuration, environment, one JSON line a round, weights.
+"""Records of runs: configuration, environment, one JSON line a round, weights.
 
 Every write goes to a temporary file in the same folder, is flushed to the disk and renamed over
 the old one, so that a run killed at any moment is found whole, at its last completed step.
-
-What the round in progress has finished: its training, and the chunks of its kernel.
-
-From a run directory to the state of an unfinished round, so that a run interrupted in the middle of
-a long query takes up the query and does not train again.
 """
 
 import json
@@ -15,14 +10,12 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import jax
 
 from bridge.weights import replace
 from pipelines.errors import PipelineError
@@ -37,9 +30,10 @@ class HeldError(PipelineError):
     """Another process is working in the directory."""
 
 
-FORMAT = 1
+FORMAT = 2
 CONFIG, ENVIRONMENT, ROUNDS = "config.json", "environment.json", "rounds.jsonl"
-LOCK = ".lock"
+MACHINE = "machine"  # in the configuration: settings that may be others at each start
+LOCK, IN_PROGRESS = ".lock", ".pending"
 NOTE = "trial.json"  # how a sweep's attempts at the run ended; may be there before the run is
 _PACKAGES = ("ntk-lookahead", "torch", "torchvision", "jax", "jaxlib", "neural-tangents", "numpy")
 
@@ -50,7 +44,8 @@ class Run:
 
     Attributes:
         path: the directory.
-        config: what was asked for, as written in config.json.
+        config: as written in config.json: what identifies the run, and under `machine` the
+            settings of its last start that do not.
         environment: one entry for each time the run was started or resumed.
         rounds: one object for each completed round, in order.
     """
@@ -61,6 +56,11 @@ class Run:
     rounds: tuple[dict[str, Any], ...]
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """The configuration without what may be another at each start."""
+        return {name: value for name, value in self.config.items() if name != MACHINE}
+
+    @property
     def complete(self) -> bool:
         """Whether the budget is spent and the last network evaluated."""
         return len(self.rounds) == self.config["cycles"] + 1
@@ -69,9 +69,9 @@ class Run:
         """The file that holds the weights trained in a round."""
         return self.path / f"weights-{round_number:03d}.safetensors"
 
-    def companion(self, round_number: int) -> Path:
-        """The file of what was trained along with the network in a round, if anything was."""
-        return self.path / f"companion-{round_number:03d}.safetensors"
+    def auxiliary_weights(self, round_number: int) -> Path:
+        """The file of the module trained along with the network in a round, if any was."""
+        return self.path / f"auxiliary-{round_number:03d}.safetensors"
 
 
 def read(path: Path) -> Run:
@@ -85,8 +85,9 @@ def read(path: Path) -> Run:
     config = _parse(path / CONFIG, _text(path / CONFIG))
     if config.get("format") != FORMAT:
         raise PipelineError(
-            f"{path} was written in record format {config.get('format')!r}; this version reads "
-            f"format {FORMAT}. Use the version of ntk-lookahead that wrote it."
+            f"{path} was written in record format {config.get('format')!r}, and this version reads "
+            f"and resumes format {FORMAT} only. Give --run a new directory and start again, or use "
+            "the version of ntk-lookahead that wrote it."
         )
     environment = path / ENVIRONMENT
     starts = _parse(environment, _text(environment), list) if environment.is_file() else []
@@ -125,23 +126,40 @@ def _changed(what: str) -> PipelineError:
 
 def open_run(
     path: Path,
-    config: dict[str, Any],
-    completed: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    config: Mapping[str, Any],
+    machine: Mapping[str, Any] | None = None,
+    *,
+    growing: Set[str] = frozenset(),
+    begun: bool = False,
 ) -> Run:
-    """Start a run in a directory, or take up the one that is there.
+    """Start a run in a directory, or resume the one that is there.
 
     Args:
         path: the directory, made if it is not there.
-        config: what is asked for now; JSON-able.
-        completed: adds to recorded settings those that older versions did not have, with the
-            values that stand for what they did, so that a run begun before them goes on.
+        config: what identifies the run, JSON-able.
+        machine: settings of this start that do not, JSON-able; recorded and never compared.
+        growing: names in `config` that may change when the run is resumed.
+        begun: whether something depends on its settings although no round is complete.
 
     Raises:
         PipelineError: the directory holds a run made with another configuration, or other files.
     """
-    config = {"format": FORMAT, **json.loads(json.dumps(config))}
+    asked = json.loads(json.dumps({"format": FORMAT, **config, MACHINE: dict(machine or {})}))
     path.mkdir(parents=True, exist_ok=True)
-    if not (path / CONFIG).exists():
+    if (path / CONFIG).exists():
+        found, ignored = read(path), {MACHINE, *growing}
+        old, new = (
+            {name: value for name, value in one.items() if name not in ignored}
+            for one in (found.config, asked)
+        )
+        differing = differences(old, new)
+        # before anything was computed with the old settings, the new ones take their place
+        if differing and (found.rounds or begun):
+            raise PipelineError(
+                f"{path} holds a run made with another configuration: {'; '.join(differing)}. "
+                "Resume it with the settings it was started with, or give --run another directory."
+            )
+    else:
         names = [entry.name for entry in path.iterdir() if entry.name != NOTE]
         foreign = [name for name in names if not name.startswith(".")]
         if foreign:
@@ -149,25 +167,15 @@ def open_run(
                 f"{path} is not empty and holds no {CONFIG} (found {', '.join(foreign[:3])}); "
                 "give --run an empty or new directory."
             )
-        _write(path / CONFIG, json.dumps(config, indent=1) + "\n")
+    _write(path / CONFIG, json.dumps(asked, indent=1) + "\n")
     run = read(path)
-    differing = differences(completed(run.config), config)
-    if differing and not run.rounds:
-        # nothing was computed with the old settings yet
-        _write(path / CONFIG, json.dumps(config, indent=1) + "\n")
-        run = read(path)
-    elif differing:
-        raise PipelineError(
-            f"{path} holds a run made with another configuration: {'; '.join(differing)}. "
-            "Resume it with the settings it was started with, or give --run another directory."
-        )
-    starts = [*run.environment, environment()]
+    starts = (*run.environment, environment())
     _write(path / ENVIRONMENT, json.dumps(starts, indent=1) + "\n")
-    return Run(path, run.config, tuple(starts), run.rounds)
+    return Run(path, run.config, starts, run.rounds)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """In which settings two configurations differ, in words; nested names joined by dots."""
+    """Settings that two configurations do not share, in words; nested names joined by dots."""
     found = []
     for key in sorted({*old, *new}):
         before, now = old.get(key), new.get(key)
@@ -182,7 +190,7 @@ def append(run: Run, line: dict[str, Any]) -> Run:
     """Add a completed round and drop the weights of the rounds before it."""
     rounds = (*run.rounds, json.loads(json.dumps(line, allow_nan=False)))
     _write(run.path / ROUNDS, "".join(json.dumps(entry) + "\n" for entry in rounds))
-    for kind, latest in (("weights", run.weights), ("companion", run.companion)):
+    for kind, latest in (("weights", run.weights), ("auxiliary", run.auxiliary_weights)):
         for stale in run.path.glob(f"{kind}-*.safetensors"):
             if stale != latest(len(rounds) - 1):
                 stale.unlink()
@@ -215,6 +223,8 @@ def _write(path: Path, content: str) -> None:
 
 def environment() -> dict[str, Any]:
     """Versions, machine, commit and command line of this process, for the record."""
+    import jax  # here: a report reads records without it
+
     versions = {}
     for package in _PACKAGES:
         try:
@@ -247,36 +257,40 @@ def _commit() -> str | None:
     return answer.stdout.strip()
 
 
-FOLDER = ".pending"
+class RoundInProgress:
+    """Finished parts of a round that is not yet recorded: its training, chunks of its kernel.
 
-
-class Pending:
-    """The unfinished round of a run; it lies in a folder that goes when the round is recorded."""
+    A run interrupted in a long query resumes the query, and does not train again.
+    """
 
     def __init__(self, run: Run):
-        """Take up the folder if it is of this round and configuration, else empty it."""
-        self._folder = run.path / FOLDER
+        """Keep what is there of this round and configuration, and delete anything else."""
+        self._folder = run.path / IN_PROGRESS
         self._state = self._folder / "round.json"
-        self._of = {"round": len(run.rounds), "config": run.config}
+        self._of = {"round": len(run.rounds), "config": run.identity}
         self._weights = run.weights(len(run.rounds))
         if not self._state.is_file() or self._read()["of"] != self._of:
-            clear(run.path)
+            clear_round_in_progress(run.path)
 
     @property
-    def kernel(self) -> Path:
-        """Where the kernel keeps its finished chunks."""
+    def kernel_folder(self) -> Path:
+        """Folder for finished chunks of the kernel."""
         return self._folder / "kernel"
 
-    def trained(self) -> dict[str, Any] | None:
-        """What was recorded of the round's training, if its weights are on disk."""
+    def training(self) -> dict[str, Any] | None:
+        """The record of the round's training, if its weights are on disk."""
         if not self._state.is_file() or not self._weights.is_file():
             return None
         return self._read()["trained"]
 
-    def keep(self, trained: dict[str, Any]) -> None:
-        """The round's training is over, and its weights are on disk."""
+    def save_training(self, trained: dict[str, Any]) -> None:
+        """Record the round's training, whose weights are on disk.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         self._folder.mkdir(exist_ok=True)
-        replace(self._state, json.dumps({"of": self._of, "trained": trained}).encode())
+        _write(self._state, json.dumps({"of": self._of, "trained": trained}))
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -289,6 +303,6 @@ class Pending:
             ) from error
 
 
-def clear(path: Path) -> None:
-    """Forget the round in progress of the run in this directory."""
-    shutil.rmtree(path / FOLDER, ignore_errors=True)
+def clear_round_in_progress(path: Path) -> None:
+    """Delete what the run in this directory has finished of an unrecorded round."""
+    shutil.rmtree(path / IN_PROGRESS, ignore_errors=True)

@@ -1,19 +1,4 @@
-"""Rounds until the budget is spent: from settings to a run directory, resumed wherever it stood.
-
-The module that a run's strategy has trained along with the network: made, kept, taken up.
-
-From settings, data and an untrained network to a fresh module, and between it and the run's folder.
-
-One training outside of a run: what is noted of it, and how long one takes here.
-
-From settings to data and an untrained network, with everything checked that can be by then.
-
-One training of a run: from labelled images to weights on disk and what the record says of it.
-
-One round: train, freeze, evaluate, score the candidates, query a batch, have it labelled.
-
-From the pool and the network as the last round left them to the record of this one.
-"""
+"""Active-learning runs: train, evaluate, query and label until the budget is spent; resumable."""
 
 import copy
 import dataclasses
@@ -22,7 +7,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,25 +14,26 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from bridge import module as bridge_module
 from bridge.mirror import Mirror
+from bridge.module import restore, save_module
 from bridge.parity import certify
 from bridge.trace import mirror
 from bridge.twin import made_by
 from bridge.weights import read
 from kernel.plan import mesh
 from kernel.sharded import arithmetic
-from pipelines import record, table
-from pipelines.config import RunConfig, completed
+from pipelines import record
+from pipelines.config import RunConfig, identity, machine_settings
 from pipelines.errors import PipelineError
 from pipelines.progress import Advance, Stages, generator, keep_compiled
-from pipelines.record import Pending, Run
+from pipelines.record import RoundInProgress, Run
 from pipelines.strategies import STRATEGIES, mirrored, require
 from pipelines.strategies.base import PROBE, situate
 from trainer import data
 from trainer import fit as fit_module
+from trainer.config import TrainConfig
 from trainer.data import Dataset
-from trainer.fit import FitResult, TrainConfig, fit, keep_freed_blocks
+from trainer.fit import FitResult, fit, keep_freed_blocks
 from trainer.networks import build, load
 from trainer.networks.loss_prediction import LossPrediction
 from trainer.oracle import DatasetOracle, Oracle, missing_classes
@@ -56,108 +41,14 @@ from trainer.pool import Pool
 from trainer.predict import Piecewise, logits
 
 
-def companion_of(config: RunConfig, dataset: Dataset, network: nn.Module) -> LossPrediction | None:
-    """A fresh module for an untrained network, or None for a strategy that needs none.
-
-    Raises:
-        NetworkError: the network has no feature map that it could read, or not the ones named.
-    """
-    if "hooks" not in config.needs or not config.cycles:
-        return None
-    settings = config.ll4al
-    return LossPrediction.of(
-        network,
-        dataset.normalise(dataset.train_images[:PROBE]),
-        generator(config.seed, "companion"),
-        settings.taps,
-        width=settings.width,
-        margin=settings.margin,
-        weight=settings.weight,
-        detach=settings.detach,
-        learning_rate=settings.learning_rate,
-        felt=settings.share(config.train.loss, dataset.classes),
-    )
-
-
-def keep(companion: LossPrediction | None, run: Run, number: int) -> None:
-    """Save what was trained along in a training of the run, if anything was.
-
-    Raises:
-        BridgeError: it cannot be written.
-    """
-    if companion is not None:
-        bridge_module.save_module(companion, run.companion(number), {"round": str(number)})
-
-
-def take_up(companion: LossPrediction | None, run: Run, number: int) -> None:
-    """Put what was saved of a training back into the module, if there is one.
-
-    Raises:
-        BridgeError: it is not there, or of another module.
-    """
-    if companion is not None:
-        bridge_module.restore(companion, read(run.companion(number)))
-
-
-def noted_fit(
-    network: nn.Module,
-    images: np.ndarray,
-    labels: np.ndarray,
-    train: TrainConfig,
-    rng: np.random.Generator,
-    advance: Advance | None = None,
-) -> dict[str, Any]:
-    """Train in place, and say how it ended.
-
-    Args:
-        network: trained from the weights that it has.
-        images: as the network takes them.
-        labels: the class of each.
-        train: how.
-        rng: of everything random in it.
-        advance: told how far it is.
-
-    Returns:
-        `steps`, `train_accuracy`, `residual_rms`, `fitted`, `stopped` and `seconds`, JSON-able.
-    """
-    began = time.perf_counter()
-    result: FitResult = fit(network, images, labels, train, rng, advance)
-    return {
-        "steps": result.steps,
-        "train_accuracy": result.train_accuracy,
-        "residual_rms": result.residual_rms,
-        "fitted": result.fitted,
-        "stopped": result.stopped,
-        "seconds": round(time.perf_counter() - began, 3),
-    }
-
-
-def schedule_seconds(
-    network: nn.Module,
-    images: np.ndarray,
-    labels: np.ndarray,
-    train: TrainConfig,
-    steps: int = 20,
-) -> float:
-    """How long one schedule of training takes here, from a few steps of it on a copy."""
-    network = copy.deepcopy(network)
-    batches, epochs = train.plan(len(labels))
-    few = math.ceil(steps / batches)
-    short = dataclasses.replace(train, epochs=few, min_steps=few * batches, extensions=0)
-    fit(network, images, labels, short, np.random.default_rng(0))  # the first steps warm up
-    began = time.perf_counter()
-    done = fit(network, images, labels, short, np.random.default_rng(0))
-    return (time.perf_counter() - began) / done.steps * batches * epochs
-
-
 def prepared(
     config: RunConfig, console: Console, read: Callable[[], Dataset] | None = None
 ) -> tuple[Dataset, nn.Module]:
-    """The data set and the network of a run.
+    """The data set and the untrained network of a run, checked against each other.
 
     Args:
         config: of the run.
-        console: where it is said that data are being read.
+        console: shows that data are being read.
         read: reads the data set, where it is not one of the table's.
 
     Raises:
@@ -165,7 +56,7 @@ def prepared(
             the strategy needs of it.
         PipelineError: settings that do not fit the data, or a network without what the strategy
             needs of it.
-        KernelError: a kernel that is to be computed, and cannot be on the devices here.
+        KernelError: the kernel cannot be computed on the devices here.
     """
     if "kernel" in config.needs and config.cycles:
         mesh(config.kernel.devices)
@@ -175,8 +66,7 @@ def prepared(
     _check_fit(config, dataset)
     network = _network(config, dataset)
     if config.cycles:
-        few = dataset.normalise(dataset.train_images[:PROBE])
-        require(config.needs, network, few)
+        require(config.needs, network, dataset.normalise(dataset.train_images[:PROBE]))
     return dataset, network
 
 
@@ -218,6 +108,96 @@ def _network(config: RunConfig, dataset: Dataset) -> nn.Module:
     return network.to("cuda" if on_gpu else "cpu")
 
 
+def describe(dataset: Dataset) -> dict[str, Any]:
+    """Identity of the data in a record: names, sizes and a digest of images and labels."""
+    digest = hashlib.sha256()
+    for array in (dataset.train_images, dataset.train_labels, dataset.test_images):
+        digest.update(np.ascontiguousarray(array).data)
+    return {
+        "name": dataset.name,
+        "classes": list(dataset.class_names),
+        "train": list(dataset.train_images.shape),
+        "test": len(dataset.test_images),
+        "sha256": digest.hexdigest()[:16],
+    }
+
+
+def build_auxiliary_module(
+    config: RunConfig, dataset: Dataset, network: nn.Module
+) -> LossPrediction | None:
+    """The module that is trained along with an untrained network; None if the strategy has none.
+
+    Raises:
+        NetworkError: the network has no feature map that it could read, or not the ones named.
+    """
+    if "hooks" not in config.needs or not config.cycles:
+        return None
+    settings = config.ll4al
+    return LossPrediction.of(
+        network,
+        dataset.normalise(dataset.train_images[:PROBE]),
+        generator(config.seed, "companion"),
+        settings.taps,
+        width=settings.width,
+        margin=settings.margin,
+        weight=settings.weight,
+        detach=settings.detach,
+        learning_rate=settings.learning_rate,
+        felt=settings.share(config.train.loss, dataset.classes),
+    )
+
+
+def noted_fit(
+    network: nn.Module,
+    images: np.ndarray,
+    labels: np.ndarray,
+    train: TrainConfig,
+    rng: np.random.Generator,
+    advance: Advance | None = None,
+) -> dict[str, Any]:
+    """Train in place, outside of a run.
+
+    Args:
+        network: trained from its present weights.
+        images: as the network takes them.
+        labels: the class of each.
+        train: how.
+        rng: of everything random in it.
+        advance: shows progress.
+
+    Returns:
+        `steps`, `train_accuracy`, `residual_rms`, `fitted`, `stopped` and `seconds`, JSON-able.
+    """
+    began = time.perf_counter()
+    result: FitResult = fit(network, images, labels, train, rng, advance)
+    return {
+        "steps": result.steps,
+        "train_accuracy": result.train_accuracy,
+        "residual_rms": result.residual_rms,
+        "fitted": result.fitted,
+        "stopped": result.stopped,
+        "seconds": round(time.perf_counter() - began, 3),
+    }
+
+
+def schedule_seconds(
+    network: nn.Module,
+    images: np.ndarray,
+    labels: np.ndarray,
+    train: TrainConfig,
+    steps: int = 20,
+) -> float:
+    """Seconds of one schedule of training here, extrapolated from a few steps on a copy."""
+    network = copy.deepcopy(network)
+    batches, epochs = train.plan(len(labels))
+    few = math.ceil(steps / batches)
+    short = dataclasses.replace(train, epochs=few, min_steps=few * batches, extensions=0)
+    fit(network, images, labels, short, np.random.default_rng(0))  # the first steps warm up
+    began = time.perf_counter()
+    done = fit(network, images, labels, short, np.random.default_rng(0))
+    return (time.perf_counter() - began) / done.steps * batches * epochs
+
+
 class FirstTrainingCache(Protocol):
     """First trainings of runs, kept for other runs that begin with the same one."""
 
@@ -252,7 +232,7 @@ def fit_and_save(
     run: Run,
     number: int,
     stages: Stages,
-    companion: LossPrediction | None = None,
+    auxiliary_module: LossPrediction | None = None,
     first: FirstTrainingCache | None = None,
 ) -> dict[str, Any]:
     """Train from the network's present weights and save.
@@ -264,8 +244,8 @@ def fit_and_save(
         config: of the run.
         run: where the weights go.
         number: of the training in this run, from 0.
-        stages: where time and progress are noted.
-        companion: a module trained along, and saved beside the network; None for none.
+        stages: records time and shows progress.
+        auxiliary_module: trained along and saved beside the network; None for none.
         first: cache of first trainings; without one each run trains its own.
 
     Returns:
@@ -279,35 +259,36 @@ def fit_and_save(
     def train() -> dict[str, Any]:
         with stages("fit") as advance:
             rng = generator(config.seed, "fit", number)
-            fitted = fit(network, images, labels, config.train, rng, advance, companion)
-        return _notes(fitted, stages.seconds["fit"])
+            fitted = fit(network, images, labels, config.train, rng, advance, auxiliary_module)
+        return {
+            "train_accuracy": fitted.train_accuracy,
+            "fit": {
+                "steps": fitted.steps,
+                "epochs": fitted.epochs,
+                "fitted": fitted.fitted,
+                "stopped": fitted.stopped,
+                "residual_rms": fitted.residual_rms,
+            },
+            "seconds": stages.seconds["fit"],
+        }
 
-    if first is None or number or companion is not None:
+    if first is None or number or auxiliary_module is not None:
         trained = train()
     else:
         trained = first.get_or_train(network, images, labels, config, train)
         stages.seconds["fit"] = trained["seconds"]
-    keep(companion, run, number)  # first: weights of the network end a training
-    bridge_module.save_module(network, run.weights(number), {"round": str(number)})
+    provenance = {"round": str(number)}
+    if auxiliary_module is not None:  # first: weights of the network end a training
+        save_module(auxiliary_module, run.auxiliary_weights(number), provenance)
+    save_module(network, run.weights(number), provenance)
     return trained
 
 
-def _notes(fitted: FitResult, seconds: float) -> dict[str, Any]:
-    return {
-        "train_accuracy": fitted.train_accuracy,
-        "fit": {
-            "steps": fitted.steps,
-            "epochs": fitted.epochs,
-            "fitted": fitted.fitted,
-            "stopped": fitted.stopped,
-            "residual_rms": fitted.residual_rms,
-        },
-        "seconds": seconds,
-    }
-
-
 class Bridge:
-    """Carries the network's weights over to one JAX mirror, which is compiled once a run."""
+    """The JAX mirror of a run's network, traced and compiled once and given new weights after.
+
+    Attributes are private; `prepare` comes before the first training, `cross` after each.
+    """
 
     def __init__(self, network: nn.Module, twin: str | None = None):
         """No mirror is made before one is asked for.
@@ -325,7 +306,7 @@ class Bridge:
         self._mirror: Mirror | None = None
 
     def prepare(self, probe: np.ndarray) -> Mirror:
-        """Make and certify the mirror now, so that what cannot be mirrored is not trained first.
+        """Make and certify the mirror now, so that a network without one is not trained first.
 
         Raises:
             BridgeError: the network cannot be mirrored, or the mirror disagrees with it.
@@ -334,8 +315,10 @@ class Bridge:
         certify(self._network, self._mirror, probe)
         return self._mirror
 
-    def cross(self, run: Run, round_number: int, probe: np.ndarray):
-        """The mirror with the weights that a round exported, and its certificate.
+    def cross(
+        self, run: Run, round_number: int, probe: np.ndarray
+    ) -> tuple[Mirror, dict[str, Any]]:
+        """The mirror with the weights that a round saved, and its certificate, JSON-able.
 
         Raises:
             BridgeError: the network cannot be mirrored, or the mirror disagrees with it.
@@ -353,17 +336,17 @@ class Bridge:
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What stays the same from round to round.
+class RunSetup:
+    """Everything of a run that its rounds have in common.
 
     Attributes:
         config: of the run.
         dataset: its data.
         network: trained in place.
         bridge: its mirror.
-        oracle: who labels.
-        stages: makes what notes time and memory, and shows progress.
-        companion: trained along with the network; None for none.
+        oracle: labels.
+        stages: makes the record of a round's time and memory, which shows progress.
+        auxiliary_module: trained along with the network; None for none.
         first: cache of first trainings; without one each run trains its own.
     """
 
@@ -373,50 +356,59 @@ class Setting:
     bridge: Bridge
     oracle: Oracle
     stages: Callable[[], Stages]
-    companion: LossPrediction | None = None
+    auxiliary_module: LossPrediction | None = None
     first: FirstTrainingCache | None = None
 
+    def restore(self, run: Run, number: int) -> None:
+        """Give the network, and the auxiliary module, the weights that a round saved.
 
-def play(setting: Setting, run: Run, pool: Pool, labels: np.ndarray) -> dict[str, Any]:
+        Raises:
+            BridgeError: they are not there, or of another module.
+        """
+        restore(self.network, read(run.weights(number)))
+        if self.auxiliary_module is not None:
+            restore(self.auxiliary_module, read(run.auxiliary_weights(number)))
+
+
+def one_round(setup: RunSetup, run: Run, pool: Pool, labels: np.ndarray) -> dict[str, Any]:
     """Train on the labelled set, evaluate, and unless this is the last round query a batch.
 
     Args:
-        setting: what stays the same.
+        setup: of the run.
         run: the rounds so far; this one is the next.
-        pool: what is labelled and what is not.
+        pool: labelled and unlabelled images.
         labels: int64 (labelled,), the answers for `pool.labelled`, in that order.
 
     Returns:
         The line of the record; the weights are on disk before it is returned.
     """
-    config, dataset, network = setting.config, setting.dataset, setting.network
-    round_number, stages = len(run.rounds), setting.stages()
-    labelled_images = dataset.normalise(dataset.train_images[pool.labelled])
-    pending = Pending(run)
-    trained = pending.trained()
+    config, dataset, network = setup.config, setup.dataset, setup.network
+    number, stages = len(run.rounds), setup.stages()
+    in_progress = RoundInProgress(run)
+    trained = in_progress.training()
     if trained is None:
+        images = dataset.normalise(dataset.train_images[pool.labelled])
         trained = fit_and_save(
             network,
-            labelled_images,
+            images,
             labels,
             config,
             run,
-            round_number,
+            number,
             stages,
-            setting.companion,
-            setting.first,
+            setup.auxiliary_module,
+            setup.first,
         )
-        pending.keep(trained)
+        in_progress.save_training(trained)
     else:
-        bridge_module.restore(network, read(run.weights(round_number)))
-        take_up(setting.companion, run, round_number)
+        setup.restore(run, number)
         network.eval()
         stages.seconds["fit"] = trained["seconds"]
     with stages("evaluate"):
         tests = Piecewise(dataset.normalise, dataset.test_images)
         accuracy = fit_module.accuracy(logits(network, tests), dataset.test_labels)
     line = {
-        "round": round_number,
+        "round": number,
         "labelled": len(pool.labelled),
         "test_accuracy": accuracy,
         "train_accuracy": trained["train_accuracy"],
@@ -425,55 +417,55 @@ def play(setting: Setting, run: Run, pool: Pool, labels: np.ndarray) -> dict[str
     }
     if "shared" in trained:
         line["shared"] = trained["shared"]
-    if round_number == config.cycles:
+    if number == config.cycles:
         queried = {"candidates": 0, "indices": [], "scores": [], "labels": [], "diagnostics": {}}
     else:
-        queried = _query(setting, run, pool, labels, stages, pending.kernel)
+        queried = _query(setup, run, pool, labels, stages, in_progress)
     return line | queried | {"seconds": stages.seconds, "peak_memory_mib": stages.peak_memory_mib}
 
 
 def _query(
-    setting: Setting, run: Run, pool: Pool, labels: np.ndarray, stages: Stages, folder: Path
+    setup: RunSetup,
+    run: Run,
+    pool: Pool,
+    labels: np.ndarray,
+    stages: Stages,
+    in_progress: RoundInProgress,
 ) -> dict[str, Any]:
-    config, dataset, network = setting.config, setting.dataset, setting.network
-    round_number = len(run.rounds)
-
-    def images(indices: np.ndarray) -> np.ndarray:
-        return dataset.normalise(dataset.train_images[indices])
-
-    strategy = STRATEGIES[config.strategy]
-    candidates = pool.candidates(config.subset, generator(config.seed, "subset", round_number))
+    config, dataset, number = setup.config, setup.dataset, len(run.rounds)
+    candidates = pool.candidates(config.subset, generator(config.seed, "subset", number))
     situation = situate(
-        network,
-        images,
+        setup.network,
+        lambda indices: dataset.normalise(dataset.train_images[indices]),
         pool,
         labels,
         candidates,
         train=config.train,
-        mirror=lambda probe: setting.bridge.cross(run, round_number, probe),
+        mirror=lambda probe: setup.bridge.cross(run, number, probe),
         kernel=config.kernel,
         stages=stages,
         needs=config.needs,
-        folder=folder,
-        ask=setting.oracle,
+        folder=in_progress.kernel_folder,
+        ask=setup.oracle,
         lookahead=config.lookahead,
         baseline=config.baseline,
         dynamics=config.dynamics,
         bald=config.bald,
         albl=config.albl.within(config.cycles * config.query),
         history=run.rounds,
-        companion=setting.companion,
+        companion=setup.auxiliary_module,
         test=(
             lambda places: dataset.normalise(dataset.test_images[places]),
             dataset.test_labels,
         ),
     )
-    query = strategy(situation, config.query, generator(config.seed, config.strategy, round_number))
+    strategy = STRATEGIES[config.strategy]
+    query = strategy(situation, config.query, generator(config.seed, config.strategy, number))
     return {
         "candidates": len(candidates),
         "indices": query.indices.tolist(),
         "scores": query.scores.tolist(),
-        "labels": setting.oracle(query.indices).tolist(),
+        "labels": setup.oracle(query.indices).tolist(),
         "diagnostics": query.diagnostics,
     }
 
@@ -490,7 +482,7 @@ def run(
         config: what to do and where to record it.
         console: where progress and a row a round are shown; nothing is shown without one.
         first: cache of first trainings, for several runs that begin with the same one.
-        read_dataset: reads the data set, in place of what the settings name.
+        read_dataset: reads the data set, in place of the one that the settings name.
 
     Returns:
         The complete run, as its directory holds it.
@@ -504,40 +496,47 @@ def run(
     keep_compiled()
     console = console or Console(quiet=True)
     dataset, network = prepared(config, console, read_dataset)
-    companion = companion_of(config, dataset, network)
+    auxiliary_module = build_auxiliary_module(config, dataset, network)
     with record.only_writer(config.run_folder):
-        asked = config.record() | {"data": describe(dataset)}
-        so_far = record.open_run(config.run_folder, asked, completed)
-        oracle, bridge = DatasetOracle(dataset.train_labels), Bridge(network, config.twin)
-        setting = Setting(
-            config, dataset, network, bridge, oracle, lambda: Stages(console), companion, first
+        asked = identity(config) | {"data": describe(dataset)}
+        so_far = record.open_run(config.run_folder, asked, machine_settings(config))
+        setup = RunSetup(
+            config=config,
+            dataset=dataset,
+            network=network,
+            bridge=Bridge(network, config.twin),
+            oracle=DatasetOracle(dataset.train_labels),
+            stages=lambda: Stages(console),
+            auxiliary_module=auxiliary_module,
+            first=first,
         )
-        return _rounds(setting, so_far, console)
+        return _rounds(setup, so_far, console)
 
 
-def _rounds(setting: Setting, run: Run, console: Console) -> Run:
-    config, dataset, oracle = setting.config, setting.dataset, setting.oracle
-    start = generator(config.seed, "initial")
-    pool = Pool.initial(len(dataset.train_images), config.initial, start)
-    labels = oracle(pool.labelled)
+def _rounds(setup: RunSetup, run: Run, console: Console) -> Run:
+    config, dataset = setup.config, setup.dataset
+    pool = Pool.initial(
+        len(dataset.train_images), config.initial, generator(config.seed, "initial")
+    )
+    labels = setup.oracle(pool.labelled)
     for line in run.rounds:
         pool, labels = _acquire(pool, labels, line)
-    table.heading(console, config, run)
+    print_heading(console, config, run)
     if run.rounds and not run.complete:
-        bridge_module.restore(setting.network, read(run.weights(len(run.rounds) - 1)))
-        take_up(setting.companion, run, len(run.rounds) - 1)
+        setup.restore(run, len(run.rounds) - 1)
     if mirrored(config.needs) and config.cycles and not run.complete:
         with console.status("mirroring the network"):
-            setting.bridge.prepare(dataset.normalise(dataset.train_images[:PROBE]))
+            setup.bridge.prepare(dataset.normalise(dataset.train_images[:PROBE]))
     while not run.complete:
-        line = play(setting, run, pool, labels)
+        line = one_round(setup, run, pool, labels)
         if not run.rounds:
             line["initial"] = {"indices": pool.labelled.tolist(), "labels": labels.tolist()}
         run = record.append(run, line)
-        record.clear(run.path)
-        table.row(console, line)
+        record.clear_round_in_progress(run.path)
+        print_round(console, line)
         pool, labels = _acquire(pool, labels, line)
-    table.ending(console, run)
+    console.print(f"record: {run.path}", highlight=False, soft_wrap=True)
+    console.print(f"next:   python -m pipelines.report {run.path}", highlight=False, soft_wrap=True)
     return run
 
 
@@ -548,15 +547,41 @@ def _acquire(pool: Pool, labels: np.ndarray, line: dict[str, Any]) -> tuple[Pool
     return pool.acquire(np.asarray(line["indices"], np.int64)), np.concatenate([labels, answers])
 
 
-def describe(dataset: Dataset) -> dict[str, Any]:
-    """What the record says of the data: enough to notice that they are not the same any more."""
-    digest = hashlib.sha256()
-    for array in (dataset.train_images, dataset.train_labels, dataset.test_images):
-        digest.update(np.ascontiguousarray(array).data)
-    return {
-        "name": dataset.name,
-        "classes": list(dataset.class_names),
-        "train": list(dataset.train_images.shape),
-        "test": len(dataset.test_images),
-        "sha256": digest.hexdigest()[:16],
-    }
+_COLUMNS = (("round", 5), ("labels", 7), ("test acc", 9), ("train acc", 10), ("residual", 9))
+_TIMES = (("fit s", 7), ("query s", 8))
+_FIT = ("fit", "evaluate")
+_NAMED = 10  # classes without a label; the record has them all
+
+
+def print_heading(console: Console, config: RunConfig, run: Run) -> None:
+    """Print the run in one line, its completed rounds and the names of the columns."""
+    console.print(
+        f"[bold]{config.dataset}[/bold] · {config.strategy} · seed {config.seed} · "
+        f"{config.network} {' '.join(config.network_args)}",
+        highlight=False,
+    )
+    console.print("".join(f"{name:>{width}}" for name, width in (*_COLUMNS, *_TIMES)), style="dim")
+    for line in run.rounds:
+        print_round(console, line)
+    if run.rounds and not run.complete:
+        console.print(f"resumed after round {len(run.rounds) - 1}", style="dim")
+
+
+def print_round(console: Console, line: dict[str, Any]) -> None:
+    """Print a round as a row, and below it in words labels not fitted and classes not labelled."""
+    seconds = line["seconds"]
+    fit = sum(seconds.get(stage, 0.0) for stage in _FIT)
+    query = sum(seconds.values()) - fit
+    console.print(
+        f"{line['round']:>5}{line['labelled']:>7}{line['test_accuracy']:>9.4f}"
+        f"{line['train_accuracy']:>10.4f}{line['fit']['residual_rms']:>9.4f}"
+        f"{fit:>7.1f}{query:>8.1f}",
+        highlight=False,
+    )
+    if not line["fit"]["fitted"]:
+        console.print(f"      the labels were not fitted: {line['fit']['stopped']}", style="yellow")
+    missing = line["missing_classes"]
+    if missing:
+        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+        named = ", ".join(missing[:_NAMED])
+        console.print(f"      no label yet of: {named}{more}", style="yellow", highlight=False)

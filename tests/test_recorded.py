@@ -15,7 +15,6 @@ from experiments.sweep.recorded import recorded, rounds_at, state
 from experiments.sweep.task import Outcome, Task
 from pipelines import record
 from pipelines.audit.config import AuditConfig
-from pipelines.config import ADDED
 from pipelines.sequential.config import SequentialConfig
 from pipelines.strategies.options import KernelConfig
 from tests.experiments.sweep_cases import SMALL, STUDY
@@ -55,32 +54,6 @@ def test_settings_that_the_strategy_does_not_look_at_do_not_matter(tmp_path):
     theirs = written(tmp_path / "random", ignored, 3)
     written(tmp_path / "mlmoc", dataclasses.replace(MLMOC.config, kernel=KernelConfig("full")), 3)
     assert recorded(tmp_path, [RANDOM, MLMOC]) == {RANDOM.key: theirs}
-
-
-def test_older_records_count_as_what_their_version_did(tmp_path):
-    lacking = dict.fromkeys(ADDED, ...)
-    theirs = written(tmp_path / "run", MLMOC.config, 3, **lacking)
-    assert recorded(tmp_path, [MLMOC]) == {MLMOC.key: theirs}
-
-
-def test_settings_of_training_that_older_records_lack(tmp_path):
-    config = MLMOC.config.record()
-    train = {name: value for name, value in config["train"].items() if name != "precision"}
-    theirs = written(tmp_path / "run", MLMOC.config, 3, train=train)
-    assert recorded(tmp_path, [MLMOC]) == {MLMOC.key: theirs}
-    other = dataclasses.replace(
-        MLMOC.config, train=dataclasses.replace(MLMOC.config.train, precision="bfloat16")
-    )
-    assert recorded(tmp_path, [Trial("digits", "mlmoc", 0, other)]) == {}
-
-    config = json.loads(json.dumps(AUDIT.config.record()))
-    del config["train"]["precision"]
-    measured = tmp_path / "audit"
-    measured.mkdir()
-    (measured / WRITTEN["audit"]).write_text(json.dumps({"config": config}))
-    (measured / record.NOTE).write_text(json.dumps({"key": "an older one", "state": "done"}))
-    assert recorded(tmp_path, [AUDIT]) == {AUDIT.key: measured}
-    assert state(AUDIT, measured) == "done"
 
 
 def test_of_several_records_the_one_that_is_furthest(tmp_path):

@@ -3,8 +3,8 @@
 Files are read in place in torchvision's layout; MD5s are compared with the published ones before a
 file is parsed; an absent set that torchvision can download is downloaded. Digits and Caltech-101
 have no published split: a fifth of each class, drawn with a fixed seed, is the test set.
-torchvision and scikit-learn take seconds to import and are imported by the readers that need them. A new data
-set is one function and one row.
+torchvision and scikit-learn take seconds to import and are imported by the readers that need them.
+A new data set is one function and one row.
 """
 
 import gzip

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from kernel.options import KINDS, PRECISIONS, PROBES, Request
 from pipelines.config import MeasurementSettings, check_list
@@ -20,6 +20,10 @@ _FEWEST = 8  # draws for which quartiles and rank correlations are meaningful
 def _train_of_d() -> TrainConfig:
     """[D]'s training."""
     return TrainConfig(loss="cross_entropy", optimiser="adam")
+
+
+def _names(paths: tuple[Path, ...]) -> list[str]:
+    return [path.name for path in paths]
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class TheoryConfig(MeasurementSettings):
     draws: int = 200
     repeats: int = 20
     epochs: tuple[int, ...] = (0, 1, 2, 5, 10, 20, 50, 100, 200)
-    runs: tuple[Path, ...] = ()
+    runs: tuple[Path, ...] = field(default=(), metadata={"identity": _names})
     kind: Literal["single", "sum", "trace", "rademacher", "full"] = "trace"
     probes: int = PROBES
     sketch: int | None = None
@@ -99,12 +103,6 @@ class TheoryConfig(MeasurementSettings):
     def request(self) -> Request:
         """The kernel to compute."""
         return Request(self.kind, self.probes, self.precision, memory_gib=self.memory_gib)
-
-    def record(self) -> dict[str, Any]:
-        """Every setting that a result depends on, JSON-able; runs by their names."""
-        values = super().record()
-        values["runs"] = [path.name for path in self.runs]
-        return values
 
 
 def of_epochs(train: TrainConfig, epochs: int, labelled: int) -> TrainConfig:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipelines import record
-from pipelines.config import completed
 from pipelines.errors import PipelineError
 from pipelines.json_io import plain
 from pipelines.record import Run
@@ -106,7 +105,7 @@ def _settings(run: Run) -> dict[str, Any]:
     # settings of other strategies are groups that neither of the two reads
     known = {
         key: value
-        for key, value in completed(run.config).items()
+        for key, value in run.identity.items()
         if key not in _APART and (key in _SHARED or not isinstance(value, dict))
     }
     if run.config["strategy"] == RANDOM:

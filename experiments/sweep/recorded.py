@@ -13,7 +13,7 @@ from experiments.studies.study import Trial, key_of
 from experiments.sweep.carry import read_note
 from experiments.sweep.kinds import WRITTEN
 from pipelines import record
-from pipelines.config import RunConfig, completed, completed_training
+from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
 from pipelines.sequential import config as journal
 from pipelines.sequential.config import SequentialConfig
@@ -23,7 +23,7 @@ ROOT = Path("runs") / "studies"
 SHARED = "shared"  # below the root: what several trials begin with; no trial lies in it
 
 Standing = Literal["done", "begun", "failed", "absent"]
-_DESCRIBED = ("format", "data")  # in config.json, and no settings
+_DESCRIBED = ("format", "data", record.MACHINE)  # in config.json, and no settings
 _RECORDS = {record.CONFIG, record.NOTE, *WRITTEN.values()}  # that a directory may hold
 
 
@@ -141,19 +141,19 @@ def _measured(path: Path) -> tuple[str, str | None]:
         except (OSError, ValueError):
             continue
         if isinstance(found, dict) and isinstance(found.get("config"), dict):
-            return kind, key_of(kind, completed_training(found["config"]))
+            return kind, key_of(kind, found["config"])
     return "", None
 
 
 def _settings(path: Path) -> dict[str, Any] | None:
-    """The settings in a run directory, with those of older versions as these understood them."""
+    """The settings that identify the run in a directory."""
     try:
         config = json.loads((path / record.CONFIG).read_text("utf-8"))
     except (OSError, ValueError):
         return None
     if not isinstance(config, dict) or config.get("format") != record.FORMAT:
         return None
-    return completed({name: value for name, value in config.items() if name not in _DESCRIBED})
+    return {name: value for name, value in config.items() if name not in _DESCRIBED}
 
 
 def _canonical(settings: dict[str, Any]) -> dict[str, Any]:

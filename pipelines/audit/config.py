@@ -2,9 +2,9 @@
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from kernel.options import KINDS, PROBES
 from pipelines.config import MeasurementSettings, RunConfig, check_list, with_width
@@ -15,6 +15,10 @@ from trainer.errors import lookup
 
 LEAST_CANDIDATES = 8
 Kind = Literal["single", "sum", "trace", "rademacher", "full"]
+
+
+def _name(path: Path | None) -> str | None:
+    return None if path is None else path.name
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,8 @@ class AuditConfig(MeasurementSettings):
     widths: tuple[int, ...] = ()
     width_argument: str = "widen"
     train_steps: tuple[int, ...] = ()
-    weights: Path | None = None
-    labelled: Path | None = None
+    weights: Path | None = field(default=None, metadata={"identity": _name})
+    labelled: Path | None = field(default=None, metadata={"identity": _name})
     ridge: float = 0.0
 
     def __post_init__(self):
@@ -127,13 +131,6 @@ class AuditConfig(MeasurementSettings):
         train = None if steps is None else of_length(self.train, steps, self.initial)
         arguments = with_width(self.network_args, self.width_argument, width)
         return self.first_round(arguments, train)
-
-    def record(self) -> dict[str, Any]:
-        """Every setting that a result depends on, JSON-able; files by their names."""
-        values = super().record()
-        for name in ("weights", "labelled"):
-            values[name] = None if values[name] is None else Path(values[name]).name
-        return values
 
 
 def of_length(train: TrainConfig, steps: int, labelled: int) -> TrainConfig:

@@ -398,9 +398,7 @@ def predict(
         KernelError: a kernel that does not fit in the memory, is not finite or is singular.
     """
     labelled = len(labels)
-    kernel, held = query_kernel(
-        model, images, labelled, settings, sketch=settings.sketch, rng=rng
-    )
+    kernel, held = query_kernel(model, images, labelled, settings, sketch=settings.sketch, rng=rng)
     outputs = logits.astype(np.float64)
     fitted = posterior(
         kernel,

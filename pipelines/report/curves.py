@@ -92,7 +92,7 @@ def _entry(run: Run) -> _Entry:
     strategy = str(run.config["strategy"])
     arms = run.config["albl"]["arms"] if strategy == "albl" else ()
     read = SETTINGS & settings_of(strategy, arms) & run.config.keys()
-    shared = {name: value for name, value in run.config.items() if name not in SETTINGS}
+    shared = {name: value for name, value in run.identity.items() if name not in SETTINGS}
     own = {name: _compared({name: run.config[name]}) for name in sorted(read)}
     return _Entry(run, _compared(shared), own)
 

@@ -17,7 +17,7 @@ import tyro
 from bridge.weights import replace
 from kernel.options import Options
 from pipelines import record
-from pipelines.config import RunConfig, completed
+from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
 from pipelines.record import Run
 from pipelines.sequential.learner import NAMES, options_of
@@ -26,7 +26,7 @@ from trainer.data import DATASETS
 from trainer.errors import lookup
 
 # What may be more the next time that the same run is taken up.
-GROWING = ("budget", "final_training", "cycles")
+GROWING = frozenset({"budget", "final_training", "cycles"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,31 +231,22 @@ def _asked(line: dict[str, Any]) -> bool:
     return line["round"] is not None
 
 
-def open_journal(path: Path, config: dict[str, Any]) -> Journal:
-    """Start a run in a directory, or take up the one that is there.
+def open_journal(
+    path: Path, config: dict[str, Any], machine: dict[str, Any] | None = None
+) -> Journal:
+    """Start a run in a directory, or resume the one that is there.
 
     Args:
         path: the directory, made if it is not there.
-        config: what is asked for now; a larger budget than before goes on.
+        config: what identifies the run; a larger budget than before goes on.
+        machine: settings of this start that do not; recorded and never compared.
 
     Raises:
         PipelineError: the directory holds a run made with other settings, or other files.
     """
-    if (path / record.CONFIG).is_file():
-        found = read(path)
-        new = {"format": record.FORMAT, **json.loads(json.dumps(config))}
-        old, now = (
-            {key: value for key, value in config.items() if key not in GROWING}
-            for config in (completed(found.run.config), new)
-        )
-        differing = record.differences(old, now)
-        if differing and (found.answers or found.run.rounds):
-            raise PipelineError(
-                f"{path} holds a run made with other settings: {'; '.join(differing)}. Go on with "
-                "those that it was started with, or give --run another directory."
-            )
-        replace(path / record.CONFIG, (json.dumps(new, indent=1) + "\n").encode())
-    return Journal(record.open_run(path, config, completed), read(path).answers)
+    answers = read(path).answers if (path / record.CONFIG).is_file() else []
+    run = record.open_run(path, config, machine, growing=GROWING, begun=bool(answers))
+    return Journal(run, answers)
 
 
 def read(path: Path) -> Journal:

@@ -30,9 +30,10 @@ from torch import nn
 from bridge import module
 from bridge.weights import read
 from pipelines import record
+from pipelines.config import machine_settings
 from pipelines.errors import PipelineError
 from pipelines.progress import Stages, generator, keep_compiled
-from pipelines.record import Pending
+from pipelines.record import RoundInProgress
 from pipelines.run import Bridge, FirstTrainingCache, describe, fit_and_save, prepared
 from pipelines.sequential import display
 from pipelines.sequential.config import Journal, SequentialConfig, open_journal
@@ -239,11 +240,11 @@ def train(work: Work, why: str, *, ask_on: bool) -> Asker | None:
     journal, dataset = work.journal, work.dataset
     number, stages = len(journal.run.rounds), work.stages()
     labels = work.labels(number)
-    pending_round = Pending(journal.run)
-    trained = pending_round.trained()
+    in_progress = RoundInProgress(journal.run)
+    trained = in_progress.training()
     if trained is None:
         trained = _fit(work, labels, number, stages)
-        pending_round.keep(trained)
+        in_progress.save_training(trained)
     else:
         module.restore(work.network, read(journal.run.weights(number)))
         work.network.eval()
@@ -273,7 +274,7 @@ def train(work: Work, why: str, *, ask_on: bool) -> Asker | None:
     if number == 0:
         line["initial"] = {"indices": [*labels], "labels": [*labels.values()]}
     journal.train(line)
-    record.clear(journal.run.path)
+    record.clear_round_in_progress(journal.run.path)
     return asker
 
 
@@ -389,7 +390,8 @@ def run(
         config.plain, console, (lambda: _own(config)) if own else read_dataset
     )
     with record.only_writer(config.run_folder):
-        journal = open_journal(config.run_folder, config.record() | {"data": describe(dataset)})
+        asked = config.record() | {"data": describe(dataset)}
+        journal = open_journal(config.run_folder, asked, machine_settings(config))
         respond, who = responder(config, dataset, console, oracle)
         display.print_heading(console, config, journal)
         bridge = Bridge(network, config.twin)

@@ -15,7 +15,7 @@ The settings of LL4AL's loss prediction module, checked when they are made.
 
 import dataclasses
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from kernel.errors import KernelError
@@ -116,7 +116,7 @@ class BaselineConfig:
     candidates: int | None = None
     image_size: int | None = None
     test: int = 1000
-    hours: float = 24.0
+    hours: float = field(default=24.0, metadata={"identity": False})
 
     def __post_init__(self):
         """Refuse what nothing can be computed with.
@@ -157,7 +157,7 @@ class DynamicsConfig:
     batch: Literal["top", "dissimilar"] = "top"
     sketch: int = 1024
     precision: Literal["float32", "float64"] = "float32"
-    chunk: int | None = None
+    chunk: int | None = field(default=None, metadata={"identity": False})
 
     def __post_init__(self):
         """Refuse what nothing can be computed with.

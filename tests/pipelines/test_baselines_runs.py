@@ -159,7 +159,7 @@ def test_the_benchmark_goes_on_from_its_records(tmp_path, capsys):
     assert figures["random"]["above"] is None
     assert len(figures["naive"]["seconds"]) == 2
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.run.play", lambda *_: pytest.fail("it was run again"))
+        patch.setattr("pipelines.run.one_round", lambda *_: pytest.fail("it was run again"))
         baselines.main(settings)
     again = capsys.readouterr().out
     assert [line for line in again.splitlines() if line in shown.splitlines() and "|" in line]

@@ -133,7 +133,7 @@ def test_ctrl_c(monkeypatch, capsys, tmp_path):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipelines.run.play", interrupt)
+    monkeypatch.setattr("pipelines.run.one_round", interrupt)
     with pytest.raises(SystemExit) as stop:
         command(monkeypatch, *SMALL, "--run", tmp_path / "run")
     assert stop.value.code == cli.INTERRUPTED

@@ -18,7 +18,7 @@ from torch import nn
 from bridge.trace import mirror
 from kernel.dynamics import measure
 from pipelines import digits, dry_run, run
-from pipelines.config import ADDED, RunConfig
+from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
 from pipelines.query import compare, query
 from pipelines.strategies import STRATEGIES, base, dynamical
@@ -218,17 +218,12 @@ def test_a_run(tmp_path):
         "batch": "dissimilar",
         "sketch": 16,
         "precision": "float32",
-        "chunk": None,
     }
     first, second, last = result.rounds
     assert first["diagnostics"]["gamma"] == "inf"
     assert {"certificate", "gradients", "select"} <= set(first["seconds"])
     assert not set(first["indices"]) & set(second["indices"])
     assert last["indices"] == []
-
-
-def test_runs_of_older_versions_go_on():
-    assert ADDED["dynamics"] == dataclasses.asdict(DynamicsConfig())
 
 
 @pytest.mark.parametrize("batch", ["top", "dissimilar"])

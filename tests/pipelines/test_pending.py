@@ -7,10 +7,9 @@ import pytest
 
 from kernel import contract, ntk, plan
 from pipelines import run
-from pipelines import run as play_round
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
-from pipelines.record import FOLDER
+from pipelines.record import IN_PROGRESS
 from pipelines.strategies.options import KernelConfig
 from trainer.fit import TrainConfig
 
@@ -60,7 +59,7 @@ def same(one, other):
 def test_an_interrupted_query_goes_on(tmp_path, counted, monkeypatch):
     whole = run.run(small(tmp_path / "whole"))
     assert counted == {"fit": 2, "chunk": 3}
-    assert not (tmp_path / "whole" / FOLDER).exists()
+    assert not (tmp_path / "whole" / IN_PROGRESS).exists()
     put = contract.Store.put
 
     def interrupted(self, start, chunk):
@@ -74,17 +73,17 @@ def test_an_interrupted_query_goes_on(tmp_path, counted, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             run.run(small(tmp_path / "broken"))
     assert counted == {"fit": 1, "chunk": 2}
-    assert (tmp_path / "broken" / FOLDER / "kernel").is_dir()
+    assert (tmp_path / "broken" / IN_PROGRESS / "kernel").is_dir()
     resumed = run.run(small(tmp_path / "broken"))
     # the first chunk is made again for its shapes, the second was not finished
     assert counted == {"fit": 2, "chunk": 5}
     same(resumed, whole)
-    assert not (tmp_path / "broken" / FOLDER).exists()
+    assert not (tmp_path / "broken" / IN_PROGRESS).exists()
 
 
 def test_what_is_pending_under_other_settings_is_not_used(tmp_path, counted, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(play_round, "situate", lambda *args, **kwargs: 1 / 0)
+        patch.setattr(run, "situate", lambda *args, **kwargs: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run.run(small(tmp_path / "run", seed=3))
     assert counted["fit"] == 1
@@ -94,10 +93,10 @@ def test_what_is_pending_under_other_settings_is_not_used(tmp_path, counted, mon
 
 def test_a_changed_state_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(play_round, "situate", lambda *args, **kwargs: 1 / 0)
+        patch.setattr(run, "situate", lambda *args, **kwargs: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run.run(small(tmp_path / "run"))
-    state = tmp_path / "run" / FOLDER / "round.json"
+    state = tmp_path / "run" / IN_PROGRESS / "round.json"
     assert np.isfinite(json.loads(state.read_text())["trained"]["train_accuracy"])
     state.write_text("{")
     with pytest.raises(PipelineError, match=r"not valid JSON .* delete the folder"):

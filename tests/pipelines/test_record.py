@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from pipelines import record
-from pipelines.config import ADDED, RunConfig
 from pipelines.errors import PipelineError
 
 CONFIG = {"dataset": "digits", "cycles": 2, "train": {"epochs": 3}}
@@ -24,7 +23,7 @@ def test_round_trip(tmp_path):
     assert run.complete
     again = record.read(tmp_path / "run")
     assert again.rounds == run.rounds
-    assert again.config == {"format": 1, **CONFIG}
+    assert again.config == {"format": 2, **CONFIG, "machine": {}}
     assert [path.name for path in sorted(again.path.glob("weights*"))] == [
         "weights-002.safetensors"
     ]
@@ -50,17 +49,27 @@ def test_a_run_without_a_round_takes_the_new_configuration(tmp_path):
     assert record.open_run(tmp_path, CONFIG | {"cycles": 9}).config["cycles"] == 9
 
 
-def test_a_run_begun_before_a_setting_existed_goes_on(tmp_path):
-    record.append(record.open_run(tmp_path, CONFIG), {"round": 0})
-    now = CONFIG | {"lookahead": {"batch": None, "beta": 10.0}}
+def test_settings_of_the_machine_are_recorded_and_not_compared(tmp_path):
+    record.append(record.open_run(tmp_path, CONFIG, {"device": "cpu"}), {"round": 0})
+    again = record.open_run(tmp_path, CONFIG, {"device": "cuda"})
+    assert again.rounds == ({"round": 0},)
+    assert again.config["machine"] == {"device": "cuda"}
+    assert again.identity == {"format": 2, **CONFIG}
 
-    def completed(settings):
-        return {"lookahead": {"batch": None, "beta": 10.0}} | settings
 
-    assert record.open_run(tmp_path, now, completed).rounds == ({"round": 0},)
-    changed = CONFIG | {"lookahead": {"batch": "hybrid", "beta": 10.0}}
-    with pytest.raises(PipelineError, match=r"lookahead\.batch is None there, 'hybrid' here"):
-        record.open_run(tmp_path, changed, completed)
+def test_what_may_grow_is_not_compared_and_what_has_begun_is(tmp_path):
+    record.open_run(tmp_path, CONFIG)
+    more = CONFIG | {"cycles": 5}
+    assert record.open_run(tmp_path, more, growing={"cycles"}, begun=True).config["cycles"] == 5
+    with pytest.raises(PipelineError, match="cycles is 5 there, 2 here"):
+        record.open_run(tmp_path, CONFIG, begun=True)
+
+
+def test_a_run_of_the_format_before_is_refused_in_words(tmp_path):
+    record.open_run(tmp_path, CONFIG)
+    (tmp_path / "config.json").write_text(json.dumps({"format": 1, **CONFIG}))
+    with pytest.raises(PipelineError, match=r"format 1, and .* format 2 only\. Give --run a"):
+        record.open_run(tmp_path, CONFIG)
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
@@ -86,7 +95,7 @@ def test_broken_files_are_named(tmp_path):
     with pytest.raises(PipelineError, match="is not UTF-8"):
         record.read(tmp_path)
     (tmp_path / "config.json").write_text('{"format": 99}')
-    with pytest.raises(PipelineError, match="record format 99; this version reads format 1"):
+    with pytest.raises(PipelineError, match="record format 99, and this version"):
         record.read(tmp_path)
 
 
@@ -126,11 +135,3 @@ with only_writer(Path({str(tmp_path)!r})): pass
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=root
     )
     assert after.returncode == 0
-
-
-def test_settings_that_were_added_since_the_first_records_have_a_value_for_those():
-    first = {"dataset", "strategy", "seed", "initial", "query", "subset", "cycles", "network"}
-    first |= {"network_args", "twin", "image_size", "train", "kernel"}
-    now = RunConfig("digits").record()
-    assert set(now) - first == set(ADDED)
-    assert {name: now[name] for name in ADDED} == ADDED

@@ -1,17 +1,17 @@
 import dataclasses
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from pipelines import digits, record, run, table
+from pipelines import digits, record, run
 from pipelines.errors import PipelineError
 from pipelines.strategies import STRATEGIES, needing
 from pipelines.strategies.options import KernelConfig
@@ -86,7 +86,7 @@ def test_a_run_that_stopped_goes_on_to_the_same_end(completed, tmp_path, monkeyp
         if line["round"] == completed - 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(table, "row", stop)
+    monkeypatch.setattr(run, "print_round", stop)
     with pytest.raises(KeyboardInterrupt):
         run.run(small(tmp_path / "stopped"))
     monkeypatch.undo()
@@ -96,20 +96,58 @@ def test_a_run_that_stopped_goes_on_to_the_same_end(completed, tmp_path, monkeyp
     assert len(resumed.environment) == 2
 
 
-def test_a_run_goes_on_with_another_number_of_devices(tmp_path, monkeypatch):
+def test_a_run_goes_on_elsewhere_on_another_machine(tmp_path, monkeypatch):
+    """Memory, devices and folders are no part of what a run is."""
+    whole = run.run(small(tmp_path / "whole"))
+
     def stop(console, line):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(table, "row", stop)
-    with pytest.raises(KeyboardInterrupt):
-        run.run(small(tmp_path, kernel=KernelConfig(devices=1)))
-    monkeypatch.undo()
-    resumed = run.run(small(tmp_path))
-    assert resumed.complete
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "print_round", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run.run(small(tmp_path / "here"))
+    moved = (tmp_path / "here").rename(tmp_path / "there")
+    machine = KernelConfig(memory_gib=0.5, devices=1, chunk=7)
+    resumed = run.run(small(moved, kernel=machine, data_dir=tmp_path, device="cpu"))
+    assert comparable(resumed) == comparable(whole)
     assert len(resumed.environment) == 2
-    assert "devices" not in resumed.config["kernel"]
-    with pytest.raises(PipelineError, match="ridge"):
-        run.run(small(tmp_path, kernel=KernelConfig(ridge=0.5)))
+    assert resumed.identity == whole.identity
+    settings = resumed.config["machine"]
+    assert (settings["kernel.memory_gib"], settings["kernel.devices"]) == (0.5, 1)
+    assert (settings["run"], settings["data_dir"]) == (str(moved), str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory) -> record.Run:
+    return run.run(small(tmp_path_factory.mktemp("short") / "run", strategy="random", cycles=0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"strategy": "entropy"}, "strategy is 'random' there, 'entropy' here"),
+        ({"seed": 1}, "seed is 0 there, 1 here"),
+        ({"initial": 21}, "initial is 20 there, 21 here"),
+        ({"network_args": ("hidden=9",)}, "network_args.hidden is 8 there, 9 here"),
+        ({"kernel": KernelConfig(kind="sum")}, "kernel.kind is 'single' there, 'sum' here"),
+        ({"train": dataclasses.replace(SMALL.train, epochs=6)}, "train.epochs is 5 there, 6 here"),
+    ],
+)
+def test_what_changes_the_result_is_refused_in_words(changes, message, short):
+    same = {"strategy": "random", "cycles": 0}
+    with pytest.raises(PipelineError, match=re.escape(message)):
+        run.run(small(short.path, **{**same, **changes}))
+
+
+def test_other_data_are_refused_in_words(short):
+    digits_with_another_label = data.load("digits", None)
+    digits_with_another_label.train_labels[0] = 9 - digits_with_another_label.train_labels[0]
+    with pytest.raises(PipelineError, match="data.sha256 is .* there, .* here"):
+        run.run(
+            small(short.path, strategy="random", cycles=0),
+            read_dataset=lambda: digits_with_another_label,
+        )
 
 
 def test_a_complete_run_is_left_as_it_is(tmp_path):
@@ -213,39 +251,63 @@ def test_settings_that_cannot_be_are_refused_at_once(changes, message):
         dataclasses.replace(SMALL, **changes)
 
 
-def test_a_directory_of_another_configuration_is_refused(tmp_path):
-    run.run(small(tmp_path, strategy="random", cycles=1))
-    with pytest.raises(PipelineError, match="strategy is 'random' there, 'entropy' here"):
-        run.run(small(tmp_path, strategy="entropy", cycles=1))
+class StoppedError(Exception):
+    pass
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_interrupted_beside_every_write_it_goes_on_to_the_same_end(when, tmp_path, monkeypatch):
+    """Each start is stopped once it has replaced a file that no start before it had replaced."""
+    config = small(tmp_path / "whole", strategy="margin")
+    whole, folder = comparable(run.run(config)), tmp_path / "stopped"
+    real, written = os.replace, set()
+
+    def stopping(source, target):
+        done = (Path(target).name, rounds_in(folder))
+        new = folder in Path(target).parents and done not in written
+        written.add(done)
+        if new and when == "before":
+            raise StoppedError
+        real(source, target)
+        if new:
+            raise StoppedError
+
+    monkeypatch.setattr(os, "replace", stopping)
+    for _ in range(40):
+        try:
+            result = run.run(dataclasses.replace(config, run=folder))
+            break
+        except StoppedError:
+            continue
+    assert comparable(result) == whole
+    names = {name for name, _ in written}
+    assert {"config.json", "environment.json", "round.json", "rounds.jsonl"} < names
+    assert {f"weights-00{number}.safetensors" for number in range(3)} < names
+
+
+def rounds_in(folder: Path) -> int:
+    file = folder / "rounds.jsonl"
+    return len(file.read_text().splitlines()) if file.exists() else 0
+
+
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
-def test_killed_at_ten_random_moments(tmp_path):
-    """Three runs, killed three or four times each and then left alone, end as one never killed."""
-
-    def start(folder: Path) -> subprocess.Popen:
-        command = [sys.executable, "-m", "pipelines.digits", "--run", str(folder)]
-        command += ["--initial", "20", "--query", "5", "--subset", "60", "--cycles", "5"]
-        command += ["--network", "tests.own_network:make", "--network-args", "hidden=8"]
-        command += ["--train.epochs", "20", "--train.min-steps", "400", "--train.extensions", "0"]
-        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-
-    began = time.monotonic()
-    assert start(tmp_path / "whole").wait() == 0
-    took = time.monotonic() - began
-    whole = comparable(record.read(tmp_path / "whole"))
-    waits = np.random.default_rng(0).uniform(0.3, 0.9, size=10) * took
-    killed = 0
-    for number, waits_here in enumerate(np.array_split(waits, 3)):
-        folder = tmp_path / f"killed{number}"
-        for wait in waits_here:
-            process = start(folder)
-            time.sleep(wait)
-            process.send_signal(signal.SIGKILL)
-            killed += process.wait() == -signal.SIGKILL
-        assert start(folder).wait() == 0
-        assert comparable(record.read(folder)) == whole
-        left = [path.name for path in folder.iterdir() if path.suffix == ".safetensors"]
-        assert left == ["weights-005.safetensors"]
-    assert killed >= 3, "every run ended before its moment came"
+def test_killed_in_a_round_it_goes_on_to_the_same_end(tmp_path):
+    """SIGKILL from within, in the second round's training, when half of its weights are written."""
+    code = f"""
+import os, signal
+from pathlib import Path
+from tests.pipelines.test_run import run, small
+real = os.fsync
+def dying(descriptor):
+    if "weights-001" in os.readlink(f"/proc/self/fd/{{descriptor}}"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(descriptor)
+os.fsync = dying
+run.run(small(Path({str(tmp_path / "killed")!r})))
+"""
+    killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(record.read(tmp_path / "killed").rounds) == 1
+    resumed, whole = (run.run(small(tmp_path / name)) for name in ("killed", "whole"))
+    assert comparable(resumed) == comparable(whole)
+    assert [path.name for path in resumed.path.glob("weights*")] == ["weights-002.safetensors"]

@@ -17,7 +17,6 @@ from PIL import Image
 from rich.console import Console
 
 from bridge.module import weights_of
-from pipelines.config import ADDED
 from pipelines.errors import PipelineError
 from pipelines.report import report
 from pipelines.run import Bridge
@@ -63,17 +62,6 @@ def whole(tmp_path_factory) -> journal_module.Journal:
     return carry_out(config(tmp_path_factory.mktemp("whole") / "run"))
 
 
-def test_a_run_begun_before_a_setting_existed_goes_on(tmp_path):
-    now = json.loads(json.dumps(config(tmp_path).record()))
-    before = {name: value for name, value in now.items() if name not in ADDED}
-    begun = journal_module.open_journal(tmp_path, before)
-    begun.add({"number": 0, "round": None, "image": 3, "label": 1})
-    assert journal_module.open_journal(tmp_path, now).answers == begun.answers
-    changed = now | {"lookahead": now["lookahead"] | {"beta": 1.0}}
-    with pytest.raises(PipelineError, match=r"lookahead.beta is 10.0 there, 1.0 here"):
-        journal_module.open_journal(tmp_path, changed)
-
-
 def test_the_record_of_a_run(whole):
     truth = data.load("digits", None)
     assert [line["number"] for line in whole.answers] == list(range(12))
@@ -96,7 +84,7 @@ def test_the_record_of_a_run(whole):
     assert whole.run.complete
     files = {path.name for path in whole.run.path.iterdir() if path.name != ".lock"}
     assert files == {
-        *("journal_module.json", "environment.json", "rounds.jsonl", "answers.jsonl"),
+        *("config.json", "environment.json", "rounds.jsonl", "answers.jsonl"),
         *("curve.csv", "curve.png", "weights-002.safetensors"),
     }
     table = pd.read_csv(whole.run.path / "curve.csv")
@@ -120,7 +108,7 @@ def test_a_complete_run_is_left_as_it_is_and_goes_on_with_a_larger_budget(tmp_pa
     six = carry_out(config(tmp_path / "six", budget=6, retrain_every=None, final_training=False))
     assert same(more, six)
     assert len(more.run.environment) == 3
-    with pytest.raises(PipelineError, match="made with other settings: seed is 0 there, 1 here"):
+    with pytest.raises(PipelineError, match="another configuration: seed is 0 there, 1"):
         carry_out(config(tmp_path / "run", seed=1, retrain_every=None))
 
 
@@ -342,7 +330,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert "digits · sequential · margin · seed 0 · tests.own_network:make" in shown
     assert "2/2 image" in shown
     assert "picture:" in shown
-    settings = json.loads((tmp_path / "run" / "journal_module.json").read_text())
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())
     assert settings["network_args"] == {}
     assert settings["mode"] == "sequential"
     with pytest.raises(SystemExit):
@@ -362,7 +350,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
 def test_a_line_that_was_changed_is_noticed(tmp_path, whole):
     copy = tmp_path / "run"
     copy.mkdir()
-    for name in ("journal_module.json", "environment.json", "rounds.jsonl", "answers.jsonl"):
+    for name in ("config.json", "environment.json", "rounds.jsonl", "answers.jsonl"):
         (copy / name).write_bytes((whole.run.path / name).read_bytes())
     lines = (copy / "answers.jsonl").read_text().splitlines()
     (copy / "answers.jsonl").write_text("\n".join(lines[1:]))

@@ -148,26 +148,13 @@ def _decompressed(path: Path, stored: bytes) -> bytes:
         ) from error
 
 
-_JPEG = "cifar10-jpeg"
-_NAMES = "airplane automobile bird cat deer dog frog horse ship truck"
-_CLASSES: list[str] = list(_NAMES.split())
-_SIZE = 32
-
-
 def read_cifar10(data_dir: Path | None, *, download: bool) -> Dataset:
     """CIFAR-10 (Krizhevsky 2009): 50,000 train and 10,000 test images of 32 x 32, RGB.
 
-    From `cifar-10-batches-py`; where that is absent, from `cifar10-jpeg/train.zip` and `test.zip`
-    (lossy; the data set is then named `cifar10-jpeg`); where both are, it is downloaded.
+    From `cifar-10-batches-py`.
     """
-    published = _published("CIFAR10")
     directory = data_directory("cifar10", data_dir)
-    archives = [directory / _JPEG / f"{split}.zip" for split in ("train", "test")]
-    exact = (directory / published.base_folder).exists()
-    if not exact and all(archive.exists() for archive in archives):
-        splits = [_read_jpeg(archive) for archive in archives]
-        return assemble(_JPEG, splits[0], splits[1], _CLASSES, flip=True)
-    return _read_cifar("cifar10", published, directory, download=download)
+    return _read_cifar("cifar10", _published("CIFAR10"), directory, download=download)
 
 
 def read_cifar100(data_dir: Path | None, *, download: bool) -> Dataset:
@@ -206,147 +193,6 @@ def _cifar_arrays(
 ) -> tuple[UInt8[np.ndarray, "examples 3 32 32"], Int64[np.ndarray, " examples"]]:
     images = np.ascontiguousarray(np.asarray(split.data).transpose(0, 3, 1, 2))
     return images, np.asarray(split.targets, np.int64)
-
-
-def _read_jpeg(
-    archive: Path,
-) -> tuple[UInt8[np.ndarray, "examples 3 32 32"], Int64[np.ndarray, " examples"]]:
-    """One split from <split>/<class>/NNNN.jpg.
-
-    With `<split>-labels-idx1-ubyte.gz` beside the archive the images get the order of the original
-    distribution: number NNNN of a class is the NNNN-th of that class there. Without it they are in
-    the order of their classes.
-    """
-    files = [entry.parts for entry in list_entries(archive) if not entry.folder]
-    strange = next((parts for parts in files if len(parts) != 3 or parts[1] not in _CLASSES), None)
-    if strange is not None:
-        raise DataError(
-            f"{Path(archive, *strange)} is not <split>/<class>/<number>.jpg with a class of "
-            f"CIFAR-10 ({', '.join(_CLASSES)}). Replace the archive."
-        )
-    files.sort(key=lambda parts: (_CLASSES.index(parts[1]), parts))
-    labels = np.array([_CLASSES.index(parts[1]) for parts in files], np.int64)
-    order_file = archive.with_name(f"{archive.stem}-labels-idx1-ubyte.gz")
-    if order_file.exists():
-        original = read_idx(order_file, 1).astype(np.int64)
-        if not np.array_equal(np.sort(original), labels):
-            raise DataError(
-                f"{order_file} and {archive} do not belong together: they have {len(original)} and "
-                f"{len(labels)} images, or other numbers of some class. Replace both."
-            )
-        # The k-th image in class order stands where the k-th label in stable class order stood.
-        place = np.argsort(np.argsort(original, kind="stable"))
-        files, labels = [files[index] for index in place], original
-    return read_pixels(archive, files, _SIZE, _SIZE, 3), labels
-
-
-__all__ = ["DATASETS", "Dataset", "load"]
-
-# (data directory, image size, whether to download) → data set
-Reader = Callable[[Path | None, int | None, bool], Dataset]
-
-
-def load(
-    name: str,
-    data_dir: Path | str | None,
-    *,
-    image_size: int | None = None,
-    download: bool = True,
-) -> Dataset:
-    """A data set by its name.
-
-    Args:
-        name: a row of DATASETS.
-        data_dir: the folder that holds torchvision's layouts; for `images` the folder or archive
-            itself; not used by `digits`.
-        image_size: side of the square that every image is scaled and cropped to. Without it images
-            keep their size; Caltech-101 gets 64, and `images` what `read_images` says.
-        download: whether what is absent may be downloaded into data_dir.
-
-    Raises:
-        UnknownNameError: no such data set.
-        DataError: the files are absent, unreadable or not what they should be.
-    """
-    read = lookup(DATASETS, name, "data set")
-    if image_size is not None and image_size < 1:
-        raise DataError(f"image_size is {image_size}; a side of at least 1 pixel is needed.")
-    return read(None if data_dir is None else Path(data_dir).expanduser(), image_size, download)
-
-
-def _resized(dataset: Dataset, image_size: int | None) -> Dataset:
-    if image_size is None:
-        return dataset
-    train, test = (resize(part, image_size) for part in (dataset.train_images, dataset.test_images))
-    mean, std = moments(train)
-    return replace(dataset, train_images=train, test_images=test, mean=mean, std=std)
-
-
-def _own_images(path: Path | None, image_size: int | None, download: bool) -> Dataset:
-    del download  # nobody publishes them
-    if path is None or not path.exists():
-        got = "none was given" if path is None else f"{path} does not exist"
-        raise DataError(
-            f"`images` reads a folder, zip or tar of your own, and {got}. Pass data_dir "
-            "(--data-dir PATH on the command line), holding train/<class>/… and test/<class>/…."
-        )
-    return read_images(path, image_size)
-
-
-def _digits(folder: Path | None, size: int | None, download: bool) -> Dataset:
-    pass
-
-    del folder, download  # they come with scikit-learn
-    return _resized(read_digits(), size)
-
-
-def _mnist(folder: Path | None, size: int | None, download: bool) -> Dataset:
-    pass
-
-    return _resized(read_mnist(folder, download=download), size)
-
-
-def _fashion_mnist(folder: Path | None, size: int | None, download: bool) -> Dataset:
-    pass
-
-    return _resized(read_fashion_mnist(folder, download=download), size)
-
-
-def _svhn(folder: Path | None, size: int | None, download: bool) -> Dataset:
-    pass
-
-    return _resized(read_svhn(folder, download=download), size)
-
-
-def _cifar10(folder: Path | None, size: int | None, download: bool) -> Dataset:
-    pass
-
-    return _resized(read_cifar10(folder, download=download), size)
-
-
-def _cifar100(folder: Path | None, size: int | None, download: bool) -> Dataset:
-    pass
-
-    return _resized(read_cifar100(folder, download=download), size)
-
-
-def _caltech101(folder: Path | None, size: int | None, download: bool) -> Dataset:
-    pass
-
-    return read_caltech101(folder, size, download=download)
-
-
-DATASETS: Mapping[str, Reader] = MappingProxyType(
-    {
-        "digits": _digits,
-        "mnist": _mnist,
-        "fashion_mnist": _fashion_mnist,
-        "svhn": _svhn,
-        "cifar10": _cifar10,
-        "cifar100": _cifar100,
-        "caltech101": _caltech101,
-        "images": _own_images,
-    }
-)
 
 
 _DIGITS_SPLIT_SEED = 8
@@ -441,3 +287,96 @@ def _svhn_arrays(
 ) -> tuple[UInt8[np.ndarray, "examples 3 32 32"], Int64[np.ndarray, " examples"]]:
     # The digit 0 has label 10 in the files; torchvision has made it 0.
     return np.ascontiguousarray(split.data), np.asarray(split.labels, np.int64)
+
+
+# (data directory, image size, whether to download) → data set
+Reader = Callable[[Path | None, int | None, bool], Dataset]
+
+
+def load(
+    name: str,
+    data_dir: Path | str | None,
+    *,
+    image_size: int | None = None,
+    download: bool = True,
+) -> Dataset:
+    """A data set by its name.
+
+    Args:
+        name: a row of DATASETS.
+        data_dir: the folder that holds torchvision's layouts; for `images` the folder or archive
+            itself; not used by `digits`.
+        image_size: side of the square that every image is scaled and cropped to. Without it images
+            keep their size; Caltech-101 gets 64, and `images` what `read_images` says.
+        download: whether what is absent may be downloaded into data_dir.
+
+    Raises:
+        UnknownNameError: no such data set.
+        DataError: the files are absent, unreadable or not what they should be.
+    """
+    read = lookup(DATASETS, name, "data set")
+    if image_size is not None and image_size < 1:
+        raise DataError(f"image_size is {image_size}; a side of at least 1 pixel is needed.")
+    return read(None if data_dir is None else Path(data_dir).expanduser(), image_size, download)
+
+
+def _resized(dataset: Dataset, image_size: int | None) -> Dataset:
+    if image_size is None:
+        return dataset
+    train, test = (resize(part, image_size) for part in (dataset.train_images, dataset.test_images))
+    mean, std = moments(train)
+    return replace(dataset, train_images=train, test_images=test, mean=mean, std=std)
+
+
+def _own_images(path: Path | None, image_size: int | None, download: bool) -> Dataset:
+    del download  # nobody publishes them
+    if path is None or not path.exists():
+        got = "none was given" if path is None else f"{path} does not exist"
+        raise DataError(
+            f"`images` reads a folder, zip or tar of your own, and {got}. Pass data_dir "
+            "(--data-dir PATH on the command line), holding train/<class>/… and test/<class>/…."
+        )
+    return read_images(path, image_size)
+
+
+def _digits(folder: Path | None, size: int | None, download: bool) -> Dataset:
+    del folder, download  # they come with scikit-learn
+    return _resized(read_digits(), size)
+
+
+def _mnist(folder: Path | None, size: int | None, download: bool) -> Dataset:
+    return _resized(read_mnist(folder, download=download), size)
+
+
+def _fashion_mnist(folder: Path | None, size: int | None, download: bool) -> Dataset:
+    return _resized(read_fashion_mnist(folder, download=download), size)
+
+
+def _svhn(folder: Path | None, size: int | None, download: bool) -> Dataset:
+    return _resized(read_svhn(folder, download=download), size)
+
+
+def _cifar10(folder: Path | None, size: int | None, download: bool) -> Dataset:
+    return _resized(read_cifar10(folder, download=download), size)
+
+
+def _cifar100(folder: Path | None, size: int | None, download: bool) -> Dataset:
+    return _resized(read_cifar100(folder, download=download), size)
+
+
+def _caltech101(folder: Path | None, size: int | None, download: bool) -> Dataset:
+    return read_caltech101(folder, size, download=download)
+
+
+DATASETS: Mapping[str, Reader] = MappingProxyType(
+    {
+        "digits": _digits,
+        "mnist": _mnist,
+        "fashion_mnist": _fashion_mnist,
+        "svhn": _svhn,
+        "cifar10": _cifar10,
+        "cifar100": _cifar100,
+        "caltech101": _caltech101,
+        "images": _own_images,
+    }
+)

@@ -24,7 +24,7 @@ class Dataset:
     """A data set for classification, in memory.
 
     Attributes:
-        name: such as `mnist`; `cifar10-jpeg` when CIFAR-10 was read from lossy JPEG files.
+        name: such as `mnist`.
         train_images: the pool that is labelled image by image, uint8, NCHW.
         train_labels: class of each train image, 0 to classes-1.
         test_images: never queried, same size and channels.

@@ -181,6 +181,8 @@ def _move_into(source: Path, target: Path) -> None:
 
 Stream = io.BytesIO | io.BufferedReader
 
+SPLITS = ("train", "test")
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _JUNK = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
 _ARCHIVE_FAILURES = (
     zipfile.BadZipFile,
@@ -208,7 +210,9 @@ class Member(NamedTuple):
 def members(path: Path) -> Iterator[Member]:
     """Every file and folder inside a folder, zip or tar (also .tar.gz, .tar.bz2, .tar.xz).
 
-    In the order in which they lie there, which is the one that a compressed tar is quick in.
+    In the order in which they lie there, which is the one that a compressed tar is quick in. A
+    folder with one archive for each split (train.zip and test.zip) is walked as the folder of
+    what they hold.
 
     Raises:
         DataError: path is absent, of another kind, unreadable or damaged.
@@ -245,7 +249,7 @@ def _guarded(path: Path, member: Member) -> Callable[[], Stream]:
 def _walk_of(path: Path) -> Callable[[Path], Iterator[Member]]:
     with reading(path):
         if path.is_dir():
-            return _walk_folder
+            return _walk_splits if _split_archives(path) else _walk_folder
         path.open("rb").close()  # raises where it is absent or unreadable, which is_zipfile hides
         if zipfile.is_zipfile(path):
             return _walk_zip
@@ -265,6 +269,25 @@ def _walk_folder(path: Path) -> Iterator[Member]:
             yield Member(parts, None)
         for file in sorted(files):
             yield Member((*parts, file), lambda file=Path(folder, file): file.open("rb"))
+
+
+def _split_archives(path: Path) -> dict[str, Path]:
+    """The archive of each split in a folder that has train.zip and test.zip in place of folders."""
+    found = {}
+    for split in SPLITS:
+        archives = [file for file in path.glob(f"{split}.*") if file.name.endswith(_ARCHIVES)]
+        if len(archives) != 1 or (path / split).exists():
+            return {}
+        found[split] = archives[0]
+    return found
+
+
+def _walk_splits(path: Path) -> Iterator[Member]:
+    for split, archive in _split_archives(path).items():
+        with _sound(archive):
+            for member in _walk_of(archive)(archive):
+                inside = member.parts[member.parts[:1] == (split,) :]
+                yield member._replace(parts=(split, *inside))
 
 
 def _leads_up(folder: Path) -> bool:

@@ -1,7 +1,8 @@
 """A user's own images as a data set: train/CLASS/…, test/CLASS/…, unlabelled/….
 
-In a folder, zip or tar, in any format that Pillow reads and in any size; nothing is unpacked to the
-disk. Partly labelled sets may have `unlabelled/` at any depth, or be nothing but images.
+In a folder, zip or tar, or a folder with train.zip and test.zip; in any format that Pillow reads
+and in any size. Nothing is unpacked to the disk. Partly labelled sets may have `unlabelled/` at
+any depth, or be nothing but images.
 """
 
 from collections.abc import Sequence
@@ -13,11 +14,18 @@ from jaxtyping import Bool, Int64
 
 from trainer.dataset import UNLABELLED, Dataset, assemble
 from trainer.errors import DataError
-from trainer.image_files import Entry, Header, Parts, list_entries, read_headers, read_pixels
+from trainer.image_files import (
+    SPLITS,
+    Entry,
+    Header,
+    Parts,
+    list_entries,
+    read_headers,
+    read_pixels,
+)
 
 DEFAULT_SIZE = 64
 LARGEST_KEPT = 256
-_SPLITS = ("train", "test")
 _WANTED = "Arrange the images as train/<class>/… and test/<class>/…"
 
 
@@ -94,7 +102,7 @@ def find_layout(path: Path, entries: Sequence[Entry]) -> Layout:
     inside = [
         entry
         for entry in entries
-        if len(entry.parts) > depth + 1 and entry.parts[depth].lower() in _SPLITS
+        if len(entry.parts) > depth + 1 and entry.parts[depth].lower() in SPLITS
     ]
     files = tuple(entry.parts for entry in inside if not entry.folder)
     stray = next((parts for parts in files if len(parts) == depth + 2), None)
@@ -130,11 +138,11 @@ def _depth_of_splits(path: Path, entries: Sequence[Entry]) -> int:
             for entry in entries
             if len(entry.parts) > depth + 1 or (entry.folder and len(entry.parts) == depth + 1)
         }
-        found = {folder.lower() for folder in folders}.intersection(_SPLITS)
-        if len(found) == len(_SPLITS):
+        found = {folder.lower() for folder in folders}.intersection(SPLITS)
+        if len(found) == len(SPLITS):
             return depth
         if found or len(folders) != 1:
-            lacking = " or ".join(split for split in _SPLITS if split not in found)
+            lacking = " or ".join(split for split in SPLITS if split not in found)
             seen = ", ".join(sorted(folders)) or "no folders"
             raise DataError(
                 f"{path} has no folder {lacking}: found {seen}. {_WANTED} "
@@ -143,7 +151,6 @@ def _depth_of_splits(path: Path, entries: Sequence[Entry]) -> int:
         depth += 1
 
 
-_LABELLED = ("train", "test")
 _UNLABELLED = ("unlabelled", "unlabeled")
 
 
@@ -168,7 +175,7 @@ def read_partly_labelled(
     files = [entry.parts for entry in list_entries(path) if not entry.folder]
     depth = _depth(files)
     tops = {parts[depth].lower() for parts in files if len(parts) > depth + 1}
-    if not tops.intersection(_UNLABELLED) and tops.intersection(_LABELLED) and not class_names:
+    if not tops.intersection(_UNLABELLED) and tops.intersection(SPLITS) and not class_names:
         return read_images(path, image_size)
     split, names = _sorted_out(path, files, depth)
     names = [*class_names, *(name for name in names if name not in class_names)]
@@ -188,7 +195,7 @@ def read_partly_labelled(
     pixels = read_pixels(path, ordered, height, width, channels)
     index = {name: label for label, name in enumerate(names)} | {UNLABELLED: UNLABELLED}
     train, test = (
-        np.array([index[name] for name in split[part].values()], np.int64) for part in _LABELLED
+        np.array([index[name] for name in split[part].values()], np.int64) for part in SPLITS
     )
     return assemble(
         "images",
@@ -205,7 +212,7 @@ def _depth(files: Sequence[Parts]) -> int:
     depth = 0
     while files and all(len(parts) > depth + 1 for parts in files):
         tops = {parts[depth].lower() for parts in files}
-        if len(tops) > 1 or tops.intersection((*_LABELLED, *_UNLABELLED)):
+        if len(tops) > 1 or tops.intersection((*SPLITS, *_UNLABELLED)):
             break
         depth += 1
     return depth
@@ -219,7 +226,7 @@ def _sorted_out(
     unlabelled: dict[Parts, str | int] = {}
     for parts in files:
         top = parts[depth].lower()
-        if top not in _LABELLED or len(parts) == depth + 1:
+        if top not in SPLITS or len(parts) == depth + 1:
             unlabelled[parts] = UNLABELLED
         elif len(parts) == depth + 2:
             raise DataError(

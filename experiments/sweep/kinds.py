@@ -9,11 +9,9 @@ from typing import Any
 from rich.console import Console
 
 from experiments.approximation import report as of_approximation
-from experiments.approximation.run import find as approximate
-from experiments.approximation.verdict import sentences as of_kernels
+from experiments.approximation.run import measure as approximate
 from experiments.dynamics import report as of_dynamics
-from experiments.dynamics.run import find
-from experiments.dynamics.verdict import sentences
+from experiments.dynamics.run import measure
 from experiments.studies.study import Config, kind_of
 from experiments.sweep.shared import FirstTrainings, read_dataset
 from pipelines.audit import report as of_audit
@@ -52,8 +50,7 @@ def _audit(config: Any, console: Console, _: FirstTrainings | None) -> None:
 
 
 def _dynamics(config: Any, console: Console, _: FirstTrainings | None) -> None:
-    found = find(config, console)
-    of_dynamics.write(found, sentences(found))
+    of_dynamics.write(measure(config, console))
 
 
 def _sequential(config: Any, console: Console, first: FirstTrainings | None) -> None:
@@ -61,8 +58,7 @@ def _sequential(config: Any, console: Console, first: FirstTrainings | None) -> 
 
 
 def _approximation(config: Any, console: Console, _: FirstTrainings | None) -> None:
-    found = approximate(config, console)
-    of_approximation.write(found, of_kernels(found))
+    of_approximation.write(approximate(config, console))
 
 
 _DO: dict[str, Callable[[Any, Console, FirstTrainings | None], object]] = {

@@ -10,12 +10,13 @@ import math
 import textwrap
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from pipelines.strategies import STRATEGIES
@@ -125,6 +126,42 @@ def canvas(
         y = (0.1 + _LINE * number) / total
         figure.text(0.13 / WIDTH, y, line, fontsize=7.3, color="#555555", parse_math=False)
     return figure, made
+
+
+def series_style(
+    number: int, *, lines: bool = True, marked: bool = True, hollow: bool = False
+) -> dict[str, Any]:
+    """Keyword arguments of `Axes.plot` for a series by its number, distinguishable in greyscale."""
+    colour, marker, dash = _cycled(number)
+    return {
+        "color": colour,
+        "markerfacecolor": "white" if hollow else colour,
+        "marker": marker if marked else "",
+        "linestyle": dash if lines else "",
+        "markersize": 5.0,
+        "linewidth": 1.6,
+    }
+
+
+def legend_above(figure: Figure, handles: Sequence[Line2D]) -> Figure:
+    """Put a legend in one line above all axes."""
+    figure.legend(
+        handles=list(handles),
+        loc="upper center",
+        ncols=len(handles),
+        fontsize=SMALL,
+        frameon=False,
+        handletextpad=0.4,
+        columnspacing=1.4,
+    )
+    return figure
+
+
+def share_y_limits(panels: Sequence[Axes]) -> None:
+    """Give axes the limits that show what any of them shows."""
+    ends = [axes.get_ylim() for axes in panels]
+    for axes in panels:
+        axes.set_ylim(min(low for low, _ in ends), max(high for _, high in ends))
 
 
 def png(figure: Figure, dpi: int = 160) -> bytes:

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -7,31 +8,26 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from experiments.approximation import __main__ as command_line
 from experiments.approximation import report
-from experiments.approximation.comparison import scalar_kernels
 from experiments.approximation.config import ApproximationConfig
-from experiments.approximation.plan import tell
-from experiments.approximation.run import find
-from experiments.approximation.tables import by_width, exponent, rows
+from experiments.approximation.report import by_width, rows
+from experiments.approximation.run import measure, plan, scalar_kernels
 from experiments.studies.study import Grid
 from experiments.sweep.kinds import do
-from kernel.diagnostics import contract, coupling, diagonals, distances, flat, regress, spectrum
-from kernel.errors import KernelError, SingularKernelError
-from kernel.model import directions
+from kernel.diagnostics import diagonals, distances, flat, spectrum
+from kernel.errors import KernelError
 from pipelines import json_io
 from pipelines.errors import PipelineError
 from pipelines.progress import Stages
 from trainer.errors import TrainerError
 from trainer.fit import TrainConfig
 
-KINDS = ("single", "sum", "trace", "rademacher")
 TRAIN = TrainConfig(optimiser="adam", epochs=4, min_steps=0, extensions=0)
 SMALL = ApproximationConfig(
     initial=8,
     test=5,
     ridges=(0.0, 0.5),
-    network="tests.approximation_networks:two_layers",
+    network="tests.experiments.approximation_networks:two_layers",
     widths=(12, 8),
     width_argument="width",
     train=TRAIN,
@@ -42,88 +38,6 @@ ARGUMENTS += ["--train.optimiser", "adam", "--train.epochs", "4", "--train.min-s
 ARGUMENTS += ["--train.extensions", "0"]
 
 
-def jacobian(rng, images=6, classes=3, parameters=40):
-    return rng.normal(size=(images, classes, parameters))
-
-
-def full_of(rows, columns=None):
-    return np.einsum("icp,jdp->icjd", rows, rows if columns is None else columns)
-
-
-# --- the mathematics, against what it says
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_kind_contracted_from_full_is_the_kernel_of_its_projections(kind, rng):
-    rows, others = jacobian(rng), jacobian(rng, images=4)
-    looked = directions(kind, 3, 5, np.random.default_rng(1))
-    found = contract(full_of(rows, others), looked)
-    expected = np.zeros((6, 4))
-    for vector in looked.projections:
-        left, right = (np.einsum("c,icp->ip", vector, one) for one in (rows, others))
-        expected += left @ right.T / {"single": 1, "rademacher": 15}.get(kind, 3)
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
-
-
-def test_distances_are_of_the_kronecker_product_and_least_for_trace(rng):
-    full = full_of(jacobian(rng), jacobian(rng, images=4))
-    kernels = {kind: contract(full, directions(kind, 3, 4, rng)) for kind in KINDS}
-    kernels["near trace"] = kernels["trace"] + 1e-3 * rng.normal(size=(6, 4))
-    found = distances(full, kernels)
-    for name, kernel in kernels.items():
-        expected = np.linalg.norm(np.kron(kernel, np.eye(3)) - flat(full))
-        assert found[name] == pytest.approx(expected / np.linalg.norm(full), rel=1e-10)
-    assert min(found, key=lambda name: found[name]) == "trace"
-    assert coupling(full) < found["trace"]
-
-
-def test_a_kronecker_product_is_at_no_distance_and_regresses_alike(rng):
-    """With any ridge: K ⊗ I and K are the same regression, if they have the same scale."""
-    rows, others = rng.normal(size=(6, 20)), rng.normal(size=(4, 20))
-    kernel, cross = rows @ rows.T, others @ rows.T
-    full = np.einsum("ij,cd->icjd", kernel, np.eye(3))
-    full_cross = np.einsum("ij,cd->icjd", cross, np.eye(3))
-    assert distances(full, {"k": kernel})["k"] == 0
-    targets = rng.normal(size=(2, 6, 3))
-    for ridge in (0.0, 0.7):
-        own = regress(kernel, cross, targets, ridge, "float64", range(6))
-        other = regress(flat(full), flat(full_cross), targets, ridge, "float64", range(6))
-        assert own.jitter == other.jitter == 0
-        np.testing.assert_allclose(own.values, other.values, rtol=1e-9)
-        for values, one in zip(own.values, targets, strict=True):
-            expected = cross @ np.linalg.solve(kernel + ridge * np.eye(6), one)
-            np.testing.assert_allclose(values, expected, rtol=1e-9)
-        scaled = regress(3 * kernel, 3 * cross, targets, ridge, "float64", range(6)).values
-        # of another scale it is the same regression without a ridge only
-        assert np.allclose(scaled, own.values, rtol=1e-9) == (ridge == 0)
-
-
-def test_regression_with_the_full_kernel_couples_the_classes(rng):
-    rows, others = jacobian(rng), jacobian(rng, images=4)
-    targets = rng.normal(size=(1, 6, 3))
-    matrix = rows.reshape(18, 40) @ rows.reshape(18, 40).T
-    right = matrix + 0.3 * np.eye(18)
-    expected = others.reshape(12, 40) @ rows.reshape(18, 40).T
-    expected = (expected @ np.linalg.solve(right, targets.reshape(18))).reshape(4, 3)
-    found = regress(
-        flat(full_of(rows)), flat(full_of(others, rows)), targets, 0.3, "float64", range(6)
-    )
-    np.testing.assert_allclose(found.values[0], expected, rtol=1e-9)
-
-
-def test_the_spectrum_and_what_rounding_leaves_of_it(rng):
-    rows = rng.normal(size=(5, 9))
-    ends = spectrum(rows @ rows.T, "float64")
-    values = np.linalg.svd(rows, compute_uv=False) ** 2
-    np.testing.assert_allclose(ends[:2], [values[0], values[-1]], rtol=1e-9)
-    assert ends.condition == pytest.approx(np.linalg.cond(rows) ** 2)
-    few = rng.normal(size=(5, 3))
-    assert spectrum(few @ few.T, "float64").condition == np.inf
-    small = np.diag([1.0, 1e-9])
-    assert spectrum(small, "float64").condition == pytest.approx(1e9)
-    assert spectrum(small, "float32").condition == np.inf
-
-
 def closed_form(last, gram, hidden):
     """Θ of two linear layers from V, XXᵀ and the hidden units' XUᵀUXᵀ."""
     classes = len(last)
@@ -132,48 +46,13 @@ def closed_form(last, gram, hidden):
     )
 
 
-def test_of_two_linear_layers_the_distance_is_known_and_falls_as_the_root_of_the_width(rng):
-    """Θ − K ⊗ I is (VVᵀ − m I) ⊗ XXᵀ with m = 1ᵀVVᵀ1/C for `sum`."""
-    images, classes, widths = rng.normal(size=(7, 5)), 4, np.array([16, 64, 256, 1024])
-    gram = images @ images.T
-    errors = np.zeros((40, len(widths)))
-    for repeat, number in np.ndindex(errors.shape):
-        width = widths[number]
-        first, last = rng.normal(size=(5, width)) / 5**0.5, rng.normal(size=(classes, width))
-        full = closed_form(last, gram, images @ first @ first.T @ images.T)
-        kernel = contract(full, directions("sum", classes))
-        errors[repeat, number] = distances(full, {"sum": kernel})["sum"]
-        outer = last @ last.T
-        away = np.linalg.norm(outer - outer.sum() / classes * np.eye(classes))
-        expected = away * np.linalg.norm(gram) / np.linalg.norm(full)
-        assert errors[repeat, number] == pytest.approx(expected, rel=1e-9)
-    assert exponent(widths, errors.mean(axis=0)) == pytest.approx(-0.5, abs=0.06)
-
-
-def test_kernels_that_do_not_belong_together_are_refused(rng):
-    full = full_of(jacobian(rng))
-    with pytest.raises(KernelError, match=r"kernel sum of shape \(5, 5\).*same images"):
-        distances(full, {"sum": np.eye(5)})
-    with pytest.raises(KernelError, match="of the kind full"):
-        contract(full, directions("full", 3))
-    with pytest.raises(KernelError, match=r"3 classes.*shape \(1, 4\)"):
-        contract(full, directions("sum", 4))
-    with pytest.raises(KernelError, match="killed every unit"):
-        coupling(0 * full)
-    with pytest.raises(SingularKernelError, match="not positive definite"):
-        regress(-np.eye(2) + 2, np.eye(2), np.zeros((1, 2, 3)), 0.0, "float64", [4, 7])
-
-
-# --- the study
-
-
 def small(folder: Path, **changes) -> ApproximationConfig:
     return dataclasses.replace(SMALL, run=folder, **changes)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    return find(small(tmp_path_factory.mktemp("approximation") / "whole"))
+    return measure(small(tmp_path_factory.mktemp("approximation") / "whole"))
 
 
 def value(table, state, width, measure, series):
@@ -191,12 +70,12 @@ def value(table, state, width, measure, series):
 def test_what_is_found_is_of_these_networks(whole, state):
     """Two linear layers have a kernel in closed form, from their weights and the images."""
     table = rows(whole)
-    assert [own.subject.width for own in whole.widths] == [8, 12]
+    assert [own.task.width for own in whole.widths] == [8, 12]
     for own in whole.widths:
-        subject, width = own.subject, own.subject.width
-        network = subject.network if state == "initial" else subject.trained(Stages())[0]
+        task, width = own.task, own.task.width
+        network = task.network if state == "initial" else task.trained(task.trainings, Stages())[0]
         first, last = (layer.weight.detach().double().numpy() for layer in (network[1], network[2]))
-        images = subject.images.reshape(13, -1).astype(np.float64)
+        images = task.images.reshape(13, -1).astype(np.float64)
         hidden = images @ first.T
         full = closed_form(last, images @ images.T, hidden @ hidden.T)
         kernel = np.einsum("icjd->ij", full) / 10
@@ -220,9 +99,9 @@ def test_what_is_found_is_of_these_networks(whole, state):
             "sum": (kernel[:8, :8], kernel[8:, :8]),
         }.items():
             shifted = labelled + 0.5 * mean * np.eye(len(labelled))
-            right = (np.eye(10)[subject.labels] - logits[:8]).reshape(len(labelled), -1)
+            right = (np.eye(10)[task.labels] - logits[:8]).reshape(len(labelled), -1)
             predicted[name] = logits[8:] + (cross @ np.linalg.solve(shifted, right)).reshape(5, 10)
-            right = predicted[name].argmax(1) == subject.test_labels
+            right = predicted[name].argmax(1) == task.test_labels
             found = value(table, state, width, "regression accuracy", f"{name}, ridge 0.5, network")
             assert found == np.mean(right)
         away = np.linalg.norm(predicted["sum"] - predicted["full"])
@@ -238,13 +117,13 @@ def test_what_is_found_is_of_these_networks(whole, state):
 
 def test_of_a_linear_network_every_kind_is_exact(tmp_path):
     """Θ = (x·x' + 1) I: nothing is lost, at initialisation and after training, with any ridge."""
-    config = small(tmp_path, network="tests.approximation_networks:linear", widths=())
-    table = rows(find(config))
+    config = small(tmp_path, network="tests.experiments.approximation_networks:linear", widths=())
+    table = rows(measure(config))
     assert {row["state"] for row in table} == {"initial", "trained"}
-    for measure in ("frobenius error", "largest eigenvalue error", "regression error"):
-        own = [row["value"] for row in table if row["measure"] == measure]
+    for name in ("frobenius error", "largest eigenvalue error", "regression error"):
+        own = [row["value"] for row in table if row["measure"] == name]
         assert len(own) >= 10
-        assert max(own) < 1e-6, measure
+        assert max(own) < 1e-6, name
     ratios = [row["value"] for row in table if row["measure"] == "condition number ratio"]
     np.testing.assert_allclose(ratios, 1, rtol=1e-5)
 
@@ -254,7 +133,7 @@ def test_the_command_leaves_a_table_a_picture_a_page_and_a_record(whole, monkeyp
     folder = whole.config.run_folder
     monkeypatch.setattr(json_io, "put", lambda *_: pytest.fail("it was measured again"))
     monkeypatch.setattr("sys.argv", ["approximation", *ARGUMENTS, "--run", str(folder)])
-    command_line.main()
+    runpy.run_module("experiments.approximation", run_name="__main__")
     shown = " ".join(capsys.readouterr().out.split())
     record = json.loads((folder / report.RECORD).read_text())
     page = (folder / report.PAGE).read_text()
@@ -286,22 +165,21 @@ def test_a_trial_of_a_study_may_be_one(whole, monkeypatch):
 
 def test_stopped_and_given_again_it_ends_with_the_same_numbers(whole, tmp_path, monkeypatch):
     real, written = json_io.put, []
+    part = small(tmp_path, widths=(8,))
 
     def stop(folder, name, value):
-        if len(written) == 3:
+        if len(written) == 2:
             raise KeyboardInterrupt
-        written.append((folder.name, name))
+        written.append(name)
         return real(folder, name, value)
 
     monkeypatch.setattr(json_io, "put", stop)
     with pytest.raises(KeyboardInterrupt):
-        find(small(tmp_path))
-    assert tell(small(tmp_path), Console(quiet=True)) == 2
-    monkeypatch.setattr(
-        json_io, "put", lambda f, n, v: (written.append((f.name, n)), real(f, n, v))[1]
-    )
-    assert rows(find(small(tmp_path))) == rows(whole)
-    assert len(written) == len(set(written)) == 2 * 3
+        measure(part)
+    assert plan(part, Console(quiet=True)) == 1
+    monkeypatch.setattr(json_io, "put", lambda f, n, v: (written.append(n), real(f, n, v))[1])
+    assert rows(measure(part)) == [row for row in rows(whole) if row["width"] == 8]
+    assert len(written) == len(set(written)) == 3
     assert not list(tmp_path.rglob("kernel-*"))
 
 
@@ -309,21 +187,22 @@ def test_other_settings_measure_anew_and_train_only_where_they_must(whole, monke
     folder, written = whole.config.run_folder, []
     real = json_io.put
     monkeypatch.setattr(json_io, "put", lambda f, n, v: (written.append(n), real(f, n, v))[1])
-    found = find(small(folder, widths=(8,), kinds=("sum",), ridges=(2.0,), states=("trained",)))
+    found = measure(small(folder, widths=(8,), kinds=("sum",), ridges=(2.0,), states=("trained",)))
     assert written == ["trained"]
     assert list(found.widths[0].states) == ["trained"]
 
 
 def test_a_dry_run_tells_what_is_left_and_writes_nothing(whole, tmp_path, capsys):
-    assert tell(small(tmp_path / "new"), Console(width=200)) == 4
+    assert plan(small(tmp_path / "new"), Console(width=200)) == 4
     said = " ".join(capsys.readouterr().out.split())
     assert "width 8: 592 parameters; left: initial, trained, about" in said
     assert not list(tmp_path.iterdir())
-    assert tell(whole.config, Console(quiet=True)) == 0
+    assert plan(whole.config, Console(quiet=True)) == 0
 
 
 def test_first_projections_of_many_are_those_of_few(rng):
-    full = full_of(jacobian(rng))
+    jacobian = rng.normal(size=(6, 3, 40))
+    full = np.einsum("icp,jdp->icjd", jacobian, jacobian)
     config = small(Path(), kinds=("rademacher",), probes=(1, 2))
     one, two = scalar_kernels(config, full).values()
     second = 2 * two - one
@@ -352,5 +231,5 @@ def test_first_projections_of_many_are_those_of_few(rng):
 )
 def test_what_cannot_be_is_refused_with_what_to_do(changes, error, message, tmp_path):
     with pytest.raises(error, match=message):
-        find(small(tmp_path, **changes))
+        measure(small(tmp_path, **changes))
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Networks with kernels in closed form, as `--network tests.approximation_networks:linear`."""
+"""Networks whose kernels have a closed form."""
 
 from torch import nn
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from experiments.report import build
 from experiments.studies import STUDIES, find
 from experiments.studies.study import SIZES
-from experiments.sweep.recorded import ROOT
+from experiments.sweep.records import ROOT
 from pipelines.cli import plainly
 
 ALL = "all"  # built-in studies

@@ -27,8 +27,7 @@ from experiments.report.page import missing, page, summary_page
 from experiments.report.results import PLACES, Results, Statistics, common, results, statistics
 from experiments.statistics.claims import Judgement
 from experiments.studies.study import Study
-from experiments.sweep.parcel import pack
-from experiments.sweep.recorded import recorded, state
+from experiments.sweep.records import find_records, pack, state
 from pipelines import record
 from pipelines.errors import PipelineError
 from pipelines.json_io import plain
@@ -259,8 +258,8 @@ def _verdicts(found: Results, made: Statistics, drawn: list[Drawn], places: bool
         "missing": missing(found),
         "seeds": sorted({trial.seed for trial in trials}),
         "settings": {
-            subject: common(trial for trial in trials if trial.subject == subject)
-            for subject in dict.fromkeys(trial.subject for trial in trials)
+            subject: common(trial for trial in trials if trial.task == subject)
+            for subject in dict.fromkeys(trial.task for trial in trials)
         },
         "figures": [{"name": d.name, "seen": d.seen, "caption": d.caption} for d in drawn],
         "environment": {
@@ -296,7 +295,7 @@ def archive(study: Study, size: str, root: Path, places: bool = True) -> bytes:
         OSError: a record cannot be read.
     """
     trials = {trial.key: trial for trial in study.trials(size)}
-    found = recorded(root, trials.values())
+    found = find_records(root, trials.values())
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as packed:
         for key, trial in trials.items():

@@ -80,19 +80,19 @@ class Drawn(NamedTuple):
 def figures(found: Results, made: Statistics) -> list[Drawn]:
     """All figures that the records allow: of the whole study, then subject by subject."""
     trials = found.planned
-    style = styles([*(trial.arm for trial in trials), *made.paired["arm"]])
+    style = styles([*(trial.method for trial in trials), *made.paired["arm"]])
     drawn = [*_whole(made, trials, style)]
     answered = finished(found.answers, found.trials)
-    for subject in dict.fromkeys(trial.subject for trial in trials):
+    for subject in dict.fromkeys(trial.task for trial in trials):
         own = having(made.curves, subject=[subject])
         if len(own):
             arms = set(own["arm"])
-            setup = settings([t for t in trials if t.subject == subject and t.arm in arms])
+            setup = settings([t for t in trials if t.task == subject and t.method in arms])
             drawn += _of_runs(subject, own, setup, style)
             drawn += _of_answers(subject, having(answered, subject=[subject]), own, setup, style)
     drawn += [*_of_costs(made, trials, style)]
     for subject in dict.fromkeys(found.measures["subject"]):
-        setup = settings([trial for trial in trials if trial.subject == subject])
+        setup = settings([trial for trial in trials if trial.task == subject])
         drawn += _of_measures(subject, having(found.measures, subject=[subject]), setup)
     return drawn
 
@@ -102,7 +102,7 @@ def figures(found: Results, made: Statistics) -> list[Drawn]:
 
 def settings(trials: Sequence[Trial]) -> str:
     """Subjects and settings shared by all of some trials, as a sentence of a caption."""
-    shared, subjects = common(trials), dict.fromkeys(trial.subject for trial in trials)
+    shared, subjects = common(trials), dict.fromkeys(trial.task for trial in trials)
     words = []
     if "network" in shared:
         prefix = "network_args."
@@ -128,9 +128,9 @@ def settings(trials: Sequence[Trial]) -> str:
 def _settings(trials: Sequence[Trial], frame: pd.DataFrame) -> str:
     """Settings of the trials of a table whose subjects may be named as by `results.paired`."""
     names = set(frame["subject"])
-    exact = [trial for trial in trials if trial.subject in names]
+    exact = [trial for trial in trials if trial.task in names]
     return settings(
-        exact or [t for t in trials if any(name.startswith(f"{t.subject}, ") for name in names)]
+        exact or [t for t in trials if any(name.startswith(f"{t.task}, ") for name in names)]
     )
 
 
@@ -189,7 +189,7 @@ def _of_ranks(name: str, ranking: Ranking, made: Statistics, trials: Sequence[Tr
     found = ranking.friedman
     assert found is not None
     own = having(made.curves, subject=ranking.subjects, arm=ranking.arms)
-    kept = [t for t in trials if t.subject in ranking.subjects and t.arm in ranking.arms]
+    kept = [t for t in trials if t.task in ranking.subjects and t.method in ranking.arms]
     caption = (
         f"{settings(kept)} Average ranks, 1 the best, of the accuracy averaged over the rounds "
         f"after the first query that all arms have; {found.unit}, {found.blocks} blocks. Friedman "

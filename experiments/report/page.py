@@ -140,7 +140,7 @@ def _seeds(rows: pd.DataFrame) -> Iterator[str]:
 def _by_subject(found: Results) -> dict[str, list[Any]]:
     trials: dict[str, list[Any]] = {}
     for trial in found.planned:
-        trials.setdefault(trial.subject, []).append(trial)
+        trials.setdefault(trial.task, []).append(trial)
     return trials
 
 
@@ -149,8 +149,8 @@ def _differing(found: Results) -> Table:
     rows = []
     for subject, trials in _by_subject(found).items():
         shared = common(trials)
-        for arm in dict.fromkeys(trial.arm for trial in trials):
-            own = common(trial for trial in trials if trial.arm == arm)
+        for arm in dict.fromkeys(trial.method for trial in trials):
+            own = common(trial for trial in trials if trial.method == arm)
             words = [f"{key} = {value}" for key, value in own.items() if key not in shared]
             rows.append((subject, arm, ", ".join(words) or "as the others"))
     return Table(("subject", "arm", "its own settings"), rows)

@@ -26,8 +26,7 @@ from experiments.statistics.curves import (
 )
 from experiments.statistics.ranks import Friedman, friedman, post_hoc
 from experiments.studies.study import Study, Trial
-from experiments.sweep.carry import read_note
-from experiments.sweep.recorded import ROOT, recorded, state
+from experiments.sweep.records import ROOT, find_records, read_note, state
 from pipelines import record
 from pipelines.errors import PipelineError
 from pipelines.report.curves import STAGE, TRAINING_STAGES, flat, round_row
@@ -83,13 +82,14 @@ def results(study: Study, size: str = "small", root: Path = ROOT) -> Results:
         PipelineError: the study's settings are refused.
     """
     trials = study.trials(size)
-    places = recorded(root, trials)
+    places = find_records(root, trials)
     read: dict[str, _Read] = {}  # trials of the same settings under two names share a record
     curves, answers, measures, rows = [], [], [], []
     for trial in trials:
         if trial.key not in read:
             read[trial.key] = _read(trial, places.get(trial.key))
-        found, names = read[trial.key], {name: getattr(trial, name) for name in TRIAL}
+        found = read[trial.key]
+        names = dict(zip(TRIAL, (trial.task, trial.method, trial.seed), strict=True))
         curves += [row | names for row in found.curves]
         answers += [row | names for row in found.answers]
         measures += [

@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from experiments.studies import audits, dynamics, kernels, look_ahead
+from experiments.studies import dynamics, fidelity, look_ahead
 from experiments.studies.study import Study
 from pipelines.errors import PipelineError
 from trainer.errors import lookup
@@ -30,8 +30,8 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
             dynamics.BOUND,
             dynamics.CORRELATION,
             dynamics.RATIO,
-            kernels.APPROXIMATION,
-            audits.AUDIT,
+            fidelity.APPROXIMATION,
+            fidelity.AUDIT,
         )
     }
 )

@@ -3,8 +3,8 @@
 import dataclasses
 
 from experiments.statistics.claims import Claim, better, measured, not_better
-from experiments.studies.study import Grid, Study, arms
-from experiments.studies.subjects import (
+from experiments.studies.study import Grid, Study, methods
+from experiments.studies.tasks import (
     DYNAMICS_SEEDS,
     FIVE,
     PAPER_D,
@@ -96,8 +96,8 @@ BY_ROUND = Study(
     source="[D] Figure 3",
     question="Is dynamicAL better than random and than the strategies in use, round by round?",
     paper="dynamicAL is above random, Coreset, least confidence, BADGE and ALBL in most rounds.",
-    small=(Grid(SMALL_D, arms(_COMPARED, **_in(_ROUNDS, _SMALL_BUDGET)), FIVE),),
-    paper_size=(Grid(PAPER_D, arms(_COMPARED, **_in(_ROUNDS, _PAPER_BUDGET)), DYNAMICS_SEEDS),),
+    small=(Grid(SMALL_D, methods(_COMPARED, **_in(_ROUNDS, _SMALL_BUDGET)), FIVE),),
+    paper_size=(Grid(PAPER_D, methods(_COMPARED, **_in(_ROUNDS, _PAPER_BUDGET)), DYNAMICS_SEEDS),),
     claims=(
         better("dynamical", "random", text="dynamicAL is better than random."),
         *(

@@ -1,14 +1,14 @@
 """[L]'s figures and table: what look-ahead costs and finds, beside what it is compared with.
 
-Every arm `random` is the reference of its subject; a look-ahead that is a batch strategy carries
+Every method `random` is the reference of its task; a look-ahead that is a batch strategy carries
 its own name.
 """
 
 import dataclasses
 
 from experiments.statistics.claims import Claim, alike, better, faster, not_better, reaches
-from experiments.studies.study import Grid, Study, arms
-from experiments.studies.subjects import FIVE, LOOK_AHEAD_SEEDS, PAPER_L, SLOW, SMALL, SMALL_CIFAR10
+from experiments.studies.study import Grid, Study, methods
+from experiments.studies.tasks import FIVE, LOOK_AHEAD_SEEDS, PAPER_L, SLOW, SMALL, SMALL_CIFAR10
 from pipelines.config import RunConfig
 from pipelines.sequential.config import SequentialConfig, defaults
 
@@ -18,8 +18,11 @@ _MARGIN = 0.5
 _AVERAGED = {"baseline.image_size": 7}
 _PAPER_MNIST = {"MNIST": PAPER_L["MNIST"]}
 
-_ONE_BY_ONE = {"naive": {"strategy": "naive", **_AVERAGED}, **arms(["ntk_no_blocks"], **_AVERAGED)}
-_OTHERS = arms(["one_step", "infinite_ntk", "gp"], **_AVERAGED)
+_ONE_BY_ONE = {
+    "naive": {"strategy": "naive", **_AVERAGED},
+    **methods(["ntk_no_blocks"], **_AVERAGED),
+}
+_OTHERS = methods(["one_step", "infinite_ntk", "gp"], **_AVERAGED)
 
 COST = Study(
     name="look_ahead_cost",
@@ -33,10 +36,12 @@ COST = Study(
         "On MNIST the kernel's look-ahead is more than 100 times as fast as naive look-ahead and "
         "no less accurate."
     ),
-    small=(Grid(SLOW, arms(["random", "mlmoc"]) | _ONE_BY_ONE, FIVE),),
+    small=(Grid(SLOW, methods(["random", "mlmoc"]) | _ONE_BY_ONE, FIVE),),
     paper_size=(
         Grid(
-            _PAPER_MNIST, arms(["random", "mlmoc", "naive", "ntk_no_blocks"]), LOOK_AHEAD_SEEDS[:1]
+            _PAPER_MNIST,
+            methods(["random", "mlmoc", "naive", "ntk_no_blocks"]),
+            LOOK_AHEAD_SEEDS[:1],
         ),
     ),
     claims=(
@@ -55,11 +60,11 @@ LOOK_AHEADS = Study(
         "Only look-ahead by the empirical NTK beats its random baseline (Friedman p = 0.0045; "
         "paired t-tests, uncorrected: against one step 0.011, infinite NTK 0.0093, GP 0.0014)."
     ),
-    small=(Grid(SLOW, arms(["random", "mlmoc"]) | _OTHERS, FIVE),),
+    small=(Grid(SLOW, methods(["random", "mlmoc"]) | _OTHERS, FIVE),),
     paper_size=(
         Grid(
             PAPER_L,
-            arms(["random", "mlmoc", "one_step", "infinite_ntk", "gp"]),
+            methods(["random", "mlmoc", "one_step", "infinite_ntk", "gp"]),
             LOOK_AHEAD_SEEDS,
         ),
     ),
@@ -77,8 +82,8 @@ LOOK_AHEADS = Study(
 )
 
 _COMPARED = ("entropy", "margin", "badge", "ll4al")
-_SMALL_ARMS = arms(["random", "mlmoc", *_COMPARED, "uherding", "flip"])
-_PAPER_ARMS = arms(["random", "mlmoc", *_COMPARED])
+_SMALL_ARMS = methods(["random", "mlmoc", *_COMPARED, "uherding", "flip"])
+_PAPER_ARMS = methods(["random", "mlmoc", *_COMPARED])
 STRATEGIES = Study(
     name="strategies",
     title="Look-ahead against the state of the art",
@@ -116,9 +121,9 @@ CRITERIA = Study(
     source="[L] Figure 3c",
     question="Does it matter which criterion is asked of the same look-ahead predictions?",
     paper="MLMOC and EMOC are about equally good, and so is EER.",
-    small=(Grid(SMALL, arms(["random", "mlmoc", "emoc", "eer", "flip"]), FIVE),),
+    small=(Grid(SMALL, methods(["random", "mlmoc", "emoc", "eer", "flip"]), FIVE),),
     paper_size=(
-        Grid(_PAPER_MNIST, arms(["random", "mlmoc", "emoc", "eer", "flip"]), LOOK_AHEAD_SEEDS),
+        Grid(_PAPER_MNIST, methods(["random", "mlmoc", "emoc", "eer", "flip"]), LOOK_AHEAD_SEEDS),
     ),
     claims=(
         alike("emoc", "mlmoc", within=_MARGIN, text="EMOC is as good as MLMOC."),
@@ -128,7 +133,7 @@ CRITERIA = Study(
 
 
 def _widths(script: RunConfig, name: str, widths: tuple[int, ...]) -> dict[str, RunConfig]:
-    """A subject for each width of the widest layer, which is 32 times the widen factor."""
+    """A task for each width of the widest layer, which is 32 times the widen factor."""
     return {
         f"{name}, width {width}": dataclasses.replace(
             script, network_args=("stages=1", f"widen={width / 32:g}")
@@ -137,9 +142,9 @@ def _widths(script: RunConfig, name: str, widths: tuple[int, ...]) -> dict[str, 
     }
 
 
-def _at(subject: str) -> Claim:
-    text = f"NTK look-ahead is better than random: {subject}."
-    return better("mlmoc", "random", subjects=(subject,), text=text)
+def _at(task: str) -> Claim:
+    text = f"NTK look-ahead is better than random: {task}."
+    return better("mlmoc", "random", subjects=(task,), text=text)
 
 
 _SMALL_WIDTHS = _widths(SMALL["MNIST 14×14"], "MNIST 14×14", (16, 32, 64))
@@ -150,13 +155,13 @@ WIDTHS = Study(
     source="[L] Figure 3b",
     question="Does look-ahead need a wide network?",
     paper="NTK look-ahead is better than random at each of the widths 40, 80, 160, 320 and 640.",
-    small=(Grid(_SMALL_WIDTHS, arms(["random", "mlmoc"]), FIVE),),
-    paper_size=(Grid(_PAPER_WIDTHS, arms(["random", "mlmoc"]), LOOK_AHEAD_SEEDS),),
+    small=(Grid(_SMALL_WIDTHS, methods(["random", "mlmoc"]), FIVE),),
+    paper_size=(Grid(_PAPER_WIDTHS, methods(["random", "mlmoc"]), LOOK_AHEAD_SEEDS),),
     claims=(
         better("mlmoc", "random", text="NTK look-ahead is better than random over all widths."),
     ),
-    small_claims=tuple(_at(subject) for subject in _SMALL_WIDTHS),
-    paper_claims=tuple(_at(subject) for subject in _PAPER_WIDTHS),
+    small_claims=tuple(_at(task) for task in _SMALL_WIDTHS),
+    paper_claims=tuple(_at(task) for task in _PAPER_WIDTHS),
 )
 
 
@@ -195,11 +200,11 @@ SEQUENTIAL = Study(
         "three, where batches reach a plateau below."
     ),
     small=(
-        Grid(_SMALL_MNIST, arms(["random", "mlmoc", "uherding"]), FIVE),
+        Grid(_SMALL_MNIST, methods(["random", "mlmoc", "uherding"]), FIVE),
         Grid({name: _one_by_one(run) for name, run in _SMALL_MNIST.items()}, _SEQUENTIAL, FIVE),
     ),
     paper_size=(
-        Grid(_PAPER_MNIST, arms(["random", "mlmoc", "uherding"]), LOOK_AHEAD_SEEDS),
+        Grid(_PAPER_MNIST, methods(["random", "mlmoc", "uherding"]), LOOK_AHEAD_SEEDS),
         Grid(
             {name: _one_by_one(run) for name, run in _PAPER_MNIST.items()},
             _SEQUENTIAL,

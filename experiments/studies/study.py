@@ -1,7 +1,4 @@
-"""What a study is: a question, what a paper says of it, and the trials that answer it in two sizes.
-
-From values written down in the modules beside this one to the settings of every trial.
-"""
+"""Study: a question, what a paper says of it, and grids of trials that answer it in two sizes."""
 
 import dataclasses
 import hashlib
@@ -37,15 +34,15 @@ class Trial:
     """One thing to do: a run (also sequential), an audit, a measurement of dynamics or of kernels.
 
     Attributes:
-        subject: data set and network, as the study calls them.
-        arm: what is compared, as the study calls it.
+        task: data set and network, as the study calls them.
+        method: what is compared, as the study calls it.
         seed: of everything random.
         config: all settings, with those that the trial does not look at as they are by default, so
             that trials that compute the same are the same.
     """
 
-    subject: str
-    arm: str
+    task: str
+    method: str
     seed: int
     config: Config
 
@@ -72,14 +69,14 @@ class Grid:
     """Trials that are the product of three axes.
 
     Attributes:
-        subjects: by name, a data set and network with all settings that the arms have in common.
-        arms: by name, what is compared: settings that differ from the subject's, nested names
+        tasks: by name, a data set and network with all settings that the methods have in common.
+        methods: by name, what is compared: settings that differ from the task's, nested names
             joined by dots, such as {"strategy": "mlmoc", "kernel.kind": "sum"}.
         seeds: a trial each.
     """
 
-    subjects: Mapping[str, Config]
-    arms: Mapping[str, Mapping[str, Any]]
+    tasks: Mapping[str, Config]
+    methods: Mapping[str, Mapping[str, Any]]
     seeds: tuple[int, ...]
 
     def trials(self) -> tuple[Trial, ...]:
@@ -89,10 +86,10 @@ class Grid:
             PipelineError: a setting that is not there, or a value that is out of range.
         """
         return tuple(
-            Trial(subject, arm, seed, canonical(vary(config, {**changes, "seed": seed})))
+            Trial(task, method, seed, canonical(vary(config, {**changes, "seed": seed})))
             for seed in self.seeds
-            for subject, config in self.subjects.items()
-            for arm, changes in self.arms.items()
+            for task, config in self.tasks.items()
+            for method, changes in self.methods.items()
         )
 
 
@@ -110,7 +107,7 @@ class Study:
         paper_size: the paper's own protocol.
         shows: of the measures that its trials have, those that its report is about; all without.
         claims: what is judged, in either size.
-        small_claims: what is judged in the small size only, such as of its subjects.
+        small_claims: what is judged in the small size only, such as of its tasks.
         paper_claims: what is judged in the paper's size only, such as accuracies of its network.
     """
 
@@ -131,20 +128,20 @@ class Study:
         return self.claims + (self.small_claims if size == "small" else self.paper_claims)
 
     def trials(self, size: str) -> tuple[Trial, ...]:
-        """The trials of a size, seed by seed; every pair of subject and arm has one of each seed.
+        """The trials of a size, seed by seed; every pair of task and method has one of each seed.
 
         Raises:
-            PipelineError: an unknown size or setting, or two trials of one subject, arm and seed.
+            PipelineError: an unknown size or setting, or two trials of one task, method and seed.
         """
         lookup(dict.fromkeys(SIZES), size, "size")
         grids = self.small if size == "small" else self.paper_size
         found = [trial for grid in grids for trial in grid.trials()]
-        names = [(trial.subject, trial.arm, trial.seed) for trial in found]
+        names = [(trial.task, trial.method, trial.seed) for trial in found]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice:
             raise PipelineError(
-                f"study {self.name!r}, size {size}, has two trials of subject {twice[0]!r}, arm "
-                f"{twice[1]!r} and seed {twice[2]}: give the arms of its grids different names."
+                f"study {self.name!r}, size {size}, has two trials of task {twice[0]!r}, method "
+                f"{twice[1]!r} and seed {twice[2]}: give the methods of its grids different names."
             )
         return tuple(sorted(found, key=lambda trial: trial.seed))
 
@@ -198,6 +195,6 @@ def key_of(kind: str, record: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:_KEY]
 
 
-def arms(names: Iterable[str], **settings: Any) -> dict[str, dict[str, Any]]:
-    """Arms that are strategies, each under its own name, with settings that all have."""
+def methods(names: Iterable[str], **settings: Any) -> dict[str, dict[str, Any]]:
+    """Methods that are strategies, each under its own name, with settings that all have."""
     return {name: {"strategy": name, **settings} for name in names}

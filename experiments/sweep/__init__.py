@@ -1,1 +1,1 @@
-"""A study → its trials carried out, each once, on whatever machines there are."""
+"""Sweeps: the trials of a study carried out here, in several processes, or on a Ray cluster."""

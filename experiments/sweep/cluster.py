@@ -1,81 +1,225 @@
-"""The executor of many machines: a worker wherever a Ray cluster has room, and what is lost redone.
+"""The executor of many machines: a Ray task for each trial, repeated by Ray where it is lost.
 
-From tasks to their outcomes, whatever becomes of the machines on the way.
+Ray, an optional extra, is imported when a cluster is asked for.
 """
 
 import dataclasses
+import functools
+import hashlib
+import importlib.util
+import logging
+import math
 import os
 import secrets
+import socket
+import sys
+import tempfile
+import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from experiments.sweep.crew import Crew
-from experiments.sweep.executor import Event, Work
-from experiments.sweep.hand import Token
-from experiments.sweep.machines import Machines, Need
-from experiments.sweep.task import Task
+from experiments.sweep.executors import Event, Job, Notice, Outcome, Started, Work
+from experiments.sweep.plan import SweepConfig
+from experiments.sweep.records import Files, is_held, pack, unpack
 from pipelines.config import DATA_DIR_VARIABLE
+from pipelines.errors import PipelineError
+from pipelines.record import HeldError, only_writer
+
+_ATTEMPTS = 3  # of a trial whose process or machine is lost
+_LOOK = 2.0  # seconds between two looks at the machines
+_REACH = 10.0  # seconds for an answer at an address
+_PACKAGES = ("trainer", "bridge", "kernel", "pipelines", "experiments")
 
 
-class Cluster:
-    """Carries tasks out on the machines of a Ray cluster, each in a process that lasts."""
+def on_cluster(jobs: Sequence[Job], work: Work, config: SweepConfig) -> Iterator[Event]:
+    """Jobs on the machines of a Ray cluster, as many at once as there is room for.
 
-    def __init__(self, root: Path, address: str, need: Need, workers: int | None = None):
-        """Connect to a cluster.
+    A worker that sees the sweep's folder works in it. Any other returns the record, which is put
+    in place here. Ray repeats a task whose process or machine is lost.
 
-        Args:
-            root: the sweep's folder; machines that see it work in it, others send records back.
-            address: of the cluster, as `ray.init` takes it: auto, HOST:PORT, or local for one that
-                is made of this machine and ends with this process.
-            need: what a worker takes of a machine.
-            workers: how many at most; None takes all that there is room for.
+    Raises:
+        PipelineError: Ray is not installed, there is no cluster or no room on it, a machine has
+            another source, or a worker sent a file that is none of the record.
+        OSError: a record cannot be written.
+    """
+    ray = _connect(config.address)
+    machines = _machines(ray)
+    gpus = config.gpus
+    if gpus is None:
+        gpus = float(config.device != "cpu" and any(has["GPU"] >= 1 for has in machines.values()))
+    if not _room(machines, config.cpus, gpus):
+        has = "; ".join(
+            f"{one['name']} has {one['CPU']:g} and {one['GPU']:g}" for one in machines.values()
+        )
+        raise PipelineError(
+            f"a trial needs {config.cpus:g} cores and {gpus:g} GPUs, and no machine of the cluster "
+            f"has as many ({has}): lower --cpus or --gpus, or add a machine."
+        )
+    attempt = ray.remote(_attempt).options(
+        num_cpus=config.cpus,
+        num_gpus=gpus,
+        max_retries=_ATTEMPTS - 1,
+        retry_exceptions=False,  # a trial's own failure is an outcome
+        runtime_env={"env_vars": {"PYTHONPATH": _path()}},
+    )
+    waiting, running = deque(jobs), {}
+    with _token(config.runs) as token:
+        try:
+            while waiting or running:
+                room = max(1, _room(machines, config.cpus, gpus))
+                while waiting and len(running) < min(room, config.workers or room):
+                    job = waiting.popleft()
+                    if is_held(job.folder):
+                        yield Outcome(job.key, "held", 0.0, f"another process is in {job.folder}")
+                        continue
+                    files = pack(job.folder)
+                    reference = attempt.remote(job, work, token, source_digest(), files)
+                    running[reference] = job, frozenset(files), time.monotonic()
+                    yield Started(job.key, "ray")
+                for reference in ray.wait([*running], timeout=_LOOK)[0] if running else ():
+                    yield _outcome(ray, reference, *running.pop(reference))
+                before, machines = machines, _machines(ray)
+                for node in before.keys() - machines.keys():
+                    yield Notice(f"{before[node]['name']} was lost; its trials are done elsewhere")
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
 
-        Raises:
-            PipelineError: Ray is not installed, there is no cluster at this address, or none of
-                its machines has room for a worker.
-        """
-        self._root, self._limit = root.absolute(), workers
-        self._machines = Machines(address, need)
 
-    @property
-    def workers(self) -> int:
-        """How many tasks are carried out at once, with the machines that there are now."""
-        room = sum(machine.room for machine in self._machines.now())
-        return max(1, room if self._limit is None else min(room, self._limit))
+def _attempt(
+    job: Job, work: Work, token: Path, source: str, files: Files
+) -> tuple[Outcome, Files | None]:
+    """Carry a job out on some machine; the record too, where that does not see the folder."""
+    if source_digest() != source:
+        raise PipelineError(
+            f"{socket.gethostname()} has another source of ntk-lookahead ({source_digest()}) than "
+            f"the sweep ({source}): put the same on all machines, and start Ray on them again."
+        )
+    # a person's own images are named by their path; data sets lie in a folder of each machine
+    if os.environ.get(DATA_DIR_VARIABLE) and job.config.dataset != "images":
+        job = dataclasses.replace(job, config=dataclasses.replace(job.config, data_dir=None))
+    if token.exists():
+        return work(job), None
+    with tempfile.TemporaryDirectory(prefix="ntk-lookahead-") as scratch:
+        folder = Path(scratch) / job.folder.name
+        unpack(folder, files)
+        there = dataclasses.replace(job.config, run=folder)
+        outcome = work(dataclasses.replace(job, config=there, shared=None))
+        return outcome, pack(folder)
 
-    def __call__(self, tasks: Sequence[Task], work: Work) -> Iterator[Event]:
-        """See `experiments.sweep.executor.Executor`.
 
-        A machine that is lost has its trials done elsewhere; a trial whose process dies is tried
-        once more. A machine with another ntk-lookahead than this one is left alone.
+def _outcome(ray: Any, reference: Any, job: Job, sent: frozenset[str], began: float) -> Outcome:
+    """How a task ended; a record that it returned is put in place.
 
-        Raises:
-            PipelineError: no machine can be used.
-            OSError: a record cannot be put in place.
-        """
-        sent = [_with_data(task) for task in tasks]
-        with (
-            _token(self._root) as token,
-            closing(Crew(self._machines, work, token, sent, self._limit)) as crew,
-        ):
-            yield from crew.work()
+    Raises:
+        Exception: what the worker raised, or a record cannot be put in place.
+    """
+    seconds = time.monotonic() - began
+    try:
+        outcome, files = ray.get(reference)
+        if files is not None:
+            with only_writer(job.folder):
+                unpack(job.folder, files, sent)
+        return outcome
+    except HeldError as error:
+        return Outcome(job.key, "held", seconds, str(error))
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
+    except ray.exceptions.RayError as error:
+        why = next(iter(f"{error}".strip().splitlines()), type(error).__name__)
+        message = f"its process or machine was lost {_ATTEMPTS} times: {why}"
+        return Outcome(job.key, "failed", seconds, message, noted=False)
+
+
+@functools.cache
+def source_digest() -> str:
+    """Hexadecimal digits that change with any file of the packages' source, wherever they lie."""
+    digest = hashlib.sha256()
+    for package in _PACKAGES:
+        spec = importlib.util.find_spec(package)
+        for folder in (spec.submodule_search_locations if spec else None) or ():
+            for path in sorted(Path(folder).rglob("*.py")):
+                digest.update(f"{package}/{path.relative_to(folder).as_posix()}".encode())
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 @contextmanager
-def _token(root: Path) -> Iterator[Token]:
-    """In the sweep's folder while it is worked in."""
+def _token(root: Path) -> Iterator[Path]:
+    """A file in the sweep's folder of a name that nobody guesses; who sees it sees the folder."""
+    root = root.absolute()
     root.mkdir(parents=True, exist_ok=True)
-    text = secrets.token_hex(16)
-    path = root / f".sweep-{text[:8]}"
-    path.write_text(text, "utf-8")
+    token = root / f".sweep-{secrets.token_hex(16)}"
+    token.touch()
     try:
-        yield Token(path, text)
+        yield token
     finally:
-        path.unlink(missing_ok=True)
+        token.unlink(missing_ok=True)
 
 
-def _with_data(task: Task) -> Task:
-    """The task with the data's folder as this machine has it, for machines that name none."""
-    data = task.config.data_dir or Path(os.environ.get(DATA_DIR_VARIABLE) or "data")
-    return Task(task.key, dataclasses.replace(task.config, data_dir=data.absolute()))
+def _path() -> str:
+    """Folders that this process imports from, those of the installation of Python aside."""
+    folders = (os.path.abspath(entry) for entry in sys.path)
+    own = [one for one in folders if not one.startswith((sys.prefix, sys.base_prefix))]
+    return os.pathsep.join([*own, "${PYTHONPATH}"])
+
+
+def _machines(ray: Any) -> dict[str, dict[str, Any]]:
+    """Name, cores (`CPU`) and `GPU`s of the machines that are alive, by Ray's id of them."""
+    return {
+        node["NodeID"]: {
+            "name": f"{node['NodeManagerHostname']}/{node['NodeID'][:6]}",
+            "CPU": node["Resources"].get("CPU", 0),
+            "GPU": node["Resources"].get("GPU", 0),
+        }
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+
+
+def _room(machines: dict[str, dict[str, Any]], cpus: float, gpus: float) -> int:
+    """How many trials the machines have cores and GPUs for, if nothing else runs on them."""
+    return sum(
+        int(min(has["CPU"] / cpus, has["GPU"] / gpus if gpus else math.inf))
+        for has in machines.values()
+    )
+
+
+def _connect(address: str) -> Any:
+    """Ray, connected with a token to a cluster, or to one made of this machine on its loopback.
+
+    Raises:
+        PipelineError: it is not installed, or there is no cluster.
+    """
+    local = address == "local"
+    settings = {"RAY_AUTH_MODE": "token"}
+    if local:  # by this one Ray listens on 127.0.0.1 alone, which it replaces where it is asked for
+        settings["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        settings["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)  # Ray reads them when it is imported
+    try:
+        import ray
+    except ImportError as error:
+        raise PipelineError(
+            f"the executor ray needs Ray, which is not installed here ({error}): "
+            "uv pip install 'ntk-lookahead[ray]', on every machine."
+        ) from error
+    if ray.is_initialized():
+        return ray
+    host, colon, port = address.rpartition(":")
+    try:
+        if colon and "://" not in address and port.isdigit():  # Ray would try for minutes
+            socket.create_connection((host, int(port)), _REACH).close()
+        options: dict[str, Any] = {"include_dashboard": False} if local else {}
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise PipelineError(
+            f"no Ray cluster at {address!r} ({f'{error}'.strip().splitlines()[0]}): start one by "
+            "RAY_AUTH_MODE=token ray start --head, give --address HOST:PORT of another, or "
+            "--address local for one that is made of this machine alone."
+        ) from error
+    return ray

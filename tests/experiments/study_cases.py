@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.approximation.config import ApproximationConfig
 from experiments.dynamics.config import TheoryConfig
-from experiments.studies.study import Grid, Study, Trial, arms
+from experiments.studies.study import Grid, Study, Trial, methods
 from pipelines import record
 from pipelines.audit.config import AuditConfig
 from pipelines.config import RunConfig
@@ -16,7 +16,7 @@ from tests.report_cases import ENVIRONMENT, line
 
 SUBJECT = "digits, CNN"
 RUN = RunConfig(dataset="digits", initial=10, query=5, subset=50, cycles=2, network="cnn")
-RUNS = Grid({SUBJECT: RUN}, arms(["random", "margin"]), (0, 1, 2))
+RUNS = Grid({SUBJECT: RUN}, methods(["random", "margin"]), (0, 1, 2))
 
 
 def study(*grids: Grid, **changes: Any) -> Study:

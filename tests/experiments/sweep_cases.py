@@ -1,15 +1,15 @@
-"""A study of small runs that take a second, one arm of which cannot be carried out."""
+"""A study of small runs that take a second, one method of which cannot be carried out."""
 
 import dataclasses
 from pathlib import Path
 from typing import Any
 
-from experiments.studies.study import Grid, Study, Trial, arms
-from experiments.sweep.config import SweepConfig
+from experiments.studies.study import Grid, Study, Trial, methods
+from experiments.sweep.plan import SweepConfig
 from pipelines import record
 from pipelines.config import RunConfig
 from pipelines.strategies.options import KernelConfig
-from trainer.fit import TrainConfig
+from trainer.config import TrainConfig
 
 NAME = "tests.experiments.sweep_cases:STUDY"
 SMALL = RunConfig(
@@ -31,8 +31,8 @@ STUDY = Study(
     source="nowhere",
     question="Do they all come to an end?",
     paper="All but one do.",
-    small=(Grid({"digits": SMALL}, {**arms(("random", "entropy")), "bad": BAD}, (0, 1)),),
-    paper_size=(Grid({"digits": SMALL}, arms(("random", "mlmoc")), (0,)),),
+    small=(Grid({"digits": SMALL}, {**methods(("random", "entropy")), "bad": BAD}, (0,)),),
+    paper_size=(Grid({"digits": SMALL}, methods(("random", "mlmoc")), (0, 1)),),
 )
 
 
@@ -40,15 +40,14 @@ def config(folder: Path, **changes: Any) -> SweepConfig:
     return SweepConfig(**{"study": NAME, "runs": folder, **changes})
 
 
-def one(arm: str, seed: int = 0, size: str = "small") -> Trial:
-    trials = STUDY.trials(size)
-    return next(trial for trial in trials if (trial.arm, trial.seed) == (arm, seed))
+def one(method: str) -> Trial:
+    trials = STUDY.trials("paper" if method == "mlmoc" else "small")
+    return next(trial for trial in trials if trial.method == method)
 
 
-def settings(arm: str, **changes: Any) -> RunConfig:
+def settings(method: str, **changes: Any) -> RunConfig:
     """Those of a trial, as a person would give them."""
-    size = "paper" if arm == "mlmoc" else "small"
-    config = one(arm, size=size).config
+    config = one(method).config
     assert isinstance(config, RunConfig)
     return dataclasses.replace(config, **changes)
 

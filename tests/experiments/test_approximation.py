@@ -13,7 +13,8 @@ from experiments.approximation.config import ApproximationConfig
 from experiments.approximation.report import by_width, rows
 from experiments.approximation.run import measure, plan, scalar_kernels
 from experiments.studies.study import Grid
-from experiments.sweep.kinds import do
+from experiments.sweep.executors import Job
+from experiments.sweep.run import carry_out
 from kernel.diagnostics import diagonals, distances, flat, spectrum
 from kernel.errors import KernelError
 from pipelines import json_io
@@ -159,7 +160,8 @@ def test_a_trial_of_a_study_may_be_one(whole, monkeypatch):
     assert trial.kind == "approximation"
     table = whole.config.run_folder / report.TABLE
     table.unlink(missing_ok=True)
-    do(dataclasses.replace(trial.config, run=whole.config.run_folder))
+    job = Job(trial.key, dataclasses.replace(trial.config, run=whole.config.run_folder))
+    assert carry_out(job).state == "done"
     assert len(pd.read_csv(table)) == len(rows(whole))
 
 

@@ -9,7 +9,7 @@ import pytest
 from experiments.report import build
 from experiments.report.build import archive, study_report
 from experiments.studies.study import Grid
-from experiments.sweep.recorded import recorded, state
+from experiments.sweep.records import find_records, state
 from pipelines import record
 from tests.experiments import study_cases as cases
 from tests.experiments.test_study_report import numbers
@@ -35,7 +35,7 @@ def root(tmp_path, monkeypatch):
         else:
             table = "step,measure,series,axis,value,state,x\n"
             cases.measured(trial, root, {"measures.csv": table})
-    failed = next(t for t in STUDY.trials("small") if (t.arm, t.seed) == ("margin", 2))
+    failed = next(t for t in STUDY.trials("small") if (t.method, t.seed) == ("margin", 2))
     cases.note(failed, root / failed.folder, "failed", "no memory")
     return root
 
@@ -51,14 +51,14 @@ def test_what_is_done_and_begun_is_there_and_weights_only_where_they_are_gone_on
     content = archive(STUDY, "small", root)
     other = unpacked(content, root.parent / "there" / "runs")
     for trial in trials:
-        here, there = (recorded(place, [trial]).get(trial.key) for place in (root, other))
+        here, there = (find_records(place, [trial]).get(trial.key) for place in (root, other))
         standing = state(trial, here)
         assert state(trial, there) == ("absent" if standing == "failed" else standing)
         if there is not None:
             weights = [path.name for path in there.glob("*.safetensors")]
             assert weights == ([] if standing == "done" else ["weights-001.safetensors"])
             assert not (there / ".lock").exists()
-    kinds = {state(trial, recorded(root, [trial]).get(trial.key)) for trial in trials}
+    kinds = {state(trial, find_records(root, [trial]).get(trial.key)) for trial in trials}
     assert kinds == {"done", "begun", "failed"}
     assert archive(STUDY, "small", root) == content
 

@@ -16,12 +16,12 @@ from experiments.report.figures import seeds, settings
 from experiments.report.measures import dots, measured, single
 from experiments.report.results import paired
 from experiments.statistics.claims import better, not_better
-from experiments.studies.study import Grid, arms
+from experiments.studies.study import Grid, methods
 from pipelines.audit.config import AuditConfig
 from tests.experiments import study_cases as cases
 from tests.pipelines.test_report import Strict
 
-THREE = Grid({cases.SUBJECT: cases.RUN}, arms(["random", "margin", "entropy"]), (0, 1, 2))
+THREE = Grid({cases.SUBJECT: cases.RUN}, methods(["random", "margin", "entropy"]), (0, 1, 2))
 CLAIMS = (
     better("margin", "random", text="Margin is better than random."),
     not_better("entropy", "random", margin=1.0, text="Entropy is no better than random."),
@@ -39,7 +39,7 @@ def coarse():
 
 def accuracies(trial):
     rng = np.random.default_rng(trial.seed)
-    return [0.4, *(LEVELS[trial.arm] + rng.uniform(0, 0.02, size=2)).tolist()]
+    return [0.4, *(LEVELS[trial.method] + rng.uniform(0, 0.02, size=2)).tolist()]
 
 
 def carried_out(study, root):
@@ -86,9 +86,9 @@ def test_a_report_has_verdicts_tables_figures_and_a_page_that_needs_nothing(whol
 
 
 def test_what_a_strategy_looks_ahead_with_stands_beside_the_network(tmp_path):
-    study = cases.study(Grid({"digits": cases.RUN}, arms(["random", "gp"]), (0, 1)))
+    study = cases.study(Grid({"digits": cases.RUN}, methods(["random", "gp"]), (0, 1)))
     for trial in study.trials("small"):
-        own = {"test_accuracy": 0.8 + 0.01 * trial.seed} if trial.arm == "gp" else {}
+        own = {"test_accuracy": 0.8 + 0.01 * trial.seed} if trial.method == "gp" else {}
         cases.store(trial, tmp_path / "runs", accuracies(trial), diagnostics=own)
     out = study_report(study, "small", tmp_path / "runs", tmp_path / "out").out
     table = pd.read_csv(out / "models.csv")
@@ -259,7 +259,7 @@ def test_several_studies_have_a_report_each_and_one_table_of_verdicts(
         for claim, name in zip(CLAIMS, ("margin", "entropy"), strict=True)
     )
     absent = cases.study(
-        Grid({"elsewhere": dataclasses.replace(cases.RUN, initial=11)}, arms(["random"]), (0,)),
+        Grid({"elsewhere": dataclasses.replace(cases.RUN, initial=11)}, methods(["random"]), (0,)),
         name="absent",
     )
     root = carried_out(one, tmp_path / "runs")

@@ -38,8 +38,8 @@ def test_every_round_of_every_run_is_a_row_and_every_trial_too(tmp_path):
     rng = np.random.default_rng(0)
     accuracies = {}
     for trial in study.trials("small"):
-        accuracies[trial.arm, trial.seed] = rng.uniform(size=3).tolist()
-        cases.store(trial, tmp_path / "somewhere", accuracies[trial.arm, trial.seed])
+        accuracies[trial.method, trial.seed] = rng.uniform(size=3).tolist()
+        cases.store(trial, tmp_path / "somewhere", accuracies[trial.method, trial.seed])
     found = results(study, "small", tmp_path)
     assert set(CURVES) <= set(found.curves)
     assert set(found.trials["state"]) == {"done"}
@@ -57,7 +57,7 @@ def test_every_round_of_every_run_is_a_row_and_every_trial_too(tmp_path):
 
 def test_what_is_missing_begun_or_failed_is_told(tmp_path):
     study = cases.study()
-    trials = {(trial.arm, trial.seed): trial for trial in study.trials("small")}
+    trials = {(trial.method, trial.seed): trial for trial in study.trials("small")}
     cases.store(trials["random", 0], tmp_path, [0.1, 0.2, 0.3])
     cases.store(trials["margin", 0], tmp_path, [0.1])
     cases.note(trials["margin", 1], tmp_path / trials["margin", 1].folder, "failed", "no memory")

@@ -1,15 +1,14 @@
-"""Work for processes that starts in a moment: what each task does is in its name."""
+"""Work for processes that starts in a moment: what each job does is in its name."""
 
 import os
 import signal
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.sweep.processes import Processes
-from experiments.sweep.shares import cores_here, shares
-from experiments.sweep.task import Outcome, Task
+from experiments.sweep.executors import Event, Job, Outcome, divide, processes
 
 
 @dataclass(frozen=True)
@@ -24,12 +23,12 @@ class Unreadable:
         return int, ("not a number",)
 
 
-def task(folder: Path, name: str) -> Task:
-    return Task(name, Place(folder / name))  # type: ignore[arg-type]
+def job(folder: Path, name: str) -> Job:
+    return Job(name, Place(folder / name))  # type: ignore[arg-type]
 
 
-def work(task: Task) -> Outcome:
-    folder, does = task.folder, task.key.split("-")[0]
+def work(job: Job) -> Outcome:
+    folder, does = job.folder, job.key.split("-")[0]
     folder.mkdir(parents=True, exist_ok=True)
     attempts = len(list(folder.iterdir()))
     (folder / str(os.getpid())).touch()
@@ -44,13 +43,13 @@ def work(task: Task) -> Outcome:
     print("this is no answer")  # noqa: T201
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0)))) if does == "tell" else ""
     told = f"{os.getpid()} {os.environ['OMP_NUM_THREADS']} {cores}"
-    return Outcome(task.key, "done", 0.0, told)
+    return Outcome(job.key, "done", 0.0, told)
 
 
-def processes(count: int) -> Processes:
-    return Processes(shares(count, cores_here(), (), os.environ))
+def carry_out(jobs: Sequence[Job], count: int) -> Iterator[Event]:
+    return processes(jobs, work, divide(count, 0, os.environ))
 
 
 def carry_out_endless(folder: Path) -> None:
-    for _ in processes(2)([task(folder, name) for name in ("stay-0", "stay-1")], work):
+    for _ in carry_out([job(folder, name) for name in ("stay-0", "stay-1")], 2):
         pass

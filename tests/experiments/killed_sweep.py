@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.sweep.inline import Inline
-from experiments.sweep.sweep import sweep
+from experiments.sweep.executors import inline
+from experiments.sweep.run import sweep
 from tests.experiments.sweep_cases import config
 
 
@@ -26,7 +26,7 @@ def start(folder: Path) -> int:
         return child
     status = 1
     try:
-        sweep(config(folder), Inline())
+        sweep(config(folder), inline)
         status = 0
     except Exception:  # noqa: BLE001 - whatever it is, the parent must not go on in the child
         traceback.print_exc()

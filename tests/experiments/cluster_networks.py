@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.own_network import make
 
-_BEFORE = 120  # training steps and predictions until it waits: in the middle of a run
+_BEFORE = 60  # training steps and predictions until it waits: in the middle of a run
 
 
 class Patient(nn.Sequential):

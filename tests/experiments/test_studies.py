@@ -4,8 +4,9 @@ import pytest
 
 from experiments.report.results import results
 from experiments.statistics.claims import UNDECIDED, judge
-from experiments.studies import STUDIES
+from experiments.studies import STUDIES, find
 from experiments.studies.study import SIZES, kind_of
+from tests.experiments.sweep_cases import STUDY
 
 # of a trial that takes hours; and of an audit, whose claims are about eight networks
 SEEDS = {"cifar10_rounds": 3, "audit": 1}
@@ -13,7 +14,7 @@ SEEDS = {"cifar10_rounds": 3, "audit": 1}
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", STUDIES)
-def test_claims_are_about_subjects_and_arms_that_are_there(name, size, tmp_path):
+def test_claims_are_about_tasks_and_methods_that_are_there(name, size, tmp_path):
     study = STUDIES[name]
     claims = study.claims_of(size)
     assert claims
@@ -29,7 +30,7 @@ def test_both_sizes_ask_the_same_question(name):
     study = STUDIES[name]
     small, paper = (study.trials(size) for size in SIZES)
     assert {kind_of(trial.config) for trial in small} == {kind_of(trial.config) for trial in paper}
-    assert {trial.arm for trial in paper} <= {trial.arm for trial in small}
+    assert {trial.method for trial in paper} <= {trial.method for trial in small}
     assert len({trial.seed for trial in small}) >= SEEDS.get(name, 5)
 
 
@@ -39,3 +40,25 @@ def test_studies_of_one_measurement_share_its_trials():
     alike = {trial.key for trial in STUDIES["strategies"].trials("small")}
     both = alike & {trial.key for trial in STUDIES["criteria"].trials("small")}
     assert len(both) == 30  # random, mlmoc and flip of two data sets, five seeds
+
+
+def test_every_study_is_found_by_its_name():
+    for name, study in STUDIES.items():
+        assert find(name) is study
+        assert study.name == name
+    assert find("tests.experiments.sweep_cases:STUDY") is STUDY
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nothing-like-it", "unknown study 'nothing-like-it'"),
+        (":STUDY", "not of the form module:STUDY"),
+        ("tests.nowhere:STUDY", r"cannot import 'tests.nowhere' \(ModuleNotFoundError"),
+        ("tests.experiments.sweep_cases:STUDIO", "has no attribute 'STUDIO'"),
+        ("tests.experiments.sweep_cases:SMALL", "is a RunConfig, and must be a Study"),
+    ],
+)
+def test_studies_that_are_not_there(name, message):
+    with pytest.raises(ValueError, match=message):
+        find(name)

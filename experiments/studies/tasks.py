@@ -1,6 +1,6 @@
 """Data sets and networks that several studies share: [L]'s and [D]'s own, and small ones.
 
-A subject is a run's settings without the strategy and seed. The small ones fit their labels on two
+A task is a run's settings without the strategy and seed. The small ones fit their labels on two
 CPU cores in seconds, which is what look-ahead needs more than width: see
 docs/results/fit_reliability.md.
 """
@@ -66,7 +66,7 @@ _DYNAMICS = TrainConfig(
 
 
 def of_dynamics(script: RunConfig, network: str) -> RunConfig:
-    """[D]'s protocol: 500 labels and a budget of 1,000, in one round unless an arm says else."""
+    """[D]'s protocol: 500 labels and a budget of 1,000, in one round unless a method says else."""
     return dataclasses.replace(
         script,
         initial=500,

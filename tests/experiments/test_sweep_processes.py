@@ -1,4 +1,4 @@
-"""Tasks in several processes: cores divided, those that are killed replaced, none left behind."""
+"""Jobs in several processes: cores divided, those that are killed replaced, none left behind."""
 
 import os
 import signal
@@ -10,17 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from experiments.sweep.executor import Event, Said, Started
-from experiments.sweep.shares import default_workers, gpus_here, shares
-from experiments.sweep.task import Outcome, Task
-from tests.light_work import Unreadable, processes, task, work
+from experiments.sweep.executors import Event, Job, Notice, Outcome, Started, divide
+from tests.experiments.light_work import Unreadable, carry_out, job
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
 
 
 def carried_out(folder: Path, names: Iterable[str], count: int = 2) -> list[Event]:
-    return list(processes(count)([task(folder, name) for name in names], work))
+    return list(carry_out([job(folder, name) for name in names], count))
 
 
 def outcomes(events: Iterable[Event]) -> dict[str, Outcome]:
@@ -45,7 +43,7 @@ def wait_for(condition, seconds: float = 30.0) -> None:
         time.sleep(0.05)
 
 
-def test_each_task_is_carried_out_once_by_workers_that_live_on(tmp_path):
+def test_each_job_is_carried_out_once_by_workers_that_live_on(tmp_path):
     names = [f"tell-{number}" for number in range(6)]
     events = carried_out(tmp_path, names)
     assert set(outcomes(events)) == set(names)
@@ -59,7 +57,7 @@ def test_each_task_is_carried_out_once_by_workers_that_live_on(tmp_path):
     assert all(ended(int(pid)) for pid in pids)
 
 
-def test_no_more_workers_than_tasks(tmp_path):
+def test_no_more_workers_than_jobs(tmp_path):
     events = carried_out(tmp_path, ["tell-0"], count=3)
     assert [event.worker for event in events if isinstance(event, Started)] == ["worker 1"]
     assert carried_out(tmp_path, []) == []
@@ -74,7 +72,7 @@ def test_workers_are_bound_to_their_cores(tmp_path):
     assert found[1:] == [str(len(here)), ",".join(map(str, here))]
 
 
-def test_a_killed_worker_is_replaced_and_its_task_tried_once_more(tmp_path):
+def test_a_killed_worker_is_replaced_and_its_job_tried_once_more(tmp_path):
     events = carried_out(tmp_path, ["die-0", "once-0", "tell-0", "tell-1", "tell-2"])
     found = outcomes(events)
     assert {name: one.state for name, one in found.items()} == {
@@ -94,10 +92,10 @@ def test_a_killed_worker_is_replaced_and_its_task_tried_once_more(tmp_path):
         "tell-1": 1,
         "tell-2": 1,
     }
-    assert sum("is tried again" in event.text for event in events if isinstance(event, Said)) == 2
+    assert sum("is tried again" in event.text for event in events if isinstance(event, Notice)) == 2
 
 
-def test_the_last_task_may_be_the_one_that_kills(tmp_path):
+def test_the_last_job_may_be_the_one_that_kills(tmp_path):
     found = outcomes(carried_out(tmp_path, ["tell-0", "die-0"], count=1))
     assert (found["tell-0"].state, found["die-0"].state) == ("done", "failed")
 
@@ -113,14 +111,14 @@ def test_what_a_worker_raises_is_raised_and_ends_all(tmp_path):
     wait_for(lambda: all(ended(pid) for pid in pids(tmp_path, "stay-0", "raise-0")))
 
 
-def test_a_task_that_cannot_be_read_is_no_reason_to_wait(tmp_path):
-    unreadable = Task("tell-0", Unreadable())  # type: ignore[arg-type]
+def test_a_job_that_cannot_be_read_is_no_reason_to_wait(tmp_path):
+    unreadable = Job("tell-0", Unreadable())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="not a number"):
-        list(processes(1)([unreadable], work))
+        list(carry_out([unreadable], 1))
 
 
 def test_to_close_it_ends_all(tmp_path):
-    events = iter(processes(2)([task(tmp_path, name) for name in ("stay-0", "stay-1")], work))
+    events = carry_out([job(tmp_path, name) for name in ("stay-0", "stay-1")], 2)
     next(events)
     next(events)
     wait_for(lambda: len(pids(tmp_path, "stay-0", "stay-1")) == 2)
@@ -129,7 +127,7 @@ def test_to_close_it_ends_all(tmp_path):
 
 
 def test_workers_end_with_a_sweep_that_is_killed(tmp_path):
-    code = "import sys, pathlib; from tests.light_work import carry_out_endless\n"
+    code = "import sys, pathlib; from tests.experiments.light_work import carry_out_endless\n"
     code += "carry_out_endless(pathlib.Path(sys.argv[1]))"
     process = subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=ROOT)
     wait_for(lambda: len(pids(tmp_path, "stay-0", "stay-1")) == 2)
@@ -152,24 +150,25 @@ def test_workers_end_with_a_sweep_that_is_killed(tmp_path):
 )
 def test_cores_are_divided(workers, cores, expected, monkeypatch):
     monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None, raising=False)
-    found = shares(workers, tuple(cores), (), {})
+    found = divide(workers, 0, {}, cores)
     assert [set(share.cores) for share in found] == expected
     threads = [share.environment["OMP_NUM_THREADS"] for share in found]
     assert threads == [str(len(own)) for own in expected]
 
 
 def test_gpus_go_round_and_what_the_user_set_stays():
-    found = shares(3, (0, 1, 2), ("4", "7"), {"OMP_NUM_THREADS": "5", "MINE": "x"})
+    given = {"OMP_NUM_THREADS": "5", "MINE": "x", "CUDA_VISIBLE_DEVICES": "4,7"}
+    found = divide(3, 2, given, (0, 1, 2))
     assert [share.environment["CUDA_VISIBLE_DEVICES"] for share in found] == ["4", "7", "4"]
     assert {share.environment["OMP_NUM_THREADS"] for share in found} == {"5"}
     assert {share.environment["MINE"] for share in found} == {"x"}
     assert {share.environment["XLA_PYTHON_CLIENT_PREALLOCATE"] for share in found} == {"false"}
-    assert "CUDA_VISIBLE_DEVICES" not in shares(1, (0,), (), {})[0].environment
-    assert gpus_here(2, {}) == ("0", "1")
-    assert gpus_here(2, {"CUDA_VISIBLE_DEVICES": "4,7"}) == ("4", "7")
-    assert gpus_here(0, {"CUDA_VISIBLE_DEVICES": ""}) == ()
+    unnamed = divide(2, 2, {}, (0, 1))
+    assert [share.environment["CUDA_VISIBLE_DEVICES"] for share in unnamed] == ["0", "1"]
+    assert "CUDA_VISIBLE_DEVICES" not in divide(1, 0, {}, (0,))[0].environment
 
 
 def test_how_many_workers_there_are_by_default():
-    assert [default_workers(cores, 0) for cores in (1, 2, 3, 4, 16)] == [1, 2, 2, 2, 8]
-    assert default_workers(16, 4) == 4
+    counts = [len(divide(None, 0, {}, range(cores))) for cores in (1, 2, 3, 4, 16)]
+    assert counts == [1, 2, 2, 2, 8]
+    assert len(divide(None, 4, {}, range(16))) == 4

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.sweep import shared as first_training
+from experiments.sweep import shared as module
 from experiments.sweep.shared import FirstTrainings
 from pipelines import run
 from pipelines.record import only_writer
@@ -113,13 +113,13 @@ def test_only_what_the_training_follows_from_counts(shared, monkeypatch):
         assert len(calls) == before + 1, changes
         assert other["shared"] != notes["shared"]
     with monkeypatch.context() as patch:
-        patch.setattr(first_training.torch, "__version__", "0.1")
+        patch.setattr(module.torch, "__version__", "0.1")
         trained(shared, calls)
     with monkeypatch.context() as patch:
-        patch.setattr(first_training.torch, "get_num_threads", lambda: 99)
+        patch.setattr(module.torch, "get_num_threads", lambda: 99)
         trained(shared, calls)
     with monkeypatch.context() as patch:
-        patch.setattr(first_training, "_trainer_source", lambda: "another version")
+        patch.setattr(module, "_trainer_source", lambda: "another version")
         trained(shared, calls)
     assert len(calls) == 8
 

@@ -192,7 +192,7 @@ def unpack(folder: Path, files: Files, stale: Iterable[str] = ()) -> None:
         replace(targets[name], files[name])
     for name in set(stale) - set(files):
         _target(folder, name).unlink(missing_ok=True)
-    record.clear(folder)  # the intermediate results of a round that has been completed elsewhere
+    record.clear_round_in_progress(folder)  # which has been completed elsewhere
 
 
 def _target(folder: Path, name: str) -> Path:

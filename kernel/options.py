@@ -1,11 +1,10 @@
 """Settings of a kernel and of look-ahead criteria, and the names that they may take.
 
-Imports no JAX: a command line is parsed and refused before JAX is loaded. Names out of place are
-refused by messages of our own, hence `no_type_check`.
+Imports no JAX: a command line is parsed and refused before JAX is loaded.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal, no_type_check
+from typing import Literal
 
 from kernel.errors import KernelError
 
@@ -47,7 +46,6 @@ CALIBRATED, ADAPTIVE = "calibrated", "adaptive"
 BETA = 10.0
 
 
-@no_type_check
 @dataclass(frozen=True)
 class Request:
     """How a kernel is computed.
@@ -72,7 +70,6 @@ class Request:
     devices: int | None = field(default=None, metadata={"identity": False})
 
 
-@no_type_check
 @dataclass(frozen=True)
 class CriterionOptions:
     """How look-ahead criteria score candidates; each reads what it needs.
@@ -117,7 +114,6 @@ class CriterionOptions:
             raise KernelError(f"clusters must be 2 or more, or none, not {self.clusters}.")
 
 
-@no_type_check
 @dataclass(frozen=True)
 class Options(CriterionOptions):
     """What a criterion is asked for in one query.

@@ -3,6 +3,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -35,3 +36,11 @@ os.environ["XDG_CACHE_HOME"] = _CACHE.name
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def unchecked_types():
+    """Without the types that tests check when they run: wrong names reach our own messages."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -204,7 +204,7 @@ def test_all_determined(criterion, rng):
     assert outlook(criterion, features, result, targets=problem[0]).scores().tolist() == [0]
 
 
-def test_unknown_names(rng):
+def test_unknown_names(rng, unchecked_types):
     problem = random_literal(2, 2, 2, 0.0, 0)
     with pytest.raises(KernelError, match="unknown criterion 'mlmco'; known: mlmoc, emoc"):
         look("mlmco", problem)

@@ -159,7 +159,7 @@ def test_cast_keeps_integers(rng):
         ),
     ],
 )
-def test_bad_requests(change, message, rng):
+def test_bad_requests(change, message, rng, unchecked_types):
     request = {"images": np.ones((2, 3)), "kind": "single", **change}
     with pytest.raises(KernelError, match=message):
         empirical_ntk(mlp(3, 4, 2, rng), request.pop("images"), request.pop("kind"), **request)

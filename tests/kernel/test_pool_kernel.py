@@ -103,7 +103,7 @@ def test_what_is_decided_fits_and_what_is_refused_says_what_would(kind, sample, 
         (Sizes(10, 900), {"memory_gib": 0.001}, "use a sketch"),
     ],
 )
-def test_what_cannot_be_decided(sizes, changes, message):
+def test_what_cannot_be_decided(sizes, changes, message, unchecked_types):
     with pytest.raises(KernelError, match=message):
         decide(MODEL, IMAGE, sizes, request(**changes))
 

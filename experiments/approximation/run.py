@@ -25,7 +25,7 @@ from kernel.errors import KernelError, SingularKernelError
 from kernel.estimate import estimate
 from kernel.model import directions
 from kernel.ntk import empirical_ntk
-from kernel.options import Precision, Request
+from kernel.options import Request
 from kernel.plan import GIB, cast, enough
 from pipelines import json_io
 from pipelines.errors import PipelineError
@@ -43,148 +43,6 @@ Rows = list[dict[str, Any]]
 # What regression adds to: the logits of the network at hand ([P]), or nothing.
 NETWORK, ZERO = "network", "zero"
 STARTS = (NETWORK, ZERO)
-
-
-# --- kernels against the full one
-
-
-@dataclass(frozen=True)
-class FullKernel:
-    """Θ of a network at some weights, and what it is compared on.
-
-    Attributes:
-        values: float64 (images, classes, images, classes), labelled images first, then test images.
-        precision: that it was computed in.
-        targets: Y, one-hot (labelled, classes).
-        test_labels: int64 (test,).
-        logits: float32 (images, classes), of the network.
-        trained: float32 (test, classes), logits of the trained network; None without training.
-        names: of the labelled images, for messages.
-    """
-
-    values: np.ndarray
-    precision: Precision
-    targets: np.ndarray
-    test_labels: np.ndarray
-    logits: np.ndarray
-    trained: np.ndarray | None
-    names: np.ndarray
-
-    @property
-    def count(self) -> int:
-        """L."""
-        return len(self.targets)
-
-
-def scalar_kernels(config: ApproximationConfig, full: np.ndarray) -> dict[str, np.ndarray]:
-    """Every kind asked for, between all images, by name.
-
-    Projections of the kind rademacher are a prefix of those for more probes, and the same at every
-    width and state, so that these do not differ by chance.
-    """
-    kernels = {}
-    for kind in config.kinds:
-        for probes in config.probes if kind == "rademacher" else (1,):
-            rng = generator(config.seed, "approximation probes")
-            name = f"{kind}({probes})" if kind == "rademacher" else kind
-            kernels[name] = contract(full, directions(kind, full.shape[1], probes, rng))
-    return kernels
-
-
-def compare(config: ApproximationConfig, full: FullKernel) -> dict[str, Rows]:
-    """Rows of `kernels`, one a kind, and of `regression`, one a kind, ridge and start.
-
-    The full kernel has rows of its own, with which the others are compared.
-    """
-    kernels = scalar_kernels(config, full.values)
-    return {
-        "kernels": _kernels(full, kernels),
-        "regression": _regression(config, full, kernels),
-    }
-
-
-def _kernels(full: FullKernel, kernels: Mapping[str, np.ndarray]) -> Rows:
-    count = full.count
-    labelled, cross = full.values[:count, :, :count], full.values[count:, :, :count]
-    own = {name: kernel[:count, :count] for name, kernel in kernels.items()}
-    near = distances(labelled, own)
-    near_cross = distances(cross, {name: k[count:, :count] for name, k in kernels.items()})
-    whole = spectrum(flat(labelled), full.precision)
-    rows: Rows = [{"kind": FULL, **whole._asdict()}]
-    for name, kernel in own.items():
-        ends = spectrum(kernel, full.precision)
-        diagonal, apart = diagonals(labelled, kernel)
-        rows[0]["diagonal"] = diagonal
-        rows.append(
-            {
-                "kind": name,
-                "frobenius": near[name],
-                "frobenius_cross": near_cross[name],
-                **ends._asdict(),
-                "largest_error": abs(ends.largest - whole.largest) / whole.largest,
-                "condition_ratio": _ratio(ends.condition, whole.condition),
-                "diagonal": float(kernel.diagonal().mean()),
-                "diagonal_difference": apart,
-            }
-        )
-    return rows
-
-
-def _ratio(one: float, other: float) -> float:
-    """NaN where either is not resolved."""
-    return one / other if np.isfinite(one) and np.isfinite(other) else float("nan")
-
-
-def _regression(
-    config: ApproximationConfig, full: FullKernel, kernels: Mapping[str, np.ndarray]
-) -> Rows:
-    count = full.count
-    block, rest = full.values[:count, :, :count], full.values[count:, :, :count]
-    diagonal = float(np.einsum("icic->ic", block).mean())
-    pairs = {FULL: (flat(block), flat(rest))}
-    pairs |= {name: (k[:count, :count], k[count:, :count]) for name, k in kernels.items()}
-    bases = {NETWORK: full.logits.astype(np.float64), ZERO: np.zeros(full.logits.shape)}
-    targets = np.stack([full.targets - bases[start][:count] for start in STARTS])
-    rows: Rows = []
-    for ridge in config.ridges:
-        reference: dict[str, np.ndarray] = {}
-        for name, (labelled, cross) in pairs.items():
-            known: dict[str, Any] = {"kind": name, "ridge": ridge}
-            try:
-                added, known["jitter"] = regress(
-                    labelled,
-                    cross,
-                    targets,
-                    ridge * diagonal,
-                    full.precision,
-                    full.names.tolist(),
-                )
-            except SingularKernelError as error:
-                rows += [known | {"start": start, "note": str(error)} for start in STARTS]
-                continue
-            for start, own in zip(STARTS, added, strict=True):
-                predicted = bases[start][count:] + own
-                if name == FULL:
-                    reference[start] = predicted
-                against = _predictions(full, predicted, reference.get(start))
-                rows.append(known | {"start": start} | against)
-    return rows
-
-
-def _predictions(
-    full: FullKernel, predicted: np.ndarray, reference: np.ndarray | None
-) -> dict[str, float]:
-    """Accuracy, and distances from the predictions of `full` and of the trained network."""
-    values = {"accuracy": float(np.mean(predicted.argmax(1) == full.test_labels))}
-    for name, other in (("", reference), ("network_", full.trained)):
-        if other is not None:
-            away, size = np.linalg.norm(predicted - other), np.linalg.norm(other)
-            values[f"{name}error"] = float(away / size) if size > 0 else float("nan")
-            values[f"{name}agreement"] = float(np.mean(predicted.argmax(1) == other.argmax(1)))
-    return values
-
-
-# --- the experiment
 
 
 @dataclass(frozen=True)
@@ -277,6 +135,127 @@ def build_tasks(config: ApproximationConfig, console: Console) -> list[Approxima
             )
         )
     return tasks
+
+
+def scalar_kernels(config: ApproximationConfig, full: np.ndarray) -> dict[str, np.ndarray]:
+    """Every kind asked for, between all images, by name.
+
+    Projections of the kind rademacher are a prefix of those for more probes, and the same at every
+    width and state, so that these do not differ by chance.
+    """
+    kernels = {}
+    for kind in config.kinds:
+        for probes in config.probes if kind == "rademacher" else (1,):
+            rng = generator(config.seed, "approximation probes")
+            name = f"{kind}({probes})" if kind == "rademacher" else kind
+            kernels[name] = contract(full, directions(kind, full.shape[1], probes, rng))
+    return kernels
+
+
+def compare(
+    task: ApproximationTask, full: np.ndarray, outputs: np.ndarray, trained: np.ndarray | None
+) -> dict[str, Rows]:
+    """Rows of `kernels`, one a kind, and of `regression`, one a kind, ridge and start.
+
+    The full kernel has rows of its own, with which the others are compared.
+
+    Args:
+        task: its labelled and test images.
+        full: Θ (images, classes, images, classes), labelled images first, then test images.
+        outputs: (images, classes), logits of the network.
+        trained: (test, classes), logits of the trained network; None without training.
+    """
+    kernels = scalar_kernels(task.config, full)
+    return {
+        "kernels": _kernels(task, full, kernels),
+        "regression": _regression(task, full, kernels, outputs, trained),
+    }
+
+
+def _kernels(task: ApproximationTask, full: np.ndarray, kernels: Mapping[str, np.ndarray]) -> Rows:
+    count, precision = len(task.labelled), task.config.precision
+    labelled, cross = full[:count, :, :count], full[count:, :, :count]
+    own = {name: kernel[:count, :count] for name, kernel in kernels.items()}
+    near = distances(labelled, own)
+    near_cross = distances(cross, {name: k[count:, :count] for name, k in kernels.items()})
+    whole = spectrum(flat(labelled), precision)
+    rows: Rows = [{"kind": FULL, **whole._asdict()}]
+    for name, kernel in own.items():
+        ends = spectrum(kernel, precision)
+        diagonal, apart = diagonals(labelled, kernel)
+        rows[0]["diagonal"] = diagonal
+        rows.append(
+            {
+                "kind": name,
+                "frobenius": near[name],
+                "frobenius_cross": near_cross[name],
+                **ends._asdict(),
+                "largest_error": abs(ends.largest - whole.largest) / whole.largest,
+                "condition_ratio": _ratio(ends.condition, whole.condition),
+                "diagonal": float(kernel.diagonal().mean()),
+                "diagonal_difference": apart,
+            }
+        )
+    return rows
+
+
+def _ratio(one: float, other: float) -> float:
+    """NaN where either is not resolved."""
+    return one / other if np.isfinite(one) and np.isfinite(other) else float("nan")
+
+
+def _regression(
+    task: ApproximationTask,
+    full: np.ndarray,
+    kernels: Mapping[str, np.ndarray],
+    outputs: np.ndarray,
+    trained: np.ndarray | None,
+) -> Rows:
+    config, count = task.config, len(task.labelled)
+    block, rest = full[:count, :, :count], full[count:, :, :count]
+    diagonal = float(np.einsum("icic->ic", block).mean())
+    pairs = {FULL: (flat(block), flat(rest))}
+    pairs |= {name: (k[:count, :count], k[count:, :count]) for name, k in kernels.items()}
+    bases = {NETWORK: outputs.astype(np.float64), ZERO: np.zeros(outputs.shape)}
+    targets = np.stack([task.targets - bases[start][:count] for start in STARTS])
+    rows: Rows = []
+    for ridge in config.ridges:
+        reference: dict[str, np.ndarray] = {}
+        for name, (labelled, cross) in pairs.items():
+            known: dict[str, Any] = {"kind": name, "ridge": ridge}
+            try:
+                added, known["jitter"] = regress(
+                    labelled,
+                    cross,
+                    targets,
+                    ridge * diagonal,
+                    config.precision,
+                    task.labelled.tolist(),
+                )
+            except SingularKernelError as error:
+                rows += [known | {"start": start, "note": str(error)} for start in STARTS]
+                continue
+            for start, own in zip(STARTS, added, strict=True):
+                predicted = bases[start][count:] + own
+                if name == FULL:
+                    reference[start] = predicted
+                others = {"": reference.get(start), "network_": trained}
+                scores = _scores(predicted, task.test_labels, others)
+                rows.append(known | {"start": start} | scores)
+    return rows
+
+
+def _scores(
+    predicted: np.ndarray, labels: np.ndarray, others: Mapping[str, np.ndarray | None]
+) -> dict[str, float]:
+    """Accuracy, and by prefix the distance from other predictions, and how often classes agree."""
+    values = {"accuracy": float(np.mean(predicted.argmax(1) == labels))}
+    for prefix, other in others.items():
+        if other is not None:
+            away, size = np.linalg.norm(predicted - other), np.linalg.norm(other)
+            values[f"{prefix}error"] = float(away / size) if size > 0 else float("nan")
+            values[f"{prefix}agreement"] = float(np.mean(predicted.argmax(1) == other.argmax(1)))
+    return values
 
 
 @dataclass(frozen=True)
@@ -403,17 +382,9 @@ def _measure_state(
             progress=advance,
             scratch=Scratch(scratch, key),
         )
-    full = FullKernel(
-        values=kernel.values,
-        precision=config.precision,
-        targets=task.targets,
-        test_labels=task.test_labels,
-        logits=outputs,
-        trained=None if trained is None else logits(trained, task.images[count:]),
-        names=task.labelled,
-    )
+    answers = None if trained is None else logits(trained, task.images[count:])
     with stages("comparison"):
-        rows = compare(config, full)
+        rows = compare(task, kernel.values, outputs, answers)
     right = outputs[count:].argmax(1) == task.test_labels
     seconds = {
         name: round(stages.seconds[name] - before.get(name, 0.0), 3)

@@ -13,7 +13,6 @@ from trainer.errors import lookup
 
 # Of [D]: mmd is its Figure 1, tau 2, ratio 4, gamma 5; envelope is its Eqs. 16 and 17.
 FIGURES = ("mmd", "tau", "envelope", "ratio", "gamma")
-OF_KERNEL = frozenset({"mmd", "tau", "envelope"})
 _FEWEST = 8  # draws for which quartiles and rank correlations are meaningful
 
 

@@ -1,44 +1,107 @@
-"""The rows of each figure: MMD and bound, τ, envelope, R, and accuracy by γ.
+"""Figures of a network at some weights: MMD and bound, τ, envelope, R.
 
 Everything about queries is a quadratic form of one kernel between labelled images, which come
-first, and candidates; accuracy by γ is read from recorded runs.
+first, and candidates. R needs no kernel: one backward pass over each query.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import nn
 
+from bridge.mirror import Mirror
+from bridge.module import weights_of
+from bridge.parity import certify
+from experiments.dynamics.config import TheoryConfig
+from kernel.contract import Scratch, key_of
 from kernel.covariance import Kernel
 from kernel.diagnostics import (
-    Ratios,
     between_images,
     bound,
     energies,
+    energy_of,
     extremes,
     flow,
     interactions,
     kendall,
-    mmd,
+    normalised,
+    ratios,
     residual_spectrum,
 )
+from kernel.diagnostics import mmd as mmd_between
+from kernel.dynamics import Measured, cotangents
+from kernel.dynamics import measure as measure_gradients
 from kernel.errors import SingularKernelError
-from pipelines import record
-from pipelines.errors import PipelineError
-from pipelines.json_io import plain
-from pipelines.progress import Advance
-from pipelines.record import Run
-from pipelines.report.curves import field, interval
+from kernel.gradients import squared_length, total
+from kernel.model import Model, Params
+from kernel.ntk import empirical_ntk
+from kernel.plan import cast
+from pipelines.measurement import NetworkTask
+from pipelines.progress import Stages, generator, numbered
+from pipelines.strategies.base import PROBE
+from trainer.fit import accuracy
+from trainer.oracle import DatasetOracle
+from trainer.predict import logits
 
 Rows = list[dict[str, Any]]
 
 RANDOM, DYNAMICAL = "random", "dynamical"
+G_MSE, G = "G_MSE", "G"
 # Times of the envelope, in units of 1/λ_max of S.
 _TIMES = np.concatenate([[0.0], np.logspace(-2, 4, 61)])
-# Settings in which runs of the γ figure may differ.
-_APART = ("strategy", "seed", "cycles", "format")
-_SHARED = ("train", "data", "network_args")
+
+
+@dataclass(frozen=True)
+class DynamicsTask(NetworkTask):
+    """A network to measure on, with candidates for queries.
+
+    Attributes:
+        config: the settings.
+        candidates: int64 (candidates,), data-set indices.
+        folder: of its results, named by everything that they depend on.
+        trainings: of its trained weights, likewise.
+    """
+
+    config: TheoryConfig
+    candidates: np.ndarray
+    folder: Path
+    trainings: Path
+
+    @cached_property
+    def both(self) -> np.ndarray:
+        """Labelled images, then candidates: int64 (labelled + candidates,), data-set indices."""
+        return np.concatenate([self.labelled, self.candidates])
+
+    @cached_property
+    def images(self) -> np.ndarray:
+        """Those images as the network takes them, float32."""
+        return self.images_of(self.both)
+
+    @cached_property
+    def true_labels(self) -> np.ndarray:
+        """int64 (labelled + candidates,), of candidates too: a diagnosis may know them."""
+        return DatasetOracle(self.dataset.train_labels)(self.both)
+
+    @property
+    def targets(self) -> np.ndarray:
+        """Y, one-hot float64 (labelled + candidates, classes)."""
+        return np.eye(self.dataset.classes)[self.true_labels]
+
+    def random_queries(self, size: int, count: int) -> np.ndarray:
+        """Bool (count, candidates), `size` drawn uniformly in each.
+
+        The same for every network of a seed, so that networks do not differ by chance; a prefix of
+        those of a larger count.
+        """
+        rng = generator(self.config.seed, "dynamics queries", size)
+        queries = np.zeros((count, len(self.candidates)), bool)
+        for row in queries:
+            row[rng.permutation(len(row))[:size]] = True
+        return queries
 
 
 class Queries(NamedTuple):
@@ -55,46 +118,135 @@ class Queries(NamedTuple):
     best: np.ndarray
 
 
-def with_labelled(sets: np.ndarray, labelled: int) -> np.ndarray:
-    """S ∪ Q: bool (sets, labelled + candidates)."""
-    return np.concatenate([np.ones((len(sets), labelled), bool), sets], axis=1)
+@dataclass(frozen=True)
+class NetworkState:
+    """A network at some point of its training, with what is computed of it when it is first used.
 
-
-def mmd_rows(
-    kernel: Kernel,
-    targets: np.ndarray,
-    labelled: int,
-    queries: Sequence[Queries],
-    advance: Advance,
-) -> Rows:
-    """MMD(S, S ∪ Q) and B(S ∪ Q) of every query, with true labels.
-
-    Args:
-        kernel: normalised to a mean diagonal of 1.
-        targets: Y of all images, one-hot.
-        labelled: |S|; its images come first.
-        queries: with as many random ones of each size as are measured.
-        advance: called with how many are done.
+    Attributes:
+        task: the images.
+        network: in eval mode.
+        untrained: the mirror of the network with any weights.
+        stages: where time and progress are recorded.
+        scratch: of an interrupted kernel; None keeps nothing.
     """
-    values = between_images(kernel)
-    total = sum(len(one.random) + 1 for one in queries)
-    rows = []
-    for one in queries:
-        sets = with_labelled(np.concatenate([one.random, one.best[None]]), labelled)
-        alone = np.zeros_like(sets)
-        alone[:, :labelled] = True
-        distances = mmd(values, alone, sets)
-        chosen = [RANDOM] * len(one.random) + [DYNAMICAL]
-        for number, (members, name) in enumerate(zip(sets, chosen, strict=True)):
-            rows.append({"queries": one.size, "chosen": name, "mmd": float(distances[number])})
-            rows[-1] |= bounded(kernel, targets, np.flatnonzero(members))
-            advance(len(rows), total)
+
+    task: DynamicsTask
+    network: nn.Module
+    untrained: Mirror
+    stages: Stages
+    scratch: Path | None = None
+
+    @cached_property
+    def mirror(self) -> tuple[Mirror, dict[str, Any]]:
+        """The mirror with the network's weights, and its certificate, JSON-able."""
+        with self.stages("certificate"):
+            own = self.untrained.with_weights(weights_of(self.network))
+            return own, certify(self.network, own, self.task.images[-PROBE:]).summary()
+
+    @cached_property
+    def model(self) -> Model:
+        """The mirror as the kernel takes it."""
+        return cast(self.mirror[0].model(), self.task.config.precision)
+
+    @cached_property
+    def logits(self) -> np.ndarray:
+        """Float32 (labelled + candidates, classes)."""
+        with numbered(self.task.both):
+            return logits(self.network, self.task.images)
+
+    @cached_property
+    def cotangents(self) -> np.ndarray:
+        """∂ℓ/∂f, float64 (labelled + candidates, classes); of candidates, with pseudo-labels."""
+        count, loss = len(self.task.labelled), self.task.run.train.loss
+        pseudo = self.logits.argmax(axis=1)
+        labels = np.where(np.arange(len(pseudo)) < count, self.task.true_labels, pseudo)
+        return cotangents(self.logits, labels, loss)
+
+    @cached_property
+    def direction(self) -> Params:
+        """g_S, the summed loss gradient of the labelled set."""
+        count = len(self.task.labelled)
+        with numbered(self.task.labelled):
+            return total(self.model, self.task.images[:count], self.cotangents[:count])
+
+    @cached_property
+    def gradients(self) -> Measured:
+        """‖g_u‖² and g_u·g_S of the candidates."""
+        count, loss = len(self.task.labelled), self.task.run.train.loss
+        with self.stages("gradients") as advance, numbered(self.task.candidates):
+            images, outputs = self.task.images[count:], self.logits[count:]
+            return measure_gradients(
+                self.model, images, outputs, self.direction, loss, progress=advance
+            )
+
+    def best_query(self, size: int) -> np.ndarray:
+        """The query of dynamicAL with γ = 2, its largest Δ: bool (candidates,)."""
+        deltas = self.gradients.delta()
+        query = np.zeros(len(deltas), bool)
+        query[np.argsort(-deltas, kind="stable")[:size]] = True
+        return query
+
+    def queries(self, count: int) -> list[Queries]:
+        """Of every size, `count` random ones and the one of dynamicAL."""
+        return [
+            Queries(size, self.task.random_queries(size, count), self.best_query(size))
+            for size in self.task.config.queries
+        ]
+
+    @cached_property
+    def kernel(self) -> Kernel:
+        """Between labelled images, then candidates; divided by the mean of its diagonal."""
+        config, images = self.task.config, self.task.images
+        scratch = Scratch()
+        if self.scratch is not None:
+            key = key_of((*self.model[1:], images), (config.request, config.sketch))
+            scratch = Scratch(self.scratch, key)
+        with self.stages("kernel") as advance, numbered(self.task.both):
+            kernel = empirical_ntk(
+                self.model,
+                images,
+                config.kind,
+                probes=config.probes,
+                sketch=config.sketch,
+                # one stream for every state: they do not differ by its draws
+                rng=generator(config.seed, "dynamics kernel"),
+                precision=config.precision,
+                memory_gib=config.memory_gib,
+                progress=advance,
+                scratch=scratch,
+            )
+            return normalised(kernel)
+
+
+def with_labelled(queries: np.ndarray, labelled: int) -> np.ndarray:
+    """S ∪ Q: bool (queries, labelled + candidates)."""
+    return np.concatenate([np.ones((len(queries), labelled), bool), queries], axis=1)
+
+
+def mmd(state: NetworkState) -> Rows:
+    """MMD(S, S ∪ Q) and B(S ∪ Q) of every query, with true labels."""
+    task, targets, labelled = state.task, state.task.targets, len(state.task.labelled)
+    queries, kernel = state.queries(task.config.repeats), state.kernel
+    rows: Rows = []
+    with state.stages("MMD and bound") as advance:
+        values = between_images(kernel)
+        count = sum(len(one.random) + 1 for one in queries)
+        for one in queries:
+            sets = with_labelled(np.concatenate([one.random, one.best[None]]), labelled)
+            alone = np.zeros_like(sets)
+            alone[:, :labelled] = True
+            distances = mmd_between(values, alone, sets)
+            chosen = [RANDOM] * len(one.random) + [DYNAMICAL]
+            for members, name, distance in zip(sets, chosen, distances, strict=True):
+                row = {"queries": one.size, "chosen": name, "mmd": float(distance)}
+                rows.append(row | bound_or_reason(kernel, targets, np.flatnonzero(members)))
+                advance(len(rows), count)
     return rows
 
 
-def bounded(kernel: Kernel, targets: np.ndarray, positions: np.ndarray) -> dict[str, Any]:
+def bound_or_reason(kernel: Kernel, targets: np.ndarray, positions: np.ndarray) -> dict[str, Any]:
     """B of some images; NaN, and the reason, where their kernel has no factor."""
-    own = part(kernel, positions)
+    own = _part(kernel, positions)
     try:
         estimate = bound(own, targets[positions], positions.tolist())
     except SingularKernelError as error:
@@ -105,193 +257,116 @@ def bounded(kernel: Kernel, targets: np.ndarray, positions: np.ndarray) -> dict[
     return {"bound": values.pop("value"), **values, "note": ""}
 
 
-def part(kernel: Kernel, positions: np.ndarray) -> Kernel:
+def _part(kernel: Kernel, positions: np.ndarray) -> Kernel:
     """The kernel between some of its images."""
     if kernel.values.ndim == 2:
         return Kernel(kernel.values[np.ix_(positions, positions)], kernel.precision)
     return Kernel(kernel.values[positions][:, :, positions], kernel.precision)
 
 
-def tau_rows(
-    kernel: Kernel,
-    targets: np.ndarray,
-    measures: dict[str, np.ndarray],
-    labelled: int,
-    queries: Mapping[int, np.ndarray],
-    rng: np.random.Generator,
-) -> Rows:
-    """Kendall's τ between measures of S ∪ Q and its alignment, over the random queries.
-
-    Args:
-        kernel: between all images.
-        targets: Y of all images, one-hot, true labels.
-        measures: names, and the vectors of all images whose energy they are: f − Y for G_MSE.
-        labelled: |S|.
-        queries: by size, bool (draws, candidates), random ones.
-        rng: of the bootstrap.
-    """
-    aligned = interactions(kernel, targets)
-    matrices = {name: interactions(kernel, vectors) for name, vectors in measures.items()}
-    rows = []
-    for size, random in queries.items():
-        sets = with_labelled(random, labelled)
-        alignment = energies(aligned, sets)
-        for name, matrix in matrices.items():
-            measured = energies(matrix, sets)
-            estimate = kendall(measured, alignment, rng)
-            row = {"queries": size, "measure": name, "draws": len(sets)}
-            row |= {"tau": estimate.value, "tau_low": estimate.low, "tau_high": estimate.high}
-            rows.append(row | {"measured": measured, "alignment": alignment})
+def tau(state: NetworkState) -> Rows:
+    """Kendall's τ between G_MSE (and G) of S ∪ Q and its alignment, over the random queries."""
+    task, config, kernel = state.task, state.task.config, state.kernel
+    vectors = {G_MSE: state.logits - task.targets}
+    if config.train.loss == "cross_entropy":
+        # with true labels of candidates too, as Y has them
+        vectors[G] = cotangents(state.logits, task.true_labels, config.train.loss)
+    rows: Rows = []
+    with state.stages("tau"):
+        rng = generator(config.seed, "dynamics bootstrap")
+        aligned = interactions(kernel, task.targets)
+        matrices = {name: interactions(kernel, own) for name, own in vectors.items()}
+        for size in config.queries:
+            queries = task.random_queries(size, config.draws)
+            sets = with_labelled(queries, len(task.labelled))
+            alignment = energies(aligned, sets)
+            for name, matrix in matrices.items():
+                measured = energies(matrix, sets)
+                estimate = kendall(measured, alignment, rng)
+                row = {"queries": size, "measure": name, "draws": len(sets)}
+                row |= {"tau": estimate.value, "tau_low": estimate.low, "tau_high": estimate.high}
+                rows.append(row | {"measured": measured, "alignment": alignment})
     return rows
 
 
-def envelope_rows(kernel: Kernel, targets: np.ndarray, labelled: int, query: Queries) -> Rows:
-    """Squared error under gradient flow from zero: S alone, and with a random and the best query.
-
-    Args:
-        kernel: between all images.
-        targets: Y of all images, one-hot.
-        labelled: |S|.
-        query: of which the first random one is taken.
-    """
-    sets = with_labelled(
-        np.stack([np.zeros_like(query.best), query.random[0], query.best]), labelled
-    )
+def envelope(state: NetworkState) -> Rows:
+    """Squared error under gradient flow from zero: S alone, with a random query, with the best."""
+    task, kernel, query = state.task, state.kernel, state.queries(1)[0]
+    queries = np.stack([np.zeros_like(query.best), query.random[0], query.best])
     rows, scale = [], 0.0
-    for members, name in zip(sets, ("S", RANDOM, DYNAMICAL), strict=True):
-        positions = np.flatnonzero(members)
-        spectrum = residual_spectrum(part(kernel, positions), targets[positions])
-        scale = scale or float(spectrum.values[-1])
-        limits = flow(spectrum, _TIMES / scale)
-        rows.append(
-            {
-                "set": name,
-                "images": len(positions),
-                "mean_rate": spectrum.alignment / spectrum.total,
-                "smallest": float(spectrum.values[0]),
-                "largest": float(spectrum.values[-1]),
-                "times": _TIMES,
-                **{end: values / spectrum.total for end, values in limits._asdict().items()},
-            }
-        )
+    with state.stages("envelope"):
+        sets = with_labelled(queries, len(task.labelled))
+        for members, name in zip(sets, ("S", RANDOM, DYNAMICAL), strict=True):
+            positions = np.flatnonzero(members)
+            spectrum = residual_spectrum(_part(kernel, positions), task.targets[positions])
+            scale = scale or float(spectrum.values[-1])
+            limits = flow(spectrum, _TIMES / scale)
+            rows.append(
+                {
+                    "set": name,
+                    "images": len(positions),
+                    "mean_rate": spectrum.alignment / spectrum.total,
+                    "smallest": float(spectrum.values[0]),
+                    "largest": float(spectrum.values[-1]),
+                    "times": _TIMES,
+                    **{end: values / spectrum.total for end, values in limits._asdict().items()},
+                }
+            )
     return rows
 
 
-def ratio_summary(values: Ratios) -> dict[str, Any]:
-    """Median, quartiles and ratio of means of R over queries of one size, and R of each."""
-    known = values.each[np.isfinite(values.each)]
-    low, high = np.quantile(known, [0.25, 0.75]) if len(known) else (np.nan, np.nan)
+def ratio(state: NetworkState) -> dict[str, Any]:
+    """R(Q|S) of the queries of every size.
+
+    Returns:
+        `dynamics` G(S) = ‖g_S‖², `mean_norm` of ‖g_u‖² over the candidates, `train_accuracy`,
+        `certificate`, and `rows`: for each size and way of choosing the median of R, its quartiles,
+        the ratio of means, and R of every query.
+    """
+    task, config = state.task, state.task.config
+    count, gradients = len(task.labelled), state.gradients
+    chosen = [
+        (one.size, name, queries)
+        for one in state.queries(config.repeats)
+        for name, queries in ((RANDOM, one.random), (DYNAMICAL, one.best[None]))
+    ]
+    images, done = sum(int(queries.sum()) for _, _, queries in chosen), 0
+    rows: Rows = []
+    with state.stages("queries") as advance:
+        for size, name, queries in chosen:
+            squares = []
+            for members in queries:
+                positions = count + np.flatnonzero(members)
+                own = (task.images[positions], state.cotangents[positions])
+                squares.append(energy_of(state.model, *own))
+                done += len(positions)
+                advance(done, images, f"{name}, b = {size}")
+            values = ratios(gradients.delta(), gradients.inner, np.array(squares), queries)
+            known = values.each[np.isfinite(values.each)]
+            low, high = np.quantile(known, [0.25, 0.75]) if len(known) else (np.nan, np.nan)
+            rows.append(
+                {
+                    "queries": size,
+                    "chosen": name,
+                    "draws": len(queries),
+                    "median": values.median,
+                    "lower_quartile": float(low),
+                    "upper_quartile": float(high),
+                    "ratio_of_means": values.of_means,
+                    "each": values.each,
+                }
+            )
     return {
-        "median": values.median,
-        "lower_quartile": float(low),
-        "upper_quartile": float(high),
-        "ratio_of_means": values.of_means,
-        "each": values.each,
+        "dynamics": squared_length(state.direction),
+        "mean_norm": float(gradients.norms.mean()),
+        "train_accuracy": accuracy(state.logits[:count], task.labels),
+        "certificate": state.mirror[1],
+        "rows": rows,
     }
 
 
-class Gammas(NamedTuple):
-    """Accuracy by γ, from recorded runs.
-
-    Attributes:
-        about: data set, network and size of a query, in words.
-        curves: rows of gamma, labelled, n, mean, low, high; gamma in words, `random` for runs
-            without one.
-        averages: rows of gamma, n, mean, low, high: of a run's accuracy averaged over the rounds
-            after its first query.
-    """
-
-    about: str
-    curves: Rows
-    averages: Rows
-
-
-def read_gammas(paths: Sequence[Path]) -> Gammas:
-    """Accuracies of runs that differ in γ and seed only.
-
-    Only the numbers of labels that all runs have reached.
-
-    Args:
-        paths: of run directories; those of `random` are shown beside the gammas.
-
-    Raises:
-        PipelineError: what is not a run or has no round; runs of another strategy, of other
-            settings, or twice of the same γ and seed.
-    """
-    runs = [record.read(path) for path in paths]
-    for run in runs:
-        _check(run, runs[0])
-    named = {(_gamma(run), field(run.config, "seed", f"{run.path}")): run for run in runs}
-    if len(named) < len(runs):
-        raise PipelineError(
-            "two of the runs given are of the same gamma and seed: one and the same training "
-            "counts once; leave one of them out."
-        )
-    if all(gamma == RANDOM for gamma, _ in named):
-        raise PipelineError(f"none of the runs given is of the strategy {DYNAMICAL}: add some.")
-    shared = min(len(run.rounds) for run in runs)
-    tables: dict[str, list[list[float]]] = {}
-    for (gamma, _), run in sorted(named.items(), key=lambda item: (_order(item[0][0]), item[0][1])):
-        accuracies = [field(line, "test_accuracy", f"{run.path}") for line in run.rounds[:shared]]
-        tables.setdefault(gamma, []).append(accuracies)
-    labelled = [line["labelled"] for line in runs[0].rounds[:shared]]
-    curves = [
-        {"gamma": gamma, "labelled": count, **interval(column)._asdict()}
-        for gamma, rows in tables.items()
-        for count, column in zip(labelled, zip(*rows, strict=True), strict=True)
-    ]
-    averages = [
-        {"gamma": gamma, **interval(sum(row[1:]) / len(row[1:]) for row in rows)._asdict()}
-        for gamma, rows in tables.items()
-        if shared > 1
-    ]
-    config = runs[0].config
-    about = f"{config['dataset']}, {config['network']}, {config['query']} a query"
-    return Gammas(about, plain(curves), plain(averages))
-
-
-def _check(run: Run, first: Run) -> None:
-    strategy = field(run.config, "strategy", f"{run.path}")
-    if strategy not in (DYNAMICAL, RANDOM):
-        raise PipelineError(
-            f"{run.path} is a run of {strategy}, which has no gamma: give runs of {DYNAMICAL}, and "
-            f"of {RANDOM} to compare with."
-        )
-    if not run.rounds:
-        raise PipelineError(f"{run.path} has no completed round yet: leave it out for now.")
-    here, there = _settings(run), _settings(first)
-    if "dynamics" not in here or "dynamics" not in there:
-        for settings in (here, there):
-            settings.pop("dynamics", None)
-    differing = record.differences(there, here)
-    if differing:
-        raise PipelineError(
-            f"{run.path} is not to be compared with {first.path}: {'; '.join(differing)}. Give "
-            "runs that differ in gamma and seed only."
-        )
-
-
-def _settings(run: Run) -> dict[str, Any]:
-    """What must be the same in all of them; of dynamics only where both have it."""
-    # settings of other strategies are groups that neither of the two reads
-    known = {
-        key: value
-        for key, value in run.identity.items()
-        if key not in _APART and (key in _SHARED or not isinstance(value, dict))
-    }
-    if run.config["strategy"] == RANDOM:
-        return known
-    own = field(run.config, "dynamics", f"{run.path}")
-    return known | {"dynamics": {k: v for k, v in own.items() if k not in ("gamma", "chunk")}}
-
-
-def _gamma(run: Run) -> str:
-    if run.config["strategy"] == RANDOM:
-        return RANDOM
-    settings = field(run.config, "dynamics", f"{run.path}")
-    value = field(settings, "gamma", f"the settings of dynamics in {run.path}")
-    return "∞" if value == "inf" else f"{float(value):g}"
-
-
-def _order(gamma: str) -> float:
-    return -1.0 if gamma == RANDOM else float("inf") if gamma == "∞" else float(gamma)
+KERNEL_FIGURES: dict[str, Callable[[NetworkState], Rows]] = {
+    "mmd": mmd,
+    "tau": tau,
+    "envelope": envelope,
+}

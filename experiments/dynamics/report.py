@@ -19,8 +19,8 @@ from rich.table import Table
 
 from bridge.weights import replace
 from experiments.dynamics.config import FIGURES
-from experiments.dynamics.figures import DYNAMICAL, RANDOM, Rows
-from experiments.dynamics.run import G_MSE, INITIAL, STATES, TRAINED, DynamicsResult
+from experiments.dynamics.figures import DYNAMICAL, G_MSE, RANDOM, Rows
+from experiments.dynamics.run import INITIAL, STATES, TRAINED, DynamicsResult
 from pipelines.json_io import write_record
 from pipelines.report.drawing import (
     INK,

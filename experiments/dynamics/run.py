@@ -1,48 +1,38 @@
-"""Measure the training dynamics of a network: figures of its kernel, and R over training.
+"""Measure the training dynamics of a network: figures of its kernel, R over training, γ of runs.
 
 Everything that takes long is cached as soon as it is computed: after a kill the same command goes
 on and ends with the same numbers.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import pandas as pd
 from rich.console import Console
 from torch import nn
 
 from bridge.mirror import Mirror
-from bridge.module import weights_of
-from bridge.parity import certify
-from experiments.dynamics.config import OF_KERNEL, TheoryConfig, of_epochs
+from experiments.dynamics.config import TheoryConfig, of_epochs
 from experiments.dynamics.figures import (
     DYNAMICAL,
+    KERNEL_FIGURES,
     RANDOM,
-    Gammas,
-    Queries,
+    DynamicsTask,
+    NetworkState,
     Rows,
-    envelope_rows,
-    mmd_rows,
-    ratio_summary,
-    read_gammas,
-    tau_rows,
+    ratio,
 )
-from kernel.contract import Scratch, key_of, planned, sketch_bytes, sketch_chunk
-from kernel.covariance import Kernel
-from kernel.diagnostics import energy_of, normalised, ratios
-from kernel.dynamics import Measured, cotangents
-from kernel.dynamics import measure as measure_gradients
+from kernel.contract import planned, sketch_bytes, sketch_chunk
 from kernel.errors import KernelError
-from kernel.gradients import squared_length, total
-from kernel.model import Model, Params, dtype_of
-from kernel.ntk import empirical_ntk
+from kernel.model import Model, dtype_of
 from kernel.plan import GIB, cast, enough, problem_of
-from pipelines import json_io
+from pipelines import json_io, record
+from pipelines.errors import PipelineError
 from pipelines.measurement import (
     NetworkTask,
     build_networks,
@@ -50,69 +40,130 @@ from pipelines.measurement import (
     duration,
     initial_pool,
 )
-from pipelines.progress import Stages, generator, keep_compiled, numbered
-from pipelines.record import only_writer
+from pipelines.progress import Stages, keep_compiled
+from pipelines.record import Run, only_writer
+from pipelines.report.curves import by_seed, curve, field, interval, strategies
 from pipelines.run import Bridge, schedule_seconds
 from pipelines.strategies.base import PROBE
-from trainer.fit import accuracy, keep_freed_blocks
+from trainer.fit import keep_freed_blocks
 from trainer.networks import parameter_count
-from trainer.oracle import DatasetOracle
-from trainer.predict import logits
 
 INITIAL, TRAINED = "initial", "trained"
 STATES = (INITIAL, TRAINED)
-G_MSE, G = "G_MSE", "G"
 # Matrices of the size of the kernel between images that measuring holds beside it.
 _BESIDE = 3
+# Settings in which runs of the γ figure may differ.
+_APART = ("strategy", "seed", "cycles", "format")
+_SHARED = ("train", "data", "network_args")
 
 
-@dataclass(frozen=True)
-class DynamicsTask(NetworkTask):
-    """A network to measure on, with candidates for queries.
+class Gammas(NamedTuple):
+    """Accuracy by γ, from recorded runs.
 
     Attributes:
-        config: the settings.
-        candidates: int64 (candidates,), data-set indices.
-        folder: of its results, named by everything that they depend on.
-        trainings: of its trained weights, likewise.
+        about: data set, network and size of a query, in words.
+        curves: rows of gamma, labelled, n, mean, low, high; gamma in words, `random` for runs
+            without one.
+        averages: rows of gamma, n, mean, low, high: of a run's accuracy averaged over the rounds
+            after its first query.
     """
 
-    config: TheoryConfig
-    candidates: np.ndarray
-    folder: Path
-    trainings: Path
+    about: str
+    curves: Rows
+    averages: Rows
 
-    @cached_property
-    def both(self) -> np.ndarray:
-        """Labelled images, then candidates: int64 (labelled + candidates,), data-set indices."""
-        return np.concatenate([self.labelled, self.candidates])
 
-    @cached_property
-    def images(self) -> np.ndarray:
-        """Those images as the network takes them, float32."""
-        return self.images_of(self.both)
+def read_gammas(paths: Sequence[Path]) -> Gammas:
+    """Accuracies of runs that differ in γ and seed only.
 
-    @cached_property
-    def true_labels(self) -> np.ndarray:
-        """int64 (labelled + candidates,), of candidates too: a diagnosis may know them."""
-        return DatasetOracle(self.dataset.train_labels)(self.both)
+    Only the numbers of labels that all runs have reached.
 
-    @property
-    def targets(self) -> np.ndarray:
-        """Y, one-hot float64 (labelled + candidates, classes)."""
-        return np.eye(self.dataset.classes)[self.true_labels]
+    Args:
+        paths: of run directories; those of `random` are shown beside the gammas.
 
-    def random_queries(self, size: int, count: int) -> np.ndarray:
-        """Bool (count, candidates), `size` drawn uniformly in each.
+    Raises:
+        PipelineError: what is not a run or has no round; runs of another strategy, of other
+            settings, or twice of the same γ and seed.
+    """
+    runs = [record.read(path) for path in paths]
+    for run in runs:
+        _check(run, runs[0])
+    named = {(_gamma(run), field(run.config, "seed", f"{run.path}")): run for run in runs}
+    if len(named) < len(runs):
+        raise PipelineError(
+            "two of the runs given are of the same gamma and seed: one and the same training "
+            "counts once; leave one of them out."
+        )
+    if all(gamma == RANDOM for gamma, _ in named):
+        raise PipelineError(f"none of the runs given is of the strategy {DYNAMICAL}: add some.")
+    shared = min(len(run.rounds) for run in runs)
+    rounds = pd.DataFrame(
+        [
+            {
+                "strategy": gamma,
+                "seed": seed,
+                "labelled": line["labelled"],
+                "test_accuracy": field(line, "test_accuracy", f"{run.path}"),
+            }
+            for (gamma, seed), run in sorted(named.items(), key=lambda one: _order(one[0][0]))
+            for line in run.rounds[:shared]
+        ]
+    )
+    averages = [
+        {"gamma": gamma, **interval(by_seed(rounds, gamma).iloc[:, 1:].mean(axis=1))._asdict()}
+        for gamma in strategies(rounds)
+        if shared > 1
+    ]
+    curves = curve(rounds).rename(columns={"strategy": "gamma"}).to_dict("records")
+    config = runs[0].config
+    about = f"{config['dataset']}, {config['network']}, {config['query']} a query"
+    return Gammas(about, json_io.plain(curves), json_io.plain(averages))
 
-        The same for every network of a seed, so that networks do not differ by chance; a prefix of
-        those of a larger count.
-        """
-        rng = generator(self.config.seed, "dynamics queries", size)
-        queries = np.zeros((count, len(self.candidates)), bool)
-        for row in queries:
-            row[rng.permutation(len(row))[:size]] = True
-        return queries
+
+def _check(run: Run, first: Run) -> None:
+    strategy = field(run.config, "strategy", f"{run.path}")
+    if strategy not in (DYNAMICAL, RANDOM):
+        raise PipelineError(
+            f"{run.path} is a run of {strategy}, which has no gamma: give runs of {DYNAMICAL}, and "
+            f"of {RANDOM} to compare with."
+        )
+    if not run.rounds:
+        raise PipelineError(f"{run.path} has no completed round yet: leave it out for now.")
+    here, there = _settings(run), _settings(first)
+    if "dynamics" not in here or "dynamics" not in there:
+        for settings in (here, there):
+            settings.pop("dynamics", None)
+    differing = record.differences(there, here)
+    if differing:
+        raise PipelineError(
+            f"{run.path} is not to be compared with {first.path}: {'; '.join(differing)}. Give "
+            "runs that differ in gamma and seed only."
+        )
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """Settings that must agree: not those of other strategies, which none of the runs reads."""
+    known = {
+        key: value
+        for key, value in run.identity.items()
+        if key not in _APART and (key in _SHARED or not isinstance(value, dict))
+    }
+    if run.config["strategy"] == RANDOM:
+        return known
+    own = field(run.config, "dynamics", f"{run.path}")
+    return known | {"dynamics": {k: v for k, v in own.items() if k not in ("gamma", "chunk")}}
+
+
+def _gamma(run: Run) -> str:
+    if run.config["strategy"] == RANDOM:
+        return RANDOM
+    settings = field(run.config, "dynamics", f"{run.path}")
+    value = field(settings, "gamma", f"the settings of dynamics in {run.path}")
+    return "∞" if value == "inf" else f"{float(value):g}"
+
+
+def _order(gamma: str) -> float:
+    return -1.0 if gamma == RANDOM else float("inf") if gamma == "∞" else float(gamma)
 
 
 def build_task(config: TheoryConfig, console: Console) -> DynamicsTask:
@@ -141,178 +192,6 @@ def build_task(config: TheoryConfig, console: Console) -> DynamicsTask:
         folder=config.run_folder / "measurements" / json_io.digest(measured),
         trainings=config.run_folder / "trainings" / json_io.digest(origin),
     )
-
-
-@dataclass(frozen=True)
-class NetworkState:
-    """A network at some point of its training, with what is computed of it when it is first used.
-
-    Attributes:
-        task: the images.
-        network: in eval mode.
-        untrained: the mirror of the network with any weights.
-        stages: where time and progress are recorded.
-        scratch: of an interrupted kernel; None keeps nothing.
-    """
-
-    task: DynamicsTask
-    network: nn.Module
-    untrained: Mirror
-    stages: Stages
-    scratch: Path | None = None
-
-    @cached_property
-    def mirror(self) -> tuple[Mirror, dict[str, Any]]:
-        """The mirror with the network's weights, and its certificate, JSON-able."""
-        with self.stages("certificate"):
-            own = self.untrained.with_weights(weights_of(self.network))
-            return own, certify(self.network, own, self.task.images[-PROBE:]).summary()
-
-    @cached_property
-    def model(self) -> Model:
-        """The mirror as the kernel takes it."""
-        return cast(self.mirror[0].model(), self.task.config.precision)
-
-    @cached_property
-    def logits(self) -> np.ndarray:
-        """Float32 (labelled + candidates, classes)."""
-        with numbered(self.task.both):
-            return logits(self.network, self.task.images)
-
-    @cached_property
-    def cotangents(self) -> np.ndarray:
-        """∂ℓ/∂f, float64 (labelled + candidates, classes); of candidates, with pseudo-labels."""
-        count, loss = len(self.task.labelled), self.task.run.train.loss
-        pseudo = self.logits.argmax(axis=1)
-        labels = np.where(np.arange(len(pseudo)) < count, self.task.true_labels, pseudo)
-        return cotangents(self.logits, labels, loss)
-
-    @cached_property
-    def direction(self) -> Params:
-        """g_S, the summed loss gradient of the labelled set."""
-        count = len(self.task.labelled)
-        with numbered(self.task.labelled):
-            return total(self.model, self.task.images[:count], self.cotangents[:count])
-
-    @cached_property
-    def gradients(self) -> Measured:
-        """‖g_u‖² and g_u·g_S of the candidates."""
-        count, loss = len(self.task.labelled), self.task.run.train.loss
-        with self.stages("gradients") as advance, numbered(self.task.candidates):
-            images, outputs = self.task.images[count:], self.logits[count:]
-            return measure_gradients(
-                self.model, images, outputs, self.direction, loss, progress=advance
-            )
-
-    def best_query(self, size: int) -> np.ndarray:
-        """The query of dynamicAL with γ = 2, its largest Δ: bool (candidates,)."""
-        deltas = self.gradients.delta()
-        query = np.zeros(len(deltas), bool)
-        query[np.argsort(-deltas, kind="stable")[:size]] = True
-        return query
-
-    def queries(self, count: int) -> list[Queries]:
-        """Of every size, `count` random ones and the one of dynamicAL."""
-        return [
-            Queries(size, self.task.random_queries(size, count), self.best_query(size))
-            for size in self.task.config.queries
-        ]
-
-    @cached_property
-    def kernel(self) -> Kernel:
-        """Between labelled images, then candidates; divided by the mean of its diagonal."""
-        config, images = self.task.config, self.task.images
-        scratch = Scratch()
-        if self.scratch is not None:
-            key = key_of((*self.model[1:], images), (config.request, config.sketch))
-            scratch = Scratch(self.scratch, key)
-        with self.stages("kernel") as advance, numbered(self.task.both):
-            kernel = empirical_ntk(
-                self.model,
-                images,
-                config.kind,
-                probes=config.probes,
-                sketch=config.sketch,
-                # one stream for every state: they do not differ by its draws
-                rng=generator(config.seed, "dynamics kernel"),
-                precision=config.precision,
-                memory_gib=config.memory_gib,
-                progress=advance,
-                scratch=scratch,
-            )
-            return normalised(kernel)
-
-
-def _mmd(state: NetworkState) -> Rows:
-    task = state.task
-    queries, kernel = state.queries(task.config.repeats), state.kernel
-    with state.stages("MMD and bound") as advance:
-        return mmd_rows(kernel, task.targets, len(task.labelled), queries, advance)
-
-
-def _tau(state: NetworkState) -> Rows:
-    task, config = state.task, state.task.config
-    measures = {G_MSE: state.logits - task.targets}
-    if config.train.loss == "cross_entropy":
-        # with true labels of candidates too, as Y has them
-        measures[G] = cotangents(state.logits, task.true_labels, config.train.loss)
-    queries = {size: task.random_queries(size, config.draws) for size in config.queries}
-    kernel = state.kernel
-    with state.stages("tau"):
-        rng = generator(config.seed, "dynamics bootstrap")
-        return tau_rows(kernel, task.targets, measures, len(task.labelled), queries, rng)
-
-
-def _envelope(state: NetworkState) -> Rows:
-    task = state.task
-    query, kernel = state.queries(1)[0], state.kernel
-    with state.stages("envelope"):
-        return envelope_rows(kernel, task.targets, len(task.labelled), query)
-
-
-_KERNEL_FIGURES: dict[str, Callable[[NetworkState], Rows]] = {
-    "mmd": _mmd,
-    "tau": _tau,
-    "envelope": _envelope,
-}
-
-
-def _ratio(state: NetworkState) -> dict[str, Any]:
-    """R(Q|S) of the queries of every size: one backward pass over each query, no kernel.
-
-    Returns:
-        `dynamics` G(S) = ‖g_S‖², `mean_norm` of ‖g_u‖² over the candidates, `train_accuracy`,
-        `certificate`, and `rows` for each size and way of choosing.
-    """
-    task, config = state.task, state.task.config
-    count, gradients = len(task.labelled), state.gradients
-    deltas = gradients.delta()
-    chosen = [
-        (one.size, name, queries)
-        for one in state.queries(config.repeats)
-        for name, queries in ((RANDOM, one.random), (DYNAMICAL, one.best[None]))
-    ]
-    images, done = sum(int(queries.sum()) for _, _, queries in chosen), 0
-    rows: Rows = []
-    with state.stages("queries") as advance:
-        for size, name, queries in chosen:
-            squares = []
-            for members in queries:
-                positions = count + np.flatnonzero(members)
-                own = (task.images[positions], state.cotangents[positions])
-                squares.append(energy_of(state.model, *own))
-                done += len(positions)
-                advance(done, images, f"{name}, b = {size}")
-            values = ratios(deltas, gradients.inner, np.array(squares), queries)
-            about = {"queries": size, "chosen": name, "draws": len(queries)}
-            rows.append(about | ratio_summary(values))
-    return {
-        "dynamics": squared_length(state.direction),
-        "mean_norm": float(gradients.norms.mean()),
-        "train_accuracy": accuracy(state.logits[:count], task.labels),
-        "certificate": state.mirror[1],
-        "rows": rows,
-    }
 
 
 @dataclass(frozen=True)
@@ -376,7 +255,7 @@ def mirrored(task: DynamicsTask) -> Mirror:
         KernelError: the kernel does not fit in the memory.
     """
     mirror = Bridge(task.network, task.run.twin).prepare(task.images[-PROBE:])
-    if OF_KERNEL & set(task.config.figures):
+    if KERNEL_FIGURES.keys() & set(task.config.figures):
         _kernel_gib(task, mirror.model())
     return mirror
 
@@ -410,7 +289,7 @@ def _kernel_figures(
     task: DynamicsTask, mirror: Mirror, stages: Stages
 ) -> tuple[dict[str, Any] | None, dict[str, dict[str, Rows]]]:
     """The figures of the kernel, of the network as initialised and as a run trains it."""
-    asked = [figure for figure in task.config.figures if figure in OF_KERNEL]
+    asked = [figure for figure in task.config.figures if figure in KERNEL_FIGURES]
     if not asked:
         return None, {}
     network, notes = task.trained(task.trainings, stages)
@@ -419,7 +298,7 @@ def _kernel_figures(
         scratch = task.folder / f"kernel-{name}"
         state = NetworkState(task, own, mirror, stages, scratch)
         for figure in asked:
-            compute = _KERNEL_FIGURES[figure]
+            compute = KERNEL_FIGURES[figure]
             rows[figure][name] = json_io.get_or_compute(
                 task.folder, f"{figure}-{name}", lambda compute=compute, own=state: compute(own)
             )
@@ -443,7 +322,7 @@ def _ratio_by_epoch(
 ) -> dict[int, dict[str, Any]]:
     def compute(epoch: int) -> dict[str, Any]:
         network, notes = network_at(task, epoch, stages)
-        return {"training": notes, **_ratio(NetworkState(task, network, mirror, stages))}
+        return {"training": notes, **ratio(NetworkState(task, network, mirror, stages))}
 
     return {
         epoch: json_io.get_or_compute(
@@ -456,9 +335,8 @@ def _ratio_by_epoch(
 def missing(task: DynamicsTask) -> list[str]:
     """Names of the results that are not cached yet."""
     config = task.config
-    names = [
-        f"{figure}-{state}" for state in STATES for figure in config.figures if figure in OF_KERNEL
-    ]
+    asked = [figure for figure in config.figures if figure in KERNEL_FIGURES]
+    names = [f"{figure}-{state}" for state in STATES for figure in asked]
     names += [f"ratio-{epoch}" for epoch in config.epochs if "ratio" in config.figures]
     return [name for name in names if json_io.get(task.folder, name) is None]
 
@@ -490,28 +368,28 @@ def plan(config: TheoryConfig, console: Console) -> int:
     left, count = missing(task), len(task.labelled)
     with console.status("timing a few steps"):
         each = schedule_seconds(task.network, task.labelled_images, task.labels, config.train)
-    _, schedule = config.train.plan(count)
     console.print(
         f"{parameter_count(task.network):,} parameters, {count} labels, {len(task.candidates)} "
         f"candidates; {len(left)} measurements left: {', '.join(left) or 'none'}",
         highlight=False,
     )
-    if OF_KERNEL & set(config.figures):
+    _, epochs = config.train.plan(count)
+    trainings = [epochs] if KERNEL_FIGURES.keys() & set(config.figures) else []
+    if trainings:
         console.print(
             f"two kernels ({config.kind}) of {len(task.both):,} images, "
-            f"{_kernel_gib(task, mirror.model()):.2f} GiB of {config.memory_gib:g} GiB; one "
-            f"training, at most about {duration(each)}",
+            f"{_kernel_gib(task, mirror.model()):.2f} GiB of {config.memory_gib:g} GiB",
             highlight=False,
         )
-    epochs = [epoch for epoch in config.epochs if f"ratio-{epoch}" in left]
-    if epochs:
-        trainings = [of_epochs(config.train, epoch, count) for epoch in epochs if epoch]
-        steps = sum(train.plan(count)[1] for train in trainings)
-        backward = len(epochs) * (config.repeats + 1) * sum(config.queries)
-        console.print(
-            f"R at {len(epochs)} epochs: trainings of {steps} epochs in all, about "
-            f"{duration(each * steps / schedule)}, and {backward:,} backward passes of one image",
-            highlight=False,
-        )
+    trainings += [
+        of_epochs(config.train, epoch, count).plan(count)[1]
+        for epoch in config.epochs
+        if epoch and f"ratio-{epoch}" in left
+    ]
+    console.print(
+        f"{len(trainings)} trainings of {sum(trainings)} epochs in all, at most about "
+        f"{duration(each * sum(trainings) / epochs)}",
+        highlight=False,
+    )
     console.print("Nothing was trained or recorded.", highlight=False)
     return len(left)

@@ -1,12 +1,16 @@
-"""The command line of a data set's script: settings from arguments, failures in plain words."""
+"""Command lines: settings from arguments, failures in plain words.
+
+Torch and JAX are imported once the arguments are known to be right: a refusal or a help text comes
+at once.
+"""
 
 import dataclasses
 import errno
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 from rich.console import Console
@@ -14,31 +18,68 @@ from rich.console import Console
 from bridge.errors import BridgeError
 from kernel.errors import KernelError
 from pipelines.config import MeasurementSettings, RunConfig
-from pipelines.dry_run import dry_run
 from pipelines.errors import PipelineError
-from pipelines.run import run
 from trainer.errors import TrainerError
 
 EXPECTED = (TrainerError, BridgeError, KernelError, PipelineError)
 FAILED, INTERRUPTED = 2, 130
+GOES_ON = "the same command goes on after the last round shown"
 
+Settings = TypeVar("Settings")
 Config = TypeVar("Config", bound=RunConfig)
+
+
+def command(
+    settings: type[Settings],
+    carry_out: Callable[[Settings, Console], object],
+    prog: str,
+    description: str | None = None,
+    *,
+    defaults: Settings | None = None,
+    arguments: Sequence[str] | None = None,
+    interrupted: str = GOES_ON,
+) -> None:
+    """Parse the command line into settings, and carry them out.
+
+    Args:
+        settings: a dataclass.
+        carry_out: settings and console → the work; imports what takes long itself.
+        prog: the command, for --help.
+        description: for --help; the docstring of the settings if None.
+        defaults: of the settings; their own if None.
+        arguments: in place of those of the process.
+        interrupted: said after Ctrl-C.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    with plainly(interrupted):
+        config = tyro.cli(
+            settings, args=words, prog=prog, description=description, default=defaults
+        )
+        if isinstance(config, RunConfig) and isinstance(defaults, RunConfig):
+            config = without_foreign_arguments(config, defaults, words)
+        carry_out(config, Console())
 
 
 def main(defaults: RunConfig) -> None:
     """Run a data set's script with its own default values."""
-    with plainly():
-        config = tyro.cli(
-            RunConfig,
-            default=defaults,
-            prog=f"python -m pipelines.{defaults.dataset}",
-            description=f"Active learning on {defaults.dataset}.",
-        )
-        config = without_foreign_arguments(config, defaults, sys.argv[1:])
-        if config.dry_run:
-            dry_run(config, Console())
-        else:
-            run(config, Console())
+    command(
+        RunConfig,
+        _run,
+        f"python -m pipelines.{defaults.dataset}",
+        f"Active learning on {defaults.dataset}.",
+        defaults=defaults,
+    )
+
+
+def _run(config: RunConfig, console: Console) -> None:
+    if config.dry_run:
+        from pipelines.dry_run import dry_run
+
+        dry_run(config, console)
+    else:
+        from pipelines.run import run
+
+        run(config, console)
 
 
 def measurement(settings: type[MeasurementSettings], package: str, description: str) -> None:
@@ -50,16 +91,17 @@ def measurement(settings: type[MeasurementSettings], package: str, description: 
             imported once the arguments are known to be right.
         description: for --help.
     """
-    with plainly():
-        config = tyro.cli(settings, prog=f"python -m {package}", description=description)
+
+    def measure(config: Any, console: Console) -> None:
         run, report = (import_module(f"{package}.{name}") for name in ("run", "report"))
-        console = Console()
         if config.dry_run:
             run.plan(config, console)
             return
         result = run.measure(config, console)
         report.write(result)
         report.show(result, console)
+
+    command(settings, measure, f"python -m {package}", description)
 
 
 def without_foreign_arguments(config: Config, defaults: RunConfig, given: Sequence[str]) -> Config:
@@ -71,8 +113,8 @@ def without_foreign_arguments(config: Config, defaults: RunConfig, given: Sequen
 
 
 @contextmanager
-def plainly() -> Iterator[None]:
-    """Say what went wrong in plain words instead of a traceback.
+def plainly(interrupted: str = GOES_ON) -> Iterator[None]:
+    """Print a failure in plain words instead of a traceback.
 
     Exits with status 2 after a failure that has a message, 130 after Ctrl-C. Whatever else is
     raised is a defect and keeps its traceback.
@@ -84,7 +126,7 @@ def plainly() -> Iterator[None]:
     except OSError as error:
         _fail(_explain(error))
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on after the last round shown", file=sys.stderr)
+        print(f"\ninterrupted; {interrupted}", file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 

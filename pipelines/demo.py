@@ -1,22 +1,19 @@
-"""The demonstration: two strategies on scikit-learn's digits, then the report. Nothing to download.
+"""Demonstration: strategies compared on scikit-learn's digits; nothing to download.
 
 Each run is an ordinary run directory under `runs/demo`; a demonstration that was stopped goes on
 where it was.
 """
 
-import dataclasses
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 
 from pipelines import digits
-from pipelines.cli import plainly
-from pipelines.report import print_report, report
-from pipelines.run import run
+from pipelines.cli import command
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Demo:
     """Active learning on scikit-learn's digits, compared with random choice.
 
@@ -31,21 +28,26 @@ class Demo:
     out: Path = Path("runs/demo")
 
 
-def main() -> None:
+def demonstrate(demo: Demo, console: Console) -> None:
     """Run what is missing of the demonstration and show its report."""
-    console = Console()
-    with plainly():
-        demo = tyro.cli(Demo, prog="python -m pipelines.demo")
-        folders = []
-        for seed in range(demo.seeds):
-            for strategy in demo.strategies:
-                folder = demo.out / f"{strategy}-seed{seed}"
-                config = dataclasses.replace(
-                    digits.DEFAULTS, strategy=strategy, seed=seed, run=folder
-                )
-                run(config, console)
-                folders.append(folder)
-        print_report(report(folders, demo.out / "report"), console)
+    configs = [
+        replace(
+            digits.DEFAULTS, strategy=strategy, seed=seed, run=demo.out / f"{strategy}-seed{seed}"
+        )
+        for seed in range(demo.seeds)
+        for strategy in demo.strategies
+    ]
+    from pipelines.report import report, show
+    from pipelines.run import run
+
+    for config in configs:
+        run(config, console)
+    show(report([config.run_folder for config in configs], demo.out / "report"), console)
+
+
+def main() -> None:
+    """The command line."""
+    command(Demo, demonstrate, "python -m pipelines.demo")
 
 
 if __name__ == "__main__":

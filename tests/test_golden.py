@@ -174,7 +174,7 @@ def ask_together() -> dict:
 
 def answer(strategy: str) -> dict:
     """Questions asked one at a time, each answered with the truth."""
-    asker = start(
+    session = start(
         network(),
         images()[:POOL],
         labelled(),
@@ -184,13 +184,13 @@ def answer(strategy: str) -> dict:
     )
     lines = []
     for _ in range(ANSWERS):
-        question = asker.question()
-        asker.tell(question.image, int(classes()[question.image]))
-        standing = asker.standing
-        lines.append([*question, standing.accuracy, standing.drift])
+        query = session.next_query()
+        session.add_label(query.image, int(classes()[query.image]))
+        status = session.status
+        lines.append([*query, status.accuracy, status.drift])
     names = ("image", "score", "predicted", "accuracy", "drift")
     columns = dict(zip(names, map(list, zip(*lines, strict=True)), strict=True))
-    return columns | {"logits": asker.test_predictions.tolist()}
+    return columns | {"logits": session.test_predictions.tolist()}
 
 
 def table(folder: Path) -> str:

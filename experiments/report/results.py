@@ -30,7 +30,7 @@ from experiments.sweep.records import ROOT, find_records, read_note, state
 from pipelines import record
 from pipelines.errors import PipelineError
 from pipelines.report.curves import STAGE, TRAINING_STAGES, flat, round_row
-from pipelines.sequential import config
+from pipelines.sequential import journal
 
 _RUN = ("round", "labelled", "test_accuracy", "own_accuracy", "train_accuracy", "residual_rms")
 _COST = ("fitted", "queried", "fit_seconds", "query_seconds", "peak_memory_mib", "host")
@@ -182,7 +182,7 @@ def _read(trial: Trial, path: Path | None) -> _Read:
 
 
 def _of_run(path: Path, row: dict[str, Any]) -> _Read:
-    found = config.read(path)
+    found = journal.read(path)
     run, host = found.run, _host(found.run.environment)
     curves: list[dict[str, Any]] = []
     for number, entry in enumerate(run.rounds):

@@ -18,7 +18,7 @@ from pipelines.audit import report as audit
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
 from pipelines.json_io import plain
-from pipelines.sequential import config as sequential
+from pipelines.sequential import journal as sequential
 from pipelines.sequential.config import SequentialConfig
 from pipelines.strategies import SETTINGS, settings_of
 

@@ -24,7 +24,7 @@ from pipelines.strategies import SETTINGS, settings_of
 REFERENCE = "random"
 # Excluded from what must agree within a group: `cycles` only says how far a run goes, the kernel's
 # two how much is computed at a time.
-_APART = {"format", "strategy", "seed", "cycles", "kernel.memory_gib", "kernel.chunk"}
+_APART = {"format", "strategy", "seed", "cycles"}
 STAGE = "seconds_"  # prefix of the columns that hold a stage's seconds
 TRAINING_STAGES = ("fit", "evaluate")  # the same for every strategy: not part of a query
 # In this order.

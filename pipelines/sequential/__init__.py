@@ -1,6 +1,21 @@
 """The sequential mode: labels one at a time, each absorbed without training."""
 
-from pipelines.sequential.learner import Exhausted, Question, Standing
-from pipelines.sequential.session import Asker, start
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Asker", "Exhausted", "Question", "Standing", "start"]
+if TYPE_CHECKING:
+    from pipelines.sequential.session import (
+        Exhausted,
+        SequentialQuery,
+        SequentialSession,
+        Status,
+        start,
+    )
+
+__all__ = ["Exhausted", "SequentialQuery", "SequentialSession", "Status", "start"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:  # torch and JAX are imported with it: not for a command that is refused
+        return getattr(import_module("pipelines.sequential.session"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,18 +1,8 @@
-"""Questions until the budget is spent: from settings to a run directory, resumed where it stood.
+"""Sequential runs: labels at the start, training, then one query at a time within a budget.
 
-Labels at the start, training, then one question at a time; every answer is on the disk before it is
-absorbed. Training again only when it is asked for, or when the linearised network has gone stale.
-
-Who answers: from the settings of a run to a function that is asked about one image at a time.
-
-The labels at the start: those that the data set has, and the others by asking.
-
-From settings, data and a run directory to {data-set index: class}, before anything is trained.
-
-Between questions: training on all labels so far, and what the next questions stand on.
-
-From a run directory and its answers to the network as trained last and an asker that has absorbed
-what was answered since; whatever was finished before an interruption is taken up.
+Every answer is on the disk before it is absorbed. The network is trained again only when the
+settings ask for it, or when the linearised network has gone stale; what an interrupted run had
+finished is not computed again.
 """
 
 import shutil
@@ -20,25 +10,35 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 from torch import nn
 
-from bridge import module
+from bridge.module import restore
 from bridge.weights import read
 from pipelines import record
-from pipelines.config import machine_settings
+from pipelines.config import identity, machine_settings
 from pipelines.errors import PipelineError
 from pipelines.progress import Stages, generator, keep_compiled
 from pipelines.record import RoundInProgress
 from pipelines.run import Bridge, FirstTrainingCache, describe, fit_and_save, prepared
-from pipelines.sequential import display
-from pipelines.sequential.config import Journal, SequentialConfig, open_journal
-from pipelines.sequential.learner import Event, Exhausted
-from pipelines.sequential.session import Asker, Scene, fits, grounds
+from pipelines.sequential.config import SequentialConfig
+from pipelines.sequential.journal import Journal, open_journal, write_curve
+from pipelines.sequential.learner import Event
+from pipelines.sequential.session import (
+    Exhausted,
+    SequentialData,
+    SequentialOptions,
+    SequentialSession,
+    Status,
+    build_state,
+    check_memory,
+)
 from pipelines.strategies.base import PROBE
 from trainer.dataset import UNLABELLED, Dataset
 from trainer.fit import keep_freed_blocks
@@ -55,25 +55,26 @@ from trainer.oracle import (
 from trainer.pool import Pool
 from trainer.predict import Piecewise, logits
 
-Respond = Callable[[int, str], int | Wish]
-"""Data-set index and a heading → the label, or what is wanted instead."""
+Answerer = Callable[[int, str], int | Wish]
+"""Data-set index and a heading → the label, or a wish to stop, skip or undo."""
 
-QUESTION_IMAGE = ".question.png"
+QUERY_IMAGE = ".question.png"
+KERNEL = ".kernel"  # in the run directory: finished chunks of a kernel that takes long
 
 
-def responder(
+def answerer_of(
     config: SequentialConfig,
     dataset: Dataset,
     console: Console,
     function: Callable[[np.ndarray], object] | None = None,
-) -> tuple[Respond, str]:
-    """Who answers, and their name in the record.
+) -> tuple[Answerer, str]:
+    """The oracle that the settings name, one image at a time, and its name in the record.
 
     Args:
-        config: says who.
-        dataset: of which images are asked.
+        config: names the oracle.
+        dataset: whose images are labelled.
         console: where a person is asked.
-        function: answers in their place, if it is given: data-set indices → classes.
+        function: answers in its place, if it is given: data-set indices → classes.
 
     Raises:
         NetworkError: `oracle` names no function.
@@ -86,30 +87,28 @@ def responder(
     if config.oracle == "person":
         if console.quiet:
             raise PipelineError("oracle is person, and there is no console to ask them at.")
-        file = config.run_folder / QUESTION_IMAGE
-        return person(dataset, file, console).ask, "person"
+        file = config.run_folder / QUERY_IMAGE
+        person = PersonOracle(
+            dataset.train_images, dataset.class_names, file, console, _read_standard_input
+        )
+        return person.ask, "person"
     named = CallableOracle(load(config.oracle, "oracle"), dataset.classes)
     return _one_by_one(named), config.oracle
 
 
-def person(dataset: Dataset, file: Path, console: Console) -> PersonOracle:
-    """The person at this process's standard input."""
-
-    def read() -> str:
-        line = sys.stdin.readline()
-        if not line:
-            raise EOFError
-        return line
-
-    return PersonOracle(dataset.train_images, dataset.class_names, file, console, read)
+def _read_standard_input() -> str:
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line
 
 
-def _one_by_one(oracle: Oracle) -> Respond:
+def _one_by_one(oracle: Oracle) -> Answerer:
     return lambda index, heading: int(oracle(np.array([index], np.int64))[0])
 
 
-def labels_at_the_start(
-    config: SequentialConfig, dataset: Dataset, journal: Journal, respond: Respond, who: str
+def initial_labels(
+    config: SequentialConfig, dataset: Dataset, journal: Journal, answerer: Answerer, who: str
 ) -> dict[int, int] | None:
     """The labelled set that the first training begins with.
 
@@ -145,7 +144,7 @@ def labels_at_the_start(
             )
         heading = f"label {len(labels) + len(given) + 1} of {config.initial} to begin with"
         began = time.monotonic()
-        said = respond(left[0], heading)
+        said = answerer(left[0], heading)
         if said is Wish.QUIT:
             return None
         if said is Wish.UNDO:
@@ -179,22 +178,19 @@ def _several_classes(labels: dict[int, int], dataset: Dataset) -> dict[int, int]
     return labels
 
 
-KERNEL = ".kernel"  # in the run directory: finished chunks of a kernel that takes long
-
-
 @dataclass(frozen=True)
-class Work:
-    """What stays the same from question to question.
+class SequentialSetup:
+    """Everything of a sequential run that its trainings and queries have in common.
 
     Attributes:
         config: of the run.
-        dataset: what is labelled.
+        dataset: its data.
         network: trained in place.
         bridge: its mirror.
-        journal: what has happened.
-        start: {data-set index: class}, the labels at the start.
-        tests: places of the test images on which the linearised network is evaluated.
-        stages: makes what notes time and memory, and shows progress.
+        journal: trainings and answers so far.
+        initial: {data-set index: class}, the labels at the start.
+        tests: positions of the test images on which the linearised network is evaluated.
+        stages: makes the record of time and memory, which shows progress.
         first: cache of first trainings; without one each run trains its own.
     """
 
@@ -203,14 +199,14 @@ class Work:
     network: nn.Module
     bridge: Bridge
     journal: Journal
-    start: dict[int, int]
+    initial: dict[int, int]
     tests: np.ndarray
     stages: Callable[[], Stages]
     first: FirstTrainingCache | None = None
 
     def labels(self, before: int) -> dict[int, int]:
         """{data-set index: class} of all labels given before a training, in their order."""
-        labels = dict(self.start)
+        labels = dict(self.initial)
         for line in self.journal.given:
             if line["round"] < before:
                 labels[line["image"]] = line["label"]
@@ -220,52 +216,60 @@ class Work:
         """As the network takes them."""
         return self.dataset.normalise(self.dataset.train_images[indices])
 
+    def restore(self, number: int) -> None:
+        """Give the network the weights of a training, in eval mode.
 
-def test_places(dataset: Dataset, subset: int | None, seed: int) -> np.ndarray:
-    """Places of the test images on which the linearised network is evaluated, in order."""
+        Raises:
+            BridgeError: they are not there, or of another network.
+        """
+        restore(self.network, read(self.journal.run.weights(number)))
+        self.network.eval()
+
+
+def test_positions(dataset: Dataset, subset: int | None, seed: int) -> np.ndarray:
+    """Test images on which the linearised network is evaluated, int64, ascending."""
     count = len(dataset.test_images)
     if subset is None or subset >= count:
         return np.arange(count)
     return np.sort(generator(seed, "tests").choice(count, subset, replace=False))
 
 
-def train(work: Work, why: str, *, ask_on: bool) -> Asker | None:
-    """Train on all labels so far, write it to the record, and make what is asked from it.
+def train(setup: SequentialSetup, why: str, *, go_on: bool) -> SequentialSession | None:
+    """Train on all labels so far, record it, and linearise the network.
 
     Args:
-        work: of the run.
+        setup: of the run.
         why: it is trained now, for the record.
-        ask_on: whether questions follow; without, no kernel is computed.
+        go_on: whether queries follow; without, no kernel is computed.
     """
-    journal, dataset = work.journal, work.dataset
-    number, stages = len(journal.run.rounds), work.stages()
-    labels = work.labels(number)
+    journal, dataset = setup.journal, setup.dataset
+    number, stages = len(journal.run.rounds), setup.stages()
+    labels = setup.labels(number)
     in_progress = RoundInProgress(journal.run)
     trained = in_progress.training()
     if trained is None:
-        trained = _fit(work, labels, number, stages)
+        trained = _fit(setup, labels, number, stages)
         in_progress.save_training(trained)
     else:
-        module.restore(work.network, read(journal.run.weights(number)))
-        work.network.eval()
+        setup.restore(number)
         stages.seconds["fit"] = trained["seconds"]
-    whole, some = _accuracies(work, stages)
-    asker = make_asker(work, number, stages) if ask_on else None
+    whole, some = _accuracies(setup, stages)
+    session = linearise(setup, number, stages) if go_on else None
     line = {
         "round": number,
         "why": why,
         "labelled": len(labels),
         "test_accuracy": whole,
         "subset_accuracy": some,
-        "linearised_accuracy": asker.standing.accuracy if asker else None,
+        "linearised_accuracy": session.status.accuracy if session else None,
         "train_accuracy": trained["train_accuracy"],
         "fit": trained["fit"],
         "missing_classes": list(
             missing_classes(np.array([*labels.values()], np.int64), dataset.class_names)
         ),
-        "candidates": len(asker.grounds.candidates) if asker else 0,
-        "tests": len(work.tests),
-        "diagnostics": asker.grounds.diagnostics if asker else {},
+        "candidates": len(session.state.candidates) if session else 0,
+        "tests": len(setup.tests),
+        "diagnostics": session.state.diagnostics if session else {},
         "seconds": stages.seconds,
         "peak_memory_mib": stages.peak_memory_mib,
     }
@@ -275,86 +279,73 @@ def train(work: Work, why: str, *, ask_on: bool) -> Asker | None:
         line["initial"] = {"indices": [*labels], "labels": [*labels.values()]}
     journal.train(line)
     record.clear_round_in_progress(journal.run.path)
-    return asker
+    return session
 
 
-def take_up(work: Work) -> Asker:
-    """The asker of the last training, with everything that was said since."""
-    number = len(work.journal.run.rounds) - 1
-    module.restore(work.network, read(work.journal.run.weights(number)))
-    work.network.eval()
-    return make_asker(work, number, work.stages())
-
-
-def make_asker(work: Work, number: int, stages: Stages) -> Asker:
-    """What questions after a training are asked by; its weights are on the disk."""
-    config, dataset, run = work.config, work.dataset, work.journal.run
-    labels = work.labels(number)
+def linearise(setup: SequentialSetup, number: int, stages: Stages) -> SequentialSession:
+    """The session after a training whose weights are on the disk, with all answers since."""
+    config, dataset, run = setup.config, setup.dataset, setup.journal.run
+    labels = setup.labels(number)
     aside = {
         line["image"]
-        for line in work.journal.answers
+        for line in setup.journal.answers
         if line["label"] is None and (line["round"] is None or line["round"] < number)
     }
     taken = np.array([*labels, *(aside - labels.keys())], np.int64)
     pool = Pool.of(len(dataset.train_images), taken)
     candidates = pool.candidates(config.subset, generator(config.seed, "subset", number))
     with stages("certificate"):
-        probe = work.images(np.concatenate([candidates, pool.labelled])[:PROBE])
-        mirror, certificate = work.bridge.cross(run, number, probe)
-    tests = dataset.normalise(dataset.test_images[work.tests]) if len(work.tests) else None
-    made = grounds(
-        work.network,
+        probe = setup.images(np.concatenate([candidates, pool.labelled])[:PROBE])
+        mirror, certificate = setup.bridge.cross(run, number, probe)
+    tests = dataset.normalise(dataset.test_images[setup.tests]) if len(setup.tests) else None
+    state = build_state(
+        setup.network,
         mirror,
         certificate,
-        Scene(
-            images=work.images,
+        SequentialData(
+            images=setup.images,
             labelled=labels,
             candidates=candidates,
             test_images=tests,
-            test_labels=dataset.test_labels[work.tests],
+            test_labels=dataset.test_labels[setup.tests],
             classes=dataset.classes,
         ),
-        config.strategy,
-        config.options,
-        config.kernel,
-        loss=config.train.loss,
-        seed=config.seed,
+        SequentialOptions(
+            config.strategy, config.options, config.kernel, config.train.loss, config.seed
+        ),
         rng=generator(config.seed, "kernel", number),
         stages=stages,
         folder=run.path / KERNEL,
     )
-    said = [Event(line["image"], line["label"]) for line in work.journal.of_round(number)]
+    events = [Event(line["image"], line["label"]) for line in setup.journal.of_round(number)]
     with stages("posterior"):
-        return Asker(made, said)
+        return SequentialSession(state, events)
 
 
-def tidy(work: Work) -> None:
-    """Delete what only an unfinished run needs."""
-    shutil.rmtree(work.journal.run.path / KERNEL, ignore_errors=True)
-
-
-def _fit(work: Work, labels: dict[int, int], number: int, stages: Stages) -> dict[str, Any]:
-    """Train and save; what the record says of it."""
-    config, run = work.config, work.journal.run
+def _fit(
+    setup: SequentialSetup, labels: dict[int, int], number: int, stages: Stages
+) -> dict[str, Any]:
+    """Train and save; returns the record of it."""
+    config, run = setup.config, setup.journal.run
     if number:  # a warm start, from the last training
-        module.restore(work.network, read(run.weights(number - 1)))
-    images = work.images(np.array([*labels], np.int64))
+        restore(setup.network, read(run.weights(number - 1)))
+    images = setup.images(np.array([*labels], np.int64))
     classes = np.array([*labels.values()], np.int64)
     return fit_and_save(
-        work.network, images, classes, config, run, number, stages, first=work.first
+        setup.network, images, classes, config, run, number, stages, first=setup.first
     )
 
 
-def _accuracies(work: Work, stages: Stages) -> tuple[float | None, float | None]:
+def _accuracies(setup: SequentialSetup, stages: Stages) -> tuple[float | None, float | None]:
     """The trained network's, on all test images and on those of the linearised network."""
-    dataset = work.dataset
+    dataset = setup.dataset
     if not len(dataset.test_images):
         return None, None
     with stages("evaluate"):
         tests = Piecewise(dataset.normalise, dataset.test_images)
-        answers = logits(work.network, tests).argmax(axis=1)
-    right = answers == dataset.test_labels
-    return float(right.mean()), float(right[work.tests].mean())
+        predicted = logits(setup.network, tests).argmax(axis=1)
+    right = predicted == dataset.test_labels
+    return float(right.mean()), float(right[setup.tests].mean())
 
 
 def run(
@@ -368,11 +359,11 @@ def run(
 
     Args:
         config: what to do and where to record it.
-        console: where questions and answers are shown; nothing is shown without one.
+        console: where queries and answers are shown; nothing is shown without one.
         oracle: answers in place of the one that the settings name: data-set indices → classes.
         first: cache of first trainings, for several runs that begin with the same one.
-        read_dataset: reads the data set, in place of what the settings name, unless that is a
-            folder of images.
+        read_dataset: reads the data set, in place of the one that the settings name, unless that
+            is a folder of images.
 
     Returns:
         The run as its directory holds it; not complete if a person stopped.
@@ -385,40 +376,39 @@ def run(
     keep_freed_blocks()
     keep_compiled()
     console = console or Console(quiet=True)
-    own = config.dataset == "images"
-    dataset, network = prepared(
-        config.plain, console, (lambda: _own(config)) if own else read_dataset
-    )
+    if config.dataset == "images":
+        read_dataset = lambda: _own_images(config)
+    dataset, network = prepared(config.rounds_of_one, console, read_dataset)
     with record.only_writer(config.run_folder):
-        asked = config.record() | {"data": describe(dataset)}
+        asked = identity(config) | {"data": describe(dataset)}
         journal = open_journal(config.run_folder, asked, machine_settings(config))
-        respond, who = responder(config, dataset, console, oracle)
-        display.print_heading(console, config, journal)
+        answerer, who = answerer_of(config, dataset, console, oracle)
+        print_heading(console, config, journal)
         bridge = Bridge(network, config.twin)
-        tests = test_places(dataset, config.test_subset, config.seed)
+        tests = test_positions(dataset, config.test_subset, config.seed)
         _check(config, dataset, bridge, len(tests), console)
-        start = labels_at_the_start(config, dataset, journal, respond, who)
-        finished = start is not None
-        if start is not None:
-            work = Work(
-                config,
-                dataset,
-                network,
-                bridge,
-                journal,
-                start,
-                tests,
-                lambda: Stages(console),
-                first,
+        initial = initial_labels(config, dataset, journal, answerer, who)
+        finished = initial is not None
+        if initial is not None:
+            setup = SequentialSetup(
+                config=config,
+                dataset=dataset,
+                network=network,
+                bridge=bridge,
+                journal=journal,
+                initial=initial,
+                tests=tests,
+                stages=lambda: Stages(console),
+                first=first,
             )
-            finished = _questions(work, respond, who, console)
+            finished = _spend_budget(setup, answerer, who, console)
         journal.flush()
-        (journal.run.path / QUESTION_IMAGE).unlink(missing_ok=True)
-        display.ending(console, config, journal, finished=finished)
+        (journal.run.path / QUERY_IMAGE).unlink(missing_ok=True)
+        print_ending(console, config, journal, finished=finished)
     return journal
 
 
-def _own(config: SequentialConfig) -> Dataset:
+def _own_images(config: SequentialConfig) -> Dataset:
     if not config.data_folder.exists():
         raise PipelineError(
             f"{config.data_folder} does not exist: give --data-dir the folder, zip or tar of your "
@@ -430,7 +420,7 @@ def _own(config: SequentialConfig) -> Dataset:
 def _check(
     config: SequentialConfig, dataset: Dataset, bridge: Bridge, tests: int, console: Console
 ) -> None:
-    """Refuse what cannot be mirrored or held before anything is trained or asked."""
+    """Refuse a network without a mirror, or too little memory, before anything is trained."""
     labelled = config.initial + (config.budget if config.retrains else 0)
     probe = dataset.normalise(dataset.train_images[:PROBE])
     with console.status("mirroring the network"):
@@ -441,51 +431,52 @@ def _check(
         raise PipelineError(
             f"all {len(dataset.train_images)} images are labelled at the start: lower initial."
         )
-    fits(mirror, probe[0], labelled, candidates, tests, config.kernel)
+    check_memory(mirror, probe[0], labelled, candidates, tests, config.kernel)
 
 
-def _questions(work: Work, respond: Respond, who: str, console: Console) -> bool:
-    """Ask, absorb and train until the budget is spent; False if a person stopped before."""
-    config, journal = work.config, work.journal
-    asker: Asker | None = None
+def _spend_budget(setup: SequentialSetup, answerer: Answerer, who: str, console: Console) -> bool:
+    """Query, absorb and train until the budget is spent; False if a person stopped before."""
+    config, journal = setup.config, setup.journal
+    session: SequentialSession | None = None
     if journal.unfollowed:
-        asker = _taken_up(work, console)
-        journal.follow(_follows(asker))
+        session = _resumed(setup, console)
+        journal.follow(_follows(session))
     while True:
-        why = _why_train(work, asker)
+        why = _why_train(setup, session)
         if why is not None:
-            asker = None  # so that there are never two of them in memory
-            left = config.budget - len(journal.given)
-            asker = train(work, why, ask_on=left > 0)
-            display.trained(console, journal.run.rounds[-1])
+            session = None  # so that there are never two of them in memory
+            session = train(setup, why, go_on=len(journal.given) < config.budget)
+            print_training(console, journal.run.rounds[-1])
         if len(journal.given) >= config.budget:
             if why is None:
-                tidy(work)
+                shutil.rmtree(journal.run.path / KERNEL, ignore_errors=True)
                 return True
             continue
-        if asker is None:
-            asker = _taken_up(work, console)
+        if session is None:
+            session = _resumed(setup, console)
             continue  # perhaps it has gone stale already
         try:
-            if not _ask(work, asker, respond, who, console):
+            if not _query(setup, session, answerer, who, console):
                 return False
         except Exhausted:
             since = journal.of_round(len(journal.run.rounds) - 1)
             if not (config.retrains and since):
                 raise
-            asker = None
-            asker = train(work, "no candidate was left", ask_on=True)
-            display.trained(console, journal.run.rounds[-1])
+            session = None
+            session = train(setup, "no candidate was left", go_on=True)
+            print_training(console, journal.run.rounds[-1])
 
 
-def _taken_up(work: Work, console: Console) -> Asker:
-    with console.status("absorbing what was answered since the training"):
-        return take_up(work)
+def _resumed(setup: SequentialSetup, console: Console) -> SequentialSession:
+    number = len(setup.journal.run.rounds) - 1
+    with console.status("absorbing the answers since the training"):
+        setup.restore(number)
+        return linearise(setup, number, setup.stages())
 
 
-def _why_train(work: Work, asker: Asker | None) -> str | None:
+def _why_train(setup: SequentialSetup, session: SequentialSession | None) -> str | None:
     """Why the network is to be trained now; None if it is not."""
-    config, journal = work.config, work.journal
+    config, journal = setup.config, setup.journal
     if not journal.run.rounds:
         return "the labels at the start"
     number = len(journal.run.rounds) - 1
@@ -495,62 +486,165 @@ def _why_train(work: Work, asker: Asker | None) -> str | None:
     if config.retrain_every is not None and since >= config.retrain_every:
         return f"{since} answers"
     limit = config.retrain_when_stale
-    if limit is not None and asker is not None and asker.standing.drift > limit:
-        return f"stale: drift {asker.standing.drift:.4f}"
+    if limit is not None and session is not None and session.status.drift > limit:
+        return f"stale: drift {session.status.drift:.4f}"
     return None
 
 
-def _ask(work: Work, asker: Asker, respond: Respond, who: str, console: Console) -> bool:
-    """One question and what is said to it; False if a person stops."""
-    config, journal = work.config, work.journal
-    question, standing = asker.question(), asker.standing
+def _query(
+    setup: SequentialSetup,
+    session: SequentialSession,
+    answerer: Answerer,
+    who: str,
+    console: Console,
+) -> bool:
+    """One query and its answer; False if a person stops."""
+    config, journal = setup.config, setup.journal
+    query = session.next_query()
     began = time.monotonic()
-    heading = display.heading_of_question(config, len(journal.given), standing)
-    said = respond(question.image, heading)
+    said = answerer(query.image, query_heading(config, len(journal.given), session.status))
     if said is Wish.QUIT:
         return False
     if said is Wish.UNDO:
-        _undo(journal, asker, console)
+        _undo(journal, session, console)
         return True
     label = said if isinstance(said, int) else None
     line = {
         "number": len(journal.answers),
         "round": len(journal.run.rounds) - 1,
-        "image": question.image,
+        "image": query.image,
         "label": label,
-        "name": None if label is None else work.dataset.class_names[label],
-        "score": question.score,
-        "predicted": question.predicted,
+        "name": None if label is None else setup.dataset.class_names[label],
+        "score": query.score,
+        "predicted": query.predicted,
         "who": who,
         "seconds": round(time.monotonic() - began, 3),
     }
-    journal.add(line)
+    journal.add(line)  # on the disk before it is absorbed
     if label is None:
-        asker.skip(question.image)
+        session.skip(query.image)
     else:
-        asker.tell(question.image, label)
-    journal.follow(_follows(asker))
-    display.answered(console, journal.answers[-1], config.budget, len(journal.given))
+        session.add_label(query.image, label)
+    journal.follow(_follows(session))
+    print_answer(console, journal.answers[-1], config.budget, len(journal.given))
     return True
 
 
-def _undo(journal: Journal, asker: Asker, console: Console) -> None:
-    if not asker.events:
-        display.remark(console, "nothing was answered since the network was trained: no undo")
+def _undo(journal: Journal, session: SequentialSession, console: Console) -> None:
+    if not session.events:
+        _remark(console, "nothing was answered since the network was trained: no undo")
         return
     line = journal.answers[-1]
     journal.take_back()
-    asker.undo()
-    display.remark(console, f"taken back: image {line['image']} ({line['name'] or 'set aside'})")
+    session.undo()
+    _remark(console, f"taken back: image {line['image']} ({line['name'] or 'set aside'})")
 
 
-def _follows(asker: Asker) -> dict[str, object]:
-    standing = asker.standing
+def _follows(session: SequentialSession) -> dict[str, object]:
+    status = session.status
     return {
-        "labelled": standing.labelled,
-        "accuracy": standing.accuracy,
-        "drift": standing.drift,
-        "foreseen": standing.foreseen,
-        "rounding": standing.rounding,
-        "refreshed": standing.refreshed,
+        "labelled": status.labelled,
+        "accuracy": status.accuracy,
+        "drift": status.drift,
+        "foreseen": status.foreseen,
+        "rounding": status.rounding,
+        "refreshed": status.refreshed,
     }
+
+
+def print_heading(console: Console, config: SequentialConfig, journal: Journal) -> None:
+    """Print the run in one line, and how many answers are on disk."""
+    console.print(
+        f"[bold]{config.dataset}[/bold] · sequential · {config.strategy} · seed {config.seed} · "
+        f"{config.network} {' '.join(config.network_args)}",
+        highlight=False,
+    )
+    if journal.answers:
+        console.print(f"{len(journal.answers)} answers are on disk; going on", style="dim")
+
+
+def query_heading(config: SequentialConfig, answered: int, status: Status) -> str:
+    """The line above a query."""
+    accuracy = _percent(status.accuracy)
+    known = "" if status.accuracy is None else f" · linearised network {accuracy} right"
+    return f"question {answered + 1} of {config.budget} · {status.labelled} labels{known}"
+
+
+def print_answer(console: Console, line: dict[str, Any], budget: int, count: int) -> None:
+    """Print one answer, and accuracy and drift after it."""
+    what = escape(line["name"]) if line["name"] is not None else "set aside"
+    right = "=" if line["predicted"] == line["label"] else "≠"
+    console.print(
+        f"{count:>4}/{budget} image {line['image']:<6} {what:<12} {right} "
+        f"{line['score']:>9.4g}  test {_percent(line['accuracy']):>6}  drift {line['drift']:.3f}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def print_training(console: Console, line: dict[str, Any]) -> None:
+    """Print one training, and in words labels not fitted and classes not labelled."""
+    console.print(
+        f"trained on {line['labelled']} labels ({line['why']}): test "
+        f"{_percent(line['test_accuracy'])}, train {_percent(line['train_accuracy'])}; "
+        f"{sum(line['seconds'].values()):.1f} s",
+        style="bold",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if not line["fit"]["fitted"]:
+        console.print(
+            f"the labels were not fitted: {line['fit']['stopped']}", style="yellow", soft_wrap=True
+        )
+    if line["missing_classes"]:
+        named = ", ".join(line["missing_classes"][:10])
+        console.print(f"no label yet of: {escape(named)}", style="yellow", highlight=False)
+
+
+def print_ending(
+    console: Console, config: SequentialConfig, journal: Journal, *, finished: bool
+) -> None:
+    """Print a table of trainings, draw the curve, and say where record and picture are."""
+    if journal.run.rounds:
+        console.print(_table(journal))
+        _remark(
+            console,
+            f"accuracy on {journal.run.rounds[0]['tests']} test images (SGD, all: on all of them), "
+            "of the network as trained, linearised, and then with the answers",
+        )
+        picture = write_curve(journal)
+        console.print(f"picture: {picture}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"record:  {journal.run.path}", highlight=False, soft_wrap=True, markup=False)
+    if not finished:
+        left = config.budget - len(journal.given)
+        _remark(console, f"stopped with {left} questions left; the same command goes on from here")
+
+
+def _remark(console: Console, text: str) -> None:
+    console.print(text, style="dim", markup=False, highlight=False)
+
+
+def _percent(accuracy: float | None) -> str:
+    return "-" if accuracy is None else f"{100 * accuracy:.2f}%"
+
+
+def _table(journal: Journal) -> Table:
+    table = Table(
+        box=box.SIMPLE_HEAD, padding=0, collapse_padding=True, pad_edge=False, show_edge=False
+    )
+    for name in ("labels", "SGD, all", "SGD", "linearised", "answers", "then", "foreseen", "drift"):
+        table.add_column(name, justify="right", no_wrap=True, min_width=len(name) + 1)
+    for line in journal.run.rounds:
+        own = [a for a in journal.of_round(line["round"]) if a["label"] is not None]
+        last = own[-1] if own else None
+        table.add_row(
+            str(line["labelled"]),
+            _percent(line["test_accuracy"]),
+            _percent(line["subset_accuracy"]),
+            _percent(line["linearised_accuracy"]),
+            str(len(own)),
+            _percent(last["accuracy"]) if last else "",
+            f"{100 * last['foreseen'] / len(own):.0f}%" if last else "",
+            f"{last['drift']:.4f}" if last else "",
+        )
+    return table

@@ -1,20 +1,4 @@
-"""From one's own trained network and images to an object that asks for labels one at a time.
-
-An asker in a folder: arrays and weights as safetensors, settings and answers as JSON.
-
-The arrays are written once, under a name that follows from their contents; `state.json` names them
-and is replaced whole, last. Nothing is pickled, and neither network nor images are needed to go on.
-
-Ask, tell, undo: one question at a time, each answer absorbed before the next question.
-
-From a linearised network and its candidates to data-set indices that are worth a label, and from
-labels to a better linearised network.
-
-From a trained network to what questions stand on: kernel, logits and candidates.
-
-The certified mirror's empirical kernel between the labelled images, the candidates and the test
-images; no entries between test images are needed, and without a sketch none are computed.
-"""
+"""Sequential queries: one image at a time, each label absorbed before the next query."""
 
 import dataclasses
 import hashlib
@@ -29,31 +13,26 @@ import torch
 from torch import nn
 
 from bridge import trace
-from bridge import weights as files
 from bridge.mirror import Mirror
 from bridge.module import weights_of
 from bridge.parity import certify
-from bridge.weights import Contents, replace
+from bridge.weights import Contents, Weights, pack, replace, unpack
 from kernel.covariance import Cross, Features, Given, Kernel
 from kernel.errors import KernelError
 from kernel.model import dtype_of
 from kernel.ntk import Decision, Sizes, decide, query_kernel
-from kernel.options import Options
+from kernel.options import CRITERIA, Options
 from pipelines.errors import PipelineError
 from pipelines.progress import Stages, generator, numbered
 from pipelines.query import checked_images, checked_labels
+from pipelines.sequential.config import STRATEGIES, criterion_options
 from pipelines.sequential.learner import (
-    NAMES,
     Answer,
     Event,
-    Grounds,
     Learner,
     Linearisation,
-    Question,
-    Standing,
-    next_question,
-    options_of,
-    viewer,
+    SequentialState,
+    acquisition_of,
 )
 from pipelines.strategies.base import PROBE
 from pipelines.strategies.lookahead import reference_sample
@@ -62,43 +41,309 @@ from trainer.config import Loss
 from trainer.errors import lookup
 from trainer.predict import logits
 
-FORMAT = 1
+
+class Exhausted(PipelineError):
+    """No candidate is left that is worth a label."""
+
+
+class SequentialQuery(NamedTuple):
+    """The image to label next.
+
+    Attributes:
+        image: its data-set index.
+        score: the strategy's, higher = sooner; comparable with others at the same moment only.
+        predicted: the class that the linearised network would give it.
+    """
+
+    image: int
+    score: float
+    predicted: int
+
+
+class Status(NamedTuple):
+    """The linearised network after the labels so far.
+
+    Attributes:
+        labelled: how many labels it has, those of the training included.
+        answered: how many since the training.
+        foreseen: how many of these it had predicted.
+        accuracy: on the test images; None without any.
+        drift: ‖Δθ‖/‖θ‖, how far its parameters have moved for the labels.
+        rounding: the recursion's, as last measured; see `Learner.measure`.
+        refreshed: how often it was above the tolerance and everything was factorised anew.
+    """
+
+    labelled: int
+    answered: int
+    foreseen: int
+    accuracy: float | None
+    drift: float
+    rounding: float
+    refreshed: int
+
+
+class SequentialSession:
+    """Chooses the next image to label, and absorbs labels.
+
+    The same state and the same labels in the same order give the same query, to the last bit.
+    `pipelines.sequential.start` makes one of a trained network.
+
+    Attributes:
+        state: what does not change with a label.
+    """
+
+    def __init__(self, state: SequentialState, events: Sequence[Event] = ()):
+        """Start from a state, and repeat events.
+
+        Args:
+            state: what does not change with a label.
+            events: labels and images set aside, in the order in which they came.
+
+        Raises:
+            PipelineError: as `add_label` and `skip`.
+            KernelError: the kernel cannot be conditioned on.
+        """
+        self.state = state
+        self._positions = {index: n for n, index in enumerate(state.candidates.tolist())}
+        self._ties = generator(state.seed, "ties").permutation(len(state.candidates))
+        self._events: list[Event] = []
+        self._foreseen: list[bool] = []
+        self._query: SequentialQuery | None = None
+        self._learner = self._learn(())
+        for index, label in events:
+            if label is None:
+                self.skip(index)
+            else:
+                self.add_label(index, label)
+
+    @classmethod
+    def restore(cls, folder: Path | str) -> "SequentialSession":
+        """As it was saved: with the same next query, and the same after it.
+
+        Raises:
+            PipelineError, BridgeError: the folder holds nothing that was saved, or it was changed.
+        """
+        return cls(*read(Path(folder)))
+
+    def save(self, folder: Path | str) -> None:
+        """Write everything that `restore` needs: arrays, weights, settings and labels.
+
+        The folder is made if it is not there. Saved again after further labels, only those are
+        written. A process killed while it saves leaves what was saved before.
+
+        Raises:
+            PipelineError, BridgeError, OSError: it cannot be written.
+        """
+        write(Path(folder), self.state, self._events)
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """Labels and images set aside since the training, in order."""
+        return tuple(self._events)
+
+    @property
+    def labels(self) -> dict[int, int]:
+        """{data-set index: class} of the training and of all labels since."""
+        given = {index: label for index, label in self._events if label is not None}
+        return {**self.state.labelled, **given}
+
+    @property
+    def predictions(self) -> np.ndarray:
+        """The linearised network's logits, float64 (candidates, classes), by `state.candidates`.
+
+        Those of labelled candidates are their labels, but for the ridge.
+        """
+        return self._learner.predictions[: len(self.state.candidates)]
+
+    @property
+    def test_predictions(self) -> np.ndarray:
+        """The linearised network's logits of the test images, float64 (tests, classes)."""
+        return self._learner.predictions[len(self.state.candidates) :]
+
+    @property
+    def status(self) -> Status:
+        """The linearised network after the labels so far."""
+        truth = self.state.test_labels
+        right = self.test_predictions.argmax(axis=1) == truth
+        return Status(
+            labelled=len(self.labels),
+            answered=len(self._foreseen),
+            foreseen=sum(self._foreseen),
+            accuracy=float(right.mean()) if len(truth) else None,
+            drift=float(np.sqrt(self._learner.squared_change)) / self.state.norm,
+            rounding=self._learner.rounding,
+            refreshed=self._learner.refreshed,
+        )
+
+    def next_query(self) -> SequentialQuery:
+        """The open candidate with the highest score; the same until something is labelled.
+
+        Raises:
+            Exhausted: every candidate is labelled, set aside or determined by the labels so far.
+            PipelineError: scores that are not numbers.
+        """
+        if self._query is None:
+            self._query = self._best()
+        return self._query
+
+    def add_label(self, index: int, label: int) -> None:
+        """Absorb a label: of the image queried, or of any other candidate.
+
+        The same label given again counts once; an image that was set aside may be labelled.
+
+        Args:
+            index: in the data set.
+            label: the class, from 0.
+
+        Raises:
+            PipelineError: no such class, an image that is no candidate, or another label than the
+                one that the image has.
+        """
+        index, label = _whole(index, "index"), _whole(label, "label")
+        if not 0 <= label < self.state.classes:
+            raise PipelineError(
+                f"image {index} was given the label {label}, and {self.state.classes} classes "
+                f"have labels 0 to {self.state.classes - 1}."
+            )
+        known = self.labels.get(index)
+        if known == label:
+            return
+        if known is not None:
+            how = "the network was trained with it" if index in self.state.labelled else "undo it"
+            raise PipelineError(
+                f"image {index} has the label {known} and was now given {label}: {how}, or keep "
+                "the first."
+            )
+        position = self._position(index)
+        predicted = int(self._learner.predictions[position].argmax())
+        self._learner.add_label(Answer(position, label))
+        self._foreseen.append(predicted == label)
+        self._add(Event(index, label))
+
+    def skip(self, index: int) -> None:
+        """Set an image aside: it is not queried again.
+
+        Raises:
+            PipelineError: it is no candidate, or labelled or set aside already.
+        """
+        index = _whole(index, "index")
+        self._position(index)
+        if index in self.labels or Event(index, None) in self._events:
+            raise PipelineError(f"image {index} is labelled or set aside already.")
+        self._add(Event(index, None))
+
+    def undo(self) -> Event:
+        """Take back the last label, or the last image set aside.
+
+        Returns:
+            The event that was taken back.
+
+        Raises:
+            PipelineError: there is none since the training.
+        """
+        if not self._events:
+            raise PipelineError(
+                "there is nothing to take back: nothing was answered since the network was trained."
+            )
+        last = self._events.pop()
+        self._query = None
+        if last.label is not None:
+            self._foreseen.pop()
+            answers = self._learner.answers[:-1]
+            del self._learner  # so that there are never two of them in memory
+            self._learner = self._learn(answers)
+        return last
+
+    def _learn(self, answers: Sequence[Answer]) -> Learner:
+        state = self.state
+        rng = generator(state.seed, "order")
+        make = acquisition_of(state.strategy, state.options, state.loss, rng)
+        return Learner(state.linearisation, make, answers)
+
+    def _best(self) -> SequentialQuery:
+        candidates, learner = self.state.candidates, self._learner
+        closed = {event.image for event in self._events}
+        is_open = np.array([index not in closed for index in candidates.tolist()], bool)
+        if not is_open.any():
+            raise Exhausted(
+                f"all {len(candidates)} candidates are labelled or set aside: train again to draw "
+                "others."
+            )
+        if self.state.strategy in CRITERIA:
+            left = int(is_open.sum())
+            is_open &= ~learner.determined[: len(candidates)]
+            if not is_open.any():
+                raise Exhausted(
+                    f"the labels so far determine all {left} candidates that are left (they are "
+                    "duplicates, or the kernel has no more directions), so that look-ahead cannot "
+                    "tell them apart: train again, choose another kernel kind, or a larger sketch."
+                )
+        scores = np.asarray(learner.acquisition.scores(), np.float64)[: len(candidates)]
+        if np.isnan(scores[is_open]).any():
+            bad = candidates[is_open & np.isnan(scores)][:5].tolist()
+            raise PipelineError(f"the scores of images {bad} are not numbers.")
+        best = int(np.lexsort((self._ties, -scores, ~is_open))[0])
+        predicted = int(learner.predictions[best].argmax())
+        return SequentialQuery(int(candidates[best]), float(scores[best]), predicted)
+
+    def _add(self, event: Event) -> None:
+        self._events.append(event)
+        self._query = None
+
+    def _position(self, index: int) -> int:
+        if index not in self._positions:
+            raise PipelineError(
+                f"image {index} is not one of the {len(self._positions)} candidates: only they can "
+                "be labelled until the network is trained again."
+            )
+        return self._positions[index]
+
+
+def _whole(value: object, what: str) -> int:
+    """A whole number, whatever its type.
+
+    Raises:
+        PipelineError: it is none.
+    """
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return int(value)
+    raise PipelineError(f"the {what} must be a whole number, not {value!r}.")
+
+
+FORMAT = 2
 STATE = "state.json"
 _FORMS = {"dense": Kernel, "features": Features, "cross": Cross}
 _PLAIN = ("classes", "norm", "strategy", "loss", "seed", "diagnostics")
 
 
-def write(folder: Path, grounds: Grounds, events: Sequence[Event]) -> None:
-    """Save; what was saved in the folder before is replaced.
+def write(folder: Path, state: SequentialState, events: Sequence[Event]) -> None:
+    """Save a session in place of what was saved in the folder before; nothing is pickled.
+
+    The arrays are written once, under a name that follows from their contents; `state.json` names
+    them and is replaced whole, last.
 
     Raises:
         PipelineError: the folder holds something else.
         BridgeError, OSError: it cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    state = folder / STATE
+    path = folder / STATE
     foreign = [p.name for p in folder.iterdir() if not p.name.startswith(".")]
-    if foreign and not state.exists():
+    if foreign and not path.exists():
         raise PipelineError(
             f"{folder} is not empty and nothing was saved there (found {foreign[0]}); give an "
             "empty or new folder."
         )
-    arrays, form = _arrays(grounds)
-    name = f"ground-{_digest(arrays)}.safetensors"
+    arrays, form = _arrays(state)
+    name = f"state-{_digest(arrays)}.safetensors"
     if not (folder / name).exists():
-        files.pack(
-            Contents(
-                {
-                    "parameter": grounds.weights.params,
-                    "buffer": grounds.weights.buffers,
-                    "constant": arrays,
-                },
-                grounds.weights.provenance,
-                {},
-            ),
-            folder / name,
-        )
-    start = grounds.linearisation
+        groups = {
+            "parameter": state.weights.params,
+            "buffer": state.weights.buffers,
+            "constant": arrays,
+        }
+        pack(Contents(groups, state.weights.provenance, {}), folder / name)
+    start = state.linearisation
     content = {
         "format": FORMAT,
         "arrays": name,
@@ -107,66 +352,66 @@ def write(folder: Path, grounds: Grounds, events: Sequence[Event]) -> None:
         "candidates": start.candidates,
         "keep": start.keep,
         "ridge": start.ridge,
-        "options": dataclasses.asdict(grounds.options),
-        "labelled": [[index, label] for index, label in grounds.labelled.items()],
-        **{key: getattr(grounds, key) for key in _PLAIN},
+        "options": dataclasses.asdict(state.options),
+        "labelled": [[index, label] for index, label in state.labelled.items()],
+        **{key: getattr(state, key) for key in _PLAIN},
         "events": [list(event) for event in events],
     }
-    replace(state, (json.dumps(content, indent=1) + "\n").encode())
-    for stale in folder.glob("ground-*.safetensors"):
+    replace(path, (json.dumps(content, indent=1) + "\n").encode())
+    for stale in folder.glob("state-*.safetensors"):
         if stale.name != name:
             stale.unlink()
 
 
-def read(folder: Path) -> tuple[Grounds, tuple[Event, ...]]:
-    """What was saved.
+def read(folder: Path) -> tuple[SequentialState, tuple[Event, ...]]:
+    """A saved session.
 
     Raises:
-        PipelineError: nothing was, or it was changed since.
+        PipelineError: nothing was saved, or it was changed since.
         BridgeError: the arrays are missing, cut short or changed.
     """
     path = folder / STATE
     if not path.is_file():
-        raise PipelineError(f"{folder} holds nothing that an asker saved: it has no {STATE}.")
+        raise PipelineError(f"{folder} holds no saved session: it has no {STATE}.")
     try:
-        state: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        if state["format"] != FORMAT:
+        saved: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        if saved["format"] != FORMAT:
             raise PipelineError(
-                f"{path} was written in format {state['format']!r}; this version reads {FORMAT}."
+                f"{path} was written in format {saved['format']!r}; this version reads {FORMAT}."
             )
-        groups, provenance, _ = files.unpack(folder / state["arrays"])
+        groups, provenance, _ = unpack(folder / saved["arrays"])
         arrays = groups["constant"]
         linearisation = Linearisation(
-            kernel=_kernel(state["form"], state["precision"], arrays),
+            kernel=_kernel(saved["form"], saved["precision"], arrays),
             targets=arrays["targets"],
             labelled_logits=arrays["labelled_logits"],
             logits=arrays["logits"],
             sample=arrays["sample"],
-            candidates=state["candidates"],
-            keep=state["keep"],
-            ridge=state["ridge"],
+            candidates=saved["candidates"],
+            keep=saved["keep"],
+            ridge=saved["ridge"],
         )
-        grounds = Grounds(
+        state = SequentialState(
             linearisation=linearisation,
             candidates=arrays["indices"],
-            labelled={int(index): int(label) for index, label in state["labelled"]},
+            labelled={int(index): int(label) for index, label in saved["labelled"]},
             test_labels=arrays["test_labels"],
-            options=Options(**state["options"]),
-            weights=files.Weights(groups["parameter"], groups["buffer"], provenance),
-            **{key: state[key] for key in _PLAIN},
+            options=Options(**saved["options"]),
+            weights=Weights(groups["parameter"], groups["buffer"], provenance),
+            **{key: saved[key] for key in _PLAIN},
         )
-        events = tuple(Event(index, label) for index, label in state["events"])
+        events = tuple(Event(index, label) for index, label in saved["events"])
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise PipelineError(
             f"{path} is not what was saved ({error!r}): it was changed, or written by another "
             "version. Restore it, or start again."
         ) from error
-    return grounds, events
+    return state, events
 
 
-def _arrays(grounds: Grounds) -> tuple[dict[str, np.ndarray], str]:
+def _arrays(state: SequentialState) -> tuple[dict[str, np.ndarray], str]:
     """Everything that is an array, and the form of the kernel."""
-    start = grounds.linearisation
+    start = state.linearisation
     form = next(name for name, kind in _FORMS.items() if isinstance(start.kernel, kind))
     arrays = {
         "kernel": np.asarray(start.kernel.values),
@@ -174,8 +419,8 @@ def _arrays(grounds: Grounds) -> tuple[dict[str, np.ndarray], str]:
         "labelled_logits": start.labelled_logits,
         "logits": start.logits,
         "sample": start.sample,
-        "indices": grounds.candidates,
-        "test_labels": grounds.test_labels,
+        "indices": state.candidates,
+        "test_labels": state.test_labels,
     }
     if isinstance(start.kernel, Cross):
         arrays["diagonal"] = start.kernel.diagonal
@@ -196,223 +441,13 @@ def _digest(arrays: dict[str, np.ndarray]) -> str:
     return digest.hexdigest()[:16]
 
 
-class Asker:
-    """Says which image to label next, and absorbs the label.
-
-    The same grounds and the same answers in the same order give the same question, to the last bit.
-    `pipelines.sequential.start` makes one of a trained network.
-
-    Attributes:
-        grounds: what does not change with an answer.
-    """
-
-    def __init__(self, grounds: Grounds, events: Sequence[Event] = ()):
-        """Stand on grounds and take up what was said before.
-
-        Args:
-            grounds: what does not change with an answer.
-            events: labels and images set aside, in the order in which they came.
-
-        Raises:
-            PipelineError: as `tell` and `skip`.
-            KernelError: the kernel cannot be conditioned on.
-        """
-        self.grounds = grounds
-        self._places = {index: place for place, index in enumerate(grounds.candidates.tolist())}
-        count = len(grounds.candidates)
-        self._ties = generator(grounds.seed, "ties").permutation(count)
-        self._events: list[Event] = []
-        self._foreseen: list[bool] = []
-        self._question: Question | None = None
-        self._learner = self._learn(())
-        for index, label in events:
-            if label is None:
-                self.skip(index)
-            else:
-                self.tell(index, label)
-
-    @classmethod
-    def restore(cls, folder: Path | str) -> "Asker":
-        """As it was saved: it asks the same question and goes on in the same way.
-
-        Raises:
-            PipelineError, BridgeError: the folder holds nothing that was saved, or it was changed.
-        """
-        return cls(*read(Path(folder)))
-
-    def save(self, folder: Path | str) -> None:
-        """Write everything that `restore` needs: arrays, weights, settings and answers.
-
-        The folder is made if it is not there. Saved again after further answers, only those are
-        written. A process killed while it saves leaves what was saved before.
-
-        Raises:
-            PipelineError, BridgeError, OSError: it cannot be written.
-        """
-        write(Path(folder), self.grounds, self._events)
-
-    @property
-    def events(self) -> tuple[Event, ...]:
-        """What was said so far, in order."""
-        return tuple(self._events)
-
-    @property
-    def labels(self) -> dict[int, int]:
-        """{data-set index: class} of the training and of all answers."""
-        given = {index: label for index, label in self._events if label is not None}
-        return {**self.grounds.labelled, **given}
-
-    @property
-    def predictions(self) -> np.ndarray:
-        """The linearised network's logits, float64 (candidates, classes), by `grounds.candidates`.
-
-        Those of labelled candidates are their labels, but for the ridge.
-        """
-        return self._learner.predictions[: len(self.grounds.candidates)]
-
-    @property
-    def test_predictions(self) -> np.ndarray:
-        """The linearised network's logits of the test images, float64 (tests, classes)."""
-        return self._learner.predictions[len(self.grounds.candidates) :]
-
-    @property
-    def standing(self) -> Standing:
-        """Where the linearised network stands."""
-        truth = self.grounds.test_labels
-        right = self.test_predictions.argmax(axis=1) == truth
-        return Standing(
-            labelled=len(self.labels),
-            answered=len(self._foreseen),
-            foreseen=sum(self._foreseen),
-            accuracy=float(right.mean()) if len(truth) else None,
-            drift=float(np.sqrt(self._learner.moved)) / self.grounds.norm,
-            rounding=self._learner.rounding,
-            refreshed=self._learner.refreshed,
-        )
-
-    def ask(self) -> int:
-        """The data-set index of the image to label next; the same until something is told.
-
-        Raises:
-            Exhausted: every candidate is labelled, set aside or determined by the labels so far.
-        """
-        return self.question().image
-
-    def question(self) -> Question:
-        """As `ask`, with the score of the image and what the linearised network makes of it.
-
-        Raises:
-            Exhausted: as `ask`.
-        """
-        if self._question is None:
-            self._question = next_question(self.grounds, self._events, self._learner, self._ties)
-        return self._question
-
-    def tell(self, index: int, label: int) -> None:
-        """Absorb a label: of the image in question, or of any other candidate.
-
-        A label told again is taken once; an image that was set aside may be labelled after all.
-
-        Args:
-            index: in the data set.
-            label: the class, from 0.
-
-        Raises:
-            PipelineError: no such class, an image that is no candidate, or another label than the
-                one that the image has.
-        """
-        index, label = _whole(index, "index"), _whole(label, "label")
-        if not 0 <= label < self.grounds.classes:
-            raise PipelineError(
-                f"image {index} was given the label {label}, and {self.grounds.classes} classes "
-                f"have labels 0 to {self.grounds.classes - 1}."
-            )
-        known = self.labels.get(index)
-        if known == label:
-            return
-        if known is not None:
-            how = "the network was trained with it" if index in self.grounds.labelled else "undo it"
-            raise PipelineError(
-                f"image {index} has the label {known} and was now given {label}: {how}, or keep "
-                "the first."
-            )
-        place = self._place(index)
-        predicted = int(self._learner.predictions[place].argmax())
-        self._learner.tell(Answer(place, label))
-        self._foreseen.append(predicted == label)
-        self._said(Event(index, label))
-
-    def skip(self, index: int) -> None:
-        """Set an image aside: it is not asked for again.
-
-        Raises:
-            PipelineError: it is no candidate, or labelled or set aside already.
-        """
-        index = _whole(index, "index")
-        self._place(index)
-        if index in self.labels or Event(index, None) in self._events:
-            raise PipelineError(f"image {index} is labelled or set aside already.")
-        self._said(Event(index, None))
-
-    def undo(self) -> Event:
-        """Take back what was told or set aside last.
-
-        Returns:
-            What it was.
-
-        Raises:
-            PipelineError: nothing was said since the training.
-        """
-        if not self._events:
-            raise PipelineError(
-                "there is nothing to take back: nothing was answered since the network was trained."
-            )
-        last = self._events.pop()
-        self._question = None
-        if last.label is not None:
-            self._foreseen.pop()
-            answers = self._learner.answers[:-1]
-            del self._learner  # so that there are never two of them in memory
-            self._learner = self._learn(answers)
-        return last
-
-    def _learn(self, answers: Sequence[Answer]) -> Learner:
-        grounds = self.grounds
-        rng = generator(grounds.seed, "order")
-        seen = viewer(grounds.strategy, grounds.options, grounds.loss, rng)
-        return Learner(grounds.linearisation, seen, answers)
-
-    def _said(self, event: Event) -> None:
-        self._events.append(event)
-        self._question = None
-
-    def _place(self, index: int) -> int:
-        if index not in self._places:
-            raise PipelineError(
-                f"image {index} is not one of the {len(self._places)} candidates: only they can be "
-                "labelled until the network is trained again."
-            )
-        return self._places[index]
-
-
-def _whole(value: object, what: str) -> int:
-    """A whole number, whatever its type.
-
-    Raises:
-        PipelineError: it is none.
-    """
-    if isinstance(value, int | np.integer) and not isinstance(value, bool):
-        return int(value)
-    raise PipelineError(f"the {what} must be a whole number, not {value!r}.")
-
-
-class Scene(NamedTuple):
-    """What there is to ask about.
+class SequentialData(NamedTuple):
+    """Images and labels of a session.
 
     Attributes:
         images: data-set indices → images as the network takes them.
         labelled: {data-set index: class} that the network was trained on.
-        candidates: data-set indices that may be asked for.
+        candidates: data-set indices that may be queried.
         test_images: as the network takes them; None without any.
         test_labels: their classes.
         classes: how many there are.
@@ -426,54 +461,65 @@ class Scene(NamedTuple):
     classes: int
 
 
-def grounds(
+class SequentialOptions(NamedTuple):
+    """Strategy and settings of a session.
+
+    Attributes:
+        strategy: how the next image is chosen.
+        criterion: options of look-ahead criteria.
+        kernel: how the kernel is computed.
+        loss: of the training.
+        seed: of the random strategy and of ties.
+    """
+
+    strategy: str
+    criterion: Options
+    kernel: KernelConfig
+    loss: str
+    seed: int
+
+
+def build_state(
     network: nn.Module,
     mirror: Mirror,
     certificate: dict[str, Any],
-    scene: Scene,
-    strategy: str,
-    options: Options,
-    settings: KernelConfig,
-    *,
-    loss: str,
-    seed: int,
+    data: SequentialData,
+    options: SequentialOptions,
     rng: np.random.Generator,
     stages: Stages,
     folder: Path | None = None,
-) -> Grounds:
-    """What questions stand on.
+) -> SequentialState:
+    """Kernel, logits and labels from which a session starts.
+
+    The kernel is the mirror's, between the labelled images, the candidates and the test images; no
+    entries between test images are needed, and without a sketch none are computed.
 
     Args:
         network: in eval mode.
         mirror: of it, certified.
         certificate: for the record.
-        scene: what there is to ask about.
-        strategy: how the next image is chosen.
-        options: of look-ahead criteria.
-        settings: of the kernel.
-        loss: of the training.
-        seed: of the random strategy and of ties.
+        data: images and labels.
+        options: strategy and settings.
         rng: of random projections and of the sample.
-        stages: where time, memory and progress are noted.
+        stages: records time and memory, and shows progress.
         folder: where a kernel keeps its finished chunks; None keeps none.
 
     Raises:
-        PipelineError, KernelError: as `fits`.
+        PipelineError, KernelError: as `check_memory`.
         NetworkError: logits that are not finite.
     """
     kernel_rng, sample_rng = rng.spawn(2)
-    labelled = np.fromiter(scene.labelled, np.int64, len(scene.labelled))
-    classes = np.array([scene.labelled[int(index)] for index in labelled], np.int64)
-    candidates = scene.candidates
-    others = scene.images(candidates)
-    if scene.test_images is not None:
-        others = np.concatenate([others, scene.test_images])
-    tests = len(scene.test_labels)
-    fits(mirror, others[0], len(labelled), len(candidates), tests, settings)
+    labelled = np.fromiter(data.labelled, np.int64, len(data.labelled))
+    classes = np.array([data.labelled[int(index)] for index in labelled], np.int64)
+    candidates, tests, settings = data.candidates, len(data.test_labels), options.kernel
+    others = data.images(candidates)
+    if data.test_images is not None:
+        others = np.concatenate([others, data.test_images])
+    check_memory(mirror, others[0], len(labelled), len(candidates), tests, settings)
     sample = reference_sample(len(candidates), settings.sample, sample_rng)
     sample = np.arange(len(candidates)) if sample is None else sample
     with stages("predict"):
-        own = scene.images(labelled)
+        own = data.images(labelled)
         with numbered(labelled):
             labelled_logits = logits(network, own)
         with numbered(candidates, range(tests)):
@@ -493,7 +539,7 @@ def grounds(
         )
     linearisation = Linearisation(
         kernel=kernel,
-        targets=np.eye(scene.classes)[classes],
+        targets=np.eye(data.classes)[classes],
         labelled_logits=labelled_logits.astype(np.float64),
         logits=other_logits.astype(np.float64),
         sample=sample,
@@ -503,17 +549,17 @@ def grounds(
     )
     squares = [float(np.sum(np.asarray(p, np.float64) ** 2)) for p in mirror.params.values()]
     residual = linearisation.targets - linearisation.labelled_logits
-    return Grounds(
+    return SequentialState(
         linearisation=linearisation,
         candidates=candidates,
-        labelled=scene.labelled,
-        test_labels=scene.test_labels,
-        classes=scene.classes,
+        labelled=data.labelled,
+        test_labels=data.test_labels,
+        classes=data.classes,
         norm=float(np.sqrt(sum(squares))),
-        strategy=strategy,
-        options=options,
-        loss=loss,
-        seed=seed,
+        strategy=options.strategy,
+        options=options.criterion,
+        loss=options.loss,
+        seed=options.seed,
         diagnostics={
             "kind": settings.kind,
             "sketch": settings.sketch,
@@ -528,7 +574,7 @@ def grounds(
     )
 
 
-def fits(
+def check_memory(
     mirror: Mirror,
     image: np.ndarray,
     labelled: int,
@@ -536,7 +582,7 @@ def fits(
     tests: int,
     settings: KernelConfig,
 ) -> Decision:
-    """How the kernel is held, and that it can be: told before anything is trained.
+    """How the kernel is held; refuses one that does not fit, before anything is trained.
 
     Raises:
         PipelineError: a sample of the candidates without a sketch.
@@ -576,8 +622,8 @@ def start(
     mirror: Mirror | None = None,
     seed: int = 0,
     stages: Stages | None = None,
-) -> Asker:
-    """Linearise a trained network, to ask for labels one at a time.
+) -> SequentialSession:
+    """Linearise a trained network, to query labels one at a time.
 
     Args:
         model: your trained network in eval mode: (batch, channels, height, width) → (batch,
@@ -587,14 +633,14 @@ def start(
         labelled: what the network was trained on, {index into images: class from 0}.
         strategy: a look-ahead criterion, or random, entropy, margin or least_confident of the
             linearised network.
-        tests: images and their classes, on which the linearised network's accuracy is told.
-        subset: ask only about so many unlabelled images, drawn at random; None asks about all.
+        tests: images and their classes, on which the linearised network's accuracy is computed.
+        subset: query only so many unlabelled images, drawn at random; None may query all.
         loss: what the network was trained with; look-ahead assumes `l2`.
-        lookahead: of look-ahead criteria; what it says of batches is without effect.
+        lookahead: of look-ahead criteria; its settings of batches are without effect.
         kernel: how the kernel is computed; by default changes refer to the linearised network.
         mirror: your own mirror of the model; None makes one.
         seed: of the subset, of random choice, projections and ties.
-        stages: where time and memory are noted and progress is shown.
+        stages: records time and memory, and shows progress.
 
     Raises:
         UnknownNameError: no such strategy.
@@ -603,7 +649,7 @@ def start(
         BridgeError: the network cannot be mirrored, or its mirror disagrees with it.
         KernelError: the kernel cannot be computed in the memory given, or is singular.
     """
-    lookup(dict.fromkeys(NAMES), strategy, "sequential strategy")
+    lookup(dict.fromkeys(STRATEGIES), strategy, "sequential strategy")
     array = checked_images(images)
     pool, labels = checked_labels(labelled, len(array))
     test_images, test_labels = (None, np.empty(0, np.int64)) if tests is None else _checked(*tests)
@@ -618,30 +664,25 @@ def start(
                 f"the {which} images have classes {given.min()} to {given.max()} and the network "
                 f"has {classes} logits: classes go from 0 to {classes - 1}."
             )
-    scene = Scene(
-        images=lambda indices: array[indices],
-        labelled=dict(zip(pool.labelled.tolist(), labels.tolist(), strict=True)),
-        candidates=candidates,
-        test_images=test_images,
-        test_labels=test_labels,
-        classes=classes,
-    )
     settings = kernel or LINEARISED
-    options = options_of(strategy, lookahead or LookAheadConfig(), settings, seed)
-    made = grounds(
+    criterion = criterion_options(strategy, lookahead or LookAheadConfig(), settings, seed)
+    state = build_state(
         model,
         twin,
         certify(model, twin, array[:PROBE]).summary(),
-        scene,
-        strategy,
-        options,
-        settings,
-        loss=loss,
-        seed=seed,
+        SequentialData(
+            images=lambda indices: array[indices],
+            labelled=dict(zip(pool.labelled.tolist(), labels.tolist(), strict=True)),
+            candidates=candidates,
+            test_images=test_images,
+            test_labels=test_labels,
+            classes=classes,
+        ),
+        SequentialOptions(strategy, criterion, settings, loss, seed),
         rng=generator(seed, "kernel"),
         stages=stages or Stages(),
     )
-    return Asker(made)
+    return SequentialSession(state)
 
 
 def _checked(

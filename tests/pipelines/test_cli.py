@@ -151,7 +151,7 @@ def test_ctrl_c(monkeypatch, capsys, tmp_path):
 )
 def test_a_script_keeps_its_network_arguments_to_its_own_network(monkeypatch, arguments, kept):
     seen = []
-    monkeypatch.setattr(cli, "run", lambda config, console: seen.append(config))
+    monkeypatch.setattr("pipelines.run.run", lambda config, console: seen.append(config))
     command(monkeypatch, *arguments, script="images")
     assert seen[0].network_arguments == kept
 

@@ -28,7 +28,7 @@ def shown(monkeypatch, tmp_path, *arguments) -> str:
     folder = tmp_path / "run"
     printed = io.StringIO()
     monkeypatch.setattr(cli, "Console", lambda: Console(file=printed, width=200))
-    monkeypatch.setattr(cli, "run", lambda *_: pytest.fail("it was run"))
+    monkeypatch.setattr("pipelines.run.run", lambda *_: pytest.fail("it was run"))
     words = ["pipelines.digits", *OWN, "--dry-run", "--run", folder, *arguments]
     monkeypatch.setattr("sys.argv", [str(word) for word in words])
     cli.main(digits.DEFAULTS)

@@ -1,4 +1,4 @@
-"""The linearised network as a learner, against factorising everything anew, and the asker."""
+"""The linearised network as a learner, against factorising everything anew, and the session."""
 
 import json
 from dataclasses import replace
@@ -11,16 +11,16 @@ from bridge.weights import Weights
 from kernel.covariance import Cross, Kernel
 from kernel.options import CRITERIA, Options
 from pipelines.errors import PipelineError
-from pipelines.sequential import Asker, Exhausted, learner
+from pipelines.sequential import Exhausted, SequentialSession, learner
+from pipelines.sequential.config import STRATEGIES
 from pipelines.sequential.learner import (
-    NAMES,
     Answer,
     Event,
-    Grounds,
     Learner,
     Linearisation,
-    Plain,
-    viewer,
+    PredictionScores,
+    SequentialState,
+    acquisition_of,
 )
 from tests.kernel_cases import all_forms, full_kernel, one_hot, random_features
 
@@ -50,7 +50,7 @@ def linearisation(form: str, rng, ridge=0.0, candidates=CANDIDATES) -> Linearisa
 
 
 def margin(rng=None):
-    return viewer("margin", Options(), "l2", rng or np.random.default_rng(0))
+    return acquisition_of("margin", Options(), "l2", rng or np.random.default_rng(0))
 
 
 def answers(rng, count=30, candidates=CANDIDATES) -> list[Answer]:
@@ -61,7 +61,7 @@ def answers(rng, count=30, candidates=CANDIDATES) -> list[Answer]:
 def by_hand(start: Linearisation, form: str, given: list[Answer], whole: np.ndarray):
     """G and ‖Δθ‖² for the answers, each from one solve with all labels at once."""
     each = CLASSES if form == "full" else 1
-    told = np.array([answer.place for answer in given], np.int64)
+    told = np.array([answer.position for answer in given], np.int64)
 
     def fitted(places):
         rows = np.concatenate([np.arange(LABELLED), LABELLED + places])
@@ -100,7 +100,7 @@ def test_predictions_and_movement_are_those_of_fitting_all_labels_at_once(form, 
     made = Learner(start, margin(), told)
     predictions, moved = by_hand(start, form, told, whole)
     np.testing.assert_allclose(made.predictions, predictions, atol=1e-9)
-    assert made.moved == pytest.approx(moved, rel=1e-9)
+    assert made.squared_change == pytest.approx(moved, rel=1e-9)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -109,7 +109,7 @@ def test_the_order_of_answers_does_not_matter(form, rng):
     first = Learner(linearisation(form, np.random.default_rng(1)), margin(), told)
     second = Learner(linearisation(form, np.random.default_rng(1)), margin(), told[::-1])
     np.testing.assert_allclose(first.predictions, second.predictions, atol=1e-9)
-    assert first.moved == pytest.approx(second.moved, rel=1e-9)
+    assert first.squared_change == pytest.approx(second.squared_change, rel=1e-9)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -120,9 +120,11 @@ def test_rounding_is_measured_and_refreshed_past_the_tolerance(form, rng):
     assert 0 < made.rounding < 1e-11
     assert made.refreshed == 0
     # spoil S and G a little: it is seen, at its size
-    posterior = made.view.posterior
-    assert isinstance(made.view, Plain)
-    made.view = replace(made.view, posterior=posterior._replace(drift=posterior.drift + 1e-3))
+    posterior = made.acquisition.posterior
+    assert isinstance(made.acquisition, PredictionScores)
+    made.acquisition = replace(
+        made.acquisition, posterior=posterior._replace(drift=posterior.drift + 1e-3)
+    )
     assert made.measure() == pytest.approx(1e-3, rel=1)
     strict = Learner(linearisation(form, np.random.default_rng(1)), margin(), told, tolerance=0.0)
     usual = Learner(linearisation(form, np.random.default_rng(1)), margin(), told)
@@ -136,17 +138,19 @@ def test_a_determined_candidate_moves_nothing(rng):
     start.kernel.values[:, LABELLED] = start.kernel.values[:, 0]
     made = Learner(start, margin())
     before = made.predictions.copy()
-    made.tell(Answer(0, 2))
+    made.add_label(Answer(0, 2))
     np.testing.assert_array_equal(made.predictions, before)
-    assert made.moved == 0
+    assert made.squared_change == 0
     assert made.determined[0]
 
 
-def grounds(strategy="mlmoc", form="cross", seed=0, loss="l2", tests=TESTS, **changes) -> Grounds:
+def state(
+    strategy="mlmoc", form="cross", seed=0, loss="l2", tests=TESTS, **changes
+) -> SequentialState:
     rng = np.random.default_rng(5)
     start = changes.pop("start", None) or linearisation(form, rng)
     indices = 100 + np.arange(start.candidates) * 3
-    return Grounds(
+    return SequentialState(
         linearisation=start,
         candidates=indices,
         labelled={index: int(row.argmax()) for index, row in enumerate(start.targets)},
@@ -155,7 +159,7 @@ def grounds(strategy="mlmoc", form="cross", seed=0, loss="l2", tests=TESTS, **ch
         norm=2.0,
         strategy=strategy,
         options=Options(reference="linearised"),
-        loss=loss,
+        loss="l2",
         seed=seed,
         diagnostics={"kind": "single"},
         weights=Weights({"w": np.ones(3, np.float32)}, {}, {}),
@@ -166,114 +170,127 @@ def label_of(index: int) -> int:
     return (7 * index) % CLASSES
 
 
-def go_on(asker: Asker, count: int) -> list[int]:
+def go_on(session: SequentialSession, count: int) -> list[int]:
     asked = []
     for _ in range(count):
-        asked.append(asker.ask())
-        asker.tell(asked[-1], label_of(asked[-1]))
+        asked.append(session.next_query().image)
+        session.add_label(asked[-1], label_of(asked[-1]))
     return asked
 
 
-@pytest.mark.parametrize("strategy", NAMES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_asks_about_each_candidate_at_most_once(strategy):
-    asker = Asker(grounds(strategy))
-    asked = go_on(asker, 12)
+    session = SequentialSession(state(strategy))
+    asked = go_on(session, 12)
     assert len(set(asked)) == 12
-    assert set(asked) <= set(asker.grounds.candidates.tolist())
-    assert asked == go_on(Asker(grounds(strategy)), 12)
-    standing = asker.standing
-    assert (standing.labelled, standing.answered) == (LABELLED + 12, 12)
-    assert standing.drift > 0
-    expected = np.mean(asker.test_predictions.argmax(axis=1) == asker.grounds.test_labels)
-    assert standing.accuracy == expected
+    assert set(asked) <= set(session.state.candidates.tolist())
+    assert asked == go_on(SequentialSession(state(strategy)), 12)
+    status = session.status
+    assert (status.labelled, status.answered) == (LABELLED + 12, 12)
+    assert status.drift > 0
+    expected = np.mean(session.test_predictions.argmax(axis=1) == session.state.test_labels)
+    assert status.accuracy == expected
 
 
-@pytest.mark.parametrize("strategy", NAMES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("form", ["cross", "features streamed"])
 def test_undo_restores_to_the_last_bit(strategy, form):
-    asker = Asker(grounds(strategy, form))
-    go_on(asker, 4)
-    question, predictions, standing = asker.question(), asker.predictions, asker.standing
-    asker.tell(question.image, (label_of(question.image) + 1) % CLASSES)
-    assert asker.undo() == (question.image, (label_of(question.image) + 1) % CLASSES)
-    assert asker.question() == question
-    assert asker.standing == standing
-    np.testing.assert_array_equal(asker.predictions, predictions)
-    asker.skip(question.image)
-    assert asker.ask() != question.image
-    assert asker.undo() == (question.image, None)
-    assert asker.question() == question
+    session = SequentialSession(state(strategy, form))
+    go_on(session, 4)
+    question, predictions, status = session.next_query(), session.predictions, session.status
+    session.add_label(question.image, (label_of(question.image) + 1) % CLASSES)
+    assert session.undo() == (question.image, (label_of(question.image) + 1) % CLASSES)
+    assert session.next_query() == question
+    assert session.status == status
+    np.testing.assert_array_equal(session.predictions, predictions)
+    session.skip(question.image)
+    assert session.next_query().image != question.image
+    assert session.undo() == (question.image, None)
+    assert session.next_query() == question
 
 
-@pytest.mark.parametrize("strategy", NAMES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("form", ["dense", "cross", "features kept", "features streamed"])
 def test_saved_and_restored_it_asks_the_same(strategy, form, tmp_path):
-    asker = Asker(grounds(strategy, form))
-    go_on(asker, 3)
-    asker.skip(asker.ask())
-    asker.save(tmp_path / "kept")
-    again = Asker.restore(tmp_path / "kept")
-    assert again.question() == asker.question()
-    assert again.standing == asker.standing
-    assert again.events == asker.events
-    assert go_on(again, 5) == go_on(asker, 5)
-    np.testing.assert_array_equal(again.predictions, asker.predictions)
-    np.testing.assert_array_equal(again.grounds.weights.params["w"], np.ones(3))
-    asker.save(tmp_path / "kept")  # further answers; the arrays are there already
-    assert go_on(Asker.restore(tmp_path / "kept"), 2) == go_on(asker, 2)
+    session = SequentialSession(state(strategy, form))
+    go_on(session, 3)
+    session.skip(session.next_query().image)
+    session.save(tmp_path / "kept")
+    again = SequentialSession.restore(tmp_path / "kept")
+    assert again.next_query() == session.next_query()
+    assert again.status == session.status
+    assert again.events == session.events
+    assert go_on(again, 5) == go_on(session, 5)
+    np.testing.assert_array_equal(again.predictions, session.predictions)
+    np.testing.assert_array_equal(again.state.weights.params["w"], np.ones(3))
+    session.save(tmp_path / "kept")  # further answers; the arrays are there already
+    assert go_on(SequentialSession.restore(tmp_path / "kept"), 2) == go_on(session, 2)
     assert len(list((tmp_path / "kept").iterdir())) == 2
 
 
 def test_asking_is_idempotent_and_other_images_may_be_labelled():
-    asker = Asker(grounds())
-    first = asker.ask()
-    assert asker.ask() == first
-    other = next(i for i in asker.grounds.candidates.tolist() if i != first)
-    asker.tell(other, 1)
-    asker.tell(other, 1)  # told again
-    assert asker.labels[other] == 1
-    assert len(asker.events) == 1
-    asker.skip(first)
-    asker.tell(first, 0)  # after all
-    assert asker.labels[first] == 0
+    session = SequentialSession(state())
+    first = session.next_query().image
+    assert session.next_query().image == first
+    other = next(i for i in session.state.candidates.tolist() if i != first)
+    session.add_label(other, 1)
+    session.add_label(other, 1)  # told again
+    assert session.labels[other] == 1
+    assert len(session.events) == 1
+    session.skip(first)
+    session.add_label(first, 0)  # after all
+    assert session.labels[first] == 0
+
+
+def label_next(session: SequentialSession, label) -> None:
+    session.add_label(session.next_query().image, label)
 
 
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda a: a.tell(a.ask(), CLASSES), "classes have labels 0 to 2"),
-        (lambda a: a.tell(a.ask(), -1), "the label -1"),
-        (lambda a: a.tell(a.ask(), 0.5), "label must be a whole number, not 0.5"),
-        (lambda a: a.tell(a.ask(), True), "label must be a whole number, not True"),
-        (lambda a: a.tell(1, 0), "image 1 has the label"),
-        (lambda a: a.tell(101, 0), "image 101 is not one of the 40 candidates"),
-        (lambda a: (a.tell(100, 0), a.tell(100, 1)), "has the label 0 and was now given 1: undo"),
-        (lambda a: (a.tell(100, 0), a.skip(100)), "image 100 is labelled or set aside already"),
-        (lambda a: (a.skip(100), a.skip(100)), "image 100 is labelled or set aside already"),
-        (lambda a: a.undo(), "nothing was answered since the network was trained"),
+        (lambda s: label_next(s, CLASSES), "classes have labels 0 to 2"),
+        (lambda s: label_next(s, -1), "the label -1"),
+        (lambda s: label_next(s, 0.5), "label must be a whole number, not 0.5"),
+        (
+            lambda s: label_next(s, True),
+            "label must be a whole number, not True",
+        ),
+        (lambda s: s.add_label(1, 0), "image 1 has the label"),
+        (lambda s: s.add_label(101, 0), "image 101 is not one of the 40 candidates"),
+        (
+            lambda s: (s.add_label(100, 0), s.add_label(100, 1)),
+            "has the label 0 and was now given 1: undo",
+        ),
+        (
+            lambda s: (s.add_label(100, 0), s.skip(100)),
+            "image 100 is labelled or set aside already",
+        ),
+        (lambda s: (s.skip(100), s.skip(100)), "image 100 is labelled or set aside already"),
+        (lambda s: s.undo(), "nothing was answered since the network was trained"),
     ],
 )
 def test_what_cannot_be_told(act, message):
-    asker = Asker(grounds())
-    known = asker.grounds.labelled[1]
+    session = SequentialSession(state())
+    known = session.state.labelled[1]
     if "image 1 has" in message and known == 0:
-        act = lambda a: a.tell(1, 1)  # noqa: E731
+        act = lambda s: s.add_label(1, 1)  # noqa: E731
     with pytest.raises(PipelineError, match=message):
-        act(asker)
+        act(session)
 
 
 def test_nothing_left_to_ask():
-    asker = Asker(grounds("margin"))
-    go_on(asker, CANDIDATES)
+    session = SequentialSession(state("margin"))
+    go_on(session, CANDIDATES)
     with pytest.raises(Exhausted, match="all 40 candidates are labelled or set aside"):
-        asker.ask()
+        session.next_query()
     rng = np.random.default_rng(0)
     features = rng.normal(size=(LABELLED + CANDIDATES + TESTS, LABELLED))  # of the labelled's rank
     start = linearisation("dense", rng)
     start = replace(start, kernel=Kernel(features @ features.T, "float64"))
     with pytest.raises(Exhausted, match="labels so far determine all 40 candidates"):
-        Asker(grounds(start=start)).ask()
-    assert Asker(grounds("margin", start=start)).ask() >= 100
+        SequentialSession(state(start=start)).next_query()
+    assert SequentialSession(state("margin", start=start)).next_query().image >= 100
 
 
 def test_without_test_images_there_is_no_accuracy():
@@ -282,33 +299,33 @@ def test_without_test_images_there_is_no_accuracy():
     assert isinstance(kernel, Cross)
     fewer = Cross(np.asarray(kernel.values)[:, :-TESTS], kernel.diagonal[:-TESTS], "float64")
     few = replace(start, kernel=fewer, logits=start.logits[:-TESTS])
-    asker = Asker(grounds(start=few, tests=0))
-    go_on(asker, learner.CHECK_EVERY)
-    assert asker.standing.accuracy is None
-    assert asker.standing.rounding < 1e-11
+    session = SequentialSession(state(start=few, tests=0))
+    go_on(session, learner.CHECK_EVERY)
+    assert session.status.accuracy is None
+    assert session.status.rounding < 1e-11
 
 
 def test_what_was_saved_is_checked(tmp_path):
-    with pytest.raises(PipelineError, match="holds nothing that an asker saved"):
-        Asker.restore(tmp_path)
+    with pytest.raises(PipelineError, match="holds no saved session"):
+        SequentialSession.restore(tmp_path)
     (tmp_path / "other.txt").write_text("mine")
     with pytest.raises(PipelineError, match="nothing was saved there"):
-        Asker(grounds()).save(tmp_path)
+        SequentialSession(state()).save(tmp_path)
     folder = tmp_path / "kept"
-    Asker(grounds(), [Event(100, 1)]).save(folder)
-    state = json.loads((folder / "state.json").read_text())
-    (folder / "state.json").write_text(json.dumps(state | {"format": 7}))
+    SequentialSession(state(), [Event(100, 1)]).save(folder)
+    saved = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps(saved | {"format": 7}))
     with pytest.raises(PipelineError, match="written in format 7"):
-        Asker.restore(folder)
-    (folder / "state.json").write_text(json.dumps(state | {"events": 3}))
+        SequentialSession.restore(folder)
+    (folder / "state.json").write_text(json.dumps(saved | {"events": 3}))
     with pytest.raises(PipelineError, match="is not what was saved"):
-        Asker.restore(folder)
-    (folder / "state.json").write_text(json.dumps(state))
-    arrays = folder / state["arrays"]
+        SequentialSession.restore(folder)
+    (folder / "state.json").write_text(json.dumps(saved))
+    arrays = folder / saved["arrays"]
     arrays.write_bytes(arrays.read_bytes()[:-8])
     with pytest.raises(BridgeError):
-        Asker.restore(folder)
+        SequentialSession.restore(folder)
 
 
 def test_the_table_of_strategies_has_every_criterion():
-    assert set(CRITERIA) < set(NAMES)
+    assert set(CRITERIA) < set(STRATEGIES)

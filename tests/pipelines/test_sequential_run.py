@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,12 +21,10 @@ from bridge.module import weights_of
 from pipelines.errors import PipelineError
 from pipelines.report import report
 from pipelines.run import Bridge
-from pipelines.sequential import __main__, display, run
-from pipelines.sequential import config as journal_module
-from pipelines.sequential import run as sequential_training
+from pipelines.sequential import __main__, journal, run
 from pipelines.sequential.config import SequentialConfig
 from pipelines.sequential.run import run as carry_out
-from pipelines.sequential.session import Asker
+from pipelines.sequential.session import SequentialSession
 from pipelines.strategies.options import LookAheadConfig
 from tests.sequential_cases import comparable, config
 from trainer import data
@@ -34,7 +33,7 @@ from trainer.errors import DataError, UnknownNameError
 ROOT = Path(__file__).parents[2]
 
 
-def same(first: journal_module.Journal, second: journal_module.Journal) -> bool:
+def same(first: journal.Journal, second: journal.Journal) -> bool:
     return comparable(first.answers) == comparable(second.answers) and comparable(
         first.run.rounds
     ) == comparable(second.run.rounds)
@@ -58,7 +57,7 @@ def _one_mirror(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> journal_module.Journal:
+def whole(tmp_path_factory) -> journal.Journal:
     return carry_out(config(tmp_path_factory.mktemp("whole") / "run"))
 
 
@@ -112,19 +111,29 @@ def test_a_complete_run_is_left_as_it_is_and_goes_on_with_a_larger_budget(tmp_pa
         carry_out(config(tmp_path / "run", seed=1, retrain_every=None))
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-def test_killed_at_random_moments_no_answer_is_lost(tmp_path):
-    command = [sys.executable, "-m", "tests.pipelines.killed_worker"]
-    command += [str(tmp_path / "whole"), str(tmp_path / "killed"), "4", "0"]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 0, ended.stderr
-    kills = [list(map(int, line.split())) for line in ended.stdout.splitlines()]
-    assert all(before <= after for before, after, _ in kills), kills  # no answer is lost
-    assert sum(was for *_, was in kills) >= 2, "every run ended before its moment came"
-    assert same(journal_module.read(tmp_path / "whole"), journal_module.read(tmp_path / "killed"))
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
+def test_killed_while_an_answer_is_written_it_goes_on_to_the_same_end(tmp_path, whole):
+    """SIGKILL from within, when the tenth write of answers is not yet in place of the ninth."""
+    code = f"""
+import os, signal
+from pathlib import Path
+from pipelines.sequential.run import run
+from tests.sequential_cases import config
+real, writes = os.replace, []
+def dying(source, target):
+    writes.extend(["answers"] * (Path(target).name == "answers.jsonl"))
+    if len(writes) == 10:
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(source, target)
+os.replace = dying
+run(config(Path({str(tmp_path / "killed")!r})))
+"""
+    killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    begun = journal.read(tmp_path / "killed")
+    assert 7 <= len(begun.answers) < 12
+    assert comparable(begun.answers[:-1]) == comparable(whole.answers[: len(begun.answers) - 1])
+    assert same(carry_out(config(tmp_path / "killed")), whole)
 
 
 class StoppedError(Exception):
@@ -140,24 +149,24 @@ def test_stopped_beside_an_answer_it_goes_on_to_the_same_end(
 ):
     """Between the disk and the absorption, and between the absorption and the next question."""
     if place == "written":
-        real = Asker.tell
+        real = SequentialSession.add_label
 
-        def tell(self, image, label):
-            if self.standing.answered + 7 * (self.standing.labelled >= 27) == answer:
+        def add_label(self, image, label):
+            if self.status.answered + 7 * (self.status.labelled >= 27) == answer:
                 raise StoppedError
             real(self, image, label)
 
-        monkeypatch.setattr(Asker, "tell", tell)
+        monkeypatch.setattr(SequentialSession, "add_label", add_label)
     else:
 
         def shown(console, line, *rest):
             if line["number"] == answer:
                 raise StoppedError
 
-        monkeypatch.setattr(display, "answered", shown)
+        monkeypatch.setattr(run, "print_answer", shown)
     with pytest.raises(StoppedError):
         carry_out(config(tmp_path))
-    assert len(journal_module.read(tmp_path).answers) == answer + 1
+    assert len(journal.read(tmp_path).answers) == answer + 1
     monkeypatch.undo()
     assert same(carry_out(config(tmp_path)), whole)
 
@@ -228,9 +237,7 @@ def test_requests_that_cannot_be_carried_out(changes, message, tmp_path):
 
 
 def test_a_memory_that_is_too_small_is_refused_before_training(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        sequential_training, "fit_and_save", lambda *_: pytest.fail("it was trained")
-    )
+    monkeypatch.setattr(run, "fit_and_save", lambda *_: pytest.fail("it was trained"))
     small = config(tmp_path)
     kernel = dataclasses.replace(small.kernel, memory_gib=1e-4)
     with pytest.raises(ValueError, match=r"give .* GiB.*counted with 30 test images"):
@@ -340,7 +347,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(__main__, "run", interrupt)
+    monkeypatch.setattr(run, "run", interrupt)
     with pytest.raises(SystemExit) as stopped:
         __main__.main(words)
     assert stopped.value.code == 130
@@ -355,10 +362,10 @@ def test_a_line_that_was_changed_is_noticed(tmp_path, whole):
     lines = (copy / "answers.jsonl").read_text().splitlines()
     (copy / "answers.jsonl").write_text("\n".join(lines[1:]))
     with pytest.raises(PipelineError, match="does not hold answers 0, 1, 2"):
-        journal_module.read(copy)
+        journal.read(copy)
     (copy / "answers.jsonl").write_text("nonsense")
     with pytest.raises(PipelineError, match="cannot be understood"):
-        journal_module.read(copy)
+        journal.read(copy)
 
 
 def test_the_page_of_the_mode_runs(tmp_path, monkeypatch, capsys):

@@ -1,0 +1,198 @@
+"""Answers of a sequential run on disk, and the curve that they and the trainings make.
+
+An answer is on the disk before it is absorbed and before the next question; accuracy and drift
+after it are added to its line with the next write. Every file is replaced whole.
+"""
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bridge.weights import replace
+from pipelines import record
+from pipelines.errors import PipelineError
+from pipelines.record import Run
+from pipelines.report.drawing import SMALL, canvas, finish
+from pipelines.sequential.config import GROWING
+
+ANSWERS = "answers.jsonl"
+CSV, CURVE_IMAGE = "curve.csv", "curve.png"
+_LINEARISED, _TRAINED = "#0072b2", "#d55e00"
+
+
+class Journal:
+    """A run directory of the sequential mode.
+
+    Attributes:
+        run: configuration, environment, and one line for each training.
+        answers: one object for each answer or image set aside, in order.
+    """
+
+    def __init__(self, run: Run, answers: list[dict[str, Any]]):
+        """Made by `open_journal` and `read`."""
+        self.run = run
+        self.answers = answers
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Write an answer to the disk.
+
+        Raises:
+            OSError: it cannot be written; it is not in the journal then.
+        """
+        self._write([*self.answers, line])
+        self.answers.append(line)
+
+    def follow(self, entries: dict[str, Any]) -> None:
+        """Add entries to the last answer; written with the next one, or by `flush`."""
+        self.answers[-1] |= entries
+
+    @property
+    def unfollowed(self) -> bool:
+        """Whether the process ended before the last answer was absorbed."""
+        last = self.answers[-1] if self.answers else {"round": None}
+        return last["round"] is not None and "drift" not in last
+
+    def take_back(self) -> None:
+        """Remove the last answer from the disk."""
+        self._write(self.answers[:-1])
+        self.answers.pop()
+
+    def flush(self) -> None:
+        """Write the entries of the last answer."""
+        self._write(self.answers)
+
+    def train(self, line: dict[str, Any]) -> None:
+        """Add a training, whose weights are on the disk."""
+        self.flush()
+        self.run = record.append(self.run, line)
+
+    @property
+    def given(self) -> list[dict[str, Any]]:
+        """The answers that count against the budget: labels given since the first training."""
+        return [
+            line for line in self.answers if line["label"] is not None and line["round"] is not None
+        ]
+
+    def of_round(self, number: int | None) -> list[dict[str, Any]]:
+        """Answers and images set aside after a training; None: before the first."""
+        return [line for line in self.answers if line["round"] == number]
+
+    def _write(self, lines: list[dict[str, Any]]) -> None:
+        text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+        replace(self.run.path / ANSWERS, text.encode())
+
+
+def open_journal(
+    path: Path, config: Mapping[str, Any], machine: Mapping[str, Any] | None = None
+) -> Journal:
+    """Start a run in a directory, or resume the one that is there.
+
+    Args:
+        path: the directory, made if it is not there.
+        config: what identifies the run; a larger budget than before goes on.
+        machine: settings of this start that do not; recorded and never compared.
+
+    Raises:
+        PipelineError: the directory holds a run made with other settings, or other files.
+    """
+    answers = read(path).answers if (path / record.CONFIG).is_file() else []
+    run = record.open_run(path, config, machine, growing=GROWING, begun=bool(answers))
+    return Journal(run, answers)
+
+
+def read(path: Path) -> Journal:
+    """Read a run directory, complete or not.
+
+    Raises:
+        PipelineError: it is not one, or one of its files cannot be understood.
+    """
+    run = record.read(path)
+    file = path / ANSWERS
+    if not file.is_file():
+        return Journal(run, [])
+    try:
+        answers = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+        numbers = [line["number"] for line in answers]
+    except (ValueError, KeyError, TypeError) as error:
+        raise PipelineError(
+            f"{file} cannot be understood ({error!r}). The run writes it whole or not at all, so "
+            "something else changed it: restore it, or start in a new directory."
+        ) from error
+    if numbers != list(range(len(answers))):
+        raise PipelineError(f"{file} does not hold answers 0, 1, 2, … in order; it was edited.")
+    return Journal(run, answers)
+
+
+def curve(journal: Journal) -> pd.DataFrame:
+    """One row a label, and one a training: accuracies of the linearised and the trained network.
+
+    Columns: round, labelled, image, label, name, score, who, seconds, linearised_accuracy,
+    sgd_accuracy (on the same test images), test_accuracy (of SGD on all), drift, foreseen.
+    """
+    rows = []
+    for line in journal.run.rounds:
+        rows.append(
+            {
+                "round": line["round"],
+                "labelled": line["labelled"],
+                "linearised_accuracy": line["linearised_accuracy"],
+                "sgd_accuracy": line["subset_accuracy"],
+                "test_accuracy": line["test_accuracy"],
+                "drift": 0.0,
+            }
+        )
+        for answer in journal.of_round(line["round"]):
+            if answer["label"] is None:
+                continue
+            own = {key: answer.get(key) for key in ("round", "labelled", "image", "label", "name")}
+            own |= {key: answer.get(key) for key in ("score", "who", "seconds", "drift")}
+            own["linearised_accuracy"] = answer.get("accuracy")
+            own["foreseen"] = answer["predicted"] == answer["label"]
+            rows.append(own)
+    return pd.DataFrame(rows)
+
+
+def write_curve(journal: Journal) -> Path:
+    """Write the curve into the run directory as CSV and PNG; without test images, of the drift.
+
+    Returns:
+        The picture.
+
+    Raises:
+        OSError: one of them cannot be written.
+    """
+    rows, config = curve(journal), journal.run.config
+    replace(journal.run.path / CSV, rows.to_csv(index=False).encode())
+    tests = journal.run.rounds[0]["tests"]
+    caption = (
+        f"{config['data']['name']}, {config['network']}, {config['strategy']}, seed "
+        f"{config['seed']}. "
+    )
+    caption += (
+        f"Both on the same {tests} test images. The linearised network absorbs each label without "
+        "training; n = 1 run."
+        if tests
+        else "There are no test images. Drift is |Δθ|/|θ| since the last training."
+    )
+    figure, (axes,) = canvas(caption, 2.9)
+    value, scale = ("linearised_accuracy", 100) if tests else ("drift", 1)
+    for number, own in rows.groupby("round"):
+        label = "linearised network, after each label" if number == 0 else None
+        axes.plot(own["labelled"], scale * own[value].astype(float), color=_LINEARISED, label=label)
+    if tests:
+        points = rows[rows["sgd_accuracy"].notna()]
+        y = scale * points["sgd_accuracy"].astype(float)
+        axes.plot(
+            points["labelled"], y, "o--", color=_TRAINED, linewidth=0.8, label="trained by SGD"
+        )
+        axes.legend(fontsize=SMALL, frameon=False)
+    finish(axes, "One label at a time", "labels", "test accuracy, %" if tests else "drift")
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=150)
+    path = journal.run.path / CURVE_IMAGE
+    replace(path, stream.getvalue())
+    return path

@@ -37,6 +37,7 @@ def _by_rounds(budget: int) -> dict[str, dict[str, object]]:
     }
 
 
+_TEN, _ONE = "dynamical, R = 10", "dynamical, R = 1"
 ROUNDS = Study(
     name="rounds",
     title="One large batch or many small ones",
@@ -50,21 +51,11 @@ ROUNDS = Study(
     small=(Grid(SMALL_D, _by_rounds(_SMALL_BUDGET), FIVE),),
     paper_size=(Grid(PAPER_D, _by_rounds(_PAPER_BUDGET), DYNAMICS_SEEDS),),
     claims=(
+        better(_TEN, _ONE, "final", text="Ten rounds are better than one."),
         better(
-            "dynamical, R = 10",
-            "dynamical, R = 1",
-            "final",
-            text="Ten rounds are better than one.",
+            _TEN, "random, R = 10", "final", text="In ten rounds dynamicAL is better than random."
         ),
-        better(
-            "dynamical, R = 10",
-            "random, R = 10",
-            "final",
-            text="In ten rounds dynamicAL is better than random.",
-        ),
-        better(
-            "dynamical, R = 1", "random", "final", text="In one round it is better than random."
-        ),
+        better(_ONE, "random", "final", text="In one round it is better than random."),
     ),
 )
 

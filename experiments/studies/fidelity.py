@@ -65,23 +65,14 @@ APPROXIMATION = Study(
     small=(Grid(_WIDTHS_SMALL, {"kinds": {}}, FIVE),),
     paper_size=(Grid(_WIDTHS_PAPER, {"kinds": {}}, DYNAMICS_SEEDS),),
     claims=tuple(
-        claim
+        falls(quantity, state=state, text=f"{what} falls with the width {words}.")
         for state, words in _STATES
-        for claim in (
-            falls(
-                "frobenius error, sum",
-                state=state,
-                text=f"The relative Frobenius error falls with the width {words}.",
-            ),
-            falls(
-                "largest eigenvalue error, sum",
-                state=state,
-                text=f"The error of the largest eigenvalue falls with the width {words}.",
-            ),
-            falls(
+        for quantity, what in (
+            ("frobenius error, sum", "The relative Frobenius error"),
+            ("largest eigenvalue error, sum", "The error of the largest eigenvalue"),
+            (
                 "regression error, sum, ridge 0, zero",
-                state=state,
-                text=f"With λ = 0 the error of kernel regression falls with the width {words}.",
+                "With λ = 0 the error of kernel regression",
             ),
         )
     ),

@@ -18,11 +18,9 @@ _MARGIN = 0.5
 _AVERAGED = {"baseline.image_size": 7}
 _PAPER_MNIST = {"MNIST": PAPER_L["MNIST"]}
 
-_ONE_BY_ONE = {
-    "naive": {"strategy": "naive", **_AVERAGED},
-    **methods(["ntk_no_blocks"], **_AVERAGED),
-}
-_OTHERS = methods(["one_step", "infinite_ntk", "gp"], **_AVERAGED)
+_COMPARED_COSTS = ["naive", "ntk_no_blocks"]
+_BOTH = ["random", "mlmoc"]
+_OTHERS = {"one_step": "one SGD step", "infinite_ntk": "the infinite NTK", "gp": "the GP"}
 
 COST = Study(
     name="look_ahead_cost",
@@ -36,14 +34,8 @@ COST = Study(
         "On MNIST the kernel's look-ahead is more than 100 times as fast as naive look-ahead and "
         "no less accurate."
     ),
-    small=(Grid(SLOW, methods(["random", "mlmoc"]) | _ONE_BY_ONE, FIVE),),
-    paper_size=(
-        Grid(
-            _PAPER_MNIST,
-            methods(["random", "mlmoc", "naive", "ntk_no_blocks"]),
-            LOOK_AHEAD_SEEDS[:1],
-        ),
-    ),
+    small=(Grid(SLOW, methods(_BOTH) | methods(_COMPARED_COSTS, **_AVERAGED), FIVE),),
+    paper_size=(Grid(_PAPER_MNIST, methods([*_BOTH, *_COMPARED_COSTS]), LOOK_AHEAD_SEEDS[:1]),),
     claims=(
         faster("mlmoc", "naive", 100.0, text="NTK look-ahead is over 100 times as fast as naive."),
         not_better("naive", "mlmoc", margin=_MARGIN, text="Its accuracy is no lower than naive's."),
@@ -60,24 +52,23 @@ LOOK_AHEADS = Study(
         "Only look-ahead by the empirical NTK beats its random baseline (Friedman p = 0.0045; "
         "paired t-tests, uncorrected: against one step 0.011, infinite NTK 0.0093, GP 0.0014)."
     ),
-    small=(Grid(SLOW, methods(["random", "mlmoc"]) | _OTHERS, FIVE),),
-    paper_size=(
-        Grid(
-            PAPER_L,
-            methods(["random", "mlmoc", "one_step", "infinite_ntk", "gp"]),
-            LOOK_AHEAD_SEEDS,
-        ),
-    ),
+    small=(Grid(SLOW, methods(_BOTH) | methods(_OTHERS, **_AVERAGED), FIVE),),
+    paper_size=(Grid(PAPER_L, methods([*_BOTH, *_OTHERS]), LOOK_AHEAD_SEEDS),),
     claims=(
         better("mlmoc", "random", text="NTK look-ahead beats random."),
-        not_better("one_step", "random", margin=_MARGIN, text="One SGD step does not beat random."),
-        not_better(
-            "infinite_ntk", "random", margin=_MARGIN, text="The infinite NTK does not beat random."
+        *(
+            not_better(
+                name,
+                "random",
+                margin=_MARGIN,
+                text=f"{words[0].upper()}{words[1:]} does not beat random.",
+            )
+            for name, words in _OTHERS.items()
         ),
-        not_better("gp", "random", margin=_MARGIN, text="The GP does not beat random."),
-        better("mlmoc", "one_step", text="NTK look-ahead is better than one SGD step."),
-        better("mlmoc", "infinite_ntk", text="NTK look-ahead is better than the infinite NTK."),
-        better("mlmoc", "gp", text="NTK look-ahead is better than the GP."),
+        *(
+            better("mlmoc", name, text=f"NTK look-ahead is better than {words}.")
+            for name, words in _OTHERS.items()
+        ),
     ),
 )
 
@@ -155,8 +146,8 @@ WIDTHS = Study(
     source="[L] Figure 3b",
     question="Does look-ahead need a wide network?",
     paper="NTK look-ahead is better than random at each of the widths 40, 80, 160, 320 and 640.",
-    small=(Grid(_SMALL_WIDTHS, methods(["random", "mlmoc"]), FIVE),),
-    paper_size=(Grid(_PAPER_WIDTHS, methods(["random", "mlmoc"]), LOOK_AHEAD_SEEDS),),
+    small=(Grid(_SMALL_WIDTHS, methods(_BOTH), FIVE),),
+    paper_size=(Grid(_PAPER_WIDTHS, methods(_BOTH), LOOK_AHEAD_SEEDS),),
     claims=(
         better("mlmoc", "random", text="NTK look-ahead is better than random over all widths."),
     ),
@@ -181,12 +172,16 @@ def _one_by_one(script: RunConfig) -> SequentialConfig:
     )
 
 
-_SMALL_MNIST = {"MNIST 14×14": SMALL["MNIST 14×14"]}
-_SEQUENTIAL = {
-    "sequential random": {"strategy": "random"},
-    "sequential mlmoc": {"strategy": "mlmoc"},
-    "sequential uherding": {"strategy": "uherding"},
-}
+def _both_ways(name: str, script: RunConfig, seeds: tuple[int, ...]) -> tuple[Grid, Grid]:
+    """Three strategies in batches and one by one."""
+    names = ["random", "mlmoc", "uherding"]
+    sequential = {f"sequential {name}": {"strategy": name} for name in names}
+    return (
+        Grid({name: script}, methods(names), seeds),
+        Grid({name: _one_by_one(script)}, sequential, seeds),
+    )
+
+
 SEQUENTIAL = Study(
     name="sequential",
     title="One label at a time",
@@ -199,18 +194,8 @@ SEQUENTIAL = Study(
         "On MNIST sequential look-ahead is above 94% after one cycle of 20 labels and at 96% after "
         "three, where batches reach a plateau below."
     ),
-    small=(
-        Grid(_SMALL_MNIST, methods(["random", "mlmoc", "uherding"]), FIVE),
-        Grid({name: _one_by_one(run) for name, run in _SMALL_MNIST.items()}, _SEQUENTIAL, FIVE),
-    ),
-    paper_size=(
-        Grid(_PAPER_MNIST, methods(["random", "mlmoc", "uherding"]), LOOK_AHEAD_SEEDS),
-        Grid(
-            {name: _one_by_one(run) for name, run in _PAPER_MNIST.items()},
-            _SEQUENTIAL,
-            LOOK_AHEAD_SEEDS,
-        ),
-    ),
+    small=_both_ways("MNIST 14×14", SMALL["MNIST 14×14"], FIVE),
+    paper_size=_both_ways("MNIST", PAPER_L["MNIST"], LOOK_AHEAD_SEEDS),
     claims=(
         better("sequential mlmoc", "mlmoc", text="Sequential look-ahead is better than batches."),
         better("sequential mlmoc", "random", text="Sequential look-ahead is better than random."),

@@ -146,27 +146,29 @@ class Study:
         return tuple(sorted(found, key=lambda trial: trial.seed))
 
 
-def vary(config: Config, changes: Mapping[str, Any]) -> Config:
+def vary(config: Any, changes: Mapping[str, Any]) -> Any:
     """The settings with some of them changed, nested names joined by dots.
 
     Raises:
         PipelineError: a name that is not there; a value that the configuration refuses.
     """
-    # all at once: a configuration half changed may be one that is refused
-    return _changed(config, {tuple(name.split(".")): value for name, value in changes.items()})
-
-
-def _changed(config: Any, changes: Mapping[tuple[str, ...], Any]) -> Any:
     names = [field.name for field in dataclasses.fields(config)]
     values: dict[str, Any] = {}
-    for first in dict.fromkeys(path[0] for path in changes):
+    nested: dict[str, dict[str, Any]] = {}
+    for name, value in changes.items():
+        first, dot, rest = name.partition(".")
         if first not in names:
             raise PipelineError(
                 f"a study sets {first!r}, and {type(config).__name__} has no such setting; it has "
                 f"{', '.join(names)}."
             )
-        inner = {path[1:]: value for path, value in changes.items() if path[0] == first}
-        values[first] = inner[()] if () in inner else _changed(getattr(config, first), inner)
+        if dot:
+            nested.setdefault(first, {})[rest] = value
+        else:
+            values[first] = value
+    for first, inner in nested.items():
+        values[first] = vary(getattr(config, first), inner)
+    # all at once: a configuration half changed may be one that is refused
     return dataclasses.replace(config, **values)
 
 
@@ -175,13 +177,8 @@ def canonical(config: Config) -> Config:
     if not isinstance(config, RunConfig) or isinstance(config, SequentialConfig):
         return config
     ignored = SETTINGS - settings_of(config.strategy, config.albl.arms)
-    defaults = {field.name: field for field in dataclasses.fields(config)}
-    return dataclasses.replace(config, **{name: _fresh(defaults[name]) for name in ignored})
-
-
-def _fresh(field: dataclasses.Field) -> Any:
-    make = field.default_factory
-    return field.default if make is dataclasses.MISSING else make()
+    default = RunConfig(config.dataset)
+    return dataclasses.replace(config, **{name: getattr(default, name) for name in ignored})
 
 
 def kind_of(config: Config) -> str:

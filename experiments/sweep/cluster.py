@@ -4,9 +4,6 @@ Ray, an optional extra, is imported when a cluster is asked for.
 """
 
 import dataclasses
-import functools
-import hashlib
-import importlib.util
 import logging
 import math
 import os
@@ -24,6 +21,7 @@ from typing import Any
 from experiments.sweep.executors import Event, Job, Notice, Outcome, Started, Work
 from experiments.sweep.plan import SweepConfig
 from experiments.sweep.records import Files, is_held, pack, unpack
+from experiments.sweep.shared import source_digest
 from pipelines.config import DATA_DIR_VARIABLE
 from pipelines.errors import PipelineError
 from pipelines.record import HeldError, only_writer
@@ -76,7 +74,7 @@ def on_cluster(jobs: Sequence[Job], work: Work, config: SweepConfig) -> Iterator
                         yield Outcome(job.key, "held", 0.0, f"another process is in {job.folder}")
                         continue
                     files = pack(job.folder)
-                    reference = attempt.remote(job, work, token, source_digest(), files)
+                    reference = attempt.remote(job, work, token, source_digest(*_PACKAGES), files)
                     running[reference] = job, frozenset(files), time.monotonic()
                     yield Started(job.key, "ray")
                 for reference in ray.wait([*running], timeout=_LOOK)[0] if running else ():
@@ -93,10 +91,10 @@ def _attempt(
     job: Job, work: Work, token: Path, source: str, files: Files
 ) -> tuple[Outcome, Files | None]:
     """Carry a job out on some machine; the record too, where that does not see the folder."""
-    if source_digest() != source:
+    if source_digest(*_PACKAGES) != source:
         raise PipelineError(
-            f"{socket.gethostname()} has another source of ntk-lookahead ({source_digest()}) than "
-            f"the sweep ({source}): put the same on all machines, and start Ray on them again."
+            f"{socket.gethostname()} has another source of ntk-lookahead than the sweep: put the "
+            "same on all machines, and start Ray on them again."
         )
     # a person's own images are named by their path; data sets lie in a folder of each machine
     if os.environ.get(DATA_DIR_VARIABLE) and job.config.dataset != "images":
@@ -132,19 +130,6 @@ def _outcome(ray: Any, reference: Any, job: Job, sent: frozenset[str], began: fl
         why = next(iter(f"{error}".strip().splitlines()), type(error).__name__)
         message = f"its process or machine was lost {_ATTEMPTS} times: {why}"
         return Outcome(job.key, "failed", seconds, message, noted=False)
-
-
-@functools.cache
-def source_digest() -> str:
-    """Hexadecimal digits that change with any file of the packages' source, wherever they lie."""
-    digest = hashlib.sha256()
-    for package in _PACKAGES:
-        spec = importlib.util.find_spec(package)
-        for folder in (spec.submodule_search_locations if spec else None) or ():
-            for path in sorted(Path(folder).rglob("*.py")):
-                digest.update(f"{package}/{path.relative_to(folder).as_posix()}".encode())
-                digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 @contextmanager
@@ -203,6 +188,7 @@ def _connect(address: str) -> Any:
         os.environ.setdefault(name, value)  # Ray reads them when it is imported
     try:
         import ray
+        import ray.exceptions
     except ImportError as error:
         raise PipelineError(
             f"the executor ray needs Ray, which is not installed here ({error}): "

@@ -69,23 +69,14 @@ class Outcome(NamedTuple):
 
 
 class Started(NamedTuple):
-    """A worker has begun with a job, perhaps for the second time.
-
-    Attributes:
-        key: of the trial.
-        worker: which one, for people.
-    """
+    """A worker, named for people, has begun with a trial, perhaps for the second time."""
 
     key: str
     worker: str
 
 
 class Notice(NamedTuple):
-    """Something a person should know that is no outcome, such as a worker that was lost.
-
-    Attributes:
-        text: one line.
-    """
+    """One line for people that is no outcome, such as that a worker was lost."""
 
     text: str
 

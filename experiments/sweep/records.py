@@ -242,9 +242,8 @@ def _measurement(path: Path) -> tuple[str, str | None]:
 def _settings(path: Path) -> dict[str, Any]:
     """The settings in a run directory; empty where they cannot be understood."""
     config = _read_json(path / record.CONFIG)
-    if config.get("format") != record.FORMAT:
-        return {}
-    return {name: value for name, value in config.items() if name not in _DESCRIBED}
+    known = config.get("format") == record.FORMAT
+    return {name: value for name, value in config.items() if known and name not in _DESCRIBED}
 
 
 def _canonical(settings: dict[str, Any]) -> dict[str, Any]:

@@ -197,7 +197,8 @@ class Progress:
             case Started(key, worker):
                 row = self._rows[key]
                 words = f"{row.name} ({worker})"
-                total = _rounds_of(row) or None
+                is_run = isinstance(row.trial.config, RunConfig)
+                total = row.trial.config.record()["cycles"] + 1 if is_run else None
                 self._running[key] = self._bars.add_task(words, total=total, path=row.path)
                 if not self._console.is_terminal:
                     self._print(f"begun    {words}")
@@ -225,9 +226,3 @@ class _Rounds(ProgressColumn):
         if "path" in task.fields:
             task.completed = rounds_at(task.fields["path"])
         return Text(f"{task.completed:g} of {task.total:g}" if task.total else "")
-
-
-def _rounds_of(row: Planned) -> int:
-    """Planned rounds of a run; 0 for what has no rounds."""
-    config = row.trial.config
-    return config.record()["cycles"] + 1 if isinstance(config, RunConfig) else 0

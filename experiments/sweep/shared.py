@@ -6,6 +6,7 @@ labels. `FirstTrainings` does so once, and names each training by all that its w
 
 import functools
 import hashlib
+import importlib.util
 import platform
 import sys
 from collections.abc import Callable
@@ -16,7 +17,6 @@ import numpy as np
 import torch
 from torch import nn
 
-import trainer
 from bridge import module
 from bridge.errors import BridgeError
 from bridge.weights import read
@@ -46,6 +46,19 @@ def read_dataset(config: RunConfig) -> Dataset:
 def load_dataset(name: str, folder: Path, image_size: int | None, download: bool) -> Dataset:
     """Cached `trainer.data.load`."""
     return data.load(name, folder, image_size=image_size, download=download)
+
+
+@functools.cache
+def source_digest(*packages: str) -> str:
+    """Hexadecimal digits that change with any file of the packages' source, wherever they lie."""
+    digest = hashlib.sha256()
+    for package in packages:
+        spec = importlib.util.find_spec(package)
+        for folder in (spec.submodule_search_locations if spec else None) or ():
+            for path in sorted(Path(folder).rglob("*.py")):
+                digest.update(f"{package}/{path.relative_to(folder).as_posix()}".encode())
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:_KEY]
 
 
 class FirstTrainings:
@@ -115,7 +128,7 @@ def _inputs(
         "start": start.hexdigest(),
         "seed": config.seed,
         "train": config.record()["train"],
-        "trainer": _trainer_source(),
+        "trainer": source_digest("trainer"),
         "versions": {
             "python": platform.python_version(),
             "numpy": np.__version__,
@@ -134,14 +147,6 @@ def _source_of(network: nn.Module) -> str:
         file = getattr(sys.modules.get(name), "__file__", None)
         if file is not None and name.partition(".")[0] not in ("torch", "trainer"):
             digest.update(Path(file).read_bytes())
-    return digest.hexdigest()
-
-
-@functools.cache
-def _trainer_source() -> str:
-    digest = hashlib.sha256()
-    for file in sorted(Path(trainer.__path__[0]).rglob("*.py")):
-        digest.update(file.read_bytes())
     return digest.hexdigest()
 
 

@@ -1,6 +1,7 @@
 """The first training of a seed, done once: the same bits as a training of one's own."""
 
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from experiments.sweep import shared as module
-from experiments.sweep.shared import FirstTrainings
+from experiments.sweep.shared import FirstTrainings, source_digest
 from pipelines import run
 from pipelines.record import only_writer
 from pipelines.sequential import run as sequential
@@ -119,7 +120,7 @@ def test_only_what_the_training_follows_from_counts(shared, monkeypatch):
         patch.setattr(module.torch, "get_num_threads", lambda: 99)
         trained(shared, calls)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_trainer_source", lambda: "another version")
+        patch.setattr(module, "source_digest", lambda *_: "another version")
         trained(shared, calls)
     assert len(calls) == 8
 
@@ -155,3 +156,18 @@ def test_two_at_once_train_once(shared, tmp_path):
     thread.join(30)
     assert ended[0][0] == notes
     assert len(calls) == 1
+
+
+def test_the_digest_follows_each_file_of_the_source(tmp_path, monkeypatch):
+    assert source_digest("experiments") != source_digest("trainer", "experiments")
+    study = tmp_path / "experiments" / "studies" / "mine.py"
+    study.parent.mkdir(parents=True)
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "experiments")])
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: spec)
+    digests = set()
+    for text in ("a = 1", "a = 2"):
+        study.write_text(text)
+        digests.add(source_digest.__wrapped__("experiments"))
+    study.rename(study.with_name("other.py"))
+    digests.add(source_digest.__wrapped__("experiments"))
+    assert len(digests) == 3

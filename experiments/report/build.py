@@ -117,13 +117,7 @@ def several_reports(
 ) -> Summary:
     """Report on each study that has trials on record, and tabulate all verdicts.
 
-    Args:
-        studies: in the order of the table.
-        size: small or paper.
-        root: a folder that holds records at any depth.
-        out: the folder; the report of a study is in out/NAME.
-        places: as for `study_report`.
-        records: likewise.
+    Args are those of `study_report`; the report of a study is written into out/NAME.
 
     Raises:
         UnknownNameError: no such size.
@@ -221,9 +215,7 @@ def _encoded(figure: Figure, kind: str) -> bytes:
 
 def _tables(found: Results, made: Statistics) -> dict[str, pd.DataFrame]:
     """Tables by file name, without those that have no rows."""
-    pairs = [
-        ranking.pairs.assign(subjects="; ".join(ranking.subjects)) for ranking in made.rankings
-    ]
+    pairs = [ranking.pairs.assign(tasks="; ".join(ranking.tasks)) for ranking in made.rankings]
     tables = {
         "trials": found.trials,
         "rounds": found.curves,
@@ -250,7 +242,7 @@ def _verdicts(found: Results, made: Statistics, drawn: list[Drawn], places: bool
         "paper": study.paper,
         "verdicts": [one._asdict() for one in made.judgements],
         "friedman": [
-            {"subjects": r.subjects, "arms": r.arms, "why": r.why}
+            {"tasks": r.tasks, "methods": r.methods, "why": r.why}
             | ({} if r.friedman is None else _with(r.friedman, ranks=r.friedman.ranks.to_dict()))
             for r in made.rankings
         ],
@@ -258,8 +250,8 @@ def _verdicts(found: Results, made: Statistics, drawn: list[Drawn], places: bool
         "missing": missing(found),
         "seeds": sorted({trial.seed for trial in trials}),
         "settings": {
-            subject: common(trial for trial in trials if trial.task == subject)
-            for subject in dict.fromkeys(trial.task for trial in trials)
+            task: common(trial for trial in trials if trial.task == task)
+            for task in dict.fromkeys(trial.task for trial in trials)
         },
         "figures": [{"name": d.name, "seen": d.seen, "caption": d.caption} for d in drawn],
         "environment": {

@@ -16,10 +16,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from experiments.report.measures import dots, families, measured, panels, single
 from experiments.report.results import Ranking, Results, Statistics, common
-from experiments.statistics.curves import REFERENCE, curve, difference, finished, having
+from experiments.statistics.curves import REFERENCE, finished, having
 from experiments.statistics.ranks import draw
 from experiments.studies.study import Trial
-from pipelines.report import curves as run_curves
+from pipelines.report import curves
 from pipelines.report import figures as run_figures
 from pipelines.report.drawing import (
     INK,
@@ -67,33 +67,33 @@ class Drawn(NamedTuple):
         seen: alternative text.
         caption: text below the figure.
         figure: itself.
-        subject: whose results it shows; empty for the whole study.
+        task: whose results it shows; empty for the whole study.
     """
 
     name: str
     seen: str
     caption: str
     figure: Figure
-    subject: str = ""
+    task: str = ""
 
 
 def figures(found: Results, made: Statistics) -> list[Drawn]:
-    """All figures that the records allow: of the whole study, then subject by subject."""
+    """All figures that the records allow: of the whole study, then task by task."""
     trials = found.planned
-    style = styles([*(trial.method for trial in trials), *made.paired["arm"]])
+    style = styles([*(trial.method for trial in trials), *made.paired["method"]])
     drawn = [*_whole(made, trials, style)]
     answered = finished(found.answers, found.trials)
-    for subject in dict.fromkeys(trial.task for trial in trials):
-        own = having(made.curves, subject=[subject])
+    for task in dict.fromkeys(trial.task for trial in trials):
+        own = having(made.curves, task=[task])
         if len(own):
-            arms = set(own["arm"])
-            setup = settings([t for t in trials if t.task == subject and t.method in arms])
-            drawn += _of_runs(subject, own, setup, style)
-            drawn += _of_answers(subject, having(answered, subject=[subject]), own, setup, style)
+            methods = set(own["method"])
+            setup = settings([t for t in trials if t.task == task and t.method in methods])
+            drawn += _of_runs(task, own, setup, style)
+            drawn += _of_answers(task, having(answered, task=[task]), own, setup, style)
     drawn += [*_of_costs(made, trials, style)]
-    for subject in dict.fromkeys(found.measures["subject"]):
-        setup = settings([trial for trial in trials if trial.task == subject])
-        drawn += _of_measures(subject, having(found.measures, subject=[subject]), setup)
+    for task in dict.fromkeys(found.measures["task"]):
+        setup = settings([trial for trial in trials if trial.task == task])
+        drawn += _of_measures(task, having(found.measures, task=[task]), setup)
     return drawn
 
 
@@ -101,8 +101,8 @@ def figures(found: Results, made: Statistics) -> list[Drawn]:
 
 
 def settings(trials: Sequence[Trial]) -> str:
-    """Subjects and settings shared by all of some trials, as a sentence of a caption."""
-    shared, subjects = common(trials), dict.fromkeys(trial.task for trial in trials)
+    """Tasks and settings shared by all of some trials, as a sentence of a caption."""
+    shared, tasks = common(trials), dict.fromkeys(trial.task for trial in trials)
     words = []
     if "network" in shared:
         prefix = "network_args."
@@ -122,12 +122,12 @@ def settings(trials: Sequence[Trial]) -> str:
     ]
     if shared.get("train_steps"):  # of an audit, instead of epochs
         words.append(f"{' and '.join(map(str, shared['train_steps']))} training steps")
-    return f"{'; '.join(subjects)}{': ' if words else ''}{', '.join(words)}."
+    return f"{'; '.join(tasks)}{': ' if words else ''}{', '.join(words)}."
 
 
 def _settings(trials: Sequence[Trial], frame: pd.DataFrame) -> str:
-    """Settings of the trials of a table whose subjects may be named as by `results.paired`."""
-    names = set(frame["subject"])
+    """Settings of the trials of a table whose tasks may be named as by `results.paired`."""
+    names = set(frame["task"])
     exact = [trial for trial in trials if trial.task in names]
     return settings(
         exact or [t for t in trials if any(name.startswith(f"{t.task}, ") for name in names)]
@@ -135,17 +135,17 @@ def _settings(trials: Sequence[Trial], frame: pd.DataFrame) -> str:
 
 
 def seeds(frame: pd.DataFrame) -> str:
-    """N and seeds of the arms in a table: those of most arms, then the exceptions."""
+    """N and seeds of the methods in a table: those of most methods, then the exceptions."""
     by_text: dict[str, list[str]] = {}
-    for arm in dict.fromkeys(frame["arm"]):
-        mine = having(frame, arm=[arm])
+    for method in dict.fromkeys(frame["method"]):
+        mine = having(frame, method=[method])
         listed = sorted(set(mine["seed"]))
-        units = len(set(zip(mine["subject"], mine["seed"], strict=True)))
+        units = len(set(zip(mine["task"], mine["seed"], strict=True)))
         ranges = seed_ranges(" ".join(map(str, listed)))
         text = f"n = {units} (seed{'s' if len(listed) > 1 else ''} {ranges})"
-        by_text.setdefault(text, []).append(str(arm))
+        by_text.setdefault(text, []).append(str(method))
     usual = max(by_text, key=lambda text: len(by_text[text]), default="n = 0")
-    others = [f"{', '.join(arms)}: {text}" for text, arms in by_text.items() if text != usual]
+    others = [f"{', '.join(methods)}: {text}" for text, methods in by_text.items() if text != usual]
     return f"{usual}{' but ' if others else ''}{'; '.join(others)}."
 
 
@@ -167,8 +167,8 @@ def _whole(made: Statistics, trials: Sequence[Trial], style: Styles) -> Iterator
     own = pd.DataFrame(own[own["pairs"] > 0]) if len(own) else own
     if len(own):
         columns = {"pairs": "n"} | {f"average_gained{end}": name for end, name in _ENDS.items()}
-        kept = own[["subject", "arm", *columns]].rename(columns=columns)
-        runs = having(made.paired, subject=set(own["subject"]))
+        kept = own[["task", "method", *columns]].rename(columns=columns)
+        runs = having(made.paired, task=set(own["task"]))
         caption = (
             f"{_settings(trials, own)} Accuracy averaged over the rounds after the first "
             f"query that both have, minus that of random choice with the same seed: mean and 95% "
@@ -188,13 +188,13 @@ def _whole(made: Statistics, trials: Sequence[Trial], style: Styles) -> Iterator
 def _of_ranks(name: str, ranking: Ranking, made: Statistics, trials: Sequence[Trial]) -> Drawn:
     found = ranking.friedman
     assert found is not None
-    own = having(made.curves, subject=ranking.subjects, arm=ranking.arms)
-    kept = [t for t in trials if t.task in ranking.subjects and t.method in ranking.arms]
+    own = having(made.curves, task=ranking.tasks, method=ranking.methods)
+    kept = [t for t in trials if t.task in ranking.tasks and t.method in ranking.methods]
     caption = (
         f"{settings(kept)} Average ranks, 1 the best, of the accuracy averaged over the rounds "
-        f"after the first query that all arms have; {found.unit}, {found.blocks} blocks. Friedman "
-        f"p = {found.p:.2g}. Arms that a bar joins could not be told apart (Nemenyi, α = .05, "
-        f"critical difference {found.critical:.2f}). {seeds(own)}"
+        f"after the first query that all methods have; {found.unit}, {found.blocks} blocks. "
+        f"Friedman p = {found.p:.2g}. Methods that a bar joins are statistically indistinguishable "
+        f"(Nemenyi, α = .05, critical difference {found.critical:.2f}). {seeds(own)}"
     )
     margin = 0.75 + name_width([str(name) for name in found.ranks.index])
     height = 0.75 + 0.13 * len(found.ranks)
@@ -206,57 +206,56 @@ def _of_ranks(name: str, ranking: Ranking, made: Statistics, trials: Sequence[Tr
     return Drawn(name, "Critical-difference diagram of average ranks", caption, figure)
 
 
-def _of_runs(subject: str, own: pd.DataFrame, setup: str, style: Styles) -> Iterator[Drawn]:
-    stem = _stem(subject)
-    learning = curve(own).rename(columns={"arm": "strategy"})
+def _of_runs(task: str, own: pd.DataFrame, setup: str, style: Styles) -> Iterator[Drawn]:
+    stem, n = _stem(task), seeds(own)
+    own = own.rename(columns={"method": "strategy"})
+    learning = curves.curve(own)
     over_seeds = f"{_MEAN} over seeds{_bands(learning)}"
     over_seeds = over_seeds if run_figures.banded(learning) else run_figures.UNBANDED
-    caption = f"{setup} {over_seeds}; {seeds(own)}"
+    caption = f"{setup} {over_seeds}; {n}"
     figure = run_figures.accuracy(learning, caption, style)
     seen = "Test accuracy against number of labels"
-    yield Drawn(f"{stem}-accuracy", seen, caption, figure, subject)
-    differences = difference(own).rename(columns={"arm": "strategy"})
+    yield Drawn(f"{stem}-accuracy", seen, caption, figure, task)
+    differences = curves.difference(own)
     if len(differences):
         bands = _bands(differences)
-        caption = f"{setup} {_MEAN} of differences of the same seed{bands}; {seeds(own)}"
+        caption = f"{setup} {_MEAN} of differences of the same seed{bands}; {n}"
         figure = run_figures.difference(differences, caption, style)
         seen = "Accuracy minus random's against number of labels"
-        yield Drawn(f"{stem}-difference", seen, caption, figure, subject)
-    seconds = run_curves.query_seconds(own.rename(columns={"arm": "strategy"}))
+        yield Drawn(f"{stem}-difference", seen, caption, figure, task)
+    seconds = curves.query_seconds(own)
     if seconds.size and bool((seconds.sum(axis="columns") > 0).any()):
         hosts = sorted(set(own["host"]))
         where = hosts[0] if len(hosts) == 1 else f"{len(hosts)} machines"
-        caption = (
-            f"{setup} Medians over seeds and rounds, without training and evaluation, on {where}; "
-            f"{seeds(own)}"
-        )
+        medians = "Medians over seeds and rounds, without training and evaluation"
+        caption = f"{setup} {medians}, on {where}; {n}"
         figure = run_figures.query_time(seconds, caption)
-        yield Drawn(f"{stem}-time", "Seconds of a query by stage", caption, figure, subject)
+        yield Drawn(f"{stem}-time", "Seconds of a query by stage", caption, figure, task)
 
 
 def _of_answers(
-    subject: str, answered: pd.DataFrame, own: pd.DataFrame, setup: str, style: Styles
+    task: str, answered: pd.DataFrame, own: pd.DataFrame, setup: str, style: Styles
 ) -> Iterator[Drawn]:
     if answered.empty:
         return
     caption = (
         f"{setup} Lines and bands: the linearised network after each answer, absorbed without "
-        f"training; markers: networks trained by SGD; lines between markers: arms that ask in "
+        f"training; markers: networks trained by SGD; lines between markers: methods that ask in "
         f"batches. {_MEAN} over seeds; {seeds(own)}"
     )
-    tables = [curve(table).rename(columns={"arm": "strategy"}) for table in (answered, own)]
-    figure = answers(*tables, caption, style)
+    tables = (table.rename(columns={"method": "strategy"}) for table in (answered, own))
+    figure = answers(*map(curves.curve, tables), caption, style)
     seen = "Accuracy after each answer"
-    yield Drawn(f"{_stem(subject)}-answers", seen, caption, figure, subject)
+    yield Drawn(f"{_stem(task)}-answers", seen, caption, figure, task)
 
 
 def _of_costs(made: Statistics, trials: Sequence[Trial], style: Styles) -> Iterator[Drawn]:
-    for subject in dict.fromkeys(made.costs["subject"]):
-        table = having(made.costs, subject=[subject])
+    for task in dict.fromkeys(made.costs["task"]):
+        table = having(made.costs, task=[task])
         table = pd.DataFrame(table[table["gained"].notna()])
         if len(table) < 2:
             continue
-        own = having(made.paired, subject=[subject], arm=table["arm"])
+        own = having(made.paired, task=[task], method=table["method"])
         caption = (
             f"{_settings(trials, own)} Time: geometric mean over queries and runs, without "
             f"training. Accuracy averaged over the rounds after the first query that both have, "
@@ -266,15 +265,15 @@ def _of_costs(made: Statistics, trials: Sequence[Trial], style: Styles) -> Itera
         )
         figure = gain(table, caption, style)
         seen = "Query time against accuracy gained"
-        yield Drawn(f"{_stem(subject)}-cost", seen, caption, figure, subject)
+        yield Drawn(f"{_stem(task)}-cost", seen, caption, figure, task)
 
 
-def _of_measures(subject: str, own: pd.DataFrame, setup: str) -> Iterator[Drawn]:
+def _of_measures(task: str, own: pd.DataFrame, setup: str) -> Iterator[Drawn]:
     table = measured(own)
     if single(table):
         listed = ", ".join(dict.fromkeys(map(str, table["measure"])))
         caption = f"{setup} {_MEAN} over seeds{_bands(table)}; {seeds(own)}"
-        yield Drawn(f"{_stem(subject)}-measures", listed, caption, dots(table, caption), subject)
+        yield Drawn(f"{_stem(task)}-measures", listed, caption, dots(table, caption), task)
         return
     for family in families(table):
         part = family.table
@@ -283,8 +282,8 @@ def _of_measures(subject: str, own: pd.DataFrame, setup: str) -> Iterator[Drawn]
         names = list(dict.fromkeys(map(str, part["measure"])))
         axis = str(part["axis"].iloc[0])
         seen = f"{', '.join(names)}{f' against {axis}' if axis else ''}"
-        name = _stem(" ".join([subject, names[0], family.of]))
-        yield Drawn(name, seen, caption, panels(family, caption), subject)
+        name = _stem(" ".join([task, names[0], family.of]))
+        yield Drawn(name, seen, caption, panels(family, caption), task)
 
 
 # Drawing
@@ -296,14 +295,14 @@ def forest(table: pd.DataFrame, caption: str, style: Styles) -> Figure:
     """Forest plot of differences from random, with their intervals and numbers.
 
     Args:
-        table: subject, arm, n, mean, low, high (fractions). A marker is filled where the interval
+        table: task, method, n, mean, low, high (fractions). A marker is filled where the interval
             excludes 0; an arrowhead at the edge of the figure marks an interval that is cut there.
         caption: text below the figure.
-        style: of each arm.
+        style: of each method.
     """
-    subjects = list(dict.fromkeys(table["subject"]))
-    rows = len(table) + len(subjects)
-    names = [str(name) for name in table["arm"]]
+    tasks = list(dict.fromkeys(table["task"]))
+    rows = len(table) + len(tasks)
+    names = [str(name) for name in table["method"]]
     left = 0.35 + max(name_width(names), 0.6)
     figure, (axes,) = canvas(caption, _ROW * rows + 0.1, left=left, right=_NUMBERS, top=0.46)
     axes.axvline(0, color=style("random").colour, linewidth=1.2, zorder=1)
@@ -313,12 +312,12 @@ def forest(table: pd.DataFrame, caption: str, style: Styles) -> Figure:
     heading |= {"color": INK, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.5}}
     start = (0.13 - left) / (WIDTH - left - _NUMBERS)  # the edge of the figure
     y, ticks = 0, []
-    for subject in subjects:
-        axes.text(start, y, subject, transform=across, parse_math=False, **heading)
-        for row in having(table, subject=[subject]).to_dict("records"):
+    for task in tasks:
+        axes.text(start, y, task, transform=across, parse_math=False, **heading)
+        for row in having(table, task=[task]).to_dict("records"):
             y += 1
             mean, low, high = (100 * row[name] for name in _ENDS.values())
-            colour, marker, _ = style(row["arm"])
+            colour, marker, _ = style(row["method"])
             known = np.isfinite(low)
             if known:
                 axes.plot([low, high], [y, y], color=colour, linewidth=1.8, zorder=2)
@@ -352,12 +351,12 @@ def gain(table: pd.DataFrame, caption: str, style: Styles) -> Figure:
     """Seconds of a query against the accuracy that it gains.
 
     Args:
-        table: arm, seconds (of a query), gained, gained_low, gained_high (fractions); the
+        table: method, seconds (of a query), gained, gained_low, gained_high (fractions); the
             reference gains 0. An arrowhead marks an interval that is cut at the edge.
         caption: text below the figure.
-        style: of each arm.
+        style: of each method.
     """
-    names = [str(name) for name in table["arm"]]
+    names = [str(name) for name in table["method"]]
     figure, (axes,) = canvas(caption, 3.5, right=0.5 + name_width(names))
     shown = table.rename(columns={f"gained{end}": name for end, name in _ENDS.items()})
     axes.set_xscale("log")
@@ -366,14 +365,14 @@ def gain(table: pd.DataFrame, caption: str, style: Styles) -> Figure:
     handles = []
     for row in shown.sort_values("mean", ascending=False, kind="stable").to_dict("records"):
         x, (mean, low, high) = row["seconds"], (100 * row[name] for name in _ENDS.values())
-        colour, marker, _ = style(row["arm"])
+        colour, marker, _ = style(row["method"])
         axes.plot(x, mean, marker, color=colour, markersize=7, zorder=3)
         if np.isfinite(low):
             axes.plot([x, x], [low, high], color=colour, linewidth=1.3, zorder=2)
             for end, head in _cut(low, high, axes.get_ylim(), "v^"):
                 axes.plot(x, end, head, color=colour, markersize=5, clip_on=False, zorder=2)
         look = {"marker": marker, "color": colour, "linestyle": ""}
-        handles.append(Line2D([], [], label=short(str(row["arm"])), **look))
+        handles.append(Line2D([], [], label=short(str(row["method"])), **look))
     axes.legend(
         handles=handles,
         loc="center left",
@@ -397,10 +396,10 @@ def answers(linearised: pd.DataFrame, trained: pd.DataFrame, caption: str, style
     """Accuracy of the linearised network after each answer, and of the trained ones.
 
     Args:
-        linearised: strategy (the arm), labelled, mean, low, high, after each answer.
-        trained: the same after each training, also of arms that query batches.
+        linearised: strategy (the method), labelled, mean, low, high, after each answer.
+        trained: the same after each training, also of methods that query batches.
         caption: text below the figure.
-        style: of each arm.
+        style: of each method.
     """
     names = [str(name) for name in dict.fromkeys(trained["strategy"])]
     figure, (axes,) = canvas(caption, 3.6, right=0.62 + name_width(names))
@@ -412,7 +411,7 @@ def answers(linearised: pd.DataFrame, trained: pd.DataFrame, caption: str, style
         colour = style(str(name)).colour
         axes.fill_between(x, 100 * low, 100 * high, color=colour, alpha=0.07, linewidth=0)
         axes.plot(x, 100 * mean, color=colour, linewidth=1.3, zorder=3)
-    for name in names:  # between the trainings of a sequential arm runs the curve of its answers
+    for name in names:  # between the trainings of a sequential method runs the curve of its answers
         own = style(name)._replace(dash="") if name in sequential else style(name)
         line(axes, trained, name, 100.0, 0.0, 5.5, lambda _, own=own: own)
     axes.set_ylim(*frame(pd.concat([linearised, trained]), 100.0))

@@ -44,16 +44,16 @@ def measured(measures: pd.DataFrame) -> pd.DataFrame:
     """Mean and 95% interval over seeds of each measured value.
 
     Args:
-        measures: of `Results`, of one subject.
+        measures: of `Results`, of one task.
 
     Returns:
-        Columns measure, line (arm and series, as far as they tell lines apart), axis, state, x, n,
-        mean, low, high; rows in the order measured.
+        Columns measure, line (method and series, as far as they tell lines apart), axis, state, x,
+        n, mean, low, high; rows in the order measured.
     """
-    many = len(set(measures["arm"])) > 1
+    many = len(set(measures["method"])) > 1
     lines = [
-        ", ".join(word for word in (arm if many else "", series) if word)
-        for arm, series in zip(measures["arm"], measures["series"], strict=True)
+        ", ".join(word for word in (method if many else "", series) if word)
+        for method, series in zip(measures["method"], measures["series"], strict=True)
     ]
     keys = ["measure", "line", "axis", "state", "x"]
     grouped = measures.assign(line=lines).groupby(keys, sort=False, dropna=False)["value"]

@@ -44,8 +44,8 @@ def page(
         figures: each with its PNG.
     """
     frames = (made.summary, found.measures)
-    subjects = [name for frame in frames if len(frame) for name in frame["subject"]]
-    subjects += [drawn.subject for drawn, _ in figures if drawn.subject]
+    tasks = [name for frame in frames if len(frame) for name in frame["task"]]
+    tasks += [drawn.task for drawn, _ in figures if drawn.task]
     text = render(
         template,
         _TEMPLATES,
@@ -57,20 +57,20 @@ def page(
         verdicts=verdicts(made.judgements),
         sentences=[one.sentence for one in made.judgements],
         figures=figures,
-        rankings=[("; ".join(r.subjects), _ranks(r), _pairs(r)) for r in made.rankings],
-        subjects=[_subject(name, found, made) for name in dict.fromkeys(subjects)],
+        rankings=[("; ".join(r.tasks), _ranks(r), _pairs(r)) for r in made.rankings],
+        tasks=[_task(name, found, made) for name in dict.fromkeys(tasks)],
         differing=_differing(found),
         shared=[
-            (subject, Table(("setting", "value"), list(common(trials).items())))
-            for subject, trials in _by_subject(found).items()
+            (task, Table(("setting", "value"), list(common(trials).items())))
+            for task, trials in _by_task(found).items()
         ],
         failed=_table(
             having(found.trials, state=["failed"]),
-            {name: name for name in ("subject", "arm", "seed", "message")} | {"record": "path"},
+            {name: name for name in ("task", "method", "seed", "message")} | {"record": "path"},
         ),
         trials=_table(
             found.trials,
-            {name: name for name in ("subject", "arm", "seed", "state")}
+            {name: name for name in ("task", "method", "seed", "state")}
             | {
                 "rounds": lambda row: (
                     "—" if pd.isna(row["of_rounds"]) else f"{row['rounds']} of {row['of_rounds']:g}"
@@ -116,28 +116,29 @@ def missing(found: Results) -> list[str]:
             sentences.append(f"{len(rows)} of {len(found.trials)} trials {words}: {listed}.")
     unfitted = having(found.curves, fitted=[False])
     if len(unfitted):
-        arms = ", ".join(
-            f"{arm} {len(having(unfitted, arm=[arm]))}" for arm in dict.fromkeys(unfitted["arm"])
+        methods = ", ".join(
+            f"{method} {len(having(unfitted, method=[method]))}"
+            for method in dict.fromkeys(unfitted["method"])
         )
         sentences.append(
             f"{len(unfitted)} of {len(found.curves)} trainings did not reach their labels "
-            f"({arms}); they are in all tables and figures."
+            f"({methods}); they are in all tables and figures."
         )
     return sentences
 
 
 def _seeds(rows: pd.DataFrame) -> Iterator[str]:
-    """Subject by subject, each arm with its seeds."""
-    for subject in dict.fromkeys(rows["subject"]):
-        own = having(rows, subject=[subject])
-        arms = [
-            f"{arm} ({seed_ranges(' '.join(map(str, having(own, arm=[arm])['seed'])))})"
-            for arm in dict.fromkeys(own["arm"])
+    """Task by task, each method with its seeds."""
+    for task in dict.fromkeys(rows["task"]):
+        own = having(rows, task=[task])
+        methods = [
+            f"{method} ({seed_ranges(' '.join(map(str, having(own, method=[method])['seed'])))})"
+            for method in dict.fromkeys(own["method"])
         ]
-        yield f"{subject}, seeds of {', '.join(arms)}"
+        yield f"{task}, seeds of {', '.join(methods)}"
 
 
-def _by_subject(found: Results) -> dict[str, list[Any]]:
+def _by_task(found: Results) -> dict[str, list[Any]]:
     trials: dict[str, list[Any]] = {}
     for trial in found.planned:
         trials.setdefault(trial.task, []).append(trial)
@@ -145,15 +146,15 @@ def _by_subject(found: Results) -> dict[str, list[Any]]:
 
 
 def _differing(found: Results) -> Table:
-    """Settings of each arm that not all trials of its subject share."""
+    """Settings of each method that not all trials of its task share."""
     rows = []
-    for subject, trials in _by_subject(found).items():
+    for task, trials in _by_task(found).items():
         shared = common(trials)
-        for arm in dict.fromkeys(trial.method for trial in trials):
-            own = common(trial for trial in trials if trial.method == arm)
+        for method in dict.fromkeys(trial.method for trial in trials):
+            own = common(trial for trial in trials if trial.method == method)
             words = [f"{key} = {value}" for key, value in own.items() if key not in shared]
-            rows.append((subject, arm, ", ".join(words) or "as the others"))
-    return Table(("subject", "arm", "its own settings"), rows)
+            rows.append((task, method, ", ".join(words) or "as the others"))
+    return Table(("task", "method", "its own settings"), rows)
 
 
 # Tables as text
@@ -168,11 +169,11 @@ def _table(frame: pd.DataFrame, columns: Mapping[str, str | Callable[[Row], str]
     return Table(list(columns), rows)
 
 
-def _subject(name: str, found: Results, made: Statistics) -> dict[str, Any]:
-    """The tables of one subject, those without rows included."""
+def _task(name: str, found: Results, made: Statistics) -> dict[str, Any]:
+    """The tables of one task, those without rows included."""
     frames = (made.summary, made.saving, made.costs, made.models, found.measures)
     summary, saving, costs, models, measures = (
-        having(frame, subject=[name]) if len(frame) else frame for frame in frames
+        having(frame, task=[name]) if len(frame) else frame for frame in frames
     )
     return {
         "name": name,
@@ -214,8 +215,8 @@ def _ranks(ranking: Ranking) -> str:
     found = ranking.friedman
     if found is None:
         return ranking.why
-    ranks = ", ".join(f"{arm} {rank:.2f}" for arm, rank in found.ranks.items())
-    dropped = f", {found.dropped} more left out that lack an arm" if found.dropped else ""
+    ranks = ", ".join(f"{method} {rank:.2f}" for method, rank in found.ranks.items())
+    dropped = f", {found.dropped} more left out that lack a method" if found.dropped else ""
     p, f_p = (
         f"p {text}" if text.startswith("<") else f"p = {text}"
         for text in map(p_value, (found.p, found.f_p))
@@ -230,7 +231,7 @@ def _ranks(ranking: Ranking) -> str:
 
 def _pairs(ranking: Ranking) -> Table:
     columns = {
-        "arm − other": lambda row: f"{row['arm']} − {row['other']}",
+        "method − other": lambda row: f"{row['method']} − {row['other']}",
         "n": "n",
         "difference, points": lambda row: percent(row, "mean", ("low", "high"), "+"),
         "p": lambda row: p_value(row["p"]),
@@ -277,7 +278,7 @@ def _count(value: float) -> str:
 
 
 _ACCURACIES: dict[str, str | Callable[[Row], str]] = {
-    "arm": "arm",
+    "method": "method",
     "n": "n",
     "seeds": lambda row: seed_ranges(row["seeds"]),
     "labels": lambda row: f"{row['labels']:g}",
@@ -291,7 +292,7 @@ _ACCURACIES: dict[str, str | Callable[[Row], str]] = {
     "better in": lambda row: f"{row['better']} of {row['pairs']}" if row["pairs"] else "—",
 }
 _SAVINGS: dict[str, str | Callable[[Row], str]] = {
-    "arm": "arm",
+    "method": "method",
     "n": "n",
     "reached it": lambda row: f"{row['reached']} of {row['n']}",
     "labels saved, median": lambda row: (
@@ -303,7 +304,7 @@ _SAVINGS: dict[str, str | Callable[[Row], str]] = {
     "random needs": lambda row: _count(row["reference_labels"]),
 }
 _COSTS: dict[str, str | Callable[[Row], str]] = {
-    "arm": "arm",
+    "method": "method",
     "queries": "queries",
     "time of one": lambda row: duration(row["seconds"]),
     "95% interval": lambda row: (
@@ -315,7 +316,7 @@ _COSTS: dict[str, str | Callable[[Row], str]] = {
     "average − random": lambda row: percent(row, "gained", sign="+") if row["pairs"] else "—",
 }
 _MODELS: dict[str, str | Callable[[Row], str]] = {
-    "arm": "arm",
+    "method": "method",
     "labels": lambda row: f"{row['labelled']:g}",
     "n": "n",
     "its own model": lambda row: percent(row, "own"),

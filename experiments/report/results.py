@@ -88,8 +88,7 @@ def results(study: Study, size: str = "small", root: Path = ROOT) -> Results:
     for trial in trials:
         if trial.key not in read:
             read[trial.key] = _read(trial, places.get(trial.key))
-        found = read[trial.key]
-        names = dict(zip(TRIAL, (trial.task, trial.method, trial.seed), strict=True))
+        found, names = read[trial.key], {name: getattr(trial, name) for name in TRIAL}
         curves += [row | names for row in found.curves]
         answers += [row | names for row in found.answers]
         measures += [
@@ -294,18 +293,18 @@ _READERS: dict[str, Callable[[Path], Iterator[_Measure]]] = {
 
 
 class Ranking(NamedTuple):
-    """Several arms compared at once, over the subjects that have all of them.
+    """Several methods compared at once, over the tasks that have all of them.
 
     Attributes:
-        subjects: whose runs are compared.
-        arms: the arms compared.
+        tasks: whose runs are compared.
+        methods: the methods compared.
         friedman: the test; None where there are too few complete blocks.
         why: the reason for that; empty otherwise.
         pairs: of `ranks.post_hoc`, of the same runs.
     """
 
-    subjects: tuple[str, ...]
-    arms: tuple[str, ...]
+    tasks: tuple[str, ...]
+    methods: tuple[str, ...]
     friedman: Friedman | None
     why: str
     pairs: pd.DataFrame
@@ -319,7 +318,7 @@ class Statistics(NamedTuple):
         curves: rounds of the finished runs.
         paired: the same as `paired` names them.
         summary: of `curves.summary`, of `paired`.
-        rankings: one for each set of subjects with the same arms, three or more.
+        rankings: one for each set of tasks with the same methods, three or more.
         saving: of `curves.saving`.
         costs: of `curves.costs`.
         models: of `curves.own_models`.
@@ -344,15 +343,15 @@ def statistics(found: Results) -> Statistics:
     curves = finished(found.curves, found.trials)
     named = paired(curves)
     together: dict[frozenset[str], list[str]] = {}
-    for subject in dict.fromkeys(curves["subject"]):
-        arms = frozenset(having(curves, subject=[subject])["arm"])
-        together.setdefault(arms, []).append(subject)
+    for task in dict.fromkeys(curves["task"]):
+        methods = frozenset(having(curves, task=[task])["method"])
+        together.setdefault(methods, []).append(task)
     return Statistics(
         judgements=judge(found.study.claims_of(found.size), found),
         curves=curves,
         paired=named,
         summary=summary(named),
-        rankings=tuple(_ranking(curves, s) for arms, s in together.items() if len(arms) > 2),
+        rankings=tuple(_ranking(curves, s) for methods, s in together.items() if len(methods) > 2),
         saving=saving(labels_saved(named)),
         costs=costs(named),
         models=own_models(named),
@@ -360,28 +359,28 @@ def statistics(found: Results) -> Statistics:
 
 
 def paired(curves: pd.DataFrame) -> pd.DataFrame:
-    """Name each arm so that its reference is the random choice with the same settings.
+    """Name each method so that its reference is the random choice with the same settings.
 
-    Where a subject has the arms "dynamical, R = 4" and "random, R = 4" they become "dynamical" and
-    "random" of the subject "…, R = 4": differences from random are then between runs that differ in
-    the strategy alone. Other arms stay, to be compared with the arm `random`.
+    Where a task has the methods "dynamical, R = 4" and "random, R = 4" they become "dynamical" and
+    "random" of the task "…, R = 4": differences from random are then between runs that differ in
+    the strategy alone. Other methods stay, to be compared with the method `random`.
     """
-    arms = curves.groupby("subject")["arm"].agg(set).to_dict()
+    methods = curves.groupby("task")["method"].agg(set).to_dict()
     rows = []
-    for subject, arm in zip(curves["subject"], curves["arm"], strict=True):
-        name, comma, suffix = str(arm).partition(", ")
-        apart = comma and f"{REFERENCE}, {suffix}" in arms[subject]
-        rows.append((f"{subject}, {suffix}", name) if apart else (subject, arm))
-    made = pd.DataFrame(rows, columns=["subject", "arm"], index=curves.index)
-    return curves.assign(subject=made["subject"], arm=made["arm"])
+    for task, method in zip(curves["task"], curves["method"], strict=True):
+        name, comma, suffix = str(method).partition(", ")
+        apart = comma and f"{REFERENCE}, {suffix}" in methods[task]
+        rows.append((f"{task}, {suffix}", name) if apart else (task, method))
+    made = pd.DataFrame(rows, columns=["task", "method"], index=curves.index)
+    return curves.assign(task=made["task"], method=made["method"])
 
 
-def _ranking(curves: pd.DataFrame, subjects: Sequence[str]) -> Ranking:
-    arms = tuple(dict.fromkeys(having(curves, subject=[subjects[0]])["arm"]))
-    table = blocks(curves, arms=arms, subjects=subjects)
+def _ranking(curves: pd.DataFrame, tasks: Sequence[str]) -> Ranking:
+    methods = tuple(dict.fromkeys(having(curves, task=[tasks[0]])["method"]))
+    table = blocks(curves, methods=methods, tasks=tasks)
     found, why = None, ""
     try:
         found = friedman(table)
     except PipelineError as error:
         why = str(error)
-    return Ranking(tuple(subjects), arms, found, why, post_hoc(table))
+    return Ranking(tuple(tasks), methods, found, why, post_hoc(table))

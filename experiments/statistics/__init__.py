@@ -1,1 +1,1 @@
-"""Statistics of studies: learning curves, ranks of several arms, claims and their verdicts."""
+"""Statistics of studies: learning curves, ranks of several methods, claims and their verdicts."""

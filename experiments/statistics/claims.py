@@ -1,7 +1,7 @@
 """Claims of a paper and their verdicts.
 
 A claim says where an effect lies: an effect is one independent value a unit, such as the paired
-difference of two arms for each subject and seed. The verdict follows from its two-sided 95%
+difference of two methods for each task and seed. The verdict follows from its two-sided 95%
 interval alone: inside what is claimed, outside, or neither. Holm's correction over the claims of a
 study is reported beside it, never in its place. Accuracies are percent and differences points here;
 the tables hold fractions.
@@ -37,9 +37,7 @@ Verdict = Literal["reproduced", "not reproduced", "not decided by this size"]
 REPRODUCED: Verdict = "reproduced"
 NOT_REPRODUCED: Verdict = "not reproduced"
 UNDECIDED: Verdict = "not decided by this size"
-_PAIRS = "pairs of runs of one subject and seed"
-_RUNS = "runs, one a subject and seed"
-_MEASUREMENTS = "measurements, one a subject and seed"
+_PAIRS = "pairs of runs of one task and seed"
 _NO_MEASUREMENT = ("run", "sequential")  # kinds of trials
 
 Names = Sequence[str] | None
@@ -50,13 +48,13 @@ class Frames:
     """Tables of a study, complete or not; accuracies are fractions.
 
     Attributes:
-        curves: a row for each completed round of each run: subject, arm, seed, round, labelled,
+        curves: a row for each completed round of each run: task, method, seed, round, labelled,
             test_accuracy, query_seconds (NaN where nothing was queried), host, …
         answers: a row for each answer of a sequential run, with the accuracy of the linearised
-            network after it: subject, arm, seed, round, labelled, test_accuracy.
-        measures: a row for each number that an audit or another measurement ended with: subject,
-            arm, seed, quantity, x, value, state, …
-        trials: a row for each trial: subject, arm, seed, kind, state (done, failed, begun or
+            network after it: task, method, seed, round, labelled, test_accuracy.
+        measures: a row for each number that an audit or another measurement ended with: task,
+            method, seed, quantity, x, value, state, …
+        trials: a row for each trial: task, method, seed, kind, state (done, failed, begun or
             absent), …
     """
 
@@ -64,15 +62,6 @@ class Frames:
     answers: pd.DataFrame
     measures: pd.DataFrame
     trials: pd.DataFrame
-
-
-class Missing(NamedTuple):
-    """Trials of a claim: all planned, those not done, those that failed, names without any."""
-
-    planned: int
-    pending: int
-    failed: int
-    unplanned: str
 
 
 class Effect(NamedTuple):
@@ -83,16 +72,16 @@ class Effect(NamedTuple):
         values: (n,), independent, one a unit.
         unit: definition of a unit.
         scale: points (of accuracy), %, times (a positive ratio, whose mean is geometric), or none.
-        missing: of the trials that they come from.
-        note: a further sentence, or empty.
+        complete: whether all trials that they come from are done or failed.
+        notes: further sentences, such as on trials that are missing.
     """
 
     words: str
     values: np.ndarray
     unit: str
     scale: str
-    missing: Missing
-    note: str = ""
+    complete: bool
+    notes: Sequence[str]
 
 
 class Judgement(NamedTuple):
@@ -155,7 +144,7 @@ class Claim:
         n, mean, low, high = (geometric if effect.scale == "times" else interval)(effect.values)
         above = self.high if self.refuted_above is None else self.refuted_above
         verdict = UNDECIDED
-        if not (effect.missing.pending or effect.missing.unplanned) and n > 1:
+        if effect.complete and n > 1:
             if self.low < low and high < self.high:
                 verdict = REPRODUCED
             elif high < self.low or low > above:
@@ -185,31 +174,21 @@ class Claim:
         return p_against(values, low if below else high)
 
     def _sentence(self, effect: Effect, n: int, mean: float, ends: tuple[float, float]) -> str:
-        scale, missing = effect.scale, effect.missing
-        bounds = [number(bound, scale) for bound in (self.low, self.high)]
+        scale = effect.scale
+        low, high, below, above = (number(x, scale) for x in (*ends, self.low, self.high))
+        region = f"between {below} and {above}"
         if math.isinf(self.high):
-            region = f"above {bounds[0]}"
+            region = f"above {below}"
         elif math.isinf(self.low):
-            region = f"below {bounds[1]}"
-        else:
-            region = f"between {bounds[0]} and {bounds[1]}"
+            region = f"below {above}"
         value = f"{number(mean, scale)} {scale}".strip().replace(" %", "%")
         if n > 1:
-            low, high = (number(end, scale) for end in ends)
             value += f" (95% interval {low} to {high}, n = {n} {effect.unit})"
         elif n == 1:
             value += f" (n = 1 of the {effect.unit}, which gives no interval)"
         else:
             value = "nothing"
-        parts = [f"{effect.words}: claimed {region}, found {value}"]
-        if missing.unplanned:
-            parts.append(f"This size of the study has no trials of {missing.unplanned}")
-        for count, state in (
-            (missing.pending, "are not done"),
-            (missing.failed, "failed and are left out"),
-        ):
-            parts += [f"{count} of its {missing.planned} trials {state}"] if count else []
-        return ". ".join([*parts, *([effect.note] if effect.note else [])]) + "."
+        return ". ".join([f"{effect.words}: claimed {region}, found {value}", *effect.notes]) + "."
 
 
 def judge(claims: Iterable[Claim], frames: Frames) -> tuple[Judgement, ...]:
@@ -239,105 +218,117 @@ def number(value: float, scale: str) -> str:
     return f"{value:.3g}"
 
 
-def _missing(trials: pd.DataFrame, arms: Names, subjects: Names, kinds: Names = None) -> Missing:
-    """Trials of a claim that are not done; of several arms, those that all of the arms have."""
-    wanted = {"arm": arms, "subject": subjects}
-    wanted = {name: list(values) for name, values in wanted.items() if values is not None}
-    own = having(trials, **wanted) if kinds is None else having(trials, **wanted, kind=kinds)
+def _trials(
+    trials: pd.DataFrame, methods: Names, tasks: Names = None, kinds: Names = None
+) -> tuple[bool, list[str]]:
+    """Whether all trials of a claim have ended, and sentences on those that are not done.
+
+    Of several methods, the trials count whose task and seed all of the methods have.
+    """
+    wanted = {"method": methods, "task": tasks, "kind": kinds}
+    wanted = {name: values for name, values in wanted.items() if values is not None}
+    own = having(trials, **wanted)
     lacking = [
         name
-        for column, names in wanted.items()
-        for name in names
-        if having(own, **{column: [name]}).empty
+        for column in ("method", "task")
+        for name in wanted.get(column, ())
+        if name not in set(own[column])
     ]
-    if arms is not None:
-        paired = own.groupby(UNIT)["arm"].transform("nunique") == len(set(arms))
+    if methods is not None:
+        paired = own.groupby(UNIT)["method"].transform("nunique") == len(set(methods))
         own = pd.DataFrame(own[paired])
     failed, done = (len(having(own, state=[state])) for state in ("failed", "done"))
+    pending = len(own) - done - failed
     unplanned = ", ".join(lacking) or ("it" if own.empty else "")
-    return Missing(len(own), len(own) - done - failed, failed, unplanned)
+    sentences = {
+        f"This size of the study has no trials of {unplanned}": unplanned,
+        f"{pending} of its {len(own)} trials are not done": pending,
+        f"{failed} of its {len(own)} trials failed and are left out": failed,
+    }
+    return not (pending or unplanned), [text for text, given in sentences.items() if given]
 
 
 # Runs
 
 
 def better(
-    arm: str,
+    method: str,
     than: str,
     measure: str = "average",
-    subjects: Names = None,
+    tasks: Names = None,
     *,
     by: float = 0.0,
     text: str,
 ) -> Claim:
-    """That one arm is better than another, paired by subject and seed.
+    """That one method is better than another, paired by task and seed.
 
     Args:
-        arm: the better one.
+        method: the better one.
         than: the other.
         measure: a name of `curves.MEASURES`.
-        subjects: those that it is claimed of; all by default.
+        tasks: those that it is claimed of; all by default.
         by: at least so many points.
         text: the paper's statement, in our words.
     """
-    return Claim(text, partial(_gain, arm, than, measure, subjects), low=by)
+    return Claim(text, partial(_gain, method, than, measure, tasks), low=by)
 
 
 def not_better(
-    arm: str,
+    method: str,
     than: str,
     measure: str = "average",
-    subjects: Names = None,
+    tasks: Names = None,
     *,
     margin: float = 0.0,
     text: str,
 ) -> Claim:
-    """That one arm is better than another by less than a margin in points, or not at all.
+    """That one method is better than another by less than a margin in points, or not at all.
 
-    Refuted where the whole interval is above 0. With the margin at its default only an arm that is
-    worse is shown to be no better.
+    Refuted where the whole interval is above 0. With the default margin only a method that is worse
+    is shown to be no better.
     """
-    effect = partial(_gain, arm, than, measure, subjects)
+    effect = partial(_gain, method, than, measure, tasks)
     return Claim(text, effect, high=margin, refuted_above=0.0)
 
 
 def alike(
-    arm: str,
+    method: str,
     than: str,
     measure: str = "average",
-    subjects: Names = None,
+    tasks: Names = None,
     *,
     within: float,
     text: str,
 ) -> Claim:
-    """That two arms are equally good, within so many points of either sign."""
-    return Claim(text, partial(_gain, arm, than, measure, subjects), low=-within, high=within)
+    """That two methods are equally good, within so many points of either sign."""
+    return Claim(text, partial(_gain, method, than, measure, tasks), low=-within, high=within)
 
 
-def _gain(arm: str, than: str, measure: str, subjects: Names, frames: Frames) -> Effect:
-    arms = (arm, than)
-    table = blocks(finished(frames.curves, frames.trials), measure, arms, subjects).dropna()
+def _gain(method: str, than: str, measure: str, tasks: Names, frames: Frames) -> Effect:
+    methods = (method, than)
+    table = blocks(finished(frames.curves, frames.trials), measure, methods, tasks).dropna()
+    complete, notes = _trials(frames.trials, methods, tasks)
     return Effect(
-        words=f"{arm} minus {than}, {MEASURES[measure].words}",
-        values=100 * (table[arm] - table[than]).to_numpy(dtype=float),
+        words=f"{method} minus {than}, {MEASURES[measure].words}",
+        values=100 * (table[method] - table[than]).to_numpy(dtype=float),
         unit=_PAIRS,
         scale="points",
-        missing=_missing(frames.trials, arms, subjects),
+        complete=complete,
+        notes=notes,
     )
 
 
-def faster(arm: str, than: str, times: float = 1.0, subjects: Names = None, *, text: str) -> Claim:
-    """That the queries of one arm take less time than those of another, at least so many times.
+def faster(method: str, than: str, times: float = 1.0, *, text: str) -> Claim:
+    """That the queries of one method take less time than those of another, at least so many times.
 
-    Seconds are compared query by query, of the same round of the same subject and seed on the same
+    Seconds are compared query by query, of the same round of the same task and seed on the same
     machine; a run's ratio is the geometric mean over its queries.
     """
-    return Claim(text, partial(_ratio, arm, than, subjects), low=times)
+    return Claim(text, partial(_ratio, method, than), low=times)
 
 
-def _ratio(arm: str, than: str, subjects: Names, frames: Frames) -> Effect:
-    wanted = {} if subjects is None else {"subject": subjects}
-    curves = having(finished(frames.curves, frames.trials), arm=(arm, than), **wanted)
+def _ratio(method: str, than: str, frames: Frames) -> Effect:
+    curves = having(finished(frames.curves, frames.trials), method=(method, than))
     need(curves, [*TRIAL, "round", "query_seconds", "host"])
     asked = pd.DataFrame(curves[curves["query_seconds"].notna()])
     if bool((asked["query_seconds"] <= 0).any()):
@@ -345,55 +336,50 @@ def _ratio(arm: str, than: str, subjects: Names, frames: Frames) -> Effect:
             "a query took no time at all: seconds have to be positive to be compared; "
             "give queries that were not timed as NaN."
         )
-    own, theirs = (having(asked, arm=[name]) for name in (arm, than))
+    own, theirs = (having(asked, method=[name]) for name in (method, than))
     both = own.merge(theirs, on=[*UNIT, "round"], suffixes=("", "_than"))
     here = pd.DataFrame(both[both["host"] == both["host_than"]])
     logs = here.assign(log=np.log(here["query_seconds_than"] / here["query_seconds"]))
-    note = f"Over {len(here)} queries"
-    if len(here) < len(both):
-        elsewhere = len(both) - len(here)
-        note += f"; {elsewhere} more were on two different machines and are left out"
+    elsewhere = len(both) - len(here)
+    other = f"; {elsewhere} more were on two different machines and are left out"
+    complete, notes = _trials(frames.trials, (method, than))
     return Effect(
-        words=f"Query seconds of {than} over those of {arm}",
+        words=f"Query seconds of {than} over those of {method}",
         values=np.exp(means(logs, UNIT, "log").to_numpy(dtype=float)),
         unit=_PAIRS,
         scale="times",
-        missing=_missing(frames.trials, (arm, than), subjects),
-        note=note,
+        complete=complete,
+        notes=[*notes, f"Over {len(here)} queries{other if elsewhere else ''}"],
     )
 
 
 def reaches(
-    arm: str,
-    accuracy: float,
-    labels: int,
-    linearised: bool = False,
-    subjects: Names = None,
-    *,
-    text: str,
+    method: str, accuracy: float, labels: int, linearised: bool = False, *, text: str
 ) -> Claim:
-    """That an arm is above an accuracy, in percent, at exactly so many labels.
+    """That a method is above an accuracy, in percent, at exactly so many labels.
 
     The accuracy is the trained network's, or with `linearised` that of the linearised network after
     an answer.
     """
-    return Claim(text, partial(_accuracy, arm, labels, linearised, subjects), low=accuracy)
+    return Claim(text, partial(_accuracy, method, labels, linearised), low=accuracy)
 
 
-def _accuracy(arm: str, labels: int, linearised: bool, subjects: Names, frames: Frames) -> Effect:
+def _accuracy(method: str, labels: int, linearised: bool, frames: Frames) -> Effect:
     table = finished(frames.answers if linearised else frames.curves, frames.trials)
     need(table, [*TRIAL, "labelled", "test_accuracy"])
-    runs = having(table, arm=[arm], **({} if subjects is None else {"subject": subjects}))
+    runs = having(table, method=[method])
     own, measured_at = having(runs, labelled=[labels]), sorted(set(runs["labelled"]))
-    listed = f"It was measured at {', '.join(map(str, measured_at))} labels"
+    complete, notes = _trials(frames.trials, (method,))
+    if own.empty and measured_at:
+        notes.append(f"It was measured at {', '.join(map(str, measured_at))} labels")
     network = "linearised network" if linearised else "trained network"
     return Effect(
-        words=f"Test accuracy of {arm}'s {network} at {labels} labels",
+        words=f"Test accuracy of {method}'s {network} at {labels} labels",
         values=100 * means(own, UNIT, "test_accuracy").to_numpy(dtype=float),
-        unit=_RUNS,
+        unit="runs, one a task and seed",
         scale="%",
-        missing=_missing(frames.trials, (arm,), subjects),
-        note=listed if own.empty and measured_at else "",
+        complete=complete,
+        notes=notes,
     )
 
 
@@ -405,21 +391,19 @@ class Part(NamedTuple):
 
     Attributes:
         quantity: its name.
-        arm: which.
+        method: which.
         state: of the network, such as initial or trained.
         x: such as a width.
-        subjects: those that it is claimed of.
     """
 
     quantity: str
-    arm: str | None = None
+    method: str | None = None
     state: str | None = None
     x: float | None = None
-    subjects: Names = None
 
-    def words(self) -> str:
+    def __str__(self) -> str:
         """The selection, for a sentence."""
-        words = [self.quantity, f"of {self.arm}" if self.arm is not None else ""]
+        words = [self.quantity, f"of {self.method}" if self.method is not None else ""]
         words += [f"({self.state})" if self.state else ""]
         words += ["" if self.x is None else f"at x = {self.x:g}"]
         return " ".join(word for word in words if word)
@@ -431,85 +415,58 @@ class Part(NamedTuple):
             PipelineError: a column is missing.
         """
         need(frames.measures, [*TRIAL, "quantity", "x", "value", "state"])
-        wanted = {name: [getattr(self, name)] for name in ("quantity", "arm", "state", "x")}
-        wanted = {name: values for name, values in wanted.items() if values != [None]}
-        wanted |= {} if self.subjects is None else {"subject": list(self.subjects)}
+        wanted = {name: [value] for name, value in self._asdict().items() if value is not None}
         own = having(finished(frames.measures, frames.trials), **wanted)
         return pd.DataFrame(own[own["value"].notna()])
 
     def by_unit(self, frames: Frames) -> pd.Series:
-        """Its mean for each subject and seed."""
+        """Its mean for each task and seed."""
         return means(self.rows(frames), UNIT, "value")
 
 
-def measured(
-    quantity: str,
-    arm: str | None = None,
-    state: str | None = None,
-    x: float | None = None,
-    subjects: Names = None,
-    *,
-    above: float = -math.inf,
-    below: float = math.inf,
-    text: str,
-) -> Claim:
-    """That a quantity lies above or below a bound, or between two; see `Part`.
+def measured(part: Part, *, above: float = -math.inf, below: float = math.inf, text: str) -> Claim:
+    """That a quantity lies above or below a bound, or between two.
 
     Raises:
         PipelineError: neither of the bounds is given.
     """
     if math.isinf(above) and math.isinf(below):
-        raise PipelineError(f"the claim {text!r} gives no bound of {quantity}: set above or below.")
-    part = Part(quantity, arm, state, x, subjects)
+        raise PipelineError(
+            f"the claim {text!r} gives no bound of {part.quantity}: set above or below."
+        )
     return Claim(text, partial(_level, part), low=above, high=below)
 
 
 def _level(part: Part, frames: Frames) -> Effect:
-    return _of_measurements(part.words(), part.by_unit(frames), frames, part)
+    return _of_measurements(str(part), part.by_unit(frames), frames, part)
 
 
 def greater(of: Part, than: Part, *, text: str) -> Claim:
-    """That one quantity is greater than another, paired by subject and seed."""
+    """That one quantity is greater than another, paired by task and seed."""
     return Claim(text, partial(_excess, of, than), low=0.0)
 
 
 def _excess(of: Part, than: Part, frames: Frames) -> Effect:
     values = (of.by_unit(frames) - than.by_unit(frames)).dropna()
-    return _of_measurements(f"{of.words()} minus {than.words()}", values, frames, of, than)
+    return _of_measurements(f"{of} minus {than}", values, frames, of, than)
 
 
-def falls(
-    quantity: str,
-    arm: str | None = None,
-    state: str | None = None,
-    subjects: Names = None,
-    *,
-    text: str,
-) -> Claim:
-    """That a quantity is smaller at the last x than at the first that all arms have."""
-    effect = partial(_change, Part(quantity, arm, state, subjects=subjects))
-    return Claim(text, effect, high=0.0)
+def falls(part: Part, *, text: str) -> Claim:
+    """That a quantity is smaller at the last x than at the first that all methods have."""
+    return Claim(text, partial(_change, part), high=0.0)
 
 
-def rises(
-    quantity: str,
-    arm: str | None = None,
-    state: str | None = None,
-    subjects: Names = None,
-    *,
-    text: str,
-) -> Claim:
-    """That a quantity is greater at the last x than at the first that all arms have."""
-    effect = partial(_change, Part(quantity, arm, state, subjects=subjects))
-    return Claim(text, effect, low=0.0)
+def rises(part: Part, *, text: str) -> Claim:
+    """That a quantity is greater at the last x than at the first that all methods have."""
+    return Claim(text, partial(_change, part), low=0.0)
 
 
 def _change(part: Part, frames: Frames) -> Effect:
-    table = means(part.rows(frames), [*UNIT, "arm", "x"], "value").unstack("x")
+    table = means(part.rows(frames), [*UNIT, "method", "x"], "value").unstack("x")
     changes, spans = [pd.Series(dtype=float)], {}
-    for _, rows in table.groupby(level="subject"):
-        # the mean over the arms is of the same arms at both ends
-        shared = pd.DataFrame(rows.notna().groupby(level="arm").any()).all(axis="index")
+    for _, rows in table.groupby(level="task"):
+        # the mean over the methods is of the same methods at both ends
+        shared = pd.DataFrame(rows.notna().groupby(level="method").any()).all(axis="index")
         if shared.sum() < 2:
             continue
         ends = rows.loc[:, shared.to_list()].iloc[:, [0, -1]].dropna()
@@ -517,28 +474,25 @@ def _change(part: Part, frames: Frames) -> Effect:
         changes.append(means(change, UNIT, "change"))
         spans[f"{ends.columns[0]:g} to {ends.columns[1]:g}"] = None
     span = f" from x = {', '.join(spans)}" if spans else ""
-    values = np.concatenate([change.to_numpy(dtype=float) for change in changes])
-    return _of_measurements(f"Change of {part.words()}{span}", values, frames, part)
+    return _of_measurements(f"Change of {part}{span}", pd.concat(changes), frames, part)
 
 
-def _of_measurements(
-    words: str, values: pd.Series | np.ndarray, frames: Frames, *parts: Part
-) -> Effect:
-    arms = [part.arm for part in parts if part.arm is not None]
+def _of_measurements(words: str, values: pd.Series, frames: Frames, *parts: Part) -> Effect:
+    methods = [part.method for part in parts if part.method is not None]
     kinds = sorted(set(frames.trials["kind"]) - set(_NO_MEASUREMENT))
-    measured_arms = arms if len(arms) == len(parts) else None
     quantities = sorted(set(frames.measures["quantity"]))
     unknown = [part.quantity for part in parts if part.quantity not in quantities]
-    note = ""
+    named = methods if len(methods) == len(parts) else None
+    complete, notes = _trials(frames.trials, named, kinds=kinds)
     if unknown and quantities:
         near = get_close_matches(unknown[0], quantities, 3, 0.3) or quantities[:3]
         listed = ", ".join(map(repr, near))
-        note = f"No measurement is called {unknown[0]!r}; there are {listed}"
+        notes.append(f"No measurement is called {unknown[0]!r}; there are {listed}")
     return Effect(
         words=words,
-        values=np.asarray(values, dtype=float),
-        unit=_MEASUREMENTS,
+        values=values.to_numpy(dtype=float),
+        unit="measurements, one a task and seed",
         scale="",
-        missing=_missing(frames.trials, measured_arms, parts[0].subjects, kinds),
-        note=note,
+        complete=complete,
+        notes=notes,
     )

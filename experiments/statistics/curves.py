@@ -1,8 +1,8 @@
 """Statistics of learning curves: a number for each run, gains, labels saved, query cost.
 
-Tables in and out, with the columns subject, arm and seed: nothing here reads a record. Accuracies
+Tables in and out, with the columns task, method and seed: nothing here reads a record. Accuracies
 are fractions, also in differences. An interval is Student's 95% interval over the seeds of one
-subject and arm, NaN for a single seed.
+task and method, NaN for a single seed.
 """
 
 import math
@@ -14,18 +14,11 @@ import pandas as pd
 from scipy import stats
 
 from pipelines.errors import PipelineError
-from pipelines.report.intervals import (
-    CONFIDENCE,
-    Interval,
-    geometric,
-    holm,
-    interval,
-    p_against,
-)
+from pipelines.report.curves import REFERENCE
+from pipelines.report.intervals import CONFIDENCE, geometric, holm, interval, p_against
 
-REFERENCE = "random"
-UNIT = ["subject", "seed"]
-TRIAL = ["subject", "arm", "seed"]
+UNIT = ["task", "seed"]
+TRIAL = ["task", "method", "seed"]
 
 
 # Tables of runs
@@ -39,9 +32,9 @@ def having(frame: pd.DataFrame, **wanted: Iterable[object]) -> pd.DataFrame:
 
 
 def each(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """Subject, arm and rows, in order of first appearance."""
-    for subject, arm in dict.fromkeys(zip(frame["subject"], frame["arm"], strict=True)):
-        yield subject, arm, having(frame, subject=[subject], arm=[arm])
+    """Task, method and rows, in order of first appearance."""
+    for task, method in dict.fromkeys(zip(frame["task"], frame["method"], strict=True)):
+        yield task, method, having(frame, task=[task], method=[method])
 
 
 def means(frame: pd.DataFrame, keys: Sequence[str], column: str) -> pd.Series:
@@ -53,8 +46,8 @@ def finished(frame: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     """Rows of the trials that are done: an unfinished one would shorten what is compared.
 
     Args:
-        frame: with the columns subject, arm, seed.
-        trials: subject, arm, seed, state.
+        frame: with the columns task, method, seed.
+        trials: task, method, seed, state.
     """
     done = set(map(tuple, having(trials, state=["done"])[TRIAL].to_numpy().tolist()))
     kept = [tuple(row) in done for row in frame[TRIAL].to_numpy().tolist()]
@@ -76,7 +69,7 @@ def need(frame: pd.DataFrame, columns: Iterable[str]) -> None:
 
 
 def wide(curves: pd.DataFrame, value: str = "test_accuracy") -> pd.DataFrame:
-    """A value of every run: (subject, seed, arm) × number of labels, NaN where not measured.
+    """A value of every run: (task, seed, method) × number of labels, NaN where not measured.
 
     Raises:
         PipelineError: a column is missing, or a number of labels occurs twice in one run.
@@ -86,10 +79,12 @@ def wide(curves: pd.DataFrame, value: str = "test_accuracy") -> pd.DataFrame:
     if len(twice):
         row = twice.iloc[0]
         raise PipelineError(
-            f"subject {row['subject']!r}, arm {row['arm']!r}, seed {row['seed']} has "
+            f"task {row['task']!r}, method {row['method']!r}, seed {row['seed']} has "
             f"{row['labelled']} labels twice: give every run's rounds once."
         )
-    return curves.pivot(index=[*UNIT, "arm"], columns="labelled", values=value).sort_index(axis=1)
+    return curves.pivot(index=[*UNIT, "method"], columns="labelled", values=value).sort_index(
+        axis=1
+    )
 
 
 # One number a run
@@ -128,24 +123,24 @@ MEASURES: Mapping[str, _Measure] = {
 def blocks(
     curves: pd.DataFrame,
     measure: str = "average",
-    arms: Sequence[str] | None = None,
-    subjects: Sequence[str] | None = None,
+    methods: Sequence[str] | None = None,
+    tasks: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """One number a run, in blocks of the runs of one subject and seed.
+    """One number a run, in blocks of the runs of one task and seed.
 
-    Arms are compared at the numbers of labels that all of them were measured at, subject by
-    subject; a run that stopped before the last of these has no number. The round before the first
+    Methods are compared at the numbers of labels that all of them were measured at, task by
+    task; a run that stopped before the last of these has no number. The round before the first
     query counts in the area only.
 
     Args:
-        curves: a row for each round of each run: subject, arm, seed, round, labelled and
+        curves: a row for each round of each run: task, method, seed, round, labelled and
             test_accuracy (fraction).
         measure: a name of `MEASURES`.
-        arms: those that are compared, in this order; all by default.
-        subjects: likewise.
+        methods: those that are compared, in this order; all by default.
+        tasks: likewise.
 
     Returns:
-        (subject, seed) × arms, fractions, NaN where there is no run.
+        (task, seed) × methods, fractions, NaN where there is no run.
 
     Raises:
         PipelineError: an unknown measure, a missing column, or a round given twice.
@@ -153,106 +148,59 @@ def blocks(
     if measure not in MEASURES:
         raise PipelineError(f"no measure {measure!r}: choose from {', '.join(MEASURES)}.")
     need(curves, [*TRIAL, "round", "labelled", "test_accuracy"])
-    arms = list(dict.fromkeys(curves["arm"])) if arms is None else list(arms)
-    subjects = list(dict.fromkeys(curves["subject"])) if subjects is None else list(subjects)
-    compared = having(curves, arm=arms)
-    tables = [_of_subject(having(compared, subject=[name]), measure) for name in subjects]
+    methods = list(dict.fromkeys(curves["method"])) if methods is None else list(methods)
+    tasks = list(dict.fromkeys(curves["task"])) if tasks is None else list(tasks)
+    compared = having(curves, method=methods)
+    tables = [_of_task(having(compared, task=[name]), measure) for name in tasks]
     tables = [table for table in tables if len(table)]
     if not tables:
         index = pd.MultiIndex.from_arrays([[], []], names=UNIT)
-        return pd.DataFrame(index=index, columns=arms, dtype=float)
-    return pd.concat(tables).reindex(columns=arms)
+        return pd.DataFrame(index=index, columns=methods, dtype=float)
+    return pd.concat(tables).reindex(columns=methods)
 
 
-def _of_subject(curves: pd.DataFrame, measure: str) -> pd.DataFrame:
+def _of_task(curves: pd.DataFrame, measure: str) -> pd.DataFrame:
     if curves.empty:
         return curves
     runs = wide(curves)
-    reached = pd.DataFrame(runs.notna().groupby(level="arm").any()).all(axis="index")
+    reached = pd.DataFrame(runs.notna().groupby(level="method").any()).all(axis="index")
     runs = runs.loc[:, reached.to_list()].dropna()
     if runs.empty:
         return runs
     start = float(pd.Series(curves.groupby(TRIAL)["labelled"].min()).max())
-    return MEASURES[measure].of(runs, start).dropna().unstack("arm")
+    return MEASURES[measure].of(runs, start).dropna().unstack("method")
 
 
-# Means and differences from the reference
+# Gains over the reference
 
 
-_CURVE = ["subject", "arm", "labelled", *Interval._fields]
-
-
-def curve(curves: pd.DataFrame, value: str = "test_accuracy") -> pd.DataFrame:
-    """Mean and interval over seeds at each number of labels that all seeds of an arm reached.
-
-    With other seeds along the curve the mean would jump where no run did.
-
-    Returns:
-        Columns subject, arm, labelled, n, mean, low, high.
-
-    Raises:
-        PipelineError: a column is missing, or a round occurs twice.
-    """
-    need(curves, [*TRIAL, "labelled", value])
-    rows = []
-    for subject, arm, own in each(curves):
-        table = wide(own, value).dropna(axis="columns")
-        rows += [(subject, arm, labels, *interval(table[labels])) for labels in table]
-    return pd.DataFrame(rows, columns=_CURVE)
-
-
-def difference(curves: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
-    """Mean and interval of the accuracy minus the reference's, of the same subject and seed.
-
-    At each number of labels that all runs of both arms reached, of the seeds that both have.
-
-    Returns:
-        The columns of `curve`.
-
-    Raises:
-        PipelineError: a column is missing, or a round occurs twice.
-    """
-    need(curves, [*TRIAL, "labelled", "test_accuracy"])
-    rows = []
-    for subject, arm, _ in each(curves):
-        table = wide(having(curves, subject=[subject], arm=[arm, reference]))
-        arms = table.index.get_level_values("arm")
-        if arm == reference or reference not in arms:
-            continue
-        own, theirs = (table[arms == name].droplevel("arm") for name in (arm, reference))
-        seeds = own.index.intersection(theirs.index)
-        gained = (own.loc[seeds] - theirs.loc[seeds]).dropna(axis="columns")
-        rows += [(subject, arm, n, *interval(gained[n])) for n in gained if len(gained)]
-    return pd.DataFrame(rows, columns=_CURVE)
-
-
-def _gained(curves: pd.DataFrame, subject: str, arm: str, reference: str, measure: str):
-    """A measure minus the reference's, of the seeds of a subject that both have."""
-    if arm == reference:
+def _gained(curves: pd.DataFrame, task: str, method: str, measure: str = "average") -> pd.Series:
+    """A measure minus the reference's, of the seeds of a task that both have."""
+    if method == REFERENCE:
         return pd.Series(dtype=float)
-    table = blocks(curves, measure, [arm, reference], [subject]).dropna()
-    return table[arm] - table[reference]
+    table = blocks(curves, measure, [method, REFERENCE], [task]).dropna()
+    return table[method] - table[REFERENCE]
 
 
-def summary(curves: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
-    """A row for each subject and arm.
+def summary(curves: pd.DataFrame) -> pd.DataFrame:
+    """A row for each task and method, with its gains over the reference.
 
     Returns:
-        Columns subject, arm, n, seeds, first and labels (the first and last number of labels that
+        Columns task, method, n, seeds, first and labels (the first and last number of labels that
         it was measured at); of each of `MEASURES` its mean, `…_low` and `…_high`; and of its paired
         difference from the reference `…_gained`, `…_gained_low`, `…_gained_high`, `…_gained_p` and
         `…_gained_holm`, with `pairs` and `better`: in how many of the pairs the average is higher.
-        p is of a paired t-test; Holm corrects for the arms of the subject. NaN without pairs.
+        p is of a paired t-test; Holm corrects for the methods of the task. NaN without pairs.
 
     Raises:
         PipelineError: a column is missing, or a round occurs twice.
     """
     rows = []
-    for subject, arm, own in each(curves):
-        values = {name: blocks(own, name, [arm])[arm] for name in MEASURES}
+    for task, method, own in each(curves):
+        values = {name: blocks(own, name, [method])[method] for name in MEASURES}
         row = {
-            "subject": subject,
-            "arm": arm,
+            "task": task,
+            "method": method,
             "n": len(values["final"]),
             "seeds": " ".join(map(str, sorted(set(own["seed"])))),
             "first": own["labelled"].min(),
@@ -261,14 +209,14 @@ def summary(curves: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
         for name, measured in values.items():
             row |= _named(name, measured)
         for name in MEASURES:
-            gained = _gained(curves, subject, arm, reference, name)
+            gained = _gained(curves, task, method, name)
             if name == "average":
                 row |= {"pairs": len(gained), "better": int((gained.to_numpy() > 0).sum())}
             row |= _named(f"{name}_gained", gained) | {f"{name}_gained_p": p_against(gained)}
         rows.append(row)
     table = pd.DataFrame(rows)
     for name in MEASURES if rows else ():
-        grouped = table.groupby("subject", sort=False)[f"{name}_gained_p"]
+        grouped = table.groupby("task", sort=False)[f"{name}_gained_p"]
         table[f"{name}_gained_holm"] = grouped.transform(lambda p: holm(p.tolist()))
     return table
 
@@ -277,8 +225,8 @@ def own_models(curves: pd.DataFrame) -> pd.DataFrame:
     """Accuracy of the models of their own that strategies look ahead with, beside the networks'.
 
     Returns:
-        A row for each subject, arm and number of labels that any run has such a model at: columns
-        subject, arm, labelled, n, and mean, `…_low` and `…_high` of `own`, of `network`, and of
+        A row for each task, method and number of labels that any run has such a model at: columns
+        task, method, labelled, n, and mean, `…_low` and `…_high` of `own`, of `network`, and of
         `gained`, which is the own model's minus the network's of the same run.
 
     Raises:
@@ -286,11 +234,11 @@ def own_models(curves: pd.DataFrame) -> pd.DataFrame:
     """
     need(curves, [*TRIAL, "labelled", "test_accuracy", "own_accuracy"])
     rows = []
-    for subject, arm, runs in each(curves.dropna(subset=["own_accuracy"])):
+    for task, method, runs in each(curves.dropna(subset=["own_accuracy"])):
         for labels in sorted(set(runs["labelled"])):
             here = having(runs, labelled=[labels])
             own, network = (here[name].to_numpy() for name in ("own_accuracy", "test_accuracy"))
-            row = {"subject": subject, "arm": arm, "labelled": labels, "n": len(here)}
+            row = {"task": task, "method": method, "labelled": labels, "n": len(here)}
             row |= _named("own", own) | _named("network", network)
             rows.append(row | _named("gained", own - network))
     return pd.DataFrame(rows)
@@ -339,24 +287,21 @@ def _reaches(run: pd.Series, target: float) -> float:
     return float(np.interp(target, accuracy[ends], labels[ends]))
 
 
-def labels_saved(
-    curves: pd.DataFrame, reference: str = REFERENCE, target: float | None = None
-) -> pd.DataFrame:
-    """How many labels fewer than the reference each run needed, paired by subject and seed.
+def labels_saved(curves: pd.DataFrame, target: float | None = None) -> pd.DataFrame:
+    """How many labels fewer than the reference each run needed, paired by task and seed.
 
     A curve is linear between two measurements, and an accuracy counts as reached where the curve
-    first attains it, for the arm and the reference alike: a rule that looks back, such as "stays
-    above", would depend on how far a run went. Of two equal arms the reference comes out a little
+    first attains it, for the method and the reference alike: a rule that looks back, such as "stays
+    above", would depend on how far a run went. Of two equal methods the reference is a little
     ahead, since it attains the accuracy that it ends with for certain.
 
     Args:
-        curves: subject, arm, seed, labelled, test_accuracy.
-        reference: the arm that labels are saved against.
+        curves: task, method, seed, labelled, test_accuracy.
         target: the accuracy, a fraction; by default the one that the reference's run of the same
             seed ends with at the last number of labels.
 
     Returns:
-        A row for each run of another arm whose reference is there: subject, arm, seed, target,
+        A row for each run of another method whose reference is there: task, method, seed, target,
         labels (needed to reach it), reference_labels, saved (the difference; negative where more
         were needed) and censored: that the run never reached it, so that `labels` is the last
         number that it had and an upper bound of `saved` is given. A target that the reference does
@@ -369,9 +314,9 @@ def labels_saved(
     table = wide(curves)
     runs = {key: table.loc[key].dropna() for key in table.index.to_list()}
     rows = []
-    for (subject, seed, arm), run in runs.items():
-        other = runs.get((subject, seed, reference))
-        if arm == reference or other is None:
+    for (task, seed, method), run in runs.items():
+        other = runs.get((task, seed, REFERENCE))
+        if method == REFERENCE or other is None:
             continue
         aim = float(other.iloc[-1]) if target is None else target
         theirs, labels = _reaches(other, aim), _reaches(run, aim)
@@ -379,44 +324,43 @@ def labels_saved(
             continue
         censored = math.isnan(labels)
         needed = float(run.index[-1]) if censored else labels
-        rows.append((subject, arm, seed, aim, needed, theirs, theirs - needed, censored))
+        rows.append((task, method, seed, aim, needed, theirs, theirs - needed, censored))
     columns = [*TRIAL, "target", "labels", "reference_labels", "saved", "censored"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def saving(saved: pd.DataFrame) -> pd.DataFrame:
-    """The savings of each subject and arm over its seeds.
+    """The savings of each task and method over its seeds.
 
     Args:
         saved: of `labels_saved`.
 
     Returns:
-        A row for each: subject, arm, n, reached (how many runs reached the accuracy), median, low
+        A row for each: task, method, n, reached (how many runs reached the accuracy), median, low
         and high (its 95% interval), reference_labels (their median) and share (of the median in
         that). A run that never reached the accuracy ranks last, so that the median is NaN where
         half of them or more did not, and an end of its interval likewise.
     """
     rows = []
-    for subject, arm, own in each(saved):
+    for task, method, own in each(saved):
         lost = own["censored"].to_numpy(dtype=bool)
         n, middle, low, high = median(np.where(lost, -math.inf, own["saved"].to_numpy(dtype=float)))
         theirs = float(np.median(own["reference_labels"].to_numpy(dtype=float)))
         reached = n - int(lost.sum())
-        rows.append((subject, arm, n, reached, middle, low, high, theirs, middle / theirs))
-    columns = ["subject", "arm", "n", "reached", *Median._fields[1:], "reference_labels", "share"]
+        rows.append((task, method, n, reached, middle, low, high, theirs, middle / theirs))
+    columns = ["task", "method", "n", "reached", *Median._fields[1:], "reference_labels", "share"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def costs(curves: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
-    """Seconds of an arm's queries against the accuracy that they gain.
+def costs(curves: pd.DataFrame) -> pd.DataFrame:
+    """Seconds of a method's queries against the accuracy that they gain.
 
     Args:
-        curves: subject, arm, seed, round, labelled, test_accuracy, query_seconds (NaN where
+        curves: task, method, seed, round, labelled, test_accuracy, query_seconds (NaN where
             nothing was queried).
-        reference: the arm that accuracy is gained against.
 
     Returns:
-        A row for each subject and arm: subject, arm, n (runs), queries, seconds, seconds_low and
+        A row for each task and method: task, method, n (runs), queries, seconds, seconds_low and
         seconds_high (geometric mean of a query's seconds, over the runs' own geometric means),
         median_seconds (of all queries; the first one of a process includes compilation), pairs,
         gained, gained_low and gained_high (average accuracy minus the reference's, paired by seed,
@@ -428,14 +372,14 @@ def costs(curves: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
     need(curves, [*TRIAL, "round", "query_seconds"])
     asked = pd.DataFrame(curves[curves["query_seconds"].to_numpy(dtype=float) > 0])
     rows = []
-    for subject, arm, own in each(asked):
+    for task, method, own in each(asked):
         logs = own.assign(log=np.log(own["query_seconds"].to_numpy(dtype=float)))
         n, seconds, low, high = geometric(np.exp(means(logs, ["seed"], "log")))
         gained = (0, 0.0, math.nan, math.nan)
-        if arm != reference:
-            gained = interval(_gained(curves, subject, arm, reference, "average"))
+        if method != REFERENCE:
+            gained = interval(_gained(curves, task, method))
         usual = float(np.median(own["query_seconds"].to_numpy(dtype=float)))
-        rows.append((subject, arm, n, len(own), seconds, low, high, usual, *gained))
-    columns = ["subject", "arm", "n", "queries", "seconds", "seconds_low", "seconds_high"]
+        rows.append((task, method, n, len(own), seconds, low, high, usual, *gained))
+    columns = ["task", "method", "n", "queries", "seconds", "seconds_low", "seconds_high"]
     columns += ["median_seconds", "pairs", "gained", "gained_low", "gained_high"]
     return pd.DataFrame(rows, columns=columns)

@@ -1,7 +1,7 @@
-"""Several arms at once: Friedman's test, average ranks, tests of all pairs, critical differences.
+"""Several methods at once: Friedman's test, average ranks, tests of pairs, their diagram.
 
 The procedure of Demšar, Statistical comparisons of classifiers over multiple data sets, JMLR 7,
-2006; a block is one subject with one seed.
+2006; a block is one task with one seed.
 """
 
 import itertools
@@ -17,23 +17,23 @@ from scipy import stats
 from pipelines.errors import PipelineError
 from pipelines.report.intervals import LEVEL, holm, interval, p_against
 
-_BLOCK = "a block is one subject (data set, network and settings) with one seed"
+_BLOCK = "a block is one task (data set, network and settings) with one seed"
 _INK, _SIZE = "#1a1a1a", 9.0
 _TOP = 2.9  # of the axes; a row of labels is 1, and the ranks are at 0
 
 
 class Friedman(NamedTuple):
-    """Friedman's test of the hypothesis that all arms are equal.
+    """Friedman's test of the hypothesis that all methods are equal.
 
     Attributes:
-        blocks: complete ones, in which every arm has a run.
-        dropped: blocks left out because an arm had no run in them.
-        ranks: average rank of each arm, best first; 1 is the highest accuracy.
+        blocks: complete ones, in which every method has a run.
+        dropped: blocks left out because a method had no run in them.
+        ranks: average rank of each method, best first; 1 is the highest accuracy.
         chi2: Friedman's statistic, corrected for ties (scipy's).
         p: of it.
         uncorrected: the statistic as Demšar gives it, equal to `chi2` without ties.
         f: Iman and Davenport's F of `uncorrected`, less conservative; infinite where all blocks
-            rank the arms alike.
+            rank the methods alike.
         f_p: of it, with k − 1 and (k − 1)(n − 1) degrees of freedom.
         critical: Nemenyi's critical difference of two average ranks, α = .05.
         unit: definition of a block.
@@ -52,27 +52,27 @@ class Friedman(NamedTuple):
 
 
 def _complete(blocks: pd.DataFrame) -> pd.DataFrame:
-    """The blocks in which every arm has a run, without the arms that have no run at all."""
+    """The blocks in which every method has a run, without the methods that have no run at all."""
     there = blocks.dropna(axis="columns", how="all")
     kept = there.dropna()
     if there.shape[1] < 3 or len(kept) < 2:
         raise PipelineError(
-            f"Friedman's test needs three arms or more and two blocks or more in which each has a "
-            f"run, and there are {there.shape[1]} arms ({', '.join(map(str, there.columns))}) and "
-            f"{len(kept)} such blocks ({_BLOCK}): wait for more runs, or compare two arms by their "
-            f"paired difference."
+            f"Friedman's test needs three methods or more and two blocks or more in which each has "
+            f"a run, and there are {there.shape[1]} methods ({', '.join(map(str, there.columns))}) "
+            f"and {len(kept)} such blocks ({_BLOCK}): wait for more runs, or compare two methods "
+            "by their paired difference."
         )
     return kept
 
 
 def friedman(blocks: pd.DataFrame) -> Friedman:
-    """Test whether the arms differ at all.
+    """Test whether the methods differ at all.
 
     Args:
-        blocks: blocks × arms, higher is better, of `curves.blocks`.
+        blocks: blocks × methods, higher is better, of `curves.blocks`.
 
     Raises:
-        PipelineError: fewer than three arms or two complete blocks.
+        PipelineError: fewer than three methods or two complete blocks.
     """
     kept = _complete(blocks)
     n, k = kept.shape
@@ -102,29 +102,29 @@ def friedman(blocks: pd.DataFrame) -> Friedman:
     )
 
 
-def critical_difference(arms: int, blocks: int, alpha: float = LEVEL) -> float:
+def critical_difference(methods: int, blocks: int, alpha: float = LEVEL) -> float:
     """Nemenyi's critical difference of two average ranks, q √(k(k+1)/6n), q of Demšar's Table 5.
 
     Args:
-        arms: k.
+        methods: k.
         blocks: n.
         alpha: family-wise error rate.
     """
-    q = float(stats.studentized_range.isf(alpha, arms, np.inf)) / math.sqrt(2)
-    return q * math.sqrt(arms * (arms + 1) / (6 * blocks))
+    q = float(stats.studentized_range.isf(alpha, methods, np.inf)) / math.sqrt(2)
+    return q * math.sqrt(methods * (methods + 1) / (6 * blocks))
 
 
 def post_hoc(blocks: pd.DataFrame) -> pd.DataFrame:
-    """Every pair of arms, after Friedman's test.
+    """Every pair of methods, after Friedman's test.
 
-    The paired t-tests use all blocks that both arms have a run in, Nemenyi's the complete ones.
+    The paired t-tests use all blocks that both methods have a run in, Nemenyi's the complete ones.
     Holm corrects for all pairs of the table.
 
     Args:
-        blocks: blocks × arms, higher is better, fractions.
+        blocks: blocks × methods, higher is better, fractions.
 
     Returns:
-        A row a pair, in the order of the columns: arm, other, n, mean (arm minus other), low,
+        A row a pair, in the order of the columns: method, other, n, mean (method minus other), low,
         high (95% interval, not corrected), p (paired t), p_holm, p_nemenyi (NaN where Friedman's
         test cannot be made).
     """
@@ -133,12 +133,12 @@ def post_hoc(blocks: pd.DataFrame) -> pd.DataFrame:
     except PipelineError:
         nemenyi = pd.DataFrame()
     rows = []
-    for arm, other in itertools.combinations(blocks.columns, 2):
-        difference = (blocks[arm] - blocks[other]).dropna().to_numpy(dtype=float)
-        ranked = arm in nemenyi and other in nemenyi
-        p_nemenyi = float(nemenyi.loc[arm, other]) if ranked else math.nan
-        rows.append((arm, other, *interval(difference), p_against(difference), p_nemenyi))
-    columns = ["arm", "other", "n", "mean", "low", "high", "p", "p_nemenyi"]
+    for method, other in itertools.combinations(blocks.columns, 2):
+        difference = (blocks[method] - blocks[other]).dropna().to_numpy(dtype=float)
+        ranked = method in nemenyi and other in nemenyi
+        p_nemenyi = float(nemenyi.loc[method, other]) if ranked else math.nan
+        rows.append((method, other, *interval(difference), p_against(difference), p_nemenyi))
+    columns = ["method", "other", "n", "mean", "low", "high", "p", "p_nemenyi"]
     table = pd.DataFrame(rows, columns=columns)
     table.insert(7, "p_holm", holm(table["p"].tolist()))
     return table
@@ -147,8 +147,8 @@ def post_hoc(blocks: pd.DataFrame) -> pd.DataFrame:
 def draw(axes: Axes, found: Friedman, pairs: pd.DataFrame) -> None:
     """Draw the critical-difference diagram (Demšar, Figure 1) by Nemenyi's test, best rank left.
 
-    A bar joins the arms with a dot on it, which are statistically indistinguishable; those that it
-    only passes are not among them. Black on white, so that nothing is lost in greyscale.
+    A bar joins the methods with a dot on it, which are statistically indistinguishable; those that
+    it only passes are not among them. Black on white, so that nothing is lost in greyscale.
 
     Args:
         axes: empty ones.
@@ -158,9 +158,9 @@ def draw(axes: Axes, found: Friedman, pairs: pd.DataFrame) -> None:
     names = [str(name) for name in found.ranks.index]
     ranks = pd.Series(found.ranks.to_numpy(dtype=float), index=names)
     matrix = pd.DataFrame(1.0, index=names, columns=names)
-    for arm, other, p in zip(pairs["arm"], pairs["other"], pairs["p_nemenyi"], strict=True):
-        if arm in matrix and other in matrix:
-            matrix.loc[arm, other] = matrix.loc[other, arm] = p
+    for method, other, p in zip(pairs["method"], pairs["other"], pairs["p_nemenyi"], strict=True):
+        if method in matrix and other in matrix:
+            matrix.loc[method, other] = matrix.loc[other, method] = p
     critical_difference_diagram(
         ranks,
         matrix,

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from experiments.statistics.claims import Claim, better, measured, not_better
+from experiments.statistics.claims import Claim, Part, better, measured, not_better
 from experiments.studies.study import Grid, Study, methods
 from experiments.studies.tasks import (
     DYNAMICS_SEEDS,
@@ -144,8 +144,7 @@ BOUND = Study(
     shows=("MMD", "bound", "MMD over bound"),
     claims=tuple(
         measured(
-            f"MMD over bound, {chosen}",
-            state=state,
+            Part(f"MMD over bound, {chosen}", state=state),
             below=0.1,
             text=f"MMD is below a tenth of B, {chosen} queries, {words}.",
         )
@@ -164,7 +163,7 @@ CORRELATION = Study(
     paper_size=_PAPER_MEASURED,
     shows=("tau",),
     claims=tuple(
-        measured("tau, G_MSE", state=state, above=0.0, text=f"τ is positive {words}.")
+        measured(Part("tau, G_MSE", state=state), above=0.0, text=f"τ is positive {words}.")
         for state, words in _STATES
     ),
 )
@@ -173,8 +172,7 @@ CORRELATION = Study(
 def _near_one(queries: int) -> tuple[Claim, ...]:
     return tuple(
         measured(
-            f"ratio, {chosen}, {queries}",
-            x=200.0,
+            Part(f"ratio, {chosen}, {queries}", x=200.0),
             above=0.8,
             below=1.25,
             text=f"R is near 1 (0.8 to 1.25) after training, {chosen} queries of {queries}.",

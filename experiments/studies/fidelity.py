@@ -3,7 +3,7 @@
 import dataclasses
 
 from experiments.approximation.config import ApproximationConfig
-from experiments.statistics.claims import falls, measured
+from experiments.statistics.claims import Part, falls, measured
 from experiments.studies.study import Grid, Study
 from experiments.studies.tasks import DYNAMICS_SEEDS, FIVE
 from pipelines.audit.config import AuditConfig
@@ -65,7 +65,7 @@ APPROXIMATION = Study(
     small=(Grid(_WIDTHS_SMALL, {"kinds": {}}, FIVE),),
     paper_size=(Grid(_WIDTHS_PAPER, {"kinds": {}}, DYNAMICS_SEEDS),),
     claims=tuple(
-        falls(quantity, state=state, text=f"{what} falls with the width {words}.")
+        falls(Part(quantity, state=state), text=f"{what} falls with the width {words}.")
         for state, words in _STATES
         for quantity, what in (
             ("frobenius error, sum", "The relative Frobenius error"),
@@ -161,7 +161,7 @@ AUDIT = Study(
     claims=(
         *(
             measured(
-                f"spearman, single, {reference}",
+                Part(f"spearman, single, {reference}"),
                 above=0.0,
                 text=f"MLMOC ranks candidates as retraining does, {words}.",
             )
@@ -171,12 +171,12 @@ AUDIT = Study(
             )
         ),
         measured(
-            "error, single, linearised",
+            Part("error, single, linearised"),
             below=1.0,
             text="The changes themselves are predicted better than by no change at all.",
         ),
         measured(
-            "gain, single, linearised",
+            Part("gain, single, linearised"),
             above=0.0,
             text="The kernel ranks better than ‖onehot(ŷ) − f‖, which needs none.",
         ),

@@ -135,7 +135,7 @@ def _widths(script: RunConfig, name: str, widths: tuple[int, ...]) -> dict[str, 
 
 def _at(task: str) -> Claim:
     text = f"NTK look-ahead is better than random: {task}."
-    return better("mlmoc", "random", subjects=(task,), text=text)
+    return better("mlmoc", "random", tasks=(task,), text=text)
 
 
 _SMALL_WIDTHS = _widths(SMALL["MNIST 14×14"], "MNIST 14×14", (16, 32, 64))

@@ -22,7 +22,14 @@ from pipelines import record
 from pipelines.errors import PipelineError
 from pipelines.record import Run
 from pipelines.report import curves, page
-from pipelines.report.curves import REFERENCE, Group, groups, minus_random, strategies, subject
+from pipelines.report.curves import (
+    REFERENCE,
+    Group,
+    data_and_network,
+    groups,
+    minus_random,
+    strategies,
+)
 from pipelines.report.figures import figures
 
 PAGE = "report.html"
@@ -174,7 +181,7 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
 
 def _stem(group: Group, taken: set[str]) -> str:
     """Prefix of the group's file names: data set and network, in portable characters."""
-    words = "-".join(subject(group.settings))
+    words = "-".join(data_and_network(group.settings))
     stem = re.sub(r"[^A-Za-z0-9_.]+", "-", words).strip("-.") or "runs"
     names = [stem, *(f"{stem}-{number}" for number in range(2, len(taken) + 3))]
     return next(name for name in names if name not in taken)

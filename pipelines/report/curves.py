@@ -22,8 +22,7 @@ from pipelines.report.intervals import Interval, interval
 from pipelines.strategies import SETTINGS, settings_of
 
 REFERENCE = "random"
-# Excluded from what must agree within a group: `cycles` only says how far a run goes, the kernel's
-# two how much is computed at a time.
+# Settings that may differ within a group; `cycles` only says how far a run goes.
 _APART = {"format", "strategy", "seed", "cycles"}
 STAGE = "seconds_"  # prefix of the columns that hold a stage's seconds
 TRAINING_STAGES = ("fit", "evaluate")  # the same for every strategy: not part of a query
@@ -136,17 +135,17 @@ def _key(settings: dict[str, Any]) -> str:
 
 def _title(own: dict[str, Any], settings: Sequence[dict[str, Any]]) -> str:
     """Data set, network, and the settings that differ from other groups of the same two."""
-    alike = [other for other in settings if subject(other) == subject(own)]
+    alike = [other for other in settings if data_and_network(other) == data_and_network(own)]
     shown = []
     for key in sorted({*own}.union(*alike)):
         apart = key.split(".")[0] in SETTINGS
         values = [other.get(key) for other in alike if key in other or not apart]
         if any(value != values[0] for value in values) and (key in own or not apart):
             shown.append(f"{key} = {own.get(key, 'not set')}")
-    return " · ".join([*subject(own), *([", ".join(shown)] if shown else [])])
+    return " · ".join([*data_and_network(own), *([", ".join(shown)] if shown else [])])
 
 
-def subject(settings: dict[str, Any]) -> tuple[str, str]:
+def data_and_network(settings: dict[str, Any]) -> tuple[str, str]:
     """Data set, by the name in its own metadata (which marks a lossy copy), and network."""
     return str(settings.get("data.name", settings["dataset"])), str(settings["network"])
 
@@ -196,7 +195,7 @@ def tidy(group: Group) -> pd.DataFrame:
     Raises:
         PipelineError: a round lacks an entry that the report needs.
     """
-    dataset, network = subject(group.settings)
+    dataset, network = data_and_network(group.settings)
     named = {"group": group.title, "dataset": dataset, "network": network}
     return pd.DataFrame(
         [named | round_row(run, entry) for run in group.runs for entry in run.rounds]

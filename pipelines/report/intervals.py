@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
 CONFIDENCE = 0.95
 _ROUNDING = 1e-12  # relative, of float64 after a few sums
@@ -75,11 +74,12 @@ def p_within(values: Iterable[float], low: float, high: float) -> float:
 
 def holm(p: Sequence[float]) -> list[float]:
     """Correct p by Holm's step-down method; the order is kept, and NaN, no test, stays NaN."""
-    array = np.asarray(p, dtype=float)
-    there, corrected = ~np.isnan(array), np.full(len(array), math.nan)
-    if there.any():
-        corrected[there] = multipletests(array[there], method="holm")[1]
-    return corrected.tolist()
+    array = np.array(p, dtype=float)
+    order = np.argsort(array)[: np.count_nonzero(~np.isnan(array))]  # NaN is sorted last
+    # max over j ≤ i of (m − j + 1) p_(j), for the sorted p_(1) ≤ … ≤ p_(m)
+    scaled = np.arange(len(order), 0, -1) * array[order]
+    array[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
+    return array.tolist()
 
 
 def _error(array: np.ndarray) -> float:

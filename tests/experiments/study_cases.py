@@ -14,9 +14,9 @@ from pipelines.config import RunConfig
 from pipelines.sequential.config import SequentialConfig
 from tests.report_cases import ENVIRONMENT, line
 
-SUBJECT = "digits, CNN"
+TASK = "digits, CNN"
 RUN = RunConfig(dataset="digits", initial=10, query=5, subset=50, cycles=2, network="cnn")
-RUNS = Grid({SUBJECT: RUN}, methods(["random", "margin"]), (0, 1, 2))
+RUNS = Grid({TASK: RUN}, methods(["random", "margin"]), (0, 1, 2))
 
 
 def study(*grids: Grid, **changes: Any) -> Study:

@@ -10,8 +10,6 @@ from scipy import stats
 
 from experiments.statistics.curves import (
     blocks,
-    curve,
-    difference,
     finished,
     own_models,
     summary,
@@ -43,18 +41,18 @@ DEMSAR = pd.DataFrame(
 )
 
 
-def runs(accuracies, subject="s", labels=(10, 20, 30)):
-    """Curves of a dictionary arm → seed → accuracies."""
+def runs(accuracies, task="s", labels=(10, 20, 30)):
+    """Curves of a dictionary method → seed → accuracies."""
     return pd.DataFrame(
         {
-            "subject": subject,
-            "arm": arm,
+            "task": task,
+            "method": method,
             "seed": seed,
             "round": number,
             "labelled": labelled,
             "test_accuracy": accuracy,
         }
-        for arm, seeds in accuracies.items()
+        for method, seeds in accuracies.items()
         for seed, values in seeds.items()
         for number, (labelled, accuracy) in enumerate(zip(labels, values, strict=False))
     )
@@ -128,18 +126,18 @@ def test_demsar_s_example():
 
 def test_demsar_s_pairs():
     """At .10 C4.5 is worse than m and than m+cf, and of cf nothing can be said."""
-    table = post_hoc(DEMSAR).set_index(["arm", "other"])
+    table = post_hoc(DEMSAR).set_index(["method", "other"])
     apart = {pair for pair in table.index if table.loc[pair, "p_nemenyi"] < 0.10}
     assert apart == {("C4.5", "m"), ("C4.5", "m+cf")}
     assert min(table["p_nemenyi"]) > 0.05
 
 
 @pytest.mark.parametrize(
-    ("arms", "q"), [(2, 1.960), (3, 2.343), (4, 2.569), (5, 2.728), (7, 2.949), (10, 3.164)]
+    ("methods", "q"), [(2, 1.960), (3, 2.343), (4, 2.569), (5, 2.728), (7, 2.949), (10, 3.164)]
 )
-def test_critical_values_are_those_of_demsar_s_table_5(arms, q):
-    scale = math.sqrt(arms * (arms + 1) / (6 * 20))
-    assert critical_difference(arms, 20) / scale == pytest.approx(q, abs=1.5e-3)
+def test_critical_values_are_those_of_demsar_s_table_5(methods, q):
+    scale = math.sqrt(methods * (methods + 1) / (6 * 20))
+    assert critical_difference(methods, 20) / scale == pytest.approx(q, abs=1.5e-3)
 
 
 def test_holm_by_hand():
@@ -156,9 +154,9 @@ def test_pairs_are_paired_t_tests_of_the_blocks_that_both_have():
     rng = np.random.default_rng(2)
     table = pd.DataFrame(rng.normal(0.9, 0.01, (7, 3)), columns=["a", "b", "c"])
     table.loc[[5, 6], "c"] = np.nan
-    found = post_hoc(table).set_index(["arm", "other"])
+    found = post_hoc(table).set_index(["method", "other"])
     for pair, n in {("a", "b"): 7, ("a", "c"): 5, ("b", "c"): 5}.items():
-        first, second = (table[arm].to_numpy()[:n] for arm in pair)
+        first, second = (table[method].to_numpy()[:n] for method in pair)
         theirs = stats.ttest_rel(first, second)
         assert found.loc[pair, "n"] == n
         assert found.loc[pair, "p"] == pytest.approx(p_of(theirs))
@@ -167,7 +165,7 @@ def test_pairs_are_paired_t_tests_of_the_blocks_that_both_have():
     assert "seed" in friedman(table).unit
 
 
-def test_friedman_of_alike_and_of_perfectly_ranked_arms():
+def test_friedman_of_alike_and_of_perfectly_ranked_methods():
     alike = friedman(pd.DataFrame(np.ones((4, 3)), columns=list("abc")))
     assert (alike.chi2, alike.p, alike.uncorrected) == (0.0, 1.0, 0.0)
     assert alike.ranks.tolist() == [2.0, 2.0, 2.0]
@@ -179,7 +177,7 @@ def test_friedman_of_alike_and_of_perfectly_ranked_arms():
 
 def test_too_little_for_friedman_is_said():
     two = pd.DataFrame({"a": [1.0, 2.0], "b": [2.0, 1.0], "c": [np.nan, np.nan]})
-    with pytest.raises(PipelineError, match=r"there are 2 arms \(a, b\) and 2 such blocks"):
+    with pytest.raises(PipelineError, match=r"there are 2 methods \(a, b\) and 2 such blocks"):
         friedman(two)
     assert np.isnan(post_hoc(two)["p_nemenyi"].to_numpy()).all()
     one = pd.DataFrame({"a": [1.0, np.nan], "b": [2.0, 1.0], "c": [2.0, 1.0]})
@@ -198,7 +196,7 @@ def test_a_run_s_number_by_hand():
     assert blocks(curves, "area").loc[("s", 0), "a"] == pytest.approx(area)
 
 
-def test_arms_are_compared_where_all_were_measured():
+def test_methods_are_compared_where_all_were_measured():
     """Other steps of labels, and runs that stopped: nothing is compared with something else."""
     fine = runs({"fine": {0: (0.1, 0.2, 0.3, 0.4, 0.5)}}, labels=(10, 15, 20, 25, 30))
     coarse = runs({"coarse": {0: (0.1, 0.4, 0.6), 1: (0.1, 0.4)}})
@@ -206,7 +204,7 @@ def test_arms_are_compared_where_all_were_measured():
     assert table.loc[("s", 0)].to_dict() == pytest.approx({"fine": 0.4, "coarse": 0.5})
     assert ("s", 1) not in table.index  # it stopped at 20
     assert blocks(coarse).loc[("s", 0), "coarse"] == pytest.approx(0.5)
-    # with later beginnings: what one arm began with is nothing that it chose
+    # with later beginnings: what one method began with is nothing that it chose
     late = runs({"late": {0: (0.7, 0.9)}}, labels=(20, 30))
     table = blocks(pd.concat([coarse, late]))
     assert table.loc[("s", 0)].to_dict() == pytest.approx({"coarse": 0.6, "late": 0.9})
@@ -215,7 +213,7 @@ def test_arms_are_compared_where_all_were_measured():
 def test_only_what_is_done_counts():
     curves = runs({"a": {0: (0.1, 0.2), 1: (0.3, 0.4)}})
     trials = pd.DataFrame(
-        {"subject": "s", "arm": "a", "seed": [0, 1], "kind": "run", "state": ["begun", "done"]}
+        {"task": "s", "method": "a", "seed": [0, 1], "kind": "run", "state": ["begun", "done"]}
     )
     assert set(finished(curves, trials)["seed"]) == {1}
     none = finished(curves, trials.iloc[:0])
@@ -226,26 +224,16 @@ def test_only_what_is_done_counts():
 def test_tables_against_loops():
     rng = np.random.default_rng(3)
     values = {
-        arm: {seed: rng.uniform(0.5, 0.9, 3) for seed in seeds}
-        for arm, seeds in {"random": range(6), "a": range(1, 7), "b": (0, 2, 4)}.items()
+        method: {seed: rng.uniform(0.5, 0.9, 3) for seed in seeds}
+        for method, seeds in {"random": range(6), "a": range(1, 7), "b": (0, 2, 4)}.items()
     }
-    curves = pd.concat([runs(values), runs({"random": {0: (0.1, 0.2, 0.3)}}, subject="other")])
-    at = curve(curves).set_index(["subject", "arm", "labelled"])
-    assert at.loc[("s", "a", 20), "mean"] == pytest.approx(
-        np.mean([v[1] for v in values["a"].values()])
-    )
-    assert at.loc[("other", "random", 10), "n"] == 1
+    curves = pd.concat([runs(values), runs({"random": {0: (0.1, 0.2, 0.3)}}, task="other")])
     both = {"a": range(1, 6), "b": (0, 2, 4)}
-    gained = difference(curves).set_index(["arm", "labelled"])
-    table = summary(curves).set_index(["subject", "arm"])
+    table = summary(curves).set_index(["task", "method"])
     p = []
-    for arm, seeds in both.items():
-        last = [values[arm][s][2] - values["random"][s][2] for s in seeds]
-        mean = [values[arm][s][1:].mean() - values["random"][s][1:].mean() for s in seeds]
-        assert tuple(gained.loc[(arm, 30), ["n", "mean", "low", "high"]]) == pytest.approx(
-            tuple(interval(last))
-        )
-        row = table.loc[("s", arm)]
+    for method, seeds in both.items():
+        mean = [values[method][s][1:].mean() - values["random"][s][1:].mean() for s in seeds]
+        row = table.loc[("s", method)]
         assert row["pairs"] == len(seeds)
         assert row["better"] == sum(m > 0 for m in mean)
         assert row["average_gained"] == pytest.approx(np.mean(mean))
@@ -260,8 +248,6 @@ def test_tables_against_loops():
 def test_tables_of_nothing_have_their_columns():
     none = runs({"a": {0: (0.5, 0.6)}}).iloc[:0]
     assert blocks(none).empty
-    assert {"mean", "low"} <= set(curve(none).columns)
-    assert {"mean", "low"} <= set(difference(none).columns)
     assert summary(none).empty
 
 
@@ -271,7 +257,7 @@ def test_tables_that_cannot_be_read_are_refused():
         blocks(curves, "mean")
     with pytest.raises(PipelineError, match="lacks labelled, test_accuracy"):
         blocks(curves.drop(columns=["labelled", "test_accuracy"]))
-    with pytest.raises(PipelineError, match=r"arm 'a', seed 0 has 10 labels twice"):
+    with pytest.raises(PipelineError, match=r"method 'a', seed 0 has 10 labels twice"):
         blocks(pd.concat([curves, curves]))
 
 
@@ -279,7 +265,7 @@ def test_models_of_strategies_are_compared_with_the_network_of_the_same_run():
     table = runs({"gp": {0: (0.5, 0.6, 0.7), 1: (0.4, 0.6, 0.8)}, "random": {0: (0.5, 0.5, 0.5)}})
     own = [0.6, 0.5, np.nan, 0.8, 0.7, np.nan, *[np.nan] * 3]  # nothing is queried at the end
     found = own_models(table.assign(own_accuracy=own))
-    assert found[["subject", "arm", "labelled", "n"]].to_numpy().tolist() == [
+    assert found[["task", "method", "labelled", "n"]].to_numpy().tolist() == [
         ["s", "gp", 10, 2],
         ["s", "gp", 20, 2],
     ]

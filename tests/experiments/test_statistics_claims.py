@@ -30,44 +30,44 @@ from pipelines.errors import PipelineError
 from pipelines.report.intervals import geometric, holm, interval, p_against
 
 SEEDS = 6
-NOISE = np.array([0.004, -0.002, 0.001, -0.003, 0.002, 0.0])  # of one seed of an arm
+NOISE = np.array([0.004, -0.002, 0.001, -0.003, 0.002, 0.0])  # of one seed of a method
 
 
-def tables(levels, measures=(), states=None, hosts=None, subjects=("s",)) -> Frames:
-    """Arms whose accuracy is a level and noise, the same at every number of labels but the first.
+def tables(levels, measures=(), states=None, hosts=None, tasks=("s",)) -> Frames:
+    """Methods whose accuracy is a level and noise, alike at every number of labels but the first.
 
     Args:
-        levels: mean accuracy and seconds of a query, by arm.
-        measures: (arm, quantity, state, x, value): with noise, of each seed.
-        states: of trials that are not done, by arm and seed.
-        hosts: by arm; one without.
-        subjects: each the same.
+        levels: mean accuracy and seconds of a query, by method.
+        measures: (method, quantity, state, x, value): with noise, of each seed.
+        states: of trials that are not done, by method and seed.
+        hosts: by method; one without.
+        tasks: each the same.
     """
     rows, trials, answers, values = [], [], [], []
-    arms = list(dict.fromkeys([*levels, *(row[0] for row in measures)]))
-    for subject in subjects:
-        for number, arm in enumerate(arms):
+    methods = list(dict.fromkeys([*levels, *(row[0] for row in measures)]))
+    for task in tasks:
+        for number, method in enumerate(methods):
             for seed in range(SEEDS):
-                who = {"subject": subject, "arm": arm, "seed": seed}
-                state = (states or {}).get((arm, seed), "done")
-                kind = "run" if arm in levels else "dynamics"
+                who = {"task": task, "method": method, "seed": seed}
+                state = (states or {}).get((method, seed), "done")
+                kind = "run" if method in levels else "dynamics"
                 trials.append(who | {"kind": kind, "state": state})
                 noise = NOISE[(seed + number) % SEEDS]
-                for quantity, at, x, value in (row[1:] for row in measures if row[0] == arm):
+                for quantity, at, x, value in (row[1:] for row in measures if row[0] == method):
                     row = {"quantity": quantity, "state": at, "x": x, "value": value + noise}
                     values.append(who | row)
-                if arm not in levels or state == "absent":
+                if method not in levels or state == "absent":
                     continue
-                level, seconds = levels[arm]
+                level, seconds = levels[method]
                 for turn in range(3):
                     row = who | {"round": turn, "labelled": 10 + 10 * turn}
                     accuracy = level + noise if turn else 0.5
                     asked = seconds * math.exp(10 * noise) if turn < 2 else math.nan
-                    host = (hosts or {}).get(arm, "here")
+                    host = (hosts or {}).get(method, "here")
                     row |= {"test_accuracy": accuracy, "query_seconds": asked, "host": host}
                     rows.append(row)
                     answers.append(row | {"test_accuracy": accuracy + 0.05})
-    columns = ["subject", "arm", "seed", "quantity", "state", "x", "value"]
+    columns = ["task", "method", "seed", "quantity", "state", "x", "value"]
     frames = (pd.DataFrame(rows), pd.DataFrame(answers), pd.DataFrame(values, columns=columns))
     return Frames(*frames, pd.DataFrame(trials))
 
@@ -127,7 +127,7 @@ def test_a_verdict_is_of_the_paired_interval():
     frames = tables(LEVELS)
     found = better("good", "random", text="what it says").judge(frames)
     at = frames.curves[frames.curves["round"] > 0].pivot_table(
-        index="seed", columns="arm", values="test_accuracy"
+        index="seed", columns="method", values="test_accuracy"
     )
     gained = (100 * (at["good"] - at["random"])).to_numpy()
     assert (found.n, found.effect, found.low, found.high) == pytest.approx(tuple(interval(gained)))
@@ -136,7 +136,7 @@ def test_a_verdict_is_of_the_paired_interval():
     assert found.sentence == (
         "good minus random, test accuracy averaged over the rounds after the first query: claimed "
         f"above 0, found {found.effect:+.2f} points (95% interval {found.low:+.2f} to "
-        f"{found.high:+.2f}, n = 6 pairs of runs of one subject and seed)."
+        f"{found.high:+.2f}, n = 6 pairs of runs of one task and seed)."
     )
     final = better("good", "random", "final", text="").judge(frames)
     assert final.effect == pytest.approx(found.effect)  # as flat as the curves are
@@ -153,7 +153,7 @@ def test_a_ratio_is_of_the_same_query_of_the_same_run():
     frames = tables(LEVELS)
     found = faster("random", "good", times=50.0, text="").judge(frames)
     seconds = frames.curves[frames.curves["round"] == 0].pivot(
-        index="seed", columns="arm", values="query_seconds"
+        index="seed", columns="method", values="query_seconds"
     )
     expected = geometric(seconds["good"] / seconds["random"])
     assert (found.n, found.effect, found.low, found.high) == pytest.approx(tuple(expected))
@@ -187,11 +187,11 @@ def test_missing_trials_decide_nothing_and_failed_ones_are_left_out():
     assert "which gives no interval" in single.sentence
 
 
-def test_claims_of_one_subject_or_of_all():
-    frames = tables(LEVELS, subjects=("s", "t"))
+def test_claims_of_one_task_or_of_all():
+    frames = tables(LEVELS, tasks=("s", "t"))
     assert better("good", "random", text="").judge(frames).n == 12
-    assert better("good", "random", subjects=("t",), text="").judge(frames).n == 6
-    found = better("good", "random", subjects=("t", "u"), text="").judge(frames)
+    assert better("good", "random", tasks=("t",), text="").judge(frames).n == 6
+    found = better("good", "random", tasks=("t", "u"), text="").judge(frames)
     assert found.verdict == UNDECIDED
     assert "no trials of u" in found.sentence
 
@@ -232,17 +232,17 @@ MEASURES = [
 @pytest.mark.parametrize(
     ("claim", "verdict"),
     [
-        (measured("tau", above=0.2, text=""), REPRODUCED),
-        (measured("tau", above=0.6, text=""), NOT_REPRODUCED),
-        (measured("tau", above=0.4, text=""), UNDECIDED),
-        (measured("tau", state="trained", above=0.4, below=0.6, text=""), REPRODUCED),
-        (measured("tau", state="initial", above=0.4, below=0.6, text=""), NOT_REPRODUCED),
-        (measured("error", arm="sum", x=32.0, below=0.9, text=""), REPRODUCED),
-        (measured("error", arm="sum", x=33.0, below=0.9, text=""), UNDECIDED),
-        (rises("error", arm="audit", text=""), REPRODUCED),
-        (falls("error", text=""), REPRODUCED),
-        (rises("error", arm="sum", text=""), NOT_REPRODUCED),
-        (rises("tau", text=""), UNDECIDED),
+        (measured(Part("tau"), above=0.2, text=""), REPRODUCED),
+        (measured(Part("tau"), above=0.6, text=""), NOT_REPRODUCED),
+        (measured(Part("tau"), above=0.4, text=""), UNDECIDED),
+        (measured(Part("tau", state="trained"), above=0.4, below=0.6, text=""), REPRODUCED),
+        (measured(Part("tau", state="initial"), above=0.4, below=0.6, text=""), NOT_REPRODUCED),
+        (measured(Part("error", method="sum", x=32.0), below=0.9, text=""), REPRODUCED),
+        (measured(Part("error", method="sum", x=33.0), below=0.9, text=""), UNDECIDED),
+        (rises(Part("error", method="audit"), text=""), REPRODUCED),
+        (falls(Part("error"), text=""), REPRODUCED),
+        (rises(Part("error", method="sum"), text=""), NOT_REPRODUCED),
+        (rises(Part("tau"), text=""), UNDECIDED),
         (greater(Part("tau", state="trained"), Part("tau", state="initial"), text=""), REPRODUCED),
         (greater(Part("error", "audit"), Part("error", "sum"), text=""), NOT_REPRODUCED),
     ],
@@ -252,29 +252,29 @@ def test_verdicts_on_measurements(claim, verdict):
     assert found.verdict == verdict, found.sentence
 
 
-def test_a_unit_of_measurement_is_a_subject_and_seed():
+def test_a_unit_of_measurement_is_a_task_and_seed():
     frames = tables(LEVELS, MEASURES)
-    found = falls("error", text="").judge(frames)
-    # the mean over the arms: (0.4 − 0.6 + 0.7 − 0.8) / 2, and the noise of a seed cancels
+    found = falls(Part("error"), text="").judge(frames)
+    # the mean over the methods: (0.4 − 0.6 + 0.7 − 0.8) / 2, and the noise of a seed cancels
     assert (found.n, found.effect) == (SEEDS, pytest.approx(-0.15))
     assert "Change of error from x = 32 to 128: claimed below 0" in found.sentence
-    assert measured("tau", above=0.0, text="").judge(frames).effect == pytest.approx(
+    assert measured(Part("tau"), above=0.0, text="").judge(frames).effect == pytest.approx(
         0.4 + NOISE.mean()
     )
     begun = tables(LEVELS, MEASURES, states={("sum", 0): "begun"})
-    found = falls("error", arm="sum", text="").judge(begun)
+    found = falls(Part("error", method="sum"), text="").judge(begun)
     assert (found.verdict, found.n) == (UNDECIDED, SEEDS - 1)
-    assert falls("error", arm="audit", text="").judge(begun).verdict == NOT_REPRODUCED
-    misspelt = measured("taus", above=0.0, text="").judge(begun)
+    assert falls(Part("error", method="audit"), text="").judge(begun).verdict == NOT_REPRODUCED
+    misspelt = measured(Part("taus"), above=0.0, text="").judge(begun)
     assert "No measurement is called 'taus'; there are 'tau'." in misspelt.sentence
     between = reaches("good", 82.0, 25, text="").judge(begun)
     assert "It was measured at 10, 20, 30 labels." in between.sentence
     with pytest.raises(PipelineError, match="gives no bound of tau: set above or below"):
-        measured("tau", text="")
+        measured(Part("tau"), text="")
 
 
-def run(arm, seed, accuracies, labels=(100, 120, 140, 160)):
-    who = {"subject": "s", "arm": arm, "seed": seed}
+def run(method, seed, accuracies, labels=(100, 120, 140, 160)):
+    who = {"task": "s", "method": method, "seed": seed}
     pairs = enumerate(zip(labels, accuracies, strict=False))
     return [
         who | {"round": n, "labelled": l, "test_accuracy": a, "query_seconds": 0.5 + n}
@@ -324,8 +324,8 @@ def test_a_median_s_interval_holds_what_it_says():
 
 def test_what_queries_cost():
     frames = tables(LEVELS)
-    found = costs(frames.curves).set_index("arm")
-    asked = frames.curves[(frames.curves["arm"] == "good") & (frames.curves["round"] == 0)]
+    found = costs(frames.curves).set_index("method")
+    asked = frames.curves[(frames.curves["method"] == "good") & (frames.curves["round"] == 0)]
     assert found.loc["good", "seconds"] == pytest.approx(geometric(asked["query_seconds"]).mean)
     assert found.loc["good", ["n", "queries", "pairs"]].tolist() == [6, 12, 6]
     judged = better("good", "random", text="").judge(frames)

@@ -29,7 +29,7 @@ def test_a_forest_shows_every_interval_and_fills_the_sure_ones():
             ("one", "mlmoc", 5, 0.01, -0.01, 0.03),
             ("two", "margin", 1, -0.02, NAN, NAN),
         ],
-        columns=["subject", "arm", "n", "mean", "low", "high"],
+        columns=["task", "method", "n", "mean", "low", "high"],
     )
     figure = forest(table, "caption", style_of)
     said = texts(figure)
@@ -46,7 +46,7 @@ def test_a_forest_shows_every_interval_and_fills_the_sure_ones():
 
 def test_intervals_longer_than_the_picture_end_in_heads():
     long = [("one", "mlmoc", 3, 0.01, -0.3, 0.32), ("one", "margin", 3, 0.02, 0.01, 0.03)]
-    table = pd.DataFrame(long, columns=["subject", "arm", "n", "mean", "low", "high"])
+    table = pd.DataFrame(long, columns=["task", "method", "n", "mean", "low", "high"])
     (axes,) = forest(table, "caption", style_of).axes
     heads = {
         line.get_marker(): xy(line)[0] for line in axes.lines if line.get_marker() in ("<", ">")
@@ -54,7 +54,7 @@ def test_intervals_longer_than_the_picture_end_in_heads():
     assert {side: end[1] for side, end in heads.items()} == {"<": 1, ">": 1}  # of `mlmoc` alone
     np.testing.assert_allclose([heads["<"][0], heads[">"][0]], axes.get_xlim())
     long = [("random", 0.01, 0.0, NAN, NAN), ("mlmoc", 2.0, 0.02, -0.3, 0.03)]
-    columns = ["arm", "seconds", "gained", "gained_low", "gained_high"]
+    columns = ["method", "seconds", "gained", "gained_low", "gained_high"]
     (axes,) = gain(pd.DataFrame(long, columns=columns), "caption", style_of).axes
     (head,) = [xy(line)[0] for line in axes.lines if line.get_marker() == "v"]
     np.testing.assert_allclose(head, [2.0, axes.get_ylim()[0]])
@@ -63,7 +63,7 @@ def test_intervals_longer_than_the_picture_end_in_heads():
 def test_costs_are_drawn_where_they_are_with_every_name():
     table = pd.DataFrame(
         [("random", 0.01, 0.0, NAN, NAN), ("mlmoc", 2.0, 0.02, 0.01, 0.03)],
-        columns=["arm", "seconds", "gained", "gained_low", "gained_high"],
+        columns=["method", "seconds", "gained", "gained_low", "gained_high"],
     )
     figure = gain(table, "caption", style_of)
     (axes,) = figure.axes
@@ -96,7 +96,7 @@ def measures():
         for state in ("initial", "trained")
         for width in (8.0, 1.0)
     ]
-    columns = ["subject", "arm", "seed", "quantity", "x", "value", "state", "measure", "series"]
+    columns = ["task", "method", "seed", "quantity", "x", "value", "state", "measure", "series"]
     return pd.DataFrame(rows, columns=columns).assign(axis="width")
 
 
@@ -107,7 +107,7 @@ def test_measures_are_means_over_seeds_by_line_state_and_x(measures):
     assert table["mean"].tolist() == [8.5, 1.5, 8.5, 1.5, 80.5, 10.5, 80.5, 10.5]
     half = 12.706204736 * 0.5  # t(0.975, 1) · sd/√2
     np.testing.assert_allclose(table["high"] - table["mean"], half)
-    many = measured(pd.concat([measures, measures.assign(arm="b")]))
+    many = measured(pd.concat([measures, measures.assign(method="b")]))
     assert set(many["line"]) == {"a, sum", "a, trace", "b, sum", "b, trace"}
 
 

@@ -21,7 +21,7 @@ HERE = "/home/somebody"
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     """Runs of which one is begun and one has failed, and a measurement."""
-    monkeypatch.setattr(build, "DOTS", 40)
+    monkeypatch.setattr(build, "figures", lambda found, made: [])
     root = tmp_path / "runs"
     for trial in STUDY.trials("small"):
         if trial.kind == "run":
@@ -64,9 +64,7 @@ def test_what_is_done_and_begun_is_there_and_weights_only_where_they_are_gone_on
 
 
 def test_the_same_report_is_made_of_an_archive(root, tmp_path):
-    study = cases.study(
-        Grid({cases.SUBJECT: cases.RUN}, {"random": {"strategy": "random"}}, (0, 1))
-    )
+    study = cases.study(Grid({cases.TASK: cases.RUN}, {"random": {"strategy": "random"}}, (0, 1)))
     made = study_report(study, "small", root, tmp_path / "one", records=True)
     other = unpacked((made.out / "records.zip").read_bytes(), tmp_path / "there" / "runs")
     again = study_report(study, "small", other, tmp_path / "two")

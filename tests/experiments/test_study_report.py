@@ -11,7 +11,7 @@ from rich.console import Console
 
 from experiments.report import build
 from experiments.report.__main__ import main
-from experiments.report.build import print_report, study_report
+from experiments.report.build import print_report, print_summary, several_reports, study_report
 from experiments.report.figures import seeds, settings
 from experiments.report.measures import dots, measured, single
 from experiments.report.results import paired
@@ -21,7 +21,7 @@ from pipelines.audit.config import AuditConfig
 from tests.experiments import study_cases as cases
 from tests.pipelines.test_report import Strict
 
-THREE = Grid({cases.SUBJECT: cases.RUN}, methods(["random", "margin", "entropy"]), (0, 1, 2))
+THREE = Grid({cases.TASK: cases.RUN}, methods(["random", "margin", "entropy"]), (0, 1, 2))
 CLAIMS = (
     better("margin", "random", text="Margin is better than random."),
     not_better("entropy", "random", margin=1.0, text="Entropy is no better than random."),
@@ -29,12 +29,10 @@ CLAIMS = (
 LEVELS = {"random": 0.5, "margin": 0.7, "entropy": 0.5, "gp": 0.6}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def coarse():
-    """Figures of few pixels: they are looked at by people, at full size."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "DOTS", 40)
-        yield
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Reports of numbers alone: figures are most of the time that a report takes."""
+    monkeypatch.setattr(build, "figures", lambda found, made: [])
 
 
 def accuracies(trial):
@@ -56,15 +54,33 @@ def numbers(out):
     for path in out.glob("*.csv"):
         table = pd.read_csv(path)
         times = [name for name in table if "seconds" in str(name)]
-        tables[path.name] = table.drop(columns=[*times, "path"], errors="ignore")
+        tables[path.name] = table.drop(columns=[*times, "path", "host"], errors="ignore")
     return said, tables
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    study = cases.study(THREE, claims=CLAIMS)
-    root = carried_out(study, tmp_path_factory.mktemp("runs"))
-    return study_report(study, "small", root, tmp_path_factory.mktemp("out") / "deep")
+def several(tmp_path_factory):
+    """Reports of a whole study, of one that shares a few of its trials, and of two without any."""
+    one = Grid({cases.TASK: cases.RUN}, methods(["random"]), (0,))
+    elsewhere = Grid(
+        {"elsewhere": dataclasses.replace(cases.RUN, initial=11)}, methods(["random"]), (0,)
+    )
+    studies = [
+        cases.study(THREE, claims=CLAIMS),
+        cases.study(one, claims=CLAIMS[1:], name="part"),
+        cases.study(elsewhere, name="absent"),
+        cases.study(elsewhere, name="gone"),
+    ]
+    root = carried_out(studies[0], tmp_path_factory.mktemp("runs"))
+    out = tmp_path_factory.mktemp("out") / "deep"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "DOTS", 40)  # pixels an inch; people look at 200
+        return several_reports(studies, "small", root, out, places=False)
+
+
+@pytest.fixture(scope="module")
+def whole(several):
+    return several.reports[0]
 
 
 def test_a_report_has_verdicts_tables_figures_and_a_page_that_needs_nothing(whole):
@@ -85,14 +101,20 @@ def test_a_report_has_verdicts_tables_figures_and_a_page_that_needs_nothing(whol
     assert whole.warnings == ()
 
 
-def test_what_a_strategy_looks_ahead_with_stands_beside_the_network(tmp_path):
+def test_what_a_strategy_looks_ahead_with_stands_beside_the_network(
+    tmp_path, no_figures, monkeypatch, capsys
+):
     study = cases.study(Grid({"digits": cases.RUN}, methods(["random", "gp"]), (0, 1)))
     for trial in study.trials("small"):
         own = {"test_accuracy": 0.8 + 0.01 * trial.seed} if trial.method == "gp" else {}
         cases.store(trial, tmp_path / "runs", accuracies(trial), diagnostics=own)
-    out = study_report(study, "small", tmp_path / "runs", tmp_path / "out").out
+    monkeypatch.setattr(cases, "GP", study, raising=False)
+    out = tmp_path / "out"
+    main(("tests.experiments.study_cases:GP",), out=out, runs=tmp_path / "runs")
+    assert "0 figures" in capsys.readouterr().out
+    assert "path" in pd.read_csv(out / "trials.csv").columns
     table = pd.read_csv(out / "models.csv")
-    assert table["arm"].tolist() == ["gp"] * 3
+    assert table["method"].tolist() == ["gp"] * 3
     assert table["own"].tolist() == pytest.approx([0.805] * 3)
     for page in ("report.md", "report.html"):
         text = (out / page).read_text()
@@ -122,7 +144,7 @@ def test_verdicts_stand_in_page_and_file_with_their_intervals(whole):
     said = json.loads((whole.out / "verdicts.json").read_text())
     assert said["verdicts"][0]["low"] == pytest.approx(first.low)
     assert said["trials"] == {"done": 9}
-    assert said["settings"][cases.SUBJECT]["network"] == "cnn"
+    assert said["settings"][cases.TASK]["network"] == "cnn"
     assert said["friedman"][0]["blocks"] == 3
 
 
@@ -135,7 +157,9 @@ def test_every_figure_says_n_seeds_and_settings(whole):
         assert ElementTree.parse(whole.out / f"{figure['name']}.svg").getroot().tag.endswith("svg")
 
 
-def test_a_report_of_an_interrupted_and_resumed_sweep_is_that_of_one_that_was_not(whole, tmp_path):
+def test_a_report_of_an_interrupted_and_resumed_sweep_is_that_of_one_that_was_not(
+    whole, tmp_path, no_figures
+):
     study, rng = cases.study(THREE, claims=CLAIMS), np.random.default_rng(1)
     root, whole_rounds = carried_out(study, tmp_path / "runs"), {}
     for trial in study.trials("small"):
@@ -152,19 +176,17 @@ def test_a_report_of_an_interrupted_and_resumed_sweep_is_that_of_one_that_was_no
     for file, text in whole_rounds.items():
         file.write_text(text)
     cases.note(failed, root / failed.folder, "done")
-    resumed = study_report(study, "small", root, tmp_path / "out")
-    said, tables = numbers(resumed.out)
+    said, tables = numbers(study_report(study, "small", root, tmp_path / "out").out)
     expected, others = numbers(whole.out)
+    assert said.pop("figures") == []
+    del expected["figures"]
     assert said == expected
     assert set(tables) == set(others)
     for name, table in tables.items():
         pd.testing.assert_frame_equal(table, others[name])
-    for figure in ("differences", "ranks", "digits-cnn-accuracy", "digits-cnn-difference"):
-        name = f"{figure}.svg"
-        assert (resumed.out / name).read_bytes() == (whole.out / name).read_bytes()
 
 
-def test_a_part_of_a_study_is_reported_with_what_is_missing(tmp_path, capsys):
+def test_a_part_of_a_study_is_reported_with_what_is_missing(tmp_path, capsys, no_figures):
     study = cases.study(THREE, claims=CLAIMS[:1])
     trials = study.trials("small")
     fit = {"steps": 3, "fitted": False, "residual_rms": 0.4}
@@ -180,7 +202,8 @@ def test_a_part_of_a_study_is_reported_with_what_is_missing(tmp_path, capsys):
     assert str(made.page) in printed
 
 
-def test_sequential_runs_and_measurements_have_their_figures(tmp_path):
+def test_sequential_runs_and_measurements_have_their_figures(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "DOTS", 40)
     grids = (
         Grid({"one": cases.one_by_one(2)}, {"asked": {"strategy": "random"}}, (0, 1)),
         Grid({"theory": cases.THEORY}, {"network": {}}, (0, 1)),
@@ -199,9 +222,9 @@ def test_sequential_runs_and_measurements_have_their_figures(tmp_path):
     assert "0.8" in made.page.read_text()
 
 
-def test_an_arm_is_compared_with_the_random_that_shares_its_settings():
+def test_a_method_is_compared_with_the_random_that_shares_its_settings():
     rows = [("s", "random"), ("s", "random, R = 4"), ("s", "margin, R = 4"), ("s", "margin, R = 2")]
-    found = paired(pd.DataFrame(rows, columns=["subject", "arm"]))
+    found = paired(pd.DataFrame(rows, columns=["task", "method"]))
     assert list(found.itertuples(index=False, name=None)) == [
         ("s", "random"),
         ("s, R = 4", "random"),
@@ -210,10 +233,10 @@ def test_an_arm_is_compared_with_the_random_that_shares_its_settings():
     ]
 
 
-def test_captions_name_seeds_by_arm_and_what_the_trials_share():
+def test_captions_name_seeds_by_method_and_what_the_trials_share():
     table = pd.DataFrame(
         [("s", "a", 0), ("s", "a", 1), ("s", "b", 0), ("s", "b", 1), ("s", "c", 3)],
-        columns=["subject", "arm", "seed"],
+        columns=["task", "method", "seed"],
     )
     assert seeds(table) == "n = 2 (seeds 0–1) but c: n = 1 (seed 3)."
     varied = {"few": {"query": 5}, "many": {"query": 10}}
@@ -236,7 +259,7 @@ def test_what_is_measured_once_is_drawn_as_rows():
         for number, series in enumerate(["single, network", "sum, network", "no kernel, network"])
         for name, value in (("spearman", 0.2 * number + 0.1 * seed), ("ceiling", 0.9))
     ]
-    columns = ["arm", "measure", "series", "axis", "x", "state", "seed", "value"]
+    columns = ["method", "measure", "series", "axis", "x", "state", "seed", "value"]
     table = measured(pd.DataFrame(rows, columns=columns))
     assert single(table)
     figure = dots(table, "What it is.")
@@ -251,70 +274,50 @@ def test_what_is_measured_once_is_drawn_as_rows():
     assert not single(measured(later))
 
 
-def test_several_studies_have_a_report_each_and_one_table_of_verdicts(
-    tmp_path, capsys, monkeypatch
-):
-    one, other = (
-        cases.study(THREE, claims=(claim,), name=name)
-        for claim, name in zip(CLAIMS, ("margin", "entropy"), strict=True)
-    )
-    absent = cases.study(
-        Grid({"elsewhere": dataclasses.replace(cases.RUN, initial=11)}, methods(["random"]), (0,)),
-        name="absent",
-    )
-    root = carried_out(one, tmp_path / "runs")
-    gone = dataclasses.replace(absent, name="gone")
-    found = {"MARGIN": one, "ENTROPY": other, "ABSENT": absent, "GONE": gone}
-    for name, made in found.items():
-        monkeypatch.setattr(cases, name, made, raising=False)
-    names = tuple(f"tests.experiments.study_cases:{name}" for name in found)
-    main(names, out=tmp_path / "out", runs=root, places=False)
-    said = capsys.readouterr().out
-    assert "2 reproduced" in said
-    assert "absent: no trial is on record" in said
-    written = tmp_path / "out"
-    page = (written / "verdicts.md").read_text()
-    assert "2 claims of 2 studies" in page
+def test_several_studies_have_a_report_each_and_one_table_of_verdicts(several, capsys):
+    print_summary(several, Console())
+    printed = capsys.readouterr().out
+    assert "2 reproduced" in printed
+    assert "1 not decided by this size" in printed
+    assert "absent: no trial is on record" in printed
+    assert several.absent == ("absent", "gone")
+    page, rows = several.table.read_text(), pd.read_csv(several.table.with_suffix(".csv"))
+    assert "3 claims of 2 studies" in page
     assert "Without trials on record: absent, gone." in page
-    for made in (one, other):
-        assert f"[{made.name}]({made.name}/report.md)" in page
-        assert made.claims[0].text in page
-        said = json.loads((written / made.name / "verdicts.json").read_text())
-        assert "command" not in said["environment"]
-        alone = said["verdicts"]
-        assert len(alone) == 1
-        row = pd.read_csv(written / "verdicts.csv", index_col="study").loc[made.name]
-        assert row["verdict"] == alone[0]["verdict"]
-        assert row["effect"] == pytest.approx(alone[0]["effect"])
-    assert not (written / "absent").exists()
-    for file in [*written.rglob("*.csv"), *written.rglob("*.json")]:
-        assert str(root) not in file.read_text()
-    assert {"path"} <= set(pd.read_csv(whole_trials(one, root, tmp_path)).columns)
-    with pytest.raises(SystemExit):
-        main(names[2:], out=written, runs=root)
-    assert "no trial of absent, gone" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main((*names, names[0]), out=tmp_path / "twice", runs=root)
-    assert f"{one.name} is named more than once" in capsys.readouterr().err
-    assert not (tmp_path / "twice").exists()
+    for report in several.reports:
+        name = report.study.name
+        assert f"[{name}]({name}/report.md)" in page
+        assert all(claim.text in page for claim in report.study.claims)
+        said = json.loads((report.out / "verdicts.json").read_text())
+        own = rows[rows["study"] == name]
+        assert own["verdict"].tolist() == [one["verdict"] for one in said["verdicts"]]
+    assert not (several.table.parent / "absent").exists()
 
 
-def whole_trials(made, root, folder):
-    study_report(made, "small", root, folder / "whole")
-    return folder / "whole" / "trials.csv"
+def test_a_report_for_others_names_no_folder_or_machine(several):
+    text = {".csv", ".html", ".json", ".md"}
+    files = [path for path in several.table.parent.rglob("*") if path.suffix in text]
+    assert len(files) > 10
+    for file in files:
+        assert "digits-run-random-seed0" not in file.read_text(), file
+    said = json.loads((several.reports[0].out / "verdicts.json").read_text())
+    assert "command" not in said["environment"]
 
 
 def test_what_cannot_be_reported_is_refused_with_what_to_do(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cases, "MINE", cases.study(), raising=False)
-    mine = "tests.experiments.study_cases:MINE"
+    mine, other = (f"tests.experiments.study_cases:{name}" for name in ("MINE", "OTHER"))
+    monkeypatch.setattr(cases, "OTHER", cases.study(name="other"), raising=False)
     for what, size, message in (
         (mine, "small", "experiments.sweep tiny --size small"),
         (mine, "large", "large"),
         ("no_such_study", "small", "no_such_study"),
+        ((mine, other), "small", "no trial of tiny, other"),
+        ((mine, other, mine), "small", "tiny is named more than once"),
     ):
         with pytest.raises(SystemExit) as ended:
-            main((what,), out=tmp_path / "out", size=size)
+            main(what if isinstance(what, tuple) else (what,), out=tmp_path / "out", size=size)
         assert ended.value.code == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

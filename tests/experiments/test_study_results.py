@@ -44,7 +44,7 @@ def test_every_round_of_every_run_is_a_row_and_every_trial_too(tmp_path):
     assert set(CURVES) <= set(found.curves)
     assert set(found.trials["state"]) == {"done"}
     assert len(found.curves) == 3 * len(found.trials) == 18
-    for who, own in found.curves.groupby(["arm", "seed"]):
+    for who, own in found.curves.groupby(["method", "seed"]):
         assert own["test_accuracy"].tolist() == accuracies[who]
         assert own["labelled"].tolist() == [10, 15, 20]
         # stages of a query are 1.0 and 0.5 seconds; the last round asks for nothing
@@ -65,7 +65,7 @@ def test_what_is_missing_begun_or_failed_is_told(tmp_path):
     (broken / "rounds.jsonl").write_text("{}\n")
     found = results(study, "small", tmp_path).trials
     assert list(found) == list(TRIALS)
-    rows = {(row["arm"], row["seed"]): row for row in found.to_dict("records")}
+    rows = {(row["method"], row["seed"]): row for row in found.to_dict("records")}
     assert {who: row["state"] for who, row in rows.items()} == {
         ("random", 0): "done",
         ("margin", 0): "begun",
@@ -84,7 +84,7 @@ def test_a_record_answers_for_every_trial_with_its_settings(tmp_path):
     study = cases.study(*grids)
     cases.store(study.trials("small")[0], tmp_path, [0.1, 0.2, 0.3])
     found = results(study, "small", tmp_path)
-    assert found.curves["subject"].tolist() == ["a"] * 3 + ["b"] * 3
+    assert found.curves["task"].tolist() == ["a"] * 3 + ["b"] * 3
 
 
 def test_a_sequential_run_has_its_trainings_and_its_answers(tmp_path):

@@ -116,27 +116,26 @@ def _page(result: ApproximationResult) -> str:
 def _cells(result: ApproximationResult) -> tuple[list[str], list[list[str]]]:
     """Header and body of the table that people read, a row a state, width and kernel."""
     ridge = result.config.ridges[0]
-    whole = {
-        (row["state"], row["width"], row["measure"], row["series"]): row["value"]
-        for row in rows(result)
-    }
     header = ["state", result.config.width_argument, "kernel", "Frobenius error", "λ_max", "κ"]
     header += [f"regression from 0, λ = {ridge:g}: error", "accuracy", ACCURACY]
     body = []
     for own in result.widths:
         for state, measured in own.states.items():
+            values = {
+                (row["measure"], row["series"]): row["value"] for row in _of_state(own, state)
+            }
             for kind in (row["kind"] for row in measured["kernels"]):
-                key, series = (state, own.task.width), series_of(kind, ridge, ZERO)
-                numbers = [
-                    whole.get((*key, measure, kind))
-                    for measure in ("frobenius error", "largest eigenvalue", "condition number")
+                series = series_of(kind, ridge, ZERO)
+                keys = [
+                    ("frobenius error", kind),
+                    ("largest eigenvalue", kind),
+                    ("condition number", kind),
+                    ("regression error", series),
+                    ("regression accuracy", series),
+                    (ACCURACY, ""),
                 ]
-                numbers += [
-                    whole.get((*key, measure, series))
-                    for measure in ("regression error", "regression accuracy")
-                ]
-                words = [state, str(own.task.width or "–"), kind]
-                body.append([*words, *map(cell, [*numbers, measured["accuracy"]])])
+                numbers = [cell(values.get(key)) for key in keys]
+                body.append([state, str(own.task.width or "–"), kind, *numbers])
     return header, body
 
 

@@ -26,7 +26,7 @@ from kernel.covariance import Given
 from kernel.ntk import Decision, query_kernel
 from kernel.options import Request
 from kernel.posterior import Posterior, absorb, posterior
-from pipelines.strategies.lookahead import reference_sample
+from pipelines.strategies.base import reference_sample
 from trainer import data
 from trainer.fit import keep_freed_blocks
 from trainer.networks import build

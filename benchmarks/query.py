@@ -19,13 +19,10 @@ import tyro
 from torch import nn
 
 from benchmarks.measuring import Compiling, Times, load, machine, markdown, turns, write
-from bridge import trace
-from bridge.module import weights_of
-from bridge.parity import certify
 from pipelines.progress import Stages, generator
 from pipelines.strategies import STRATEGIES
-from pipelines.strategies.base import situate
-from pipelines.strategies.options import KernelConfig
+from pipelines.strategies.base import Labelling, Resources, build_context
+from pipelines.strategies.options import KernelConfig, StrategyOptions
 from trainer import data
 from trainer.config import TrainConfig
 from trainer.fit import fit, keep_freed_blocks
@@ -97,12 +94,6 @@ class Queries:
         """As the network takes them."""
         return self.dataset.normalise(self.dataset.train_images[indices])
 
-    def _mirrored(self, probe: np.ndarray):
-        if self.mirror is None:
-            self.mirror = trace.mirror(self.network, probe)
-        self.mirror = self.mirror.with_weights(weights_of(self.network))
-        return self.mirror, certify(self.network, self.mirror, probe).summary()
-
     def strategy(
         self, label: str, name: str, kernel: KernelConfig | None = None
     ) -> Callable[[], np.ndarray]:
@@ -110,20 +101,20 @@ class Queries:
 
         def work() -> np.ndarray:
             stages = Stages()
-            situation = situate(
+            context = build_context(
                 self.network,
                 self.images,
-                self.pool,
-                self.labels,
-                self.candidates,
+                Labelling(self.pool.labelled, self.labels, self.candidates),
+                [STRATEGIES[name]],
                 train=TrainConfig(),
-                mirror=self._mirrored,
-                kernel=kernel or KernelConfig(),
-                stages=stages,
-                needs=STRATEGIES[name].needs,
+                options=StrategyOptions(kernel=kernel or KernelConfig()),
+                resources=Resources(progress=stages),
+                mirror=self.mirror,
             )
+            if context.certified is not None:
+                self.mirror = context.certified.mirror
             rng = generator(self.settings.seed, name)
-            chosen = STRATEGIES[name](situation, self.settings.batch, rng).indices
+            chosen = STRATEGIES[name](context, self.settings.batch, rng).indices
             self.stages.setdefault(label, []).append(dict(stages.seconds))
             return chosen
 

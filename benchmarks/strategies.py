@@ -21,13 +21,15 @@ import tyro
 
 from benchmarks.measuring import Times, apart, load, machine, markdown, turns, watched, write
 from bridge.mirror import Mirror
-from bridge.module import weights_of
-from bridge.parity import certify
-from bridge.trace import mirror
-from pipelines.progress import Stages, generator
-from pipelines.strategies import STRATEGIES, needing, needs_of
-from pipelines.strategies.base import Query, situate
-from pipelines.strategies.options import ALBLConfig, BaselineConfig, DynamicsConfig, KernelConfig
+from pipelines.progress import generator
+from pipelines.strategies import STRATEGIES, needing
+from pipelines.strategies.base import Labelling, Query, Resources, build_context
+from pipelines.strategies.options import (
+    BaselineConfig,
+    DynamicsConfig,
+    KernelConfig,
+    StrategyOptions,
+)
 from trainer.config import TrainConfig
 from trainer.fit import keep_freed_blocks
 from trainer.networks import build
@@ -82,32 +84,18 @@ class Bench:
         self.images = rng.standard_normal((examples, *shape), np.float32)
         # dropout for bald; the other strategies see the plain network
         self.network = build("cnn", shape, classes, rng, {"dropout": 0.1})
-        self.companion = LossPrediction.of(self.network, self.images[:2], rng)
+        self.auxiliary_module = LossPrediction.of(self.network, self.images[:2], rng)
         self.pool = Pool.initial(examples, settings.labelled, rng)
         self.labels = np.arange(settings.labelled) % classes
         self._mirror: Mirror | None = None
 
-    def _mirrored(self, probe: np.ndarray) -> tuple[Mirror, dict]:
-        self._mirror = self._mirror or mirror(self.network, probe)
-        self._mirror = self._mirror.with_weights(weights_of(self.network))
-        return self._mirror, certify(self.network, self._mirror, probe).summary()
-
     def ask(self, name: str) -> Query:
         """A whole query by a strategy."""
         settings = self.settings
-        situation = situate(
-            self.network,
-            lambda indices: self.images[indices],
-            self.pool,
-            self.labels,
-            self.pool.unlabelled,
-            train=TrainConfig(min_steps=0, extensions=0),
-            mirror=self._mirrored,
+        options = StrategyOptions(
             kernel=KernelConfig(
                 memory_gib=settings.memory_gib, sketch=settings.sketch, sample=settings.sample
             ),
-            stages=Stages(),
-            needs=needs_of(name, ALBLConfig().arms),
             baseline=BaselineConfig(
                 epochs=settings.epochs,
                 candidates=settings.scored,
@@ -115,9 +103,20 @@ class Bench:
                 test=0,
             ),
             dynamics=DynamicsConfig(batch="dissimilar" if settings.dissimilar else "top"),
-            companion=self.companion,
         )
-        return STRATEGIES[name](situation, settings.batch, generator(settings.seed, name))
+        context = build_context(
+            self.network,
+            lambda indices: self.images[indices],
+            Labelling(self.pool.labelled, self.labels, self.pool.unlabelled),
+            [STRATEGIES[name]],
+            train=TrainConfig(min_steps=0, extensions=0),
+            options=options,
+            resources=Resources(auxiliary_module=self.auxiliary_module),
+            mirror=self._mirror,
+        )
+        if context.certified is not None:
+            self._mirror = context.certified.mirror
+        return STRATEGIES[name](context, settings.batch, generator(settings.seed, name))
 
 
 class Cost(NamedTuple):

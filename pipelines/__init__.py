@@ -1,1 +1,29 @@
-"""Active learning, end to end: strategies, rounds, records, one script for each data set."""
+"""Active learning, end to end. Its public functions are imported when they are asked for.
+
+`query` and `compare` choose images for a loop of your own, `start` asks one at a time.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipelines.query import Query, compare, query
+    from pipelines.sequential import start
+    from pipelines.strategies.options import QueryOptions
+
+__all__ = ["Query", "QueryOptions", "compare", "query", "start"]
+
+_MODULES = {
+    "Query": "pipelines.query",
+    "QueryOptions": "pipelines.strategies.options",
+    "compare": "pipelines.query",
+    "start": "pipelines.sequential",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "query":  # the module, which is called as its function
+        return importlib.import_module("pipelines.query")
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

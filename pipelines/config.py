@@ -10,26 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from kernel.options import CRITERIA
 from pipelines.errors import PipelineError
-from pipelines.strategies import STRATEGIES, albl, needs_of
-from pipelines.strategies.options import (
-    ALBLConfig,
-    BaldConfig,
-    BaselineConfig,
-    DynamicsConfig,
-    KernelConfig,
-    LL4ALConfig,
-    LookAheadConfig,
-)
+from pipelines.strategies import STRATEGIES, help_text, methods_of, needs_of
+from pipelines.strategies.options import StrategyOptions
 from trainer.config import Argument, TrainConfig, parse_arguments
 from trainer.errors import lookup
 
 DATA_DIR_VARIABLE = "NTK_DATA_DIR"
+_STRATEGY_HELP = f"how the batch is chosen. {help_text()}."
 # Metadata of a field: it says where and how something is computed, and not what.
 _MACHINE: Mapping[str, Any] = MappingProxyType({"identity": False})
 
@@ -133,43 +125,26 @@ class NetworkSettings:
 
 
 @dataclass(frozen=True)
-class RunConfig(NetworkSettings):
+class RunConfig(StrategyOptions, NetworkSettings):
     """One active-learning run: train, score, query, label, again, until the budget is spent.
 
     Attributes:
         dataset: the data set.
-        strategy: how the batch is chosen: random, entropy, margin, least_confident, badge,
-            coreset, bald, ll4al, albl; by look-ahead mlmoc, emoc, eer, flip, ev_gp, loss_change,
-            max_det, max_herding, uherding, ntkcpl; by its baselines naive, ntk_no_blocks,
-            one_step, infinite_ntk, gp; by training dynamics dynamical.
+        strategy: how the batch is chosen, one of `pipelines.strategies.STRATEGIES`.
         query: labels bought in each cycle.
-        subset: candidates drawn afresh from the pool each cycle; None scores the whole pool.
         cycles: how many times a batch is queried.
         run: directory of the run's record; by default runs/DATASET-STRATEGY-seedN. An unfinished
             run found there is resumed.
         train: training of the network in each cycle.
         dry_run: tell what the run would take, in memory and seconds, and stop.
-        kernel: kernel of the look-ahead strategies.
-        lookahead: how they score candidates, and how a batch is made of the scores.
-        baseline: naive, ntk_no_blocks, one_step, infinite_ntk and gp, the look-ahead baselines.
-        dynamics: dynamical, by training dynamics.
-        bald: bald, which samples the network by its dropout.
-        ll4al: ll4al, whose loss prediction module is trained along with the network.
-        albl: albl, which learns which of several strategies to follow.
     """
 
     dataset: tyro.conf.Suppress[str]
-    strategy: str = "mlmoc"
+    strategy: Annotated[str, tyro.conf.arg(help=f"how the batch is chosen. {help_text()}.")] = (
+        "mlmoc"
+    )
     query: int = 20
-    subset: int | None = None
     cycles: int = 10
-    kernel: KernelConfig = field(default_factory=KernelConfig)
-    lookahead: LookAheadConfig = field(default_factory=LookAheadConfig)
-    baseline: BaselineConfig = field(default_factory=BaselineConfig)
-    dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
-    bald: BaldConfig = field(default_factory=BaldConfig)
-    ll4al: LL4ALConfig = field(default_factory=LL4ALConfig)
-    albl: ALBLConfig = field(default_factory=ALBLConfig)
 
     def __post_init__(self):
         """Refuse what can be seen to be wrong before anything is read or computed.
@@ -186,27 +161,18 @@ class RunConfig(NetworkSettings):
                 f"subset is {self.subset} and query is {self.query}: a batch cannot be larger "
                 "than the candidates it is chosen from; raise subset or lower query."
             )
-        if self.strategy == "albl":
-            albl.check(self.albl.arms, STRATEGIES, self.lookahead)
-        for name in self.asked:
-            if name in CRITERIA:
-                self.lookahead.check(name, self.kernel)
-        if "ntk_no_blocks" in self.asked and self.kernel.kind == "full":
-            raise PipelineError(
-                "ntk_no_blocks is computed on a scalar-valued kernel and kernel.kind is full: use "
-                "single, sum, trace or rademacher."
-            )
+        self.check(self.strategy)
         _ = self.network_arguments
 
     @property
     def asked(self) -> tuple[str, ...]:
         """Names of the strategies that choose: the strategy itself, or the arms of albl."""
-        return self.albl.arms if self.strategy == "albl" else (self.strategy,)
+        return self.choosing(self.strategy)
 
     @property
     def needs(self) -> frozenset[str]:
-        """What these need, names of `pipelines.strategies.base.NEEDS`."""
-        return needs_of(self.strategy, self.albl.arms)
+        """Their needs, names in `pipelines.strategies.NEEDS`."""
+        return needs_of(methods_of(self.strategy, self.albl.arms))
 
     @property
     def run_folder(self) -> Path:

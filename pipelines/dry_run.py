@@ -33,11 +33,11 @@ from kernel.plan import cast
 from pipelines.config import RunConfig
 from pipelines.progress import keep_compiled
 from pipelines.run import Bridge, build_auxiliary_module, prepared
-from pipelines.strategies import mirrored
+from pipelines.strategies import needs_mirror
 from pipelines.strategies.base import PROBE
 from pipelines.strategies.baselines import answers, retrained, retraining, stepped
 from pipelines.strategies.dynamical import BLOCK
-from pipelines.strategies.infinite import architecture_of, shrunk
+from pipelines.strategies.infinite import architecture_of, shrink
 from pipelines.strategies.options import BaselineConfig, DynamicsConfig, KernelConfig
 from trainer.config import TrainConfig
 from trainer.data import Dataset
@@ -111,7 +111,7 @@ def one_step(asked: Asked) -> dict[str, str]:
 
 def infinite(asked: Asked) -> dict[str, str]:
     """One tile of the kernel of infinite width is computed."""
-    images = shrunk(asked.images, asked.baseline.image_size)
+    images = shrink(asked.images, asked.baseline.image_size)
     examples = asked.labelled + asked.candidates
     shape = np.broadcast_to(images[:1], (examples, *images.shape[1:]))
     sample = None if asked.kernel.sample is None else asked.points
@@ -243,7 +243,7 @@ def dry_run(config: RunConfig, console: Console) -> None:
                 rows = _baseline(config, name, dataset, network, labelled, candidates)
             of = f"{name}, " if len(config.asked) > 1 else ""
             slow |= {f"{of}{what}": told for what, told in rows.items()}
-    if not mirrored(config.needs) or not config.cycles:
+    if not needs_mirror(config.needs) or not config.cycles:
         if "infinite" not in config.needs or not config.cycles:
             console.print("No kernel is computed.", highlight=False)
         if slow:

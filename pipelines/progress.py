@@ -1,16 +1,4 @@
-"""The named stages of a round: how long each took, how much memory it peaked at, how far it is.
-
-One object notes all three, so that the code of a round says only `with stages("kernel")`.
-
-Compiled programs are kept from run to run, so that only the first one waits for the compiler.
-
-Which image a message means: the data set's own number of it, not its place in what was computed.
-
-From a refusal by the network or its kernel, which know images by their places, to the same refusal
-by the numbers that a person has given.
-
-One seed, many independent streams of random numbers, each derived by name and round.
-"""
+"""Progress of a round: seconds and memory by stage, time limits, image names in errors, streams."""
 
 import os
 import sys
@@ -20,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from zlib import crc32
 
-import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import (
@@ -35,6 +22,7 @@ from rich.progress import (
 
 import kernel.errors
 import trainer.predict
+from pipelines.errors import PipelineError
 
 _SECONDS = 0.5  # what compiles faster is not worth a file
 
@@ -48,6 +36,8 @@ def keep_compiled() -> Path | None:
     Returns:
         The folder; None without a cache.
     """
+    import jax  # for runs that look through a mirror alone
+
     settings = jax.config.values
     if not settings["jax_enable_compilation_cache"]:
         return None
@@ -169,3 +159,42 @@ def _peak_mib() -> float | None:
         if line.startswith("VmHWM:"):
             return round(int(line.split()[1]) / 1024, 1)
     return None
+
+
+_SETTLED = 5.0  # seconds after which the pace is extrapolated
+
+
+class TimeLimit:
+    """Progress of a slow strategy, which is stopped early where it would take too long."""
+
+    def __init__(self, advance: Advance, hours: float, remedies: str):
+        """The clock starts at the first report, which comes when everything is compiled.
+
+        Args:
+            advance: told done and total.
+            hours: what all of it may take.
+            remedies: what to do about it, for the message.
+        """
+        self._advance, self._hours, self._remedies = advance, hours, remedies
+        self._began: tuple[float, float] | None = None
+        self._judged = False
+
+    def __call__(self, done: float, total: float) -> None:
+        """So much is done.
+
+        Raises:
+            PipelineError: at this pace all of it would take longer than allowed.
+        """
+        now = time.monotonic()
+        if self._began is None:
+            self._began = now, done
+        spent, since = now - self._began[0], done - self._began[1]
+        if not self._judged and since > 0 and spent >= _SETTLED:
+            self._judged = True
+            hours = spent / since * (total - self._began[1]) / 3600
+            if hours > self._hours:
+                raise PipelineError(
+                    f"this query would take about {hours:.3g} hours here and baseline.hours is "
+                    f"{self._hours:g}: {self._remedies}, or raise baseline.hours."
+                )
+        self._advance(done, total)

@@ -1,43 +1,211 @@
-"""One query for people with their own loop: which images of mine should be labelled next?
+"""One query for your own loop: which images should be labelled next?
 
-From a trained network, all images and the labels so far to data-set indices, with every score.
-
-What people give for a query of their own, checked: images, labels, and whether they fit.
-
-Several strategies on one situation: what would each of them ask for?
-
-From a trained network, all images and the labels so far to a query by each strategy, where what
-several of them need (logits, features, the mirror, the kernel) is computed once.
+`query` asks one strategy; `compare` asks several, and computes once what several of them need. The
+module itself can be called as `query`.
 """
 
-from collections.abc import Callable, Mapping, Sequence, Set
-from typing import Any
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from bridge import trace
-from bridge.mirror import Mirror
-from bridge.module import weights_of
-from bridge.parity import certify
+from pipelines import strategies as table
 from pipelines.errors import PipelineError
-from pipelines.progress import Stages, generator, numbered
-from pipelines.strategies import STRATEGIES, needs_of, require
-from pipelines.strategies.base import PROBE, Query, Situation, situate
-from pipelines.strategies.options import (
-    ALBLConfig,
-    BaldConfig,
-    BaselineConfig,
-    DynamicsConfig,
-    KernelConfig,
-    LookAheadConfig,
-)
-from trainer.config import Loss, TrainConfig
-from trainer.errors import lookup
+from pipelines.progress import Stages, generator
+from pipelines.strategies import Method
+from pipelines.strategies.base import Labelling, Query, QueryContext, Resources, build_context
+from pipelines.strategies.options import QueryOptions
+from trainer.config import TrainConfig
 from trainer.networks.loss_prediction import LossPrediction
 from trainer.pool import Pool
-from trainer.predict import logits
+
+if TYPE_CHECKING:
+    from bridge.mirror import Mirror
+
+__all__ = ["Query", "QueryOptions", "compare", "query", "query_context"]
+
+
+def query(
+    model: nn.Module,
+    images: np.ndarray | torch.Tensor,
+    labelled: Mapping[int, int],
+    batch_size: int,
+    strategy: str = "mlmoc",
+    options: QueryOptions | None = None,
+    *,
+    history: Sequence[Query | Mapping[str, Any]] = (),
+    auxiliary_module: LossPrediction | None = None,
+    oracle: Callable[[np.ndarray], np.ndarray] | None = None,
+    mirror: "Mirror | None" = None,
+    seed: int = 0,
+    progress: Stages | None = None,
+) -> Query:
+    """Choose the next images to label.
+
+    Args:
+        model: your trained network in eval mode: (batch, channels, height, width) → (batch,
+            classes) logits.
+        images: float (examples, channels, height, width), all of them, labelled or not, exactly
+            as the network takes them (normalised, not augmented).
+        labelled: the labels so far, {index into images: class from 0}.
+        batch_size: how many to choose.
+        strategy: a name in `pipelines.strategies.STRATEGIES`.
+        options: of the loss, the candidates and the strategies; the defaults if None.
+        history: what your earlier queries returned, first to last, or lines of a run's record;
+            ALBL learns from them, with the labels that they have now.
+        auxiliary_module: for ll4al, the loss prediction module that was trained together with the
+            model (`trainer.networks.loss_prediction`).
+        oracle: indices into `images` → their true classes, int64; asked while the batch is chosen,
+            in the batch mode `hybrid` only. The answers are in the diagnostics.
+        mirror: your own mirror of the model, by `bridge.twin` or kept from an earlier query; it is
+            given the model's present weights. None traces one.
+        seed: of the subset, of random choice and of ties.
+        progress: records time and memory, and shows progress.
+
+    Returns:
+        The chosen indices into `images`, best first, with their scores, every candidate's score
+        and diagnostics.
+
+    Raises:
+        UnknownNameError: no such strategy.
+        PipelineError: images, labels, options or sizes that cannot be used.
+        NetworkError: the network is in train mode or does not return one row of logits an image.
+        DataError: labelled indices that are out of range.
+        BridgeError: the network cannot be mirrored, or its mirror disagrees with it.
+        KernelError: the kernel cannot be computed in the memory given, or is singular.
+    """
+    method = table.get(strategy)
+    resources = _resources(history, auxiliary_module, oracle, progress)
+    context = query_context(
+        model, images, labelled, batch_size, [method], options, resources, mirror, seed
+    )
+    return method(context, batch_size, generator(seed, strategy))
+
+
+def compare(
+    model: nn.Module,
+    images: np.ndarray | torch.Tensor,
+    labelled: Mapping[int, int],
+    batch_size: int,
+    strategies: Sequence[str],
+    options: QueryOptions | None = None,
+    *,
+    history: Sequence[Query | Mapping[str, Any]] = (),
+    auxiliary_module: LossPrediction | None = None,
+    oracle: Callable[[np.ndarray], np.ndarray] | None = None,
+    mirror: "Mirror | None" = None,
+    seed: int = 0,
+    progress: Stages | None = None,
+) -> dict[str, Query]:
+    """Ask each strategy for the same next images.
+
+    Each answers as `query` would with the same seed, but for rounding (all read the network's own
+    logits) and for random projections and samples of a kernel, which all of them share and which
+    follow from the seed. A kernel that is shared is kept, so that its posterior takes memory
+    beside it, beyond kernel.memory_gib.
+
+    Args:
+        model: your trained network in eval mode.
+        images: float (examples, channels, height, width), all of them.
+        labelled: the labels so far, {index into images: class from 0}.
+        batch_size: how many each chooses.
+        strategies: their names, each once.
+        options: as for `query`.
+        history: as for `query`.
+        auxiliary_module: as for `query`.
+        oracle: as for `query`.
+        mirror: as for `query`.
+        seed: of the subset, of what is shared, of each strategy and of ties.
+        progress: as for `query`.
+
+    Raises:
+        PipelineError: no strategy, or one twice; what `query` raises.
+    """
+    if not strategies or len(set(strategies)) < len(strategies):
+        raise PipelineError(
+            f"strategies are {list(strategies)}; name at least one, and each of them once."
+        )
+    methods = [table.get(name) for name in strategies]
+    shared_seed = int(generator(seed, "shared").integers(2**63))
+    resources = _resources(history, auxiliary_module, oracle, progress, shared_seed)
+    context = query_context(
+        model, images, labelled, batch_size, methods, options, resources, mirror, seed
+    )
+    return {row.name: row(context, batch_size, generator(seed, row.name)) for row in methods}
+
+
+def _resources(
+    history: Iterable[Query | Mapping[str, Any]],
+    auxiliary_module: LossPrediction | None,
+    oracle: Callable[[np.ndarray], np.ndarray] | None,
+    progress: Stages | None,
+    shared_seed: int | None = None,
+) -> Resources:
+    return Resources(
+        progress=progress or Stages(),
+        oracle=oracle,
+        history=[line._asdict() if isinstance(line, Query) else line for line in history],
+        auxiliary_module=auxiliary_module,
+        shared_seed=shared_seed,
+    )
+
+
+def query_context(
+    model: nn.Module,
+    images: np.ndarray | torch.Tensor,
+    labelled: Mapping[int, int],
+    batch_size: int,
+    methods: Sequence[Method] = (),
+    options: QueryOptions | None = None,
+    resources: Resources | None = None,
+    mirror: "Mirror | None" = None,
+    seed: int = 0,
+) -> QueryContext:
+    """The context of a network, images and labels of one's own, checked.
+
+    Args:
+        model: as for `query`.
+        images: as for `query`.
+        labelled: as for `query`.
+        batch_size: as for `query`.
+        methods: the strategies that will be asked.
+        options: as for `query`.
+        resources: what they may draw on besides.
+        mirror: as for `query`.
+        seed: of the subset.
+
+    Raises:
+        What `query` raises, short of the kernel's own errors.
+    """
+    options = options or QueryOptions()
+    array = checked_images(images)
+    pool, labels = checked_labels(labelled, len(array))
+    if batch_size > len(pool.unlabelled):
+        raise PipelineError(
+            f"a query of {batch_size} images was asked for and {len(pool.unlabelled)} are not "
+            "labelled yet; lower batch_size."
+        )
+    if options.subset is not None and options.subset < batch_size:
+        raise PipelineError(
+            f"subset is {options.subset} and batch_size is {batch_size}: a batch cannot be larger "
+            "than the candidates it is chosen from."
+        )
+    candidates = pool.candidates(options.subset, generator(seed, "subset"))
+    return build_context(
+        model,
+        lambda indices: array[indices],
+        Labelling(pool.labelled, labels, candidates),
+        methods,
+        train=TrainConfig(loss=options.loss),
+        options=options,
+        resources=resources or Resources(),
+        mirror=mirror,
+    )
 
 
 def checked_images(images: np.ndarray | torch.Tensor) -> np.ndarray:
@@ -87,239 +255,15 @@ def checked_labels(labelled: Mapping[int, int], examples: int) -> tuple[Pool, np
     return pool, np.array([labelled[int(i)] for i in pool.labelled], np.int64)
 
 
-def check_classes(situation: Situation) -> None:
-    """Refuse labels that are no class of the network.
+class _Callable(ModuleType):
+    """The module as the function `query`: `from pipelines import query` gives the module."""
 
-    Raises:
-        PipelineError: there is one.
-    """
-    if situation.answered is None:  # whoever needs all of them asks when it does
-        some = situation.candidates[:1]
-        with numbered(some):
-            one = logits(situation.network, situation.images(some))
-    else:
-        one = situation.candidate_logits
-    classes = one.shape[1]
-    outside = np.flatnonzero(situation.labels >= classes)
-    if len(outside):
-        index, label = situation.labelled[outside[0]], situation.labels[outside[0]]
-        raise PipelineError(
-            f"image {index} is labelled {label} and the network has {classes} logits: labels go "
-            f"from 0 to {classes - 1}. Either the label is wrong or the network has the wrong "
-            "number of classes."
-        )
+    def __call__(self, *args: Any, **kwargs: Any) -> Query:
+        return self.query(*args, **kwargs)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.query)
 
 
-def query(
-    model: nn.Module,
-    images: np.ndarray | torch.Tensor,
-    labelled: Mapping[int, int],
-    batch_size: int,
-    strategy: str = "mlmoc",
-    *,
-    subset: int | None = None,
-    loss: Loss = "l2",
-    kernel: KernelConfig | None = None,
-    lookahead: LookAheadConfig | None = None,
-    baseline: BaselineConfig | None = None,
-    dynamics: DynamicsConfig | None = None,
-    bald: BaldConfig | None = None,
-    albl: ALBLConfig | None = None,
-    history: Sequence[Query | Mapping[str, Any]] = (),
-    companion: LossPrediction | None = None,
-    oracle: Callable[[np.ndarray], np.ndarray] | None = None,
-    mirror: Mirror | None = None,
-    seed: int = 0,
-    stages: Stages | None = None,
-) -> Query:
-    """Choose the next images to label.
-
-    Args:
-        model: your trained network in eval mode: (batch, channels, height, width) → (batch,
-            classes) logits.
-        images: float (examples, channels, height, width), all of them, labelled or not, exactly
-            as the network takes them (normalised, not augmented).
-        labelled: the labels so far, {index into images: class from 0}.
-        batch_size: how many to choose.
-        strategy: random, entropy, margin, least_confident, badge, coreset, bald, ll4al, albl;
-            by look-ahead
-            mlmoc, emoc, eer, flip, ev_gp, loss_change, max_det, max_herding, uherding, ntkcpl; by
-            its baselines naive, ntk_no_blocks, one_step, infinite_ntk or gp; by training dynamics
-            dynamical.
-        subset: score only so many unlabelled images, drawn at random; None scores all.
-        loss: what the network was trained with, `l2` on one-hot labels or `cross_entropy`; it
-            decides how logits become probabilities. Look-ahead assumes `l2`.
-        kernel: how a look-ahead kernel is computed.
-        lookahead: how candidates are looked ahead from, and how a batch is made of the scores.
-        baseline: how the look-ahead baselines are computed.
-        dynamics: how dynamicAL (`dynamical`) scores candidates, and how it makes a batch.
-        bald: how BALD samples what the network might answer.
-        albl: which strategies ALBL chooses between, and how it learns.
-        history: what your earlier queries returned, first to last, or lines of a run's record;
-            ALBL learns from them, with the labels that they have now.
-        companion: for ll4al, the loss prediction module that was trained together with the model
-            (`trainer.networks.loss_prediction`).
-        oracle: indices into `images` → their true classes, int64; asked while the batch is chosen,
-            in the batch mode `hybrid` only. The answers are in the diagnostics.
-        mirror: your own mirror of the model, by `bridge.twin` or kept from an earlier query; it is
-            given the model's present weights. None makes one.
-        seed: of the subset, of random choice and of ties.
-        stages: where time and memory are noted and progress is shown.
-
-    Returns:
-        The chosen indices into `images`, best first, with their scores, every candidate's score
-        and diagnostics.
-
-    Raises:
-        UnknownNameError: no such strategy.
-        PipelineError: images, labels, loss or sizes that cannot be used.
-        NetworkError: the network is in train mode or does not return one row of logits an image.
-        DataError: labelled indices that are out of range.
-        BridgeError: the network cannot be mirrored, or its mirror disagrees with it.
-        KernelError: the kernel cannot be computed in the memory given, or is singular.
-    """
-    row = lookup(STRATEGIES, strategy, "strategy")
-    situation = situation_of(
-        model,
-        images,
-        labelled,
-        batch_size,
-        needs=needs_of(strategy, (albl or ALBLConfig()).arms),
-        subset=subset,
-        loss=loss,
-        kernel=kernel,
-        lookahead=lookahead,
-        baseline=baseline,
-        dynamics=dynamics,
-        bald=bald,
-        albl=albl,
-        history=history,
-        companion=companion,
-        oracle=oracle,
-        mirror=mirror,
-        seed=seed,
-        stages=stages,
-    )
-    return row(situation, batch_size, generator(seed, strategy))
-
-
-def situation_of(
-    model: nn.Module,
-    images: np.ndarray | torch.Tensor,
-    labelled: Mapping[int, int],
-    batch_size: int,
-    *,
-    needs: Set[str],
-    subset: int | None = None,
-    loss: Loss = "l2",
-    kernel: KernelConfig | None = None,
-    lookahead: LookAheadConfig | None = None,
-    baseline: BaselineConfig | None = None,
-    dynamics: DynamicsConfig | None = None,
-    bald: BaldConfig | None = None,
-    albl: ALBLConfig | None = None,
-    history: Sequence[Query | Mapping[str, Any]] = (),
-    companion: LossPrediction | None = None,
-    oracle: Callable[[np.ndarray], np.ndarray] | None = None,
-    mirror: Mirror | None = None,
-    seed: int = 0,
-    stages: Stages | None = None,
-    shared: int | None = None,
-) -> Situation:
-    """What a strategy looks at, of a person's own network, images and labels.
-
-    Arguments and what is raised are those of `query`, and two more: `needs`, of the strategies
-    that will be asked, and `shared`, the seed of what several strategies read, None if one is
-    asked alone.
-    """
-    lookup(dict.fromkeys(("l2", "cross_entropy")), loss, "loss")
-    array = checked_images(images)
-    pool, labels = checked_labels(labelled, len(array))
-    if batch_size > len(pool.unlabelled):
-        raise PipelineError(
-            f"a query of {batch_size} images was asked for and {len(pool.unlabelled)} are not "
-            "labelled yet; lower batch_size."
-        )
-    if subset is not None and subset < batch_size:
-        raise PipelineError(
-            f"subset is {subset} and batch_size is {batch_size}: a batch cannot be larger than "
-            "the candidates it is chosen from."
-        )
-    candidates = pool.candidates(subset, generator(seed, "subset"))
-    require(needs, model, array[candidates[:PROBE]])
-
-    def mirrored(probe: np.ndarray):
-        twin = mirror.with_weights(weights_of(model)) if mirror else trace.mirror(model, probe)
-        return twin, certify(model, twin, probe).summary()
-
-    situation = situate(
-        model,
-        lambda indices: array[indices],
-        pool,
-        labels,
-        candidates,
-        train=TrainConfig(loss=loss),
-        mirror=mirrored,
-        kernel=kernel or KernelConfig(),
-        stages=stages or Stages(),
-        needs=needs,
-        ask=oracle,
-        lookahead=lookahead,
-        baseline=baseline,
-        dynamics=dynamics,
-        bald=bald,
-        albl=albl,
-        history=[line._asdict() if isinstance(line, Query) else line for line in history],
-        companion=companion,
-        shared=shared,
-    )
-    check_classes(situation)
-    return situation
-
-
-def compare(
-    model: nn.Module,
-    images: np.ndarray | torch.Tensor,
-    labelled: Mapping[int, int],
-    batch_size: int,
-    strategies: Sequence[str],
-    *,
-    seed: int = 0,
-    **options: Any,
-) -> dict[str, Query]:
-    """Ask each strategy for the same next images.
-
-    Each answers as `pipelines.query.query` would with the same seed, but for rounding (all read the
-    network's own logits) and for random projections and samples of a kernel, which all of them
-    share and which follow from the seed. A kernel that is shared is kept, so that its posterior
-    takes memory beside it, beyond kernel.memory_gib.
-
-    Args:
-        model: your trained network in eval mode.
-        images: float (examples, channels, height, width), all of them.
-        labelled: the labels so far, {index into images: class from 0}.
-        batch_size: how many each chooses.
-        strategies: their names.
-        seed: of the subset, of what is shared, of each strategy and of ties.
-        options: any other of `query`: subset, loss, kernel, lookahead, baseline and the rest.
-
-    Raises:
-        PipelineError: no strategy, or one twice; what `query` raises.
-    """
-    if not strategies or len(set(strategies)) < len(strategies):
-        raise PipelineError(
-            f"strategies are {list(strategies)}; name at least one, and each of them once."
-        )
-    rows = {name: lookup(STRATEGIES, name, "strategy") for name in strategies}
-    arms = (options.get("albl") or ALBLConfig()).arms
-    situation = situation_of(
-        model,
-        images,
-        labelled,
-        batch_size,
-        needs=frozenset().union(*(needs_of(name, arms) for name in strategies)),
-        seed=seed,
-        shared=int(generator(seed, "shared").integers(2**63)),
-        **options,
-    )
-    return {name: row(situation, batch_size, generator(seed, name)) for name, row in rows.items()}
+sys.modules[__name__].__class__ = _Callable

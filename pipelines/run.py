@@ -22,13 +22,13 @@ from bridge.twin import made_by
 from bridge.weights import read
 from kernel.plan import mesh
 from kernel.sharded import arithmetic
-from pipelines import record
+from pipelines import record, strategies
 from pipelines.config import RunConfig, identity, machine_settings
 from pipelines.errors import PipelineError
 from pipelines.progress import Advance, Stages, generator, keep_compiled
 from pipelines.record import RoundInProgress, Run
-from pipelines.strategies import STRATEGIES, mirrored, require
-from pipelines.strategies.base import PROBE, situate
+from pipelines.strategies import methods_of, needs_mirror
+from pipelines.strategies.base import PROBE, Labelling, Resources, build_context, require
 from trainer import data
 from trainer import fit as fit_module
 from trainer.config import TrainConfig
@@ -66,7 +66,9 @@ def prepared(
     _check_fit(config, dataset)
     network = _network(config, dataset)
     if config.cycles:
-        require(config.needs, network, dataset.normalise(dataset.train_images[:PROBE]))
+        methods = methods_of(config.strategy, config.albl.arms)
+        probe = dataset.normalise(dataset.train_images[:PROBE])
+        require(methods, network, probe, config, DatasetOracle(dataset.train_labels))
     return dataset, network
 
 
@@ -287,7 +289,8 @@ def fit_and_save(
 class Bridge:
     """The JAX mirror of a run's network, traced and compiled once and given new weights after.
 
-    Attributes are private; `prepare` comes before the first training, `cross` after each.
+    Attributes:
+        mirror: once it is made.
     """
 
     def __init__(self, network: nn.Module, twin: str | None = None):
@@ -303,7 +306,7 @@ class Bridge:
         """
         self._network = network
         self._twin = None if twin is None else load(twin, "twin")
-        self._mirror: Mirror | None = None
+        self.mirror: Mirror | None = None
 
     def prepare(self, probe: np.ndarray) -> Mirror:
         """Make and certify the mirror now, so that a network without one is not trained first.
@@ -311,9 +314,9 @@ class Bridge:
         Raises:
             BridgeError: the network cannot be mirrored, or the mirror disagrees with it.
         """
-        self._mirror = self._make(probe)
-        certify(self._network, self._mirror, probe)
-        return self._mirror
+        self.mirror = self._make(probe)
+        certify(self._network, self.mirror, probe)
+        return self.mirror
 
     def cross(
         self, run: Run, round_number: int, probe: np.ndarray
@@ -324,10 +327,10 @@ class Bridge:
             BridgeError: the network cannot be mirrored, or the mirror disagrees with it.
         """
         weights = read(run.weights(round_number))
-        if self._mirror is None:
-            self._mirror = self._make(probe)
-        self._mirror = self._mirror.with_weights(weights)
-        return self._mirror, certify(self._network, self._mirror, probe).summary()
+        if self.mirror is None:
+            self.mirror = self._make(probe)
+        self.mirror = self.mirror.with_weights(weights)
+        return self.mirror, certify(self._network, self.mirror, probe).summary()
 
     def _make(self, probe: np.ndarray) -> Mirror:
         if self._twin is None:
@@ -434,33 +437,28 @@ def _query(
 ) -> dict[str, Any]:
     config, dataset, number = setup.config, setup.dataset, len(run.rounds)
     candidates = pool.candidates(config.subset, generator(config.seed, "subset", number))
-    situation = situate(
+    method = strategies.get(config.strategy)
+    context = build_context(
         setup.network,
         lambda indices: dataset.normalise(dataset.train_images[indices]),
-        pool,
-        labels,
-        candidates,
+        Labelling(pool.labelled, labels, candidates),
+        [method],
         train=config.train,
-        mirror=lambda probe: setup.bridge.cross(run, number, probe),
-        kernel=config.kernel,
-        stages=stages,
-        needs=config.needs,
-        folder=in_progress.kernel_folder,
-        ask=setup.oracle,
-        lookahead=config.lookahead,
-        baseline=config.baseline,
-        dynamics=config.dynamics,
-        bald=config.bald,
-        albl=config.albl.within(config.cycles * config.query),
-        history=run.rounds,
-        companion=setup.auxiliary_module,
-        test=(
-            lambda places: dataset.normalise(dataset.test_images[places]),
-            dataset.test_labels,
+        options=dataclasses.replace(config, albl=config.albl.within(config.cycles * config.query)),
+        resources=Resources(
+            progress=stages,
+            folder=in_progress.kernel_folder,
+            oracle=setup.oracle,
+            history=run.rounds,
+            auxiliary_module=setup.auxiliary_module,
+            test_set=(
+                lambda positions: dataset.normalise(dataset.test_images[positions]),
+                dataset.test_labels,
+            ),
         ),
+        mirror=setup.bridge.mirror,
     )
-    strategy = STRATEGIES[config.strategy]
-    query = strategy(situation, config.query, generator(config.seed, config.strategy, number))
+    query = method(context, config.query, generator(config.seed, config.strategy, number))
     return {
         "candidates": len(candidates),
         "indices": query.indices.tolist(),
@@ -524,7 +522,7 @@ def _rounds(setup: RunSetup, run: Run, console: Console) -> Run:
     print_heading(console, config, run)
     if run.rounds and not run.complete:
         setup.restore(run, len(run.rounds) - 1)
-    if mirrored(config.needs) and config.cycles and not run.complete:
+    if needs_mirror(config.needs) and config.cycles and not run.complete:
         with console.status("mirroring the network"):
             setup.bridge.prepare(dataset.normalise(dataset.train_images[:PROBE]))
     while not run.complete:

@@ -29,6 +29,7 @@ from pipelines.record import FORMAT
 from pipelines.report import report
 from pipelines.sequential import start
 from pipelines.strategies import STRATEGIES, options
+from pipelines.strategies.options import QueryOptions
 from trainer.networks import build
 from trainer.networks.loss_prediction import LossPrediction
 from trainer.predict import logits
@@ -151,23 +152,36 @@ def written(found) -> dict:
 
 def ask(name: str) -> dict:
     strategy, settings = QUERIES[name]
-    given = {key: SECTIONS[key](**v) if key in SECTIONS else v for key, v in settings.items()}
     extra = {"mirror": mirror(), "oracle": lambda indices: classes()[indices]}
+    extra |= {key: value for key, value in settings.items() if key in ("mirror", "seed")}
+    extra["options"] = options.QueryOptions(
+        **{
+            key: SECTIONS[key](**value) if key in SECTIONS else value
+            for key, value in settings.items()
+            if key not in extra
+        }
+    )
     if strategy == "ll4al":
-        extra["companion"] = loss_prediction()
+        extra["auxiliary_module"] = loss_prediction()
     asked = functools.partial(query, network(), images()[:POOL], batch_size=BATCH)
     answered = labelled()
     if strategy == "albl":  # which learns from a first round
-        first = asked(labelled=answered, strategy=strategy, **extra | given)
+        first = asked(labelled=answered, strategy=strategy, **extra)
         answered |= {index: int(classes()[index]) for index in first.indices.tolist()}
         extra["history"] = [first]
-    return written(asked(labelled=answered, strategy=strategy, **extra | given))
+    return written(asked(labelled=answered, strategy=strategy, **extra))
 
 
 def ask_together() -> dict:
     settings = options.KernelConfig(kind="rademacher", sketch=128)
     found = compare(
-        network(), images()[:POOL], labelled(), BATCH, TOGETHER, kernel=settings, mirror=mirror()
+        network(),
+        images()[:POOL],
+        labelled(),
+        BATCH,
+        TOGETHER,
+        options=QueryOptions(kernel=settings),
+        mirror=mirror(),
     )
     return {name: written(one) for name, one in found.items()}
 

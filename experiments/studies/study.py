@@ -13,7 +13,7 @@ from pipelines.audit.config import AuditConfig
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
 from pipelines.sequential.config import SequentialConfig
-from pipelines.strategies import SETTINGS, settings_of
+from pipelines.strategies import SECTIONS, sections_of
 from trainer.errors import lookup
 
 # What one trial can be; the first that a configuration is an instance of names its kind.
@@ -176,7 +176,7 @@ def canonical(config: Config) -> Config:
     """The same run with the settings that its strategy does not look at as by default."""
     if not isinstance(config, RunConfig) or isinstance(config, SequentialConfig):
         return config
-    ignored = SETTINGS - settings_of(config.strategy, config.albl.arms)
+    ignored = SECTIONS - sections_of(config.strategy, config.albl.arms)
     default = RunConfig(config.dataset)
     return dataclasses.replace(config, **{name: getattr(default, name) for name in ignored})
 

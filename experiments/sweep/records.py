@@ -20,7 +20,7 @@ from pipelines.errors import PipelineError
 from pipelines.json_io import plain
 from pipelines.sequential import journal as sequential
 from pipelines.sequential.config import SequentialConfig
-from pipelines.strategies import SETTINGS, settings_of
+from pipelines.strategies import SECTIONS, sections_of
 
 ROOT = Path("runs") / "studies"
 SHARED = "shared"  # below the root: first trainings of several trials; no trial lies in it
@@ -249,7 +249,7 @@ def _settings(path: Path) -> dict[str, Any]:
 def _canonical(settings: dict[str, Any]) -> dict[str, Any]:
     """As `experiments.studies.study.canonical` of recorded settings."""
     arms = settings.get("albl", {}).get("arms", ())
-    ignored = SETTINGS - settings_of(settings.get("strategy", ""), arms)
+    ignored = SECTIONS - sections_of(settings.get("strategy", ""), arms)
     default = RunConfig(dataset="").record()
     return settings | {name: default[name] for name in ignored}
 

@@ -19,7 +19,7 @@ import pandas as pd
 from pipelines.errors import PipelineError
 from pipelines.record import Run
 from pipelines.report.intervals import Interval, interval
-from pipelines.strategies import SETTINGS, settings_of
+from pipelines.strategies import SECTIONS, sections_of
 
 REFERENCE = "random"
 # Settings that may differ within a group; `cycles` only says how far a run goes.
@@ -90,8 +90,8 @@ class _Entry(NamedTuple):
 def _entry(run: Run) -> _Entry:
     strategy = str(run.config["strategy"])
     arms = run.config["albl"]["arms"] if strategy == "albl" else ()
-    read = SETTINGS & settings_of(strategy, arms) & run.config.keys()
-    shared = {name: value for name, value in run.identity.items() if name not in SETTINGS}
+    read = SECTIONS & sections_of(strategy, arms) & run.config.keys()
+    shared = {name: value for name, value in run.identity.items() if name not in SECTIONS}
     own = {name: _compared({name: run.config[name]}) for name in sorted(read)}
     return _Entry(run, _compared(shared), own)
 
@@ -138,7 +138,7 @@ def _title(own: dict[str, Any], settings: Sequence[dict[str, Any]]) -> str:
     alike = [other for other in settings if data_and_network(other) == data_and_network(own)]
     shown = []
     for key in sorted({*own}.union(*alike)):
-        apart = key.split(".")[0] in SETTINGS
+        apart = key.split(".")[0] in SECTIONS
         values = [other.get(key) for other in alike if key in other or not apart]
         if any(value != values[0] for value in values) and (key in own or not apart):
             shown.append(f"{key} = {own.get(key, 'not set')}")

@@ -34,8 +34,7 @@ from pipelines.sequential.learner import (
     SequentialState,
     acquisition_of,
 )
-from pipelines.strategies.base import PROBE
-from pipelines.strategies.lookahead import reference_sample
+from pipelines.strategies.base import PROBE, reference_sample
 from pipelines.strategies.options import KernelConfig, LookAheadConfig
 from trainer.config import Loss
 from trainer.errors import lookup

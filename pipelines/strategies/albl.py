@@ -1,27 +1,35 @@
-"""ALBL: learn from round to round which strategy to follow (Hsu & Lin, AAAI 2015).
-
-From a situation and the earlier rounds of its run to a batch that is drawn from what several
-strategies, the arms, would query. The bandit is Exp4.P (`exp4p`, with its formulas), the reward the
-importance-weighted accuracy of the retrained network on the images that were drawn.
+"""ALBL: a bandit that learns from round to round which strategy to follow (Hsu & Lin, AAAI 2015).
 
 In a round every arm with a batch of its own names it, best first. Then b images are drawn one after
 another: an arm k with probability p_k, and of it the first image of its batch that was not drawn
 before. So an arm's advice is one image at a time, q_a = Σ_k p_k [arm k is at a], an image is never
-drawn twice, and nothing has to be made to sum to 1 again. The arm `random` advises all candidates
-that are left alike, with 1/left each. p stays as it is within a round: rewards come when the labels
-are in and the network is trained again. Then all draws of the round before get the same reward
+drawn twice, and nothing has to be normalised again. The arm `random` advises all candidates that
+are left alike, with 1/left each. p stays as it is within a round: rewards come when the labels are
+in and the network is trained again. Then all draws of the round before get the same reward
 
     r = Σ_t [y_t = f(x_t)]/q_t / Σ_t 1/q_t    over all images drawn so far,
 
-and the weights are made anew from all rounds, each with the p, q, advice and reward that its record
-holds, so that a run that was interrupted goes on as if it had not been. The default arms are those
-of BADGE's published comparison (Ash et al. 2020), least_confident and coreset.
+the importance-weighted accuracy of the retrained network, and the weights are computed anew from
+the p, q, advice and reward that the records of the rounds hold, so that an interrupted run learns
+the same. The default arms are those of BADGE's published comparison (Ash et al. 2020).
 
-The score of a candidate is Σ_k p_k [it is in the batch of arm k] (for random b/U): how much
-of the advice asks for it. The batch holds what was drawn, sorted by that. Cost: those of the arms,
-which share what they need, and O(b·N) for the draws.
+The bandit is Exp4.P (Beygelzimer et al. 2011). Arms and experts are the same here, so that both
+numbers are N. With T draws in all and δ: p_min = √(ln N / (N·T)), at most 1/N;
 
-What is done otherwise than Hsu & Lin, and than others:
+    p = (1 − N·p_min) · w/Σw + p_min,    q = pᵀ·advice,
+
+where advice[k] is the distribution over images that arm k would draw from. Image a was drawn and
+gave the reward r: ŷ_k = r · advice[k,a] / q_a, v̂_k = 1/p_k, and
+
+    w_k ← w_k · exp( p_min/2 · (ŷ_k + v̂_k · √(ln(N/δ) / (N·T))) ).
+
+Weights are kept as their logarithms, which cannot overflow.
+
+The score of a candidate is Σ_k p_k [it is in the batch of arm k] (for random b/U): how much of the
+advice asks for it. The batch holds the drawn images, sorted by that. Cost: those of the arms, which
+share what they need, and O(b·N) for the draws.
+
+Differences from Hsu & Lin, and from others:
 
 - They divide the weighted sum by n·T, which estimates a test accuracy where every image can be
   drawn. With arms that each name one image the sum is of the order of N and the quotient, of the
@@ -31,41 +39,20 @@ What is done otherwise than Hsu & Lin, and than others:
 - In BADGE's comparison one arm chooses the whole batch, and p_min is 1/(10·N).
 
 A network that fits its labels predicts the drawn images right whichever arm advised them: the
-reward is then near 1 throughout, and weights part by who was drawn, hardly by who was right. The
-record holds the reward of every round.
-
-Exp4.P, the bandit of ALBL (Beygelzimer et al. 2011; Hsu & Lin 2015), as pure functions.
-
-From weights of arms to the probability of each arm and of each image, and from a reward to new
-weights. Arms and experts are the same here, so that both numbers are N.
-
-With T draws in all and δ: p_min = √(ln N / (N·T)), at most 1/N;
-
-    p = (1 − N·p_min) · w/Σw + p_min,    q = pᵀ·advice,
-
-where advice[k] is what arm k would draw, a distribution over images. Image a was drawn and gave the
-reward r: ŷ_k = r · advice[k,a] / q_a, v̂_k = 1/p_k, and
-
-    w_k ← w_k · exp( p_min/2 · (ŷ_k + v̂_k · √(ln(N/δ) / (N·T))) ).
-
-Weights are kept as their logarithms, which cannot overflow.
-
-What ALBL knows of the earlier rounds of a run: from their records to weights of its arms.
-
-Nothing else is carried from round to round, so that a run that was interrupted learns the same.
+reward is then near 1 throughout, and weights part by which arms were drawn, hardly by which were
+right. The record holds the reward of every round.
 """
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipelines.errors import PipelineError
-from pipelines.strategies.base import Method, Query, Situation, Strategy
-from pipelines.strategies.options import LookAheadConfig
-from trainer.errors import lookup
+from pipelines.strategies import STRATEGIES
+from pipelines.strategies.base import Query, QueryContext
 
 
 def least_probability(arms: int, draws: int) -> float:
@@ -89,7 +76,7 @@ def arm_probabilities(log_weights: np.ndarray, least: float) -> np.ndarray:
     return (1 - len(weights) * least) * weights / weights.sum() + least
 
 
-def rewarded(
+def update_log_weights(
     log_weights: np.ndarray,
     probabilities: np.ndarray,
     advised: np.ndarray,
@@ -99,7 +86,7 @@ def rewarded(
     draws: int,
     delta: float,
 ) -> np.ndarray:
-    """The weights ln w after draws that were made with the same p and got the same reward.
+    """Log weights after draws with the same p and the same reward.
 
     Args:
         log_weights: float64 (arms,), ln w before.
@@ -111,9 +98,9 @@ def rewarded(
         delta: δ.
     """
     arms = len(log_weights)
-    seen = (reward * advised / drawn[:, None]).sum(axis=0)
-    surely = len(drawn) / probabilities * math.sqrt(math.log(arms / delta) / (arms * draws))
-    return log_weights + least_probability(arms, draws) / 2 * (seen + surely)
+    estimates = (reward * advised / drawn[:, None]).sum(axis=0)
+    bonus = len(drawn) / probabilities * math.sqrt(math.log(arms / delta) / (arms * draws))
+    return log_weights + least_probability(arms, draws) / 2 * (estimates + bonus)
 
 
 def weighted_accuracy(right: np.ndarray, drawn: np.ndarray) -> float:
@@ -164,20 +151,20 @@ def _read(line: Mapping[str, Any], arms: Sequence[str]) -> Drawn:
     Raises:
         PipelineError: of other arms, or not as it was written.
     """
-    said = line["diagnostics"]
-    if list(said.get("arms", ())) != list(arms):
+    recorded = line["diagnostics"]
+    if list(recorded.get("arms", ())) != list(arms):
         raise PipelineError(
-            f"an earlier round was drawn from the arms {', '.join(said.get('arms', ()))} and "
+            f"an earlier round was drawn from the arms {', '.join(recorded.get('arms', ()))} and "
             f"albl.arms are {', '.join(arms)}: what was learned of those says nothing of these. "
             "Give the same arms, or leave the earlier rounds out of history."
         )
     try:
         made = Drawn(
             np.asarray(line["indices"], np.int64),
-            np.asarray(said["probabilities"], np.float64),
-            np.asarray(said["advised"], np.float64),
-            np.asarray(said["drawn"], np.float64),
-            said["reward"],
+            np.asarray(recorded["probabilities"], np.float64),
+            np.asarray(recorded["advised"], np.float64),
+            np.asarray(recorded["drawn"], np.float64),
+            recorded["reward"],
         )
     except (KeyError, TypeError, ValueError) as error:
         raise PipelineError(
@@ -193,12 +180,12 @@ def _read(line: Mapping[str, Any], arms: Sequence[str]) -> Drawn:
     return made
 
 
-def reward_of(situation: Situation, past: Sequence[Drawn]) -> float | None:
+def reward_of(context: QueryContext, past: Sequence[Drawn]) -> float | None:
     """Importance-weighted accuracy on everything drawn and labelled so far; None without any."""
     if not past:
         return None
-    right = situation.labelled_logits.argmax(axis=1) == situation.labels
-    known = dict(zip(situation.labelled.tolist(), right.tolist(), strict=True))
+    right = context.labelled_logits.argmax(axis=1) == context.labels
+    known = dict(zip(context.labelled.tolist(), right.tolist(), strict=True))
     drawn = [
         (known[index], q)
         for one in past
@@ -211,7 +198,7 @@ def reward_of(situation: Situation, past: Sequence[Drawn]) -> float | None:
     return weighted_accuracy(correct, q)
 
 
-def learned(
+def log_weights_after(
     past: Sequence[Drawn], reward: float | None, draws: int, delta: float, arms: int
 ) -> np.ndarray:
     """The weights of arms, ln w, after all earlier rounds, the last of which has this reward."""
@@ -219,7 +206,7 @@ def learned(
     rewards = [*(one.reward for one in past[1:]), reward]
     for one, earned in zip(past, rewards, strict=False):
         if earned is not None:
-            logs = rewarded(
+            logs = update_log_weights(
                 logs,
                 one.probabilities,
                 one.advised,
@@ -232,54 +219,38 @@ def learned(
 
 
 UNIFORM = "random"  # the arm that advises everything alike
-_SHARED = {"kernel", "infinite"}  # what several arms compute once, with one seed
+_SHARED = {"kernel", "infinite"}  # needs that several arms compute once, with one seed
 
 
-def over(rows: Mapping[str, Method]) -> Strategy:
-    """The strategy `albl`, whose arms are among these rows of the table of strategies."""
-
-    def choose(situation: Situation, batch_size: int, rng: np.random.Generator) -> Query:
-        return albl(situation, batch_size, rng, rows)
-
-    return choose
-
-
-def albl(
-    situation: Situation,
-    batch_size: int,
-    rng: np.random.Generator,
-    rows: Mapping[str, Method],
-) -> Query:
-    """Draw a batch from the advice of the arms `situation.albl` names.
+def albl(context: QueryContext, batch_size: int, rng: np.random.Generator) -> Query:
+    """Draw a batch from the advice of the arms.
 
     Args:
-        situation: with `history`, the earlier rounds.
+        context: with `history`, the earlier rounds.
         batch_size: how many to draw.
         rng: of the draws, and of arms that draw themselves.
-        rows: what the arms' names stand for.
 
     Raises:
-        PipelineError: arms that cannot be, or a history of other arms.
+        PipelineError: a history of other arms.
     """
-    settings, arms = situation.albl, situation.albl.arms
-    check(arms, rows, situation.lookahead)
-    past = rounds_of(situation.history, arms)
+    settings, arms = context.options.albl, context.options.albl.arms
+    past = rounds_of(context.resources.history, arms)
     draws = settings.budget or sum(len(one.indices) for one in past) + batch_size
-    reward = reward_of(situation, past)
-    logs = learned(past, reward, draws, settings.delta, len(arms))
+    reward = reward_of(context, past)
+    logs = log_weights_after(past, reward, draws, settings.delta, len(arms))
     p = arm_probabilities(logs, least_probability(len(arms), draws))
     *arm_rngs, draw_rng, shared_rng = rng.spawn(len(arms) + 2)
-    batches = _advice(situation, batch_size, rows, arm_rngs, shared_rng)
-    with situation.stages("select"):
-        places, advised, taken = _draw(batches, p, len(situation.candidates), batch_size, draw_rng)
-        uniform = batch_size / len(situation.candidates)
-        wanted = np.full((len(arms), len(situation.candidates)), uniform)
+    batches = _advice(context, batch_size, arm_rngs, shared_rng)
+    with context.progress("select"):
+        positions, advised, taken = _draw(batches, p, len(context.candidates), batch_size, draw_rng)
+        uniform = batch_size / len(context.candidates)
+        wanted = np.full((len(arms), len(context.candidates)), uniform)
         for arm, batch in enumerate(batches):
             if batch is not None:
                 wanted[arm] = np.isin(np.arange(wanted.shape[1]), batch)
         scores = p @ wanted
-        order = np.argsort(-scores[places], kind="stable")
-        places, advised = places[order], advised[order]
+        order = np.argsort(-scores[positions], kind="stable")
+        positions, advised = positions[order], advised[order]
     weights = np.exp(logs - logs.max())
     diagnostics = {
         "arms": list(arms),
@@ -292,57 +263,36 @@ def albl(
         "advised": advised.tolist(),
     }
     return Query(
-        indices=situation.candidates[places],
-        scores=scores[places],
-        candidates=situation.candidates,
+        indices=context.candidates[positions],
+        scores=scores[positions],
+        candidates=context.candidates,
         candidate_scores=scores,
         diagnostics=diagnostics,
     )
 
 
-def check(arms: Sequence[str], rows: Mapping[str, Method], lookahead: LookAheadConfig) -> None:
-    """Refuse arms that cannot be, before anything is computed.
-
-    Raises:
-        UnknownNameError: no such strategy.
-        PipelineError: one that has to be trained along, learns by itself, or asks for labels.
-    """
-    for arm in arms:
-        if arm == "albl":
-            raise PipelineError("albl.arms names albl itself: name the strategies it chooses from.")
-        if "hooks" in lookup(rows, arm, "strategy").needs:
-            raise PipelineError(
-                f"albl.arms names {arm}, which trains a module together with the network, and albl "
-                "trains none: leave it out."
-            )
-        if lookahead.batch == "hybrid" and "kernel" in rows[arm].needs:
-            raise PipelineError(
-                f"lookahead.batch is hybrid, which asks for the labels of every pick of {arm}, and "
-                "albl draws only some of them: use top or conditioned."
-            )
-
-
 def _advice(
-    situation: Situation,
+    context: QueryContext,
     batch_size: int,
-    rows: Mapping[str, Method],
     rngs: Sequence[np.random.Generator],
     shared_rng: np.random.Generator,
 ) -> list[np.ndarray | None]:
-    """Places among the candidates of each arm's batch, best first; None advises all alike."""
-    needs = [need for arm in situation.albl.arms for need in rows[arm].needs & _SHARED]
-    seed = situation.shared
-    if seed is None and len(set(needs)) < len(needs):
+    """Positions among the candidates of each arm's batch, best first; None advises all alike."""
+    arms = context.options.albl.arms
+    shared = [need for arm in arms for need in STRATEGIES[arm].needs & _SHARED]
+    seed = context.resources.shared_seed
+    if seed is None and len(set(shared)) < len(shared):
         seed = int(shared_rng.integers(2**63))
-    alone = dataclasses.replace(situation, ask=None, shared=seed)
-    order = np.argsort(situation.candidates)
+    resources = replace(context.resources, oracle=None, shared_seed=seed)
+    context = replace(context, resources=resources)
+    order = np.argsort(context.candidates)
     batches: list[np.ndarray | None] = []
-    for arm, rng in zip(situation.albl.arms, rngs, strict=True):
+    for arm, rng in zip(arms, rngs, strict=True):
         if arm == UNIFORM:
             batches.append(None)
             continue
-        chosen = rows[arm](alone, batch_size, rng).indices
-        batches.append(order[np.searchsorted(situation.candidates, chosen, sorter=order)])
+        chosen = STRATEGIES[arm](context, batch_size, rng).indices
+        batches.append(order[np.searchsorted(context.candidates, chosen, sorter=order)])
     return batches
 
 
@@ -353,19 +303,19 @@ def _draw(
     batch_size: int,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """Places drawn, what each arm's advice gave each of them, and how often each arm was drawn."""
+    """Positions drawn, their probabilities by each arm's advice, and draws of each arm."""
     left = np.ones(candidates, bool)
     advised = np.zeros((batch_size, len(batches)))
-    places = np.zeros(batch_size, np.int64)
+    positions = np.zeros(batch_size, np.int64)
     taken = [0] * len(batches)
     for number in range(batch_size):
         # no arm is at its end: of its batch_size images fewer were drawn before
         heads = [None if batch is None else batch[left[batch]][0] for batch in batches]
         arm = int(rng.choice(len(p), p=p))
         head = heads[arm]
-        place = int(rng.choice(np.flatnonzero(left))) if head is None else int(head)
+        position = int(rng.choice(np.flatnonzero(left))) if head is None else int(head)
         share = 1 / (candidates - number)
-        advised[number] = [share if head is None else head == place for head in heads]
-        places[number], left[place] = place, False
+        advised[number] = [share if head is None else head == position for head in heads]
+        positions[number], left[position] = position, False
         taken[arm] += 1
-    return places, advised, taken
+    return positions, advised, taken

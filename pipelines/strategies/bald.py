@@ -1,7 +1,6 @@
-"""BALD by Monte Carlo dropout: where the network's own samples disagree.
+"""BALD by Monte Carlo dropout (Houlsby et al. 2011; Gal, Islam & Ghahramani 2017).
 
-From forward passes with dropout at work to the mutual information between a candidate's label and
-the weights (Houlsby et al. 2011; Gal, Islam & Ghahramani 2017).
+The score is the mutual information between a candidate's label and the weights.
 """
 
 import numpy as np
@@ -10,37 +9,35 @@ from torch import nn
 
 from pipelines.errors import PipelineError
 from pipelines.progress import numbered
-from pipelines.strategies.base import Query, Situation, probabilities, top
+from pipelines.strategies.base import Oracle, Query, QueryContext, probabilities, top
+from pipelines.strategies.options import StrategyOptions
 from trainer.batchnorm import dropout_layers, dropped_logits
 from trainer.predict import Piecewise
 
 
-def bald(situation: Situation, batch_size: int, rng: np.random.Generator) -> Query:
-    """H(mean_t p_t) − mean_t H(p_t) over `bald.samples` passes, in nats; p by the training's loss.
-
-    Raises:
-        PipelineError: the network has no dropout.
-    """
-    require_dropout(situation.network)
-    samples, candidates = situation.bald.samples, situation.candidates
+def bald(context: QueryContext, batch_size: int, rng: np.random.Generator) -> Query:
+    """H(mean_t p_t) − mean_t H(p_t) over `bald.samples` passes, in nats; p by the loss."""
+    samples, candidates = context.options.bald.samples, context.candidates
     (passes_rng,) = rng.spawn(1)
-    images = Piecewise(situation.images, candidates)
+    images = Piecewise(context.images, candidates)
     total, uncertain = np.zeros(()), np.zeros(len(candidates))
-    with situation.stages("score") as advance:
+    with context.progress("score") as advance:
         for number, own in enumerate(passes_rng.spawn(samples)):
             with numbered(candidates):
-                f = dropped_logits(situation.network, images, own)
-            p = probabilities(f, situation.train.loss)
+                f = dropped_logits(context.network, images, own)
+            p = probabilities(f, context.train.loss)
             total = total + p
             uncertain += entr(p).sum(axis=1)
             advance(number + 1, samples)
         scores = entr(total / samples).sum(axis=1) - uncertain / samples
     # never below 0 but for rounding, as entropy is concave
-    diagnostics = {"samples": samples, "dropout_layers": len(dropout_layers(situation.network))}
-    return top(situation, np.maximum(scores, 0), batch_size, rng, diagnostics)
+    diagnostics = {"samples": samples, "dropout_layers": len(dropout_layers(context.network))}
+    return top(context, np.maximum(scores, 0), batch_size, rng, diagnostics)
 
 
-def require_dropout(network: nn.Module) -> None:
+def require(
+    network: nn.Module, probe: np.ndarray, options: StrategyOptions, oracle: Oracle | None
+) -> None:
     """Refuse a network that answers alike in every pass.
 
     Raises:

@@ -1,23 +1,12 @@
-"""Look-ahead with the empirical kernel and without block computation ([L] Figure 1).
+"""Baselines of look-ahead ([L] Figure 1): retraining, one gradient step, one system a candidate.
 
-From a situation to the scores of `mlmoc`, by a system of linear equations for every candidate.
-
-How long a slow query will take, told by its first minutes, and whether that is allowed.
-
-Look-ahead by really retraining: a copy of the network for every candidate ([L] Figure 1).
-
-From a situation to scores: each candidate with its pseudo-label joins the labelled set, a copy of
-the network is trained on it for a few epochs, and the score is how far its outputs moved.
-
-Look-ahead by one step of gradient descent on every candidate (Käding et al. 2016; [L] Fig. 1).
-
-From a situation to scores: the weights take one step on the candidate's loss under its
-pseudo-label, and the outputs are really computed again with the weights after it.
+`naive` trains a copy of the network for every candidate with its pseudo-label; `one_step` takes a
+single step of gradient descent on it (Käding et al. 2016); `ntk_no_blocks` computes `mlmoc` with
+the empirical kernel, without block computation.
 """
 
 import copy
 import dataclasses
-import time
 
 import numpy as np
 import torch
@@ -26,59 +15,18 @@ from torch.func import functional_call
 
 from kernel.contract import Scratch, key_of
 from kernel.lookahead import mlmoc_augmented
-from pipelines.errors import PipelineError
-from pipelines.progress import Advance, numbered
-from pipelines.strategies.base import Query, Situation, top
-from pipelines.strategies.lookahead import kernel_of, reference_sample
+from pipelines.progress import TimeLimit, numbered
+from pipelines.strategies.base import Query, QueryContext, reference_sample, top
+from pipelines.strategies.lookahead import empirical_kernel
 from pipelines.strategies.options import BaselineConfig
 from trainer.config import Loss, TrainConfig
 from trainer.fit import fit, mean_loss
 from trainer.predict import forward, logits, to_tensor
 
-# Seconds after which the pace is believed.
-_BELIEVED = 5.0
-
-
-class Pace:
-    """Passes progress on, and stops early what would take longer than it may."""
-
-    def __init__(self, advance: Advance, hours: float, remedies: str):
-        """The clock starts at the first report, which comes when everything is compiled.
-
-        Args:
-            advance: told done and total.
-            hours: what all of it may take.
-            remedies: what to do about it, for the message.
-        """
-        self._advance, self._hours, self._remedies = advance, hours, remedies
-        self._began: tuple[float, float] | None = None
-        self._judged = False
-
-    def __call__(self, done: float, total: float) -> None:
-        """So much is done.
-
-        Raises:
-            PipelineError: at this pace all of it would take longer than allowed.
-        """
-        now = time.monotonic()
-        if self._began is None:
-            self._began = now, done
-        spent, since = now - self._began[0], done - self._began[1]
-        if not self._judged and since > 0 and spent >= _BELIEVED:
-            self._judged = True
-            hours = spent / since * (total - self._began[1]) / 3600
-            if hours > self._hours:
-                raise PipelineError(
-                    f"this query would take about {hours:.3g} hours here and baseline.hours is "
-                    f"{self._hours:g}: {self._remedies}, or raise baseline.hours."
-                )
-        self._advance(done, total)
-
-
 _NAIVE_REMEDIES = "score fewer candidates (baseline.candidates), sum over fewer (kernel.sample)"
 
 
-def naive(situation: Situation, batch_size: int, rng: np.random.Generator) -> Query:
+def naive(context: QueryContext, batch_size: int, rng: np.random.Generator) -> Query:
     """Most likely model output change, by SGD: Σ_x ‖f_{L+x'}(x) − f_ref(x)‖.
 
     Copies start from the trained weights and see the same order of images, so that candidates
@@ -89,49 +37,49 @@ def naive(situation: Situation, batch_size: int, rng: np.random.Generator) -> Qu
         PipelineError: it would take longer than baseline.hours.
         FitError: a copy diverges at every learning rate.
     """
-    settings, stages = situation.baseline, situation.stages
+    settings = context.options.baseline
     sample_rng, scored_rng, fit_rng = rng.spawn(3)
-    sample = reference_sample(len(situation.candidates), situation.kernel.sample, sample_rng)
-    sample = np.arange(len(situation.candidates)) if sample is None else sample
-    scored = scored_places(len(situation.candidates), settings.candidates, scored_rng)
-    config, seed = retraining(situation.train, settings), int(fit_rng.integers(2**63))
-    labelled = situation.images(situation.labelled)
-    asked = situation.candidates[sample]
-    points = situation.images(asked)
-    pseudo = situation.candidate_logits.argmax(axis=1)
-    state = [tensor.cpu().numpy() for tensor in situation.network.state_dict().values()]
-    given = (*state, situation.labels, labelled, situation.candidates[scored], points)
+    sample = reference_sample(len(context.candidates), context.options.kernel.sample, sample_rng)
+    sample = np.arange(len(context.candidates)) if sample is None else sample
+    scored = scored_positions(len(context.candidates), settings.candidates, scored_rng)
+    config, seed = retraining(context.train, settings), int(fit_rng.integers(2**63))
+    labelled = context.images(context.labelled)
+    asked = context.candidates[sample]
+    points = context.images(asked)
+    pseudo = context.candidate_logits.argmax(axis=1)
+    state = [tensor.cpu().numpy() for tensor in context.network.state_dict().values()]
+    given = (*state, context.labels, labelled, context.candidates[scored], points)
     kept = Scratch()
-    if situation.folder is not None:
-        kept = Scratch(situation.folder, key_of(given, ("naive", config, seed)))
+    if context.resources.folder is not None:
+        kept = Scratch(context.resources.folder, key_of(given, ("naive", config, seed)))
     scores = kept.array("scores", (len(scored),), np.float64)
-    with stages("score") as advance:
-        pace = Pace(advance, settings.hours, _NAIVE_REMEDIES)
-        base = situation.candidate_logits[sample]
-        if situation.kernel.reference == "linearised":
-            alone = retrained(situation.network, labelled, situation.labels, config, seed)
+    with context.progress("score") as advance:
+        limit = TimeLimit(advance, settings.hours, _NAIVE_REMEDIES)
+        base = context.candidate_logits[sample]
+        if context.options.kernel.reference == "linearised":
+            alone = retrained(context.network, labelled, context.labels, config, seed)
             with numbered(asked):
                 base = logits(alone, points)
         for number in range(kept.done("scores"), len(scored)):
-            pace(number, len(scored))
-            image = situation.images(situation.candidates[scored[number : number + 1]])
+            limit(number, len(scored))
+            image = context.images(context.candidates[scored[number : number + 1]])
             images = np.concatenate([labelled, image])
-            labels = np.append(situation.labels, pseudo[scored[number]])
-            copied = retrained(situation.network, images, labels, config, seed)
+            labels = np.append(context.labels, pseudo[scored[number]])
+            copied = retrained(context.network, images, labels, config, seed)
             with numbered(asked):
                 after = logits(copied, points).astype(np.float64)
             moved = np.linalg.norm(after - base, axis=1)
-            scores[number] = moved.sum() * len(situation.candidates) / len(sample)
+            scores[number] = moved.sum() * len(context.candidates) / len(sample)
             kept.mark("scores", number + 1)
-        pace(len(scored), len(scored))
+        limit(len(scored), len(scored))
     diagnostics = {
         "epochs": config.epochs,
         "learning_rate": config.peak_learning_rate,
-        "reference": situation.kernel.reference,
-        "sample": situation.kernel.sample,
+        "reference": context.options.kernel.reference,
+        "sample": context.options.kernel.sample,
         "scored": len(scored),
     }
-    chosen = dataclasses.replace(situation, candidates=situation.candidates[scored])
+    chosen = dataclasses.replace(context, candidates=context.candidates[scored])
     return top(chosen, np.array(scores), batch_size, rng, diagnostics)
 
 
@@ -156,8 +104,8 @@ def retrained(
     return copied
 
 
-def scored_places(candidates: int, limit: int | None, rng: np.random.Generator) -> np.ndarray:
-    """Places of the candidates that are scored, in order; all without a limit."""
+def scored_positions(candidates: int, limit: int | None, rng: np.random.Generator) -> np.ndarray:
+    """Positions of the candidates that are scored, in order; all without a limit."""
     if limit is None or limit >= candidates:
         return np.arange(candidates)
     return np.sort(rng.choice(candidates, limit, replace=False))
@@ -169,7 +117,7 @@ _ONE_STEP_REMEDIES = (
 _BATCH = 512
 
 
-def one_step(situation: Situation, batch_size: int, rng: np.random.Generator) -> Query:
+def one_step(context: QueryContext, batch_size: int, rng: np.random.Generator) -> Query:
     """Model output change after one step: Σ_x ‖f(x; θ − ηg) − f(x; θ)‖, η = baseline.step.
 
     g is the gradient of the training loss of the candidate alone with its most likely label, in
@@ -179,29 +127,29 @@ def one_step(situation: Situation, batch_size: int, rng: np.random.Generator) ->
     Raises:
         PipelineError: it would take longer than baseline.hours, or a step diverges.
     """
-    settings, stages = situation.baseline, situation.stages
+    settings = context.options.baseline
     sample_rng, scored_rng = rng.spawn(2)
-    sample = reference_sample(len(situation.candidates), situation.kernel.sample, sample_rng)
-    sample = np.arange(len(situation.candidates)) if sample is None else sample
-    scored = scored_places(len(situation.candidates), settings.candidates, scored_rng)
-    network, loss = situation.network, situation.train.loss
-    pseudo = situation.candidate_logits.argmax(axis=1)
-    own = dataclasses.replace(situation, candidates=situation.candidates[scored])
+    sample = reference_sample(len(context.candidates), context.options.kernel.sample, sample_rng)
+    sample = np.arange(len(context.candidates)) if sample is None else sample
+    scored = scored_positions(len(context.candidates), settings.candidates, scored_rng)
+    network, loss = context.network, context.train.loss
+    pseudo = context.candidate_logits.argmax(axis=1)
+    own = dataclasses.replace(context, candidates=context.candidates[scored])
     scores = np.zeros(len(scored))
-    with stages("score") as advance:
-        pace = Pace(advance, settings.hours, _ONE_STEP_REMEDIES)
-        points = to_tensor(situation.images(situation.candidates[sample]), network)
+    with context.progress("score") as advance:
+        limit = TimeLimit(advance, settings.hours, _ONE_STEP_REMEDIES)
+        points = to_tensor(context.images(context.candidates[sample]), network)
         base = answers(network, {}, points)
-        for number, place in enumerate(scored):
-            pace(number, len(scored))
-            image = to_tensor(situation.images(own.candidates[number : number + 1]), network)
-            after = stepped(network, image, int(pseudo[place]), settings.step, loss)
+        for number, position in enumerate(scored):
+            limit(number, len(scored))
+            image = to_tensor(context.images(own.candidates[number : number + 1]), network)
+            after = stepped(network, image, int(pseudo[position]), settings.step, loss)
             moved = torch.linalg.norm(answers(network, after, points) - base, dim=1).sum()
-            scores[number] = float(moved) * len(situation.candidates) / len(sample)
-        pace(len(scored), len(scored))
+            scores[number] = float(moved) * len(context.candidates) / len(sample)
+        limit(len(scored), len(scored))
     diagnostics = {
         "step": settings.step,
-        "sample": situation.kernel.sample,
+        "sample": context.options.kernel.sample,
         "scored": len(scored),
     }
     return top(own, scores, batch_size, rng, diagnostics)
@@ -244,7 +192,7 @@ _NO_BLOCKS_REMEDIES = (
 )
 
 
-def ntk_no_blocks(situation: Situation, batch_size: int, rng: np.random.Generator) -> Query:
+def ntk_no_blocks(context: QueryContext, batch_size: int, rng: np.random.Generator) -> Query:
     """The scores of `mlmoc`, to rounding, with one more label's system solved for each candidate.
 
     Raises:
@@ -252,24 +200,24 @@ def ntk_no_blocks(situation: Situation, batch_size: int, rng: np.random.Generato
         BridgeError: the network cannot be mirrored, or its mirror disagrees with it.
         KernelError: the kernel cannot be computed in the memory given, is singular or is `full`.
     """
-    settings = situation.kernel
+    settings = context.options.kernel
     *rngs, scored_rng = rng.spawn(4)
-    given = kernel_of(situation, rngs)
-    candidates = len(situation.candidates)
-    scored = scored_places(candidates, situation.baseline.candidates, scored_rng)
-    with situation.stages("score") as advance:
+    given = empirical_kernel(context, rngs)
+    candidates = len(context.candidates)
+    scored = scored_positions(candidates, context.options.baseline.candidates, scored_rng)
+    with context.progress("score") as advance:
         scores = mlmoc_augmented(
             given.kernel,
-            np.eye(situation.labelled_logits.shape[1])[situation.labels],
-            situation.labelled_logits.astype(np.float64),
-            situation.candidate_logits.astype(np.float64),
+            np.eye(context.labelled_logits.shape[1])[context.labels],
+            context.labelled_logits.astype(np.float64),
+            context.candidate_logits.astype(np.float64),
             sample=given.sample,
             scored=scored,
             ridge=settings.ridge,
             reference=settings.reference,
-            identifiers=situation.labelled.tolist(),
-            progress=Pace(advance, situation.baseline.hours, _NO_BLOCKS_REMEDIES),
+            identifiers=context.labelled.tolist(),
+            progress=TimeLimit(advance, context.options.baseline.hours, _NO_BLOCKS_REMEDIES),
         )
     diagnostics = given.diagnostics | {"scored": len(scored)}
-    chosen = dataclasses.replace(situation, candidates=situation.candidates[scored])
+    chosen = dataclasses.replace(context, candidates=context.candidates[scored])
     return top(chosen, scores, batch_size, rng, diagnostics)

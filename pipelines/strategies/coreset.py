@@ -1,18 +1,19 @@
-"""Coreset (Sener & Savarese 2018): cover the pool, by greedy k-centre on penultimate features.
+"""Coreset (Sener & Savarese 2018): greedy k-centre on penultimate features.
 
-From features of the labelled images and the candidates to a batch: the candidate that is farthest
-from everything labelled or picked, again and again.
+Again and again the candidate that is farthest from everything labelled or picked.
 """
 
 import numpy as np
 
-from pipelines.strategies.badge import Spread, queried, spread, squared_distances
-from pipelines.strategies.base import Query, Situation
+from pipelines.strategies.base import Query, QueryContext, require_features
+from pipelines.strategies.spread import Spread, spread, spread_query, squared_distances
 
-_AT_ONCE = 64  # labelled images whose distances to all candidates are held at a time
+_BLOCK = 64  # labelled images whose distances to all candidates are held at a time
+
+require = require_features
 
 
-def coreset(situation: Situation, batch_size: int, rng: np.random.Generator) -> Query:
+def coreset(context: QueryContext, batch_size: int, rng: np.random.Generator) -> Query:
     """Scores are Euclidean distances to the nearest labelled or earlier picked image.
 
     Of candidates that were not picked, to the nearest at the end; the largest of these is the
@@ -21,19 +22,19 @@ def coreset(situation: Situation, batch_size: int, rng: np.random.Generator) -> 
     Raises:
         NetworkError: no layer makes the logits.
     """
-    labelled, candidates = situation.features()
-    with situation.stages("select"):
+    labelled, candidates = context.features()
+    with context.progress("select"):
         found = farthest(labelled, candidates, batch_size, rng)
         distances = np.sqrt(found.distances)
-        left = np.delete(distances, found.places)
+        left = np.delete(distances, found.positions)
         radius = float(left.max()) if len(left) else 0.0
-        return queried(situation, found, distances, {"radius": radius})
+        return spread_query(context, found, distances, {"radius": radius})
 
 
 def farthest(
     labelled: np.ndarray, candidates: np.ndarray, batch_size: int, rng: np.random.Generator
 ) -> Spread:
-    """Places by greedy k-centre; time O(U(L + b)d), memory O(Ud), ties broken by `rng`.
+    """Positions by greedy k-centre; time O(U(L + b)d), memory O(Ud), ties broken by `rng`.
 
     Args:
         labelled: (labelled, width), centres from the start.
@@ -44,17 +45,17 @@ def farthest(
     points = np.asarray(candidates, np.float64)
     squares = np.einsum("ud,ud->u", points, points)
 
-    def to(centres: np.ndarray) -> np.ndarray:
+    def nearest_of(centres: np.ndarray) -> np.ndarray:
         own = np.einsum("kd,kd->k", centres, centres)
         return squared_distances(squares[:, None], points @ centres.T, own).min(axis=1)
 
     nearest = np.full(len(points), np.inf)
-    for start in range(0, len(labelled), _AT_ONCE):
-        centres = np.asarray(labelled[start : start + _AT_ONCE], np.float64)
-        nearest = np.minimum(nearest, to(centres))
+    for start in range(0, len(labelled), _BLOCK):
+        centres = np.asarray(labelled[start : start + _BLOCK], np.float64)
+        nearest = np.minimum(nearest, nearest_of(centres))
     return spread(
         nearest,
-        lambda place: to(points[place : place + 1]),
+        lambda position: nearest_of(points[position : position + 1]),
         lambda open_: int(rng.choice(np.flatnonzero(open_ == open_.max()))),
         batch_size,
     )

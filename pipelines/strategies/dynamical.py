@@ -1,8 +1,8 @@
-"""dynamicAL: query the images that would speed the training up most ([D]).
+"""dynamicAL: the images that would speed the training up most ([D]).
 
-From a situation to scores Δ(x_u) = ‖g_u‖² + γ g_u·g_S: the loss gradient of the labelled set by one
-backward pass through the certified mirror, then a block of candidates at a time what it does to
-them. Nothing of the size candidates × parameters is ever made (docs/mathematics.md, 6).
+Scores are Δ(x_u) = ‖g_u‖² + γ g_u·g_S, with the loss gradient g_S of the labelled set from one
+backward pass through the certified mirror, and candidates a block at a time. Nothing of the size
+candidates × parameters is ever formed (docs/mathematics.md, 6).
 """
 
 import math
@@ -17,33 +17,32 @@ from kernel.gradients import chunk_size, squared_length, total
 from kernel.model import Model, Params
 from kernel.plan import GIB, Report, cast
 from pipelines.progress import Advance, numbered
-from pipelines.strategies.base import Query, Situation, top
+from pipelines.strategies.base import Query, QueryContext, top
 
 BLOCK = 1024  # candidates whose images are in memory at a time
-# A share of ‖g_u‖² below which what is labelled has no part in Δ worth the name.
+# Share of ‖g_u‖² below which the part of the labelled set in Δ is negligible.
 _VANISHED = 0.01
 
 
-def dynamical(situation: Situation, batch_size: int, rng: np.random.Generator) -> Query:
-    """Choose a batch by Δ, with the settings of `situation.dynamics`.
+def dynamical(context: QueryContext, batch_size: int, rng: np.random.Generator) -> Query:
+    """Choose a batch by Δ, with the options `dynamics`.
 
     Raises:
         PipelineError: more are asked for than there are candidates.
         BridgeError: the network cannot be mirrored, or its mirror disagrees with it.
         KernelError: gradients that are not finite, with the images.
     """
-    settings, stages = situation.dynamics, situation.stages
+    settings = context.options.dynamics
     sign_rng, tie_rng = rng.spawn(2)
     # before other stages, whose seconds are their own
-    labelled_logits = situation.labelled_logits
-    logits = situation.candidate_logits if _asked_together(situation) else None
-    with stages("certificate"):
-        mirror, certificate = situation.mirror()
+    labelled_logits = context.labelled_logits
+    logits = context.candidate_logits if _reads_network(context) else None
+    mirror, certificate = context.mirror
     model = cast(mirror.model(), settings.precision)
-    with stages("gradients") as advance:
-        own = cotangents(labelled_logits, situation.labels, situation.train.loss)
-        images = situation.images(situation.labelled)
-        with numbered(situation.labelled):
+    with context.progress("gradients") as advance:
+        own = cotangents(labelled_logits, context.labels, context.train.loss)
+        images = context.images(context.labelled)
+        with numbered(context.labelled):
             direction = total(
                 model,
                 images,
@@ -51,33 +50,33 @@ def dynamical(situation: Situation, batch_size: int, rng: np.random.Generator) -
                 chunk=settings.chunk,
                 progress=lambda done, of: advance(done, of, "the labelled set"),
             )
-        measured, rows = _measured(situation, model, logits, direction, sign_rng, advance)
+        measured, rows = _measured(context, model, logits, direction, sign_rng, advance)
     scores = measured.delta(settings.weight)
-    query = top(situation, scores, batch_size, tie_rng)
+    query = top(context, scores, batch_size, tie_rng)
     if settings.batch == "dissimilar":
-        with stages("select"):
+        with context.progress("select"):
             chosen = dissimilar(scores, rows, batch_size, tie_rng.permutation(len(scores)))
             query = query._replace(
-                indices=situation.candidates[chosen.places],
+                indices=context.candidates[chosen.places],
                 scores=chosen.scores[chosen.places],
                 candidate_scores=chosen.scores,
             )
-    told = _told(situation, measured, squared_length(direction), query.indices)
-    told["predicted_gib"] = round(_predicted(situation, model, images.shape[1:]), 3)
-    return query._replace(diagnostics=told | {"certificate": certificate})
+    diagnostics = _diagnostics(context, measured, squared_length(direction), query.indices)
+    diagnostics["predicted_gib"] = round(_predicted_gib(context, model, images.shape[1:]), 3)
+    return query._replace(diagnostics=diagnostics | {"certificate": certificate})
 
 
-def _predicted(situation: Situation, model: Model, shape: tuple[int, ...]) -> float:
-    """GiB that the query was to take, beyond what was in use."""
-    settings = situation.dynamics
+def _predicted_gib(context: QueryContext, model: Model, shape: tuple[int, ...]) -> float:
+    """Estimated memory of the query, beyond what was in use."""
+    settings = context.options.dynamics
     sketch = settings.sketch if settings.batch == "dissimilar" else None
     image = jax.ShapeDtypeStruct(shape, settings.precision)
-    sizes = (len(situation.labelled), len(situation.candidates), BLOCK)
+    sizes = (len(context.labelled), len(context.candidates), BLOCK)
     return dynamics_peak_bytes(model, image, *sizes, sketch, settings.chunk) / GIB
 
 
 def _measured(
-    situation: Situation,
+    context: QueryContext,
     model: Model,
     logits: np.ndarray | None,
     direction: Params,
@@ -85,13 +84,13 @@ def _measured(
     advance: Advance,
 ) -> tuple[Measured, np.ndarray]:
     """Every candidate, and for `dissimilar` its gradient, folded."""
-    settings, loss = situation.dynamics, situation.train.loss
-    candidates = situation.candidates
+    settings, loss = context.options.dynamics, context.train.loss
+    candidates = context.candidates
     how, rows = None, np.zeros((len(candidates), 0))
     pieces, chunk = [], settings.chunk
     for start in range(0, len(candidates), BLOCK):
         part = slice(start, start + BLOCK)
-        images = situation.images(candidates[part])
+        images = context.images(candidates[part])
         image = jax.ShapeDtypeStruct(images.shape[1:], settings.precision)
         # once for all blocks: one shape is compiled, for a short last one, too
         chunk = chunk_size(model, image, len(images), chunk)
@@ -103,7 +102,7 @@ def _measured(
                 direction,
                 loss,
                 chunk=chunk,
-                progress=_onwards(advance, start, len(images), len(candidates)),
+                progress=_offset(advance, start, len(images), len(candidates)),
             )
         pieces.append(piece)
         if settings.batch == "dissimilar":
@@ -115,30 +114,30 @@ def _measured(
     return joined(pieces), rows
 
 
-def _asked_together(situation: Situation) -> bool:
-    """Whether the candidates' logits are the network's own, which others have asked for as well.
+def _reads_network(context: QueryContext) -> bool:
+    """Whether the candidates' logits are the network's own, which other strategies read as well.
 
     Else they are those of the pass through the mirror that measures the candidates anyway.
     """
-    return situation.answered is not None or situation.shared is not None
+    return context.known_logits is not None or context.resources.shared_seed is not None
 
 
-def _onwards(advance: Advance, before: int, count: int, candidates: int) -> Report:
+def _offset(advance: Advance, before: int, count: int, candidates: int) -> Report:
     """Progress of a block as that of all candidates."""
     return lambda done, of: advance(before + count * done / of, candidates)
 
 
-def _told(
-    situation: Situation, measured: Measured, dynamics: float, picked: np.ndarray
+def _diagnostics(
+    context: QueryContext, measured: Measured, dynamics: float, picked: np.ndarray
 ) -> dict[str, Any]:
-    """What is recorded: how large both terms of Δ are, and when one of them means nothing."""
-    settings, gamma = situation.dynamics, situation.dynamics.weight
-    chosen = np.isin(situation.candidates, picked)
+    """How large both terms of Δ are, and a warning when one of them means nothing."""
+    settings, gamma = context.options.dynamics, context.options.dynamics.weight
+    chosen = np.isin(context.candidates, picked)
     norm = float(measured.norms[chosen].sum())
     inner = float(np.abs(measured.inner[chosen]).sum())
     whole = norm + gamma * inner if math.isfinite(gamma) else math.inf
     mean = float(measured.norms.mean())
-    residual = cotangents(situation.labelled_logits, situation.labels, situation.train.loss)
+    residual = cotangents(context.labelled_logits, context.labels, context.train.loss)
     return {
         "gamma": settings.gamma,
         "batch": settings.batch,
@@ -147,14 +146,14 @@ def _told(
         "mean_norm": mean,
         "norm_share": norm / whole if whole > 0 else 0.0,
         "residual_rms": float(np.sqrt(np.mean(residual**2))),
-        "warning": _warning(situation, gamma, dynamics, mean),
+        "warning": _warning(context, gamma, dynamics, mean),
     }
 
 
-def _warning(situation: Situation, gamma: float, dynamics: float, mean: float) -> str | None:
-    """When the labelled set says little or too much: in words, or None."""
-    right = situation.labelled_logits.argmax(axis=1) == situation.labels
-    accuracy, target = float(right.mean()), situation.train.target_accuracy
+def _warning(context: QueryContext, gamma: float, dynamics: float, mean: float) -> str | None:
+    """A warning when the labelled set says little or too much, or None."""
+    right = context.labelled_logits.argmax(axis=1) == context.labels
+    accuracy, target = float(right.mean()), context.train.target_accuracy
     if accuracy < target:
         return (
             f"the network has not fitted its labels (accuracy {accuracy:.3f}, target {target:g}): "

@@ -1,8 +1,7 @@
 """Look-ahead with the kernel of infinite width ([L] Figure 1): for the network, and for a GP.
 
-From a situation to scores: the network's architecture without its widths and BatchNorm, the
-analytic NTK between the labelled images and the candidates, and with it either how the network
-would change (after Borsos et al. 2021), or how the Gaussian process that has no network would
+The analytic NTK of the network's architecture, without its widths and BatchNorm, says how the
+network would change (after Borsos et al. 2021), or how a Gaussian process with that kernel would
 (after Käding et al. 2018).
 """
 
@@ -17,9 +16,9 @@ from kernel.criteria import mlmoc
 from kernel.infinite import ARCHITECTURES, Architecture, infinite_kernel, infinite_rows
 from kernel.posterior import Posterior, posterior
 from pipelines.errors import PipelineError
-from pipelines.strategies.base import Query, Situation, top
-from pipelines.strategies.baselines import Pace
-from pipelines.strategies.lookahead import reference_sample
+from pipelines.progress import TimeLimit
+from pipelines.strategies.base import Oracle, Query, QueryContext, reference_sample, top
+from pipelines.strategies.options import StrategyOptions
 from trainer.networks.architecture import depths_of
 
 _REMEDIES = (
@@ -28,13 +27,13 @@ _REMEDIES = (
 )
 
 
-class Analytic(NamedTuple):
+class AnalyticKernel(NamedTuple):
     """The kernel of infinite width of a query.
 
     Attributes:
         architecture: of the network.
         kernel: between the labelled images and the candidates.
-        sample: places of the candidates over which changes are summed; None for all.
+        sample: positions of candidates over which changes are summed; None for all.
     """
 
     architecture: Architecture
@@ -42,7 +41,7 @@ class Analytic(NamedTuple):
     sample: np.ndarray | None
 
 
-def infinite_ntk(situation: Situation, batch_size: int, rng: np.random.Generator) -> Query:
+def infinite_ntk(context: QueryContext, batch_size: int, rng: np.random.Generator) -> Query:
     """MLMOC of the trained network with the kernel of infinite width for the empirical one.
 
     Raises:
@@ -50,22 +49,22 @@ def infinite_ntk(situation: Situation, batch_size: int, rng: np.random.Generator
             baseline.hours.
         KernelError: it does not fit in the memory, or is singular.
     """
-    given = analytic(situation, rng.spawn(1)[0])
-    with situation.stages("posterior"):
+    given = analytic_kernel(context, rng.spawn(1)[0])
+    with context.progress("posterior"):
         result = _conditioned(
-            situation,
+            context,
             given,
-            situation.labelled_logits.astype(np.float64),
-            situation.candidate_logits.astype(np.float64),
+            context.labelled_logits.astype(np.float64),
+            context.candidate_logits.astype(np.float64),
         )
-    with situation.stages("score"):
-        scores = mlmoc(result, situation.kernel.reference)
-    diagnostics = _diagnostics(situation, given, result)
-    diagnostics["reference"] = situation.kernel.reference
-    return top(situation, scores, batch_size, rng, diagnostics)
+    with context.progress("score"):
+        scores = mlmoc(result, context.options.kernel.reference)
+    diagnostics = _diagnostics(context, given, result)
+    diagnostics["reference"] = context.options.kernel.reference
+    return top(context, scores, batch_size, rng, diagnostics)
 
 
-def gp(situation: Situation, batch_size: int, rng: np.random.Generator) -> Query:
+def gp(context: QueryContext, batch_size: int, rng: np.random.Generator) -> Query:
     """MLMOC of the posterior mean of a GP with that kernel: no network takes part in it.
 
     Its predictions are K_UL(K_LL + λI)⁻¹Y with one-hot Y and a prior mean of 0, its pseudo-labels
@@ -75,57 +74,66 @@ def gp(situation: Situation, batch_size: int, rng: np.random.Generator) -> Query
         PipelineError, KernelError: as `infinite_ntk`.
     """
     kernel_rng, test_rng = rng.spawn(2)
-    given = analytic(situation, kernel_rng)
-    classes = situation.labelled_logits.shape[1]
-    with situation.stages("posterior"):
-        nothing = np.zeros((len(situation.candidates), classes))
-        result = _conditioned(
-            situation, given, np.zeros((len(situation.labelled), classes)), nothing
-        )
+    given = analytic_kernel(context, kernel_rng)
+    classes = context.labelled_logits.shape[1]
+    with context.progress("posterior"):
+        nothing = np.zeros((len(context.candidates), classes))
+        result = _conditioned(context, given, np.zeros((len(context.labelled), classes)), nothing)
         # the GP's own mean is both what pseudo-labels come from and what changes are changes from
         result = result._replace(logits=result.predictions, drift=nothing)
-    with situation.stages("score"):
+    with context.progress("score"):
         scores = mlmoc(result, "linearised")
-    diagnostics = _diagnostics(situation, given, result)
-    if situation.test is not None and situation.baseline.test > 0:
-        diagnostics |= _tested(situation, given.architecture, result.ridge, test_rng)
-    return top(situation, scores, batch_size, rng, diagnostics)
+    diagnostics = _diagnostics(context, given, result)
+    if context.resources.test_set is not None and context.options.baseline.test > 0:
+        diagnostics |= _test_accuracy(context, given.architecture, result.ridge, test_rng)
+    return top(context, scores, batch_size, rng, diagnostics)
 
 
-def analytic(situation: Situation, rng: np.random.Generator) -> Analytic:
+def analytic_kernel(context: QueryContext, rng: np.random.Generator) -> AnalyticKernel:
     """The kernel between the labelled images and the candidates; `rng` draws the sample.
 
-    Strategies that are asked together (`Situation.shared`) have one, from a seed of its own.
+    Strategies asked together share one, drawn from `Resources.shared_seed`.
     """
-    if situation.shared is None:
-        return _analytic(situation, rng)
-    common = np.random.default_rng(situation.shared)
-    return situation.once("infinite", lambda: _analytic(situation, common))
+    if context.resources.shared_seed is None:
+        return _analytic_kernel(context, rng)
+    common = np.random.default_rng(context.resources.shared_seed)
+    return context.get_or_compute("infinite", lambda: _analytic_kernel(context, common))
 
 
-def _analytic(situation: Situation, rng: np.random.Generator) -> Analytic:
-    settings = situation.kernel
-    architecture = architecture_of(situation.network)
-    sample = reference_sample(len(situation.candidates), settings.sample, rng)
-    images = situation.images(np.concatenate([situation.labelled, situation.candidates]))
-    with situation.stages("kernel") as advance:
+def _analytic_kernel(context: QueryContext, rng: np.random.Generator) -> AnalyticKernel:
+    settings = context.options.kernel
+    architecture = architecture_of(context.network)
+    sample = reference_sample(len(context.candidates), settings.sample, rng)
+    images = context.images(np.concatenate([context.labelled, context.candidates]))
+    with context.progress("kernel") as advance:
         kernel = infinite_kernel(
             architecture,
-            shrunk(images, situation.baseline.image_size),
-            len(situation.labelled),
+            shrink(images, context.options.baseline.image_size),
+            len(context.labelled),
             sample=sample,
             memory_gib=settings.memory_gib,
-            progress=Pace(advance, situation.baseline.hours, _REMEDIES),
-            folder=situation.folder,
+            progress=TimeLimit(advance, context.options.baseline.hours, _REMEDIES),
+            folder=context.resources.folder,
         )
-    return Analytic(architecture, kernel, sample)
+    return AnalyticKernel(architecture, kernel, sample)
+
+
+def require(
+    network: torch.nn.Module, probe: np.ndarray, options: StrategyOptions, oracle: Oracle | None
+) -> None:
+    """Refuse a network that has no counterpart of infinite width.
+
+    Raises:
+        PipelineError: it has none.
+    """
+    architecture_of(network)
 
 
 def architecture_of(network: torch.nn.Module) -> Architecture:
-    """What of a network is left at infinite width.
+    """The counterpart of a network at infinite width.
 
     Raises:
-        PipelineError: nothing is.
+        PipelineError: there is none.
     """
     depths = depths_of(network)
     if depths is None:
@@ -136,7 +144,7 @@ def architecture_of(network: torch.nn.Module) -> Architecture:
     return Architecture(*depths)
 
 
-def shrunk(images: np.ndarray, size: int | None) -> np.ndarray:
+def shrink(images: np.ndarray, size: int | None) -> np.ndarray:
     """Images averaged over areas to (size, size) pixels; as they are without a size.
 
     Raises:
@@ -154,52 +162,56 @@ def shrunk(images: np.ndarray, size: int | None) -> np.ndarray:
 
 
 def _conditioned(
-    situation: Situation, given: Analytic, labelled: np.ndarray, candidates: np.ndarray
+    context: QueryContext, given: AnalyticKernel, labelled: np.ndarray, candidates: np.ndarray
 ) -> Posterior:
     return posterior(
         given.kernel,
-        np.eye(labelled.shape[1])[situation.labels],
+        np.eye(labelled.shape[1])[context.labels],
         labelled,
         candidates,
         sample=given.sample,
-        consume=given.sample is None and situation.folder is None and situation.shared is None,
-        ridge=situation.kernel.ridge,
-        identifiers=situation.labelled.tolist(),
+        consume=given.sample is None
+        and context.resources.folder is None
+        and context.resources.shared_seed is None,
+        ridge=context.options.kernel.ridge,
+        identifiers=context.labelled.tolist(),
     )
 
 
-def _tested(
-    situation: Situation, architecture: Architecture, ridge: float, rng: np.random.Generator
+def _test_accuracy(
+    context: QueryContext, architecture: Architecture, ridge: float, rng: np.random.Generator
 ) -> dict[str, float | int]:
-    """The accuracy of the GP itself on test images that nothing else was asked of."""
-    assert situation.test is not None
-    images, labels = situation.test
-    chosen = reference_sample(len(labels), situation.baseline.test, rng)
+    """The accuracy of the GP itself on test images."""
+    assert context.resources.test_set is not None
+    images, labels = context.resources.test_set
+    chosen = reference_sample(len(labels), context.options.baseline.test, rng)
     chosen = np.arange(len(labels)) if chosen is None else chosen
-    labelled = situation.images(situation.labelled)
-    with situation.stages("test") as advance:
+    labelled = context.images(context.labelled)
+    with context.progress("test") as advance:
         rows = infinite_rows(
             architecture,
-            shrunk(np.concatenate([labelled, images(chosen)]), situation.baseline.image_size),
+            shrink(np.concatenate([labelled, images(chosen)]), context.options.baseline.image_size),
             len(labelled),
-            memory_gib=situation.kernel.memory_gib,
+            memory_gib=context.options.kernel.memory_gib,
             progress=advance,
         )
         block, across = rows[:, : len(labelled)], rows[:, len(labelled) :]
-        targets = np.eye(situation.labelled_logits.shape[1])[situation.labels]
+        targets = np.eye(context.labelled_logits.shape[1])[context.labels]
         factor = cho_factor(block + ridge * np.eye(len(block)), lower=True)
         found = (across.T @ cho_solve(factor, targets)).argmax(axis=1)
     return {"test_accuracy": float(np.mean(found == labels[chosen])), "tested": len(chosen)}
 
 
-def _diagnostics(situation: Situation, given: Analytic, result: Posterior) -> dict[str, object]:
+def _diagnostics(
+    context: QueryContext, given: AnalyticKernel, result: Posterior
+) -> dict[str, object]:
     return {
         "kernel": "infinite",
         "architecture": given.architecture.name,
         "depths": dict(given.architecture.depths),
-        "image_size": situation.baseline.image_size,
-        "sample": situation.kernel.sample,
-        "ridge": situation.kernel.ridge,
+        "image_size": context.options.baseline.image_size,
+        "sample": context.options.kernel.sample,
+        "ridge": context.options.kernel.ridge,
         "jitter": result.jitter,
         "determined": int(result.determined.sum()),
     }

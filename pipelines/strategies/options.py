@@ -1,25 +1,13 @@
-"""The settings of look-ahead criteria and of how a batch is made of them, checked when made.
-
-The settings of ALBL, checked when they are made.
-
-The settings of BALD, checked when they are made.
-
-The settings of the look-ahead baselines, checked when they are made.
-
-The settings of dynamicAL, checked when they are made.
-
-The settings of the look-ahead kernel, checked when they are made.
-
-The settings of LL4AL's loss prediction module, checked when they are made.
-"""
+"""Options of queries, for Python and for the command line, checked when they are made."""
 
 import dataclasses
 import math
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Literal, get_args
 
 from kernel.errors import KernelError
 from kernel.options import (
+    CRITERIA,
     GREEDY,
     KINDS,
     PRECISIONS,
@@ -30,6 +18,8 @@ from kernel.options import (
     Request,
 )
 from pipelines.errors import PipelineError
+from pipelines.strategies import STRATEGIES
+from trainer.config import Loss
 from trainer.errors import lookup
 
 
@@ -50,7 +40,7 @@ class ALBLConfig:
     budget: int | None = None
 
     def __post_init__(self):
-        """Refuse what nothing can be drawn with; `albl.check` looks at the names.
+        """Refuse what nothing can be drawn with; `check` looks at the names.
 
         Raises:
             PipelineError: too few arms, one named twice, or a number out of range.
@@ -70,6 +60,30 @@ class ALBLConfig:
     def within(self, budget: int) -> "ALBLConfig":
         """The same, with this budget where none was given."""
         return dataclasses.replace(self, budget=self.budget or max(budget, 1))
+
+    def check(self, lookahead: "LookAheadConfig") -> None:
+        """Refuse arms that cannot be drawn from.
+
+        Raises:
+            UnknownNameError: no such strategy.
+            PipelineError: one that has to be trained along, learns by itself, or asks for labels.
+        """
+        for arm in self.arms:
+            if arm == "albl":
+                raise PipelineError(
+                    "albl.arms names albl itself: name the strategies it chooses from."
+                )
+            needs = lookup(STRATEGIES, arm, "strategy").needs
+            if "hooks" in needs:
+                raise PipelineError(
+                    f"albl.arms names {arm}, which trains a module together with the network, and "
+                    "albl trains none: leave it out."
+                )
+            if lookahead.batch == "hybrid" and "kernel" in needs:
+                raise PipelineError(
+                    f"lookahead.batch is hybrid, which asks for the labels of every pick of {arm}, "
+                    "and albl draws only some of them: use top or conditioned."
+                )
 
 
 @dataclass(frozen=True)
@@ -353,3 +367,71 @@ class LookAheadConfig(CriterionOptions):
                 "candidates, and with kernel.sample alone the kernel holds that for the sample "
                 "only: set kernel.sketch too, or no kernel.sample, or lookahead.batch top."
             )
+
+
+@dataclass(frozen=True)
+class StrategyOptions:
+    """Options of all strategies; each reads its own sections.
+
+    Attributes:
+        subset: candidates drawn afresh from the pool for each query; None scores the whole pool.
+        kernel: kernel of the look-ahead strategies.
+        lookahead: how they score candidates, and how a batch is made of the scores.
+        baseline: naive, ntk_no_blocks, one_step, infinite_ntk and gp, the look-ahead baselines.
+        dynamics: dynamical, by training dynamics.
+        bald: bald, which samples the network by its dropout.
+        ll4al: ll4al, whose loss prediction module is trained along with the network.
+        albl: albl, which learns which of several strategies to follow.
+    """
+
+    subset: int | None = None
+    kernel: KernelConfig = KernelConfig()
+    lookahead: LookAheadConfig = LookAheadConfig()
+    baseline: BaselineConfig = BaselineConfig()
+    dynamics: DynamicsConfig = DynamicsConfig()
+    bald: BaldConfig = BaldConfig()
+    ll4al: LL4ALConfig = LL4ALConfig()
+    albl: ALBLConfig = ALBLConfig()
+
+    def check(self, strategy: str) -> None:
+        """Refuse, before anything is computed, options that a strategy cannot be asked with.
+
+        Raises:
+            UnknownNameError: no such strategy, or arm of albl.
+            PipelineError: options that do not go together.
+        """
+        lookup(STRATEGIES, strategy, "strategy")
+        if strategy == "albl":
+            self.albl.check(self.lookahead)
+        for name in self.choosing(strategy):
+            if name in CRITERIA:
+                self.lookahead.check(name, self.kernel)
+            if name == "ntk_no_blocks" and self.kernel.kind == "full":
+                raise PipelineError(
+                    "ntk_no_blocks is computed on a scalar-valued kernel and kernel.kind is full: "
+                    "use single, sum, trace or rademacher."
+                )
+
+    def choosing(self, strategy: str) -> tuple[str, ...]:
+        """Names of the strategies that choose images: the strategy itself, or the arms of albl."""
+        return self.albl.arms if strategy == "albl" else (strategy,)
+
+
+@dataclass(frozen=True)
+class QueryOptions(StrategyOptions):
+    """Options of `query` and `compare`.
+
+    Attributes:
+        loss: of the network's training, l2 on one-hot labels or cross_entropy; it decides how
+            logits become probabilities. Look-ahead assumes l2.
+    """
+
+    loss: Loss = "l2"
+
+    def __post_init__(self):
+        """Refuse another loss.
+
+        Raises:
+            UnknownNameError: no such loss.
+        """
+        lookup(dict.fromkeys(get_args(Loss)), self.loss, "loss")

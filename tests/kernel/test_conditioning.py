@@ -61,7 +61,7 @@ def test_top_is_the_highest_scores(criterion, rng):
     result = posterior(features, *problem, ridge=RIDGE)
     scores = outlook(criterion, features, result, targets=problem[0]).scores()
     np.testing.assert_array_equal(found.scores, scores)
-    np.testing.assert_array_equal(np.sort(scores[found.places]), np.sort(scores)[-4:])
+    np.testing.assert_array_equal(np.sort(scores[found.positions]), np.sort(scores)[-4:])
     assert found.diagnostics == {"batch": "top"}
 
 
@@ -80,7 +80,7 @@ def test_conditioning_is_refactorising_after_each_pick(criterion, rng):
         scores[picks] = -np.inf
         picks.append(int(np.lexsort((order, -scores))[0]))
         np.testing.assert_allclose(found.scores[picks[-1]], scores[picks[-1]], rtol=1e-6)
-    assert found.places.tolist() == picks
+    assert found.positions.tolist() == picks
     rest = np.setdiff1d(np.arange(CANDIDATES), picks)
     np.testing.assert_allclose(found.scores[rest], scores[rest], rtol=1e-6, atol=1e-9)
 
@@ -113,7 +113,7 @@ def test_hybrid_is_absorbing_by_hand(criterion, interval, rng):
         places += own
         if len(places) < 5:
             seen = seen.absorb(np.array(own), one_hot(truth[own], CLASSES))
-    assert found.places.tolist() == places
+    assert found.positions.tolist() == places
     known = places[:4]
     assert [i for part in asked for i in part] == [100 + p for p in known]
     assert found.diagnostics["answers"] == truth[known].tolist()
@@ -216,7 +216,7 @@ def test_ties_are_broken_by_the_seed(rng):
     features.values[LABELLED:] = features.values[LABELLED]
     problem[2][:] = problem[2][0]
     picks = {
-        tuple(chosen("mlmoc", LookAheadConfig(), 2, problem, features, seed=s).places)
+        tuple(chosen("mlmoc", LookAheadConfig(), 2, problem, features, seed=s).positions)
         for s in range(6)
     }
     assert len(picks) > 1

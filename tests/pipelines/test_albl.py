@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from pipelines import dry_run, run, table
+from pipelines import dry_run, run
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
 from pipelines.query import query
@@ -18,12 +18,19 @@ from pipelines.strategies import STRATEGIES, lookahead
 from pipelines.strategies.albl import (
     arm_probabilities,
     least_probability,
-    rewarded,
+    update_log_weights,
     weighted_accuracy,
 )
-from pipelines.strategies.options import ALBLConfig, BaselineConfig, LookAheadConfig
+from pipelines.strategies.base import Resources
+from pipelines.strategies.options import (
+    ALBLConfig,
+    BaselineConfig,
+    LookAheadConfig,
+    QueryOptions,
+    StrategyOptions,
+)
 from tests.pipelines.test_run import comparable, small
-from tests.pipelines.test_strategies import situation
+from tests.pipelines.test_strategies import context
 from trainer.errors import TrainerError
 
 # Exp4.P
@@ -35,7 +42,7 @@ def played(rounds, advice, draws, delta):
     for (reward, image), given in zip(rounds, advice, strict=True):
         p = arm_probabilities(logs, least_probability(len(logs), draws))
         q = p @ given[:, image]
-        logs = rewarded(
+        logs = update_log_weights(
             logs, p, given[:, [image]].T, np.array([q]), reward, draws=draws, delta=delta
         )
         yield np.exp(logs)
@@ -59,7 +66,7 @@ def test_golden_values():
     np.testing.assert_allclose(found, golden, rtol=1e-9)
 
 
-def test_draws_of_one_round_are_rewarded_together(rng):
+def test_draws_of_one_round_are_update_log_weights_together(rng):
     arms, batch = 3, 7
     logs = rng.normal(size=arms)
     p = arm_probabilities(logs, least_probability(arms, 50))
@@ -71,7 +78,7 @@ def test_draws_of_one_round_are_rewarded_together(rng):
         for arm in range(arms):
             bonus = math.sqrt(math.log(arms / 0.2) / (arms * 50)) / p[arm]
             weights[arm] *= math.exp(floor / 2 * (0.3 * row[arm] / q + bonus))
-    found = rewarded(logs, p, advised, drawn, 0.3, draws=50, delta=0.2)
+    found = update_log_weights(logs, p, advised, drawn, 0.3, draws=50, delta=0.2)
     np.testing.assert_allclose(np.exp(found), weights, rtol=1e-12)
 
 
@@ -93,7 +100,9 @@ def test_an_arm_that_pays_gains_its_weight(rng):
         p = arm_probabilities(logs, least_probability(2, draws))
         arm = int(rng.random() < p[1])
         reward = 0.9 if arm == 0 else 0.1
-        logs = rewarded(logs, p, given[:, [arm]].T, p[[arm]], reward, draws=draws, delta=0.1)
+        logs = update_log_weights(
+            logs, p, given[:, [arm]].T, p[[arm]], reward, draws=draws, delta=0.1
+        )
     p = arm_probabilities(logs, least_probability(2, draws))
     assert p[0] > 0.95
 
@@ -107,13 +116,16 @@ def test_weighted_accuracy_by_hand():
 # A round
 
 
-def scored(count=12, **changes):
-    """A situation whose entropy, margin and least confidence name different images."""
+def scored(count=12, albl=None, history=(), **changes):
+    """A context whose entropy, margin and least confidence name different images."""
     p = np.random.default_rng(3).dirichlet(np.ones(4) / 2, count)
-    given = situation(p)
+    given = context(p)
     if "labelled_logits" in changes:
-        changes["answered"] = changes.pop("labelled_logits"), given.candidate_logits
-    return dataclasses.replace(given, **changes)
+        changes["known_logits"] = changes.pop("labelled_logits"), given.candidate_logits
+    options = StrategyOptions(albl=albl or ALBLConfig())
+    return dataclasses.replace(
+        given, options=options, resources=Resources(history=history), **changes
+    )
 
 
 def albl(given, batch=4, seed=0):
@@ -300,7 +312,7 @@ def test_a_run_that_stopped_learns_the_same(tmp_path, monkeypatch):
     def stop(console, line):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(table, "row", stop)
+    monkeypatch.setattr(run, "print_round", stop)
     with pytest.raises(KeyboardInterrupt):
         run.run(small(tmp_path / "stopped", **settings))
     monkeypatch.undo()
@@ -314,7 +326,7 @@ def test_arms_share_what_they_need(rng, monkeypatch):
     images = rng.normal(size=(20, 1, 2, 2)).astype(np.float32)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3)).eval()
     arms = ALBLConfig(arms=("mlmoc", "eer", "entropy"))
-    found = query(model, images, {0: 0, 1: 1, 2: 2}, 6, "albl", albl=arms)
+    found = query(model, images, {0: 0, 1: 1, 2: 2}, 6, "albl", options=QueryOptions(albl=arms))
     assert len(made) == 1
     assert len(set(found.indices.tolist())) == 6
 
@@ -347,11 +359,13 @@ def test_a_loop_of_ones_own(rng):
     labels = {0: 0, 1: 1, 2: 2}
     earlier, arms = [], ALBLConfig(arms=("margin", "coreset"))
     for _ in range(3):
-        found = query(model, images, labels, 4, "albl", history=earlier, albl=arms)
+        found = query(
+            model, images, labels, 4, "albl", options=QueryOptions(albl=arms), history=earlier
+        )
         labels |= {int(index): int(index) % 3 for index in found.indices}
         earlier.append(found)
     assert [one.diagnostics["budget"] for one in earlier] == [4, 8, 12]
     assert len(labels) == 15
     assert earlier[2].diagnostics["reward"] is not None
-    rest = query(model, images, labels, 5, "albl", history=earlier, albl=arms)
+    rest = query(model, images, labels, 5, "albl", options=QueryOptions(albl=arms), history=earlier)
     assert sorted([*labels, *rest.indices.tolist()]) == list(range(20))

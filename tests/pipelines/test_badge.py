@@ -5,7 +5,8 @@ import pytest
 from scipy.stats import chisquare
 
 from pipelines.query import query
-from pipelines.strategies.badge import Embeddings, odds, sampled
+from pipelines.strategies.badge import Embeddings, kmeans_plus_plus, odds
+from pipelines.strategies.options import QueryOptions
 from trainer.networks import build
 from trainer.predict import find_head, predictions
 
@@ -25,9 +26,9 @@ def test_golden_first_pick_and_odds_of_the_second():
     p, h = state.dirichlet(np.ones(3), 6), state.randn(6, 2)
     embeddings = Embeddings.of(p, h)
     assert embeddings.squares.argmax() == 3
-    assert sampled(embeddings, 1, np.random.default_rng(0)).places.tolist() == [3]
+    assert kmeans_plus_plus(embeddings, 1, np.random.default_rng(0)).positions.tolist() == [3]
     second = [0.26118, 0.14338, 0.14533, 0, 0.27679, 0.17331]
-    np.testing.assert_allclose(odds(embeddings.to(3)), second, atol=5e-6)
+    np.testing.assert_allclose(odds(embeddings.distances_to(3)), second, atol=5e-6)
 
 
 @pytest.mark.parametrize("shape", [(7, 2, 1), (12, 4, 5), (9, 30, 3), (15, 3, 40)])
@@ -37,9 +38,9 @@ def test_distances_and_draws_are_those_of_the_embeddings_themselves(shape, rng):
     np.testing.assert_allclose(embeddings.squares, (formed**2).sum(1), rtol=1e-12)
     for place in range(3):
         gaps = ((formed - formed[place]) ** 2).sum(1)
-        np.testing.assert_allclose(embeddings.to(place), gaps, rtol=1e-9, atol=1e-13)
+        np.testing.assert_allclose(embeddings.distances_to(place), gaps, rtol=1e-9, atol=1e-13)
     batch = 6
-    found = sampled(embeddings, batch, np.random.default_rng(7))
+    found = kmeans_plus_plus(embeddings, batch, np.random.default_rng(7))
     same = np.random.default_rng(7)
     expected = [int(same.choice(np.flatnonzero((formed**2).sum(1) == (formed**2).sum(1).max())))]
     scores = {expected[0]: (formed[expected[0]] ** 2).sum()}
@@ -49,7 +50,7 @@ def test_distances_and_draws_are_those_of_the_embeddings_themselves(shape, rng):
         pick = int(left[same.choice(len(left), p=gaps[left] / gaps[left].sum())])
         expected.append(pick)
         scores[pick] = gaps[pick]
-    assert found.places.tolist() == expected
+    assert found.positions.tolist() == expected
     np.testing.assert_allclose(found.distances[expected], [scores[i] for i in expected], rtol=1e-9)
 
 
@@ -58,7 +59,8 @@ def test_the_origin_is_no_centre():
     p = np.array([[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]])
     h = np.array([[10.0, 0.0], [0.1, 0.0], [10.0, 0.1]])  # the second nearly at the origin
     drawn = [
-        sampled(Embeddings.of(p, h), 2, np.random.default_rng(seed)).places[1] for seed in range(20)
+        kmeans_plus_plus(Embeddings.of(p, h), 2, np.random.default_rng(seed)).positions[1]
+        for seed in range(20)
     ]
     assert drawn == [1] * 20  # the third is first, and the first is beside it
 
@@ -66,8 +68,11 @@ def test_the_origin_is_no_centre():
 def test_draws_follow_their_odds(rng):
     p, h = case(rng, 6, 3, 4)
     embeddings = Embeddings.of(p, h)
-    expected = odds(embeddings.to(int(embeddings.squares.argmax())))
-    seconds = [sampled(embeddings, 2, np.random.default_rng([5, s])).places[1] for s in range(2000)]
+    expected = odds(embeddings.distances_to(int(embeddings.squares.argmax())))
+    seconds = [
+        kmeans_plus_plus(embeddings, 2, np.random.default_rng([5, s])).positions[1]
+        for s in range(2000)
+    ]
     counts = np.bincount(seconds, minlength=6)
     open_ = expected > 0
     assert counts[~open_].sum() == 0
@@ -77,25 +82,27 @@ def test_draws_follow_their_odds(rng):
 def test_no_point_twice_even_when_all_are_alike(rng):
     p, h = case(rng, 1, 3, 4)
     alike = Embeddings.of(np.repeat(p, 5, 0), np.repeat(h, 5, 0))
-    orders = {tuple(sampled(alike, 5, np.random.default_rng(s)).places) for s in range(8)}
+    orders = {
+        tuple(kmeans_plus_plus(alike, 5, np.random.default_rng(s)).positions) for s in range(8)
+    }
     assert all(sorted(order) == list(range(5)) for order in orders)
     assert len(orders) > 1  # the generator breaks the ties
     certain = Embeddings.of(np.eye(3)[[0, 1, 2, 0]], rng.normal(size=(4, 2)))  # every g is 0
-    assert sorted(sampled(certain, 4, np.random.default_rng(0)).places) == [0, 1, 2, 3]
+    assert sorted(kmeans_plus_plus(certain, 4, np.random.default_rng(0)).positions) == [0, 1, 2, 3]
 
 
 def test_duplicates_in_float32_are_at_no_distance(rng):
     p, h = case(rng, 4, 5, 64)
     h = (100 * h).astype(np.float32)
     twice = Embeddings.of(np.concatenate([p, p]), np.concatenate([h, np.nextafter(h, h + 1)]))
-    assert all(twice.to(place)[place + 4] == 0 for place in range(4))
+    assert all(twice.distances_to(place)[place + 4] == 0 for place in range(4))
 
 
 def test_the_norm_is_that_of_scikit_activeml(rng):
     """‖g‖² = ‖q‖²‖h‖²: what its 1.0.1 gets right, as its first pick."""
     p, h = case(rng, 20, 4, 6)
     formed = literal(p, h)
-    first = sampled(Embeddings.of(p, h), 1, np.random.default_rng(0)).places[0]
+    first = kmeans_plus_plus(Embeddings.of(p, h), 1, np.random.default_rng(0)).positions[0]
     assert first == (formed**2).sum(1).argmax()
 
 
@@ -103,7 +110,7 @@ def test_the_norm_is_that_of_scikit_activeml(rng):
 def test_a_query_by_the_rule_of_its_loss(loss, rng):
     images = rng.normal(size=(20, 1, 6, 6)).astype(np.float32)
     network = build("cnn", (1, 6, 6), 4, np.random.default_rng(1))
-    result = query(network, images, {2: 0, 5: 1}, 4, "badge", loss=loss)
+    result = query(network, images, {2: 0, 5: 1}, 4, "badge", options=QueryOptions(loss=loss))
     logits, features = predictions(network, images, find_head(network, images))
     if loss == "l2":
         from kernel.probabilities import simplex_projection as rule
@@ -123,7 +130,7 @@ def test_a_hundred_classes_take_no_product_of_classes_and_width(rng):
 
     p, h = case(rng, 2000, 100, 64)  # the embeddings themselves would take 100 MB
     tracemalloc.start()
-    sampled(Embeddings.of(p, h), 5, rng)
+    kmeans_plus_plus(Embeddings.of(p, h), 5, rng)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 6e6

@@ -15,7 +15,7 @@ from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
 from pipelines.query import query
 from pipelines.run import prepared
-from pipelines.strategies.options import BaldConfig
+from pipelines.strategies.options import BaldConfig, QueryOptions
 from trainer.batchnorm import dropout_layers, dropped_logits
 from trainer.errors import NetworkError
 from trainer.networks import build
@@ -39,7 +39,14 @@ def test_the_score_is_the_mutual_information_of_the_passes(network, images, monk
     answers = iter(drawn)
     monkeypatch.setattr("pipelines.strategies.bald.dropped_logits", lambda *_: next(answers))
     settings = BaldConfig(samples=4)
-    result = query(network, images, LABELLED, 5, "bald", loss="cross_entropy", bald=settings)
+    result = query(
+        network,
+        images,
+        LABELLED,
+        5,
+        "bald",
+        options=QueryOptions(loss="cross_entropy", bald=settings),
+    )
     p = np.exp(drawn.astype(float)) / np.exp(drawn.astype(float)).sum(2, keepdims=True)
     expected = entropy(p.mean(0), axis=1) - entropy(p, axis=2).mean(0)
     np.testing.assert_allclose(result.candidate_scores, expected, rtol=1e-9)
@@ -51,7 +58,9 @@ def test_the_score_is_the_mutual_information_of_the_passes(network, images, monk
 def test_more_samples_come_nearer_to_each_other(network, images):
     def scores(samples, seed):
         settings = BaldConfig(samples=samples)
-        found = query(network, images, LABELLED, 1, "bald", seed=seed, bald=settings)
+        found = query(
+            network, images, LABELLED, 1, "bald", options=QueryOptions(bald=settings), seed=seed
+        )
         return found.candidate_scores
 
     few = np.abs(scores(2, 0) - scores(2, 1)).mean()

@@ -16,13 +16,12 @@ from kernel.posterior import posterior
 from pipelines import run
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
-from pipelines.progress import Stages
 from pipelines.query import query
-from pipelines.strategies import INFINITE, STRATEGIES, baselines
-from pipelines.strategies.base import Situation, situate
+from pipelines.strategies import STRATEGIES, baselines, needing
+from pipelines.strategies.base import Labelling, QueryContext, Resources, build_context
 from pipelines.strategies.baselines import retraining
-from pipelines.strategies.infinite import shrunk
-from pipelines.strategies.options import BaselineConfig, KernelConfig
+from pipelines.strategies.infinite import shrink
+from pipelines.strategies.options import BaselineConfig, KernelConfig, QueryOptions, StrategyOptions
 from tests.kernel_cases import (
     all_forms,
     full_kernel,
@@ -46,74 +45,66 @@ def images(rng):
     return rng.normal(size=(24, 1, 6, 6)).astype(np.float32)
 
 
-def situated(images: np.ndarray, **changes) -> Situation:
+def context_of(images: np.ndarray, resources=None, train=SHORT, **options) -> QueryContext:
     """A query for a small cnn, which was trained a little."""
     network = build("cnn", images.shape[1:], 3, np.random.default_rng(5))
     labels = np.arange(len(LABELLED)) % 3
     fit(network, images[LABELLED], labels, SHORT, np.random.default_rng(6))
     pool = Pool.of(len(images), LABELLED)
-
-    def no_mirror(probe):
-        raise AssertionError("this strategy needs no mirror")
-
-    made = situate(
+    return build_context(
         network,
         lambda indices: images[indices],
-        pool,
-        labels,
-        pool.unlabelled,
-        train=SHORT,
-        mirror=no_mirror,
-        kernel=KernelConfig(),
-        stages=Stages(),
-        baseline=BaselineConfig(epochs=2, step=0.3),
+        Labelling(pool.labelled, labels, pool.unlabelled),
+        [],
+        train=train,
+        options=StrategyOptions(**{"baseline": BaselineConfig(epochs=2, step=0.3)} | options),
+        resources=resources or Resources(),
     )
-    return dataclasses.replace(made, **changes)
 
 
 # naive
 
 
-def literal_naive(situation: Situation, seed: int) -> np.ndarray:
+def literal_naive(context: QueryContext, seed: int) -> np.ndarray:
     """Retrain for each candidate, and add up how far the outputs moved."""
-    config = retraining(situation.train, situation.baseline)
-    points = situation.images(situation.candidates)
+    config = retraining(context.train, context.options.baseline)
+    points = context.images(context.candidates)
     scores = []
-    for place, candidate in enumerate(situation.candidates):
-        network = copy.deepcopy(situation.network)
-        everyone = np.append(situation.labelled, candidate)
-        label = situation.candidate_logits[place].argmax()
-        labels = np.append(situation.labels, label)
-        fit(network, situation.images(everyone), labels, config, np.random.default_rng(seed))
-        change = logits(network, points).astype(np.float64) - situation.candidate_logits
+    for place, candidate in enumerate(context.candidates):
+        network = copy.deepcopy(context.network)
+        everyone = np.append(context.labelled, candidate)
+        label = context.candidate_logits[place].argmax()
+        labels = np.append(context.labels, label)
+        fit(network, context.images(everyone), labels, config, np.random.default_rng(seed))
+        change = logits(network, points).astype(np.float64) - context.candidate_logits
         scores.append(sum(float(np.sqrt((row**2).sum())) for row in change))
     return np.array(scores)
 
 
 def test_naive_is_retraining(images):
-    situation = situated(images)
-    before = {k: v.clone() for k, v in situation.network.state_dict().items()}
-    found = STRATEGIES["naive"](situation, 2, np.random.default_rng(1))
+    context = context_of(images)
+    before = {k: v.clone() for k, v in context.network.state_dict().items()}
+    found = STRATEGIES["naive"](context, 2, np.random.default_rng(1))
     seed = int(np.random.default_rng(1).spawn(3)[2].integers(2**63))
-    expected = literal_naive(situation, seed)
+    expected = literal_naive(context, seed)
     np.testing.assert_allclose(found.candidate_scores, expected, rtol=1e-6)
     assert found.diagnostics["epochs"] == 2
     assert expected.std() > 0
-    after = situation.network.state_dict()
+    after = context.network.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_naive_from_a_copy_without_candidates_has_less_to_move(images):
     kernel = KernelConfig(reference="linearised")
-    whole = STRATEGIES["naive"](situated(images), 1, np.random.default_rng(1))
-    own = STRATEGIES["naive"](situated(images, kernel=kernel), 1, np.random.default_rng(1))
+    whole = STRATEGIES["naive"](context_of(images), 1, np.random.default_rng(1))
+    own = STRATEGIES["naive"](context_of(images, kernel=kernel), 1, np.random.default_rng(1))
     assert own.candidate_scores.mean() < whole.candidate_scores.mean()
 
 
 def test_an_interrupted_naive_query_goes_on(images, tmp_path, monkeypatch):
-    situation = situated(images)
-    whole = STRATEGIES["naive"](situation, 3, np.random.default_rng(2))
-    kept = dataclasses.replace(situation, folder=tmp_path / "kernel")
+    context = context_of(images)
+    whole = STRATEGIES["naive"](context, 3, np.random.default_rng(2))
+    kept = dataclasses.replace(context, resources=Resources(folder=tmp_path / "kernel"))
     real, calls = baselines.retrained, []
 
     def interrupted(*arguments):
@@ -126,10 +117,10 @@ def test_an_interrupted_naive_query_goes_on(images, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         STRATEGIES["naive"](kept, 3, np.random.default_rng(2))
     resumed = STRATEGIES["naive"](kept, 3, np.random.default_rng(2))
-    assert len(calls) == len(situation.candidates) + 1
+    assert len(calls) == len(context.candidates) + 1
     np.testing.assert_array_equal(resumed.candidate_scores, whole.candidate_scores)
     other = STRATEGIES["naive"](kept, 3, np.random.default_rng(3))
-    assert len(calls) == 2 * len(situation.candidates) + 1  # another seed starts anew
+    assert len(calls) == 2 * len(context.candidates) + 1  # another seed starts anew
     assert (other.candidate_scores != whole.candidate_scores).any()
 
 
@@ -138,37 +129,37 @@ def test_an_interrupted_naive_query_goes_on(images, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("loss", ["l2", "cross_entropy"])
 def test_one_step_is_one_step(loss, images):
-    situation = situated(images, train=dataclasses.replace(SHORT, loss=loss))
-    situation.network.zero_grad()
-    found = STRATEGIES["one_step"](situation, 2, np.random.default_rng(1))
-    points = torch.from_numpy(images[situation.candidates])
+    context = context_of(images, train=dataclasses.replace(SHORT, loss=loss))
+    context.network.zero_grad()
+    found = STRATEGIES["one_step"](context, 2, np.random.default_rng(1))
+    points = torch.from_numpy(images[context.candidates])
     expected = []
-    for place, candidate in enumerate(situation.candidates):
-        network = copy.deepcopy(situation.network)
-        optimiser = torch.optim.SGD(network.parameters(), lr=situation.baseline.step)
+    for place, candidate in enumerate(context.candidates):
+        network = copy.deepcopy(context.network)
+        optimiser = torch.optim.SGD(network.parameters(), lr=context.options.baseline.step)
         answer = network(torch.from_numpy(images[candidate : candidate + 1]))
-        label = torch.tensor([int(situation.candidate_logits[place].argmax())])
+        label = torch.tensor([int(context.candidate_logits[place].argmax())])
         mean_loss(answer, label, loss).backward()
         optimiser.step()
-        change = network(points) - situation.network(points)
+        change = network(points) - context.network(points)
         expected.append(float(change.detach().double().norm(dim=1).sum()))
     np.testing.assert_allclose(found.candidate_scores, expected, rtol=1e-4)
-    assert all(parameter.grad is None for parameter in situation.network.parameters())
+    assert all(parameter.grad is None for parameter in context.network.parameters())
 
 
 @pytest.mark.parametrize("name", ["naive", "one_step"])
 def test_samples_and_limits(name, images):
     """A sample of reference points estimates the sum; a limit scores fewer, the same."""
     settings = BaselineConfig(epochs=1, step=0.3, candidates=4)
-    few = STRATEGIES[name](situated(images, baseline=settings), 2, np.random.default_rng(4))
+    few = STRATEGIES[name](context_of(images, baseline=settings), 2, np.random.default_rng(4))
     assert len(few.candidates) == len(few.candidate_scores) == few.diagnostics["scored"] == 4
     assert set(few.indices) <= set(few.candidates)
     all_settings = dataclasses.replace(settings, candidates=None)
-    every = STRATEGIES[name](situated(images, baseline=all_settings), 2, np.random.default_rng(4))
+    every = STRATEGIES[name](context_of(images, baseline=all_settings), 2, np.random.default_rng(4))
     of = dict(zip(every.candidates.tolist(), every.candidate_scores, strict=True))
     expected = [of[candidate] for candidate in few.candidates.tolist()]
     np.testing.assert_allclose(few.candidate_scores, expected, rtol=1e-6)
-    sampled = situated(images, baseline=all_settings, kernel=KernelConfig(sample=12))
+    sampled = context_of(images, baseline=all_settings, kernel=KernelConfig(sample=12))
     estimate = STRATEGIES[name](sampled, 2, np.random.default_rng(4)).candidate_scores
     np.testing.assert_allclose(estimate, every.candidate_scores, rtol=0.5)
     assert (estimate != every.candidate_scores).all()
@@ -212,11 +203,11 @@ def test_without_blocks_refuses(rng):
 
 
 def test_the_strategy_without_blocks_is_the_strategy_with(images):
-    network = situated(images).network
+    network = context_of(images).network
     labels = {int(index): int(place % 3) for place, index in enumerate(LABELLED)}
     kernel = KernelConfig(precision="float64")
     scores = [
-        query(network, images, labels, 4, name, kernel=kernel)
+        query(network, images, labels, 4, name, options=QueryOptions(kernel=kernel))
         for name in ("mlmoc", "ntk_no_blocks")
     ]
     np.testing.assert_allclose(scores[1].candidate_scores, scores[0].candidate_scores, rtol=1e-6)
@@ -227,15 +218,15 @@ def test_the_strategy_without_blocks_is_the_strategy_with(images):
 
 
 def test_infinite_ntk_is_mlmoc_with_that_kernel(images):
-    situation = situated(images)
-    found = STRATEGIES["infinite_ntk"](situation, 3, np.random.default_rng(0))
-    everything = images[np.concatenate([situation.labelled, situation.candidates])]
+    context = context_of(images)
+    found = STRATEGIES["infinite_ntk"](context, 3, np.random.default_rng(0))
+    everything = images[np.concatenate([context.labelled, context.candidates])]
     kernel = infinite_kernel(Architecture("cnn"), everything, len(LABELLED))
     result = posterior(
         kernel,
-        one_hot(situation.labels, 3),
-        situation.labelled_logits.astype(np.float64),
-        situation.candidate_logits.astype(np.float64),
+        one_hot(context.labels, 3),
+        context.labelled_logits.astype(np.float64),
+        context.candidate_logits.astype(np.float64),
     )
     np.testing.assert_allclose(found.candidate_scores, mlmoc(result), rtol=1e-9)
 
@@ -244,17 +235,17 @@ def test_infinite_ntk_is_mlmoc_with_that_kernel(images):
 def test_the_gp_really_gets_each_label(ridge, images):
     """Its scores by solving with every candidate added, and its accuracy on test images."""
     tests = (lambda places: images[places], np.arange(len(images)) % 3)
-    situation = situated(images, kernel=KernelConfig(ridge=ridge), test=tests)
-    found = STRATEGIES["gp"](situation, 3, np.random.default_rng(0))
-    everything = images[np.concatenate([LABELLED, situation.candidates, np.arange(24)])]
+    context = context_of(images, Resources(test_set=tests), kernel=KernelConfig(ridge=ridge))
+    found = STRATEGIES["gp"](context, 3, np.random.default_rng(0))
+    everything = images[np.concatenate([LABELLED, context.candidates, np.arange(24)])]
     k = np.asarray(infinite_kernel(Architecture("cnn"), everything, len(LABELLED)).values)
-    labelled, open_ = len(LABELLED), len(situation.candidates)
+    labelled, open_ = len(LABELLED), len(context.candidates)
 
     def mean(rows: list[int], targets: np.ndarray) -> np.ndarray:
         own = k[np.ix_(rows, rows)] + ridge * np.eye(len(rows))
         return k[:, rows] @ np.linalg.solve(own, targets)
 
-    known, targets = list(range(labelled)), one_hot(situation.labels, 3)
+    known, targets = list(range(labelled)), one_hot(context.labels, 3)
     before, expected = mean(known, targets), []
     for place in range(labelled, labelled + open_):
         guess = one_hot(before[place : place + 1].argmax(axis=1), 3)
@@ -266,24 +257,24 @@ def test_the_gp_really_gets_each_label(ridge, images):
     assert found.diagnostics["tested"] == 24
 
 
-@pytest.mark.parametrize("name", sorted(INFINITE))
+@pytest.mark.parametrize("name", sorted(needing("infinite")))
 def test_a_sample_of_all_is_all(name, images):
-    every = STRATEGIES[name](situated(images), 2, np.random.default_rng(0))
+    every = STRATEGIES[name](context_of(images), 2, np.random.default_rng(0))
     kernel = KernelConfig(sample=len(every.candidates) - 1)
-    most = STRATEGIES[name](situated(images, kernel=kernel), 2, np.random.default_rng(0))
+    most = STRATEGIES[name](context_of(images, kernel=kernel), 2, np.random.default_rng(0))
     np.testing.assert_allclose(most.candidate_scores, every.candidate_scores, rtol=0.3)
     assert most.diagnostics["sample"] == len(every.candidates) - 1
 
 
 def test_smaller_images_are_means(images):
-    small = shrunk(images, 3)
+    small = shrink(images, 3)
     np.testing.assert_allclose(small[:, :, 0, 0], images[:, :, :2, :2].mean(axis=(2, 3)), rtol=1e-5)
-    assert shrunk(images, None) is images
+    assert shrink(images, None) is images
     with pytest.raises(PipelineError, match=r"image_size is 7 and the images have 6×6"):
-        shrunk(images, 7)
+        shrink(images, 7)
 
 
-@pytest.mark.parametrize("name", sorted(INFINITE))
+@pytest.mark.parametrize("name", sorted(needing("infinite")))
 def test_other_networks_are_refused_before_anything_is_trained(name, tmp_path):
     config = RunConfig(
         dataset="digits", strategy=name, network="tests.own_network:make", run=tmp_path / "run"

@@ -9,21 +9,20 @@ from rich.console import Console
 
 from benchmarks import baselines
 from benchmarks.measuring import read
-from pipelines import digits, dry_run, run
+from pipelines import digits, dry_run, progress, run
 from pipelines.config import RunConfig
 from pipelines.dry_run import FORETOLD
 from pipelines.errors import PipelineError
+from pipelines.progress import TimeLimit
 from pipelines.record import Run
-from pipelines.strategies import INFINITE, STRATEGIES
-from pipelines.strategies import baselines as strategy_baselines
-from pipelines.strategies.baselines import Pace
+from pipelines.strategies import STRATEGIES, needing
 from pipelines.strategies.options import BaselineConfig, KernelConfig
 from trainer.config import TrainConfig
 
 # in runs
 
 
-@pytest.mark.parametrize("name", sorted(INFINITE))
+@pytest.mark.parametrize("name", sorted(needing("infinite")))
 def test_a_run(name, tmp_path):
     settings = dataclasses.replace(
         digits.DEFAULTS,
@@ -87,9 +86,9 @@ def test_every_slow_baseline_is_foretold():
 
 def test_what_would_take_too_long_is_stopped_once_its_pace_is_known(monkeypatch):
     clock = iter([0.0, 4.0, 8.0, 12.0])
-    monkeypatch.setattr(strategy_baselines.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     told = []
-    patient = Pace(lambda done, total: told.append(done), 1.0, "score fewer")
+    patient = TimeLimit(lambda done, total: told.append(done), 1.0, "score fewer")
     patient(0, 3600)
     patient(1, 3600)  # four hours, after four seconds: not believed yet
     with pytest.raises(PipelineError, match=r"about 4 hours here .* is 1: score fewer, or raise"):
@@ -99,9 +98,9 @@ def test_what_would_take_too_long_is_stopped_once_its_pace_is_known(monkeypatch)
 
 def test_what_is_in_time_goes_on(monkeypatch):
     clock = iter([0.0, 10.0, 9e9])
-    monkeypatch.setattr(strategy_baselines.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     told = []
-    patient = Pace(lambda done, total: told.append(done), 1.0, "score fewer")
+    patient = TimeLimit(lambda done, total: told.append(done), 1.0, "score fewer")
     for done in (5, 7, 8):
         patient(done, 10)
     assert told == [5, 7, 8]

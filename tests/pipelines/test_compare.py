@@ -1,4 +1,4 @@
-"""Several strategies on one situation: what each needs is computed once, and what they say."""
+"""Several strategies on one context: what each needs is computed once."""
 
 import numpy as np
 import pytest
@@ -7,9 +7,8 @@ from torch import nn
 
 from pipelines.errors import PipelineError
 from pipelines.query import compare, query
-from pipelines.strategies import STRATEGIES, lookahead, needing
-from pipelines.strategies.base import NEEDS, Method
-from pipelines.strategies.options import KernelConfig
+from pipelines.strategies import NEEDS, STRATEGIES, Method, lookahead, needing
+from pipelines.strategies.options import KernelConfig, QueryOptions
 from trainer.networks import build
 
 LABELLED = {3: 0, 8: 1, 15: 2, 20: 1}
@@ -72,7 +71,9 @@ def test_what_is_random_in_a_kernel_is_shared_and_follows_from_the_seed(network,
     settings = KernelConfig(kind="rademacher", probes=2, sketch=16, sample=9)
 
     def asked(names, seed=0):
-        return compare(network, images, LABELLED, 3, names, seed=seed, kernel=settings)
+        return compare(
+            network, images, LABELLED, 3, names, options=QueryOptions(kernel=settings), seed=seed
+        )
 
     one, other = asked(["mlmoc", "emoc"]), asked(["emoc", "flip", "mlmoc"])
     for name in one:
@@ -96,7 +97,7 @@ def test_needs_are_known_and_used():
         assert isinstance(row, Method), name
     assert needing("kernel", "infinite") == needing("kernel") | needing("infinite")
     with pytest.raises(ValueError, match=r"\['oracle'\] are not among logits, features"):
-        Method(STRATEGIES["random"].choose, frozenset({"oracle"}))
+        Method("random", "uncertainty", frozenset({"oracle"}), "")
 
 
 def test_a_network_without_what_is_needed_is_refused_before_anything_is_computed(images):

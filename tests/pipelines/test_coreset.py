@@ -28,7 +28,7 @@ def literal(labelled, candidates, batch):
 
 def test_golden():
     found = farthest(POINTS[:1], POINTS[1:], 3, np.random.default_rng(0))
-    assert (found.places + 1).tolist() == [4, 2, 3]
+    assert (found.positions + 1).tolist() == [4, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_against_brute_force_and_scikit_activeml(labelled, candidates, width, ba
     open_ = rng.normal(size=(candidates, width)).astype(np.float32)
     found = farthest(known, open_, batch, rng)
     picks, scores = literal(known.astype(float), open_.astype(float), batch)
-    assert found.places.tolist() == picks
+    assert found.positions.tolist() == picks
     np.testing.assert_allclose(np.sqrt(found.distances[picks]), scores, rtol=1e-9)
     given = np.concatenate([known, open_]).astype(float)
     answers = np.where(np.arange(len(given)) < labelled, 0.0, np.nan)
@@ -51,7 +51,7 @@ def test_against_brute_force_and_scikit_activeml(labelled, candidates, width, ba
 def test_ties_are_broken_by_the_generator_and_none_is_taken_twice():
     alike = np.ones((6, 3))
     found = [farthest(alike[:2], alike, 6, np.random.default_rng(seed)) for seed in range(6)]
-    orders = {tuple(one.places) for one in found}
+    orders = {tuple(one.positions) for one in found}
     assert len(orders) > 1
     assert all(sorted(order) == list(range(6)) for order in orders)
     assert all(one.distances.tolist() == [0] * 6 for one in found)

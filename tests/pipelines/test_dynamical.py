@@ -22,7 +22,7 @@ from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
 from pipelines.query import compare, query
 from pipelines.strategies import STRATEGIES, base, dynamical
-from pipelines.strategies.options import DynamicsConfig
+from pipelines.strategies.options import DynamicsConfig, QueryOptions
 from tests.dynamics_cases import by_hand
 from trainer.config import TrainConfig
 from trainer.errors import UnknownNameError
@@ -57,7 +57,15 @@ def subject():
 def ask(subject, loss: Any = "cross_entropy", **options: Any):
     model, images, own = subject
     settings = DynamicsConfig(precision="float64", **options)
-    return query(model, images, LABELLED, 4, "dynamical", loss=loss, dynamics=settings, mirror=own)
+    return query(
+        model,
+        images,
+        LABELLED,
+        4,
+        "dynamical",
+        options=QueryOptions(loss=loss, dynamics=settings),
+        mirror=own,
+    )
 
 
 def torch_gradients(model, images, labels, loss):
@@ -156,8 +164,7 @@ def test_candidates_go_through_the_mirror_alone(subject, monkeypatch):
         LABELLED,
         4,
         ["dynamical", "margin"],
-        loss="cross_entropy",
-        dynamics=DynamicsConfig(precision="float64"),
+        options=QueryOptions(loss="cross_entropy", dynamics=DynamicsConfig(precision="float64")),
         mirror=own,
     )
     assert seen[1:] == [len(LABELLED), len(images) - len(LABELLED)]  # once for the two of them
@@ -182,10 +189,12 @@ def test_warnings_of_what_is_not_fitted_and_what_is_fitted_too_well(subject):
     wrong = ask(subject).diagnostics["warning"]
     assert re.search(r"not fitted its labels \(accuracy 0\.\d+, target 0\.99\)", wrong)
     model, images, labels = trained(subject, 1.0)
-    fitted = query(model, images, labels, 2, "dynamical", loss="cross_entropy")
+    fitted = query(
+        model, images, labels, 2, "dynamical", options=QueryOptions(loss="cross_entropy")
+    )
     assert fitted.diagnostics["warning"] is None
     model, images, labels = trained(subject, 500.0)
-    sharp = query(model, images, labels, 2, "dynamical", loss="cross_entropy")
+    sharp = query(model, images, labels, 2, "dynamical", options=QueryOptions(loss="cross_entropy"))
     assert "nearly zero" in sharp.diagnostics["warning"]
     assert sharp.diagnostics["norm_share"] > 0.9
 

@@ -11,12 +11,12 @@ from rich.console import Console
 from scipy.stats import spearmanr
 
 from bridge.weights import read
-from pipelines import dry_run, run, table
+from pipelines import dry_run, run
 from pipelines import run as rounds
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
 from pipelines.query import query
-from pipelines.strategies.options import LL4ALConfig
+from pipelines.strategies.options import LL4ALConfig, QueryOptions
 from tests.pipelines.test_run import comparable, small
 from trainer.errors import NetworkError
 from trainer.fit import TrainConfig, fit, losses
@@ -42,7 +42,15 @@ def trained():
 @pytest.mark.parametrize("loss", ["l2", "cross_entropy"])
 def test_the_largest_predicted_loss_is_queried(trained, loss):
     network, images, companion = trained
-    found = query(network, images, LABELLED, 5, "ll4al", companion=companion, loss=loss)
+    found = query(
+        network,
+        images,
+        LABELLED,
+        5,
+        "ll4al",
+        options=QueryOptions(loss=loss),
+        auxiliary_module=companion,
+    )
     predicted = companion.predict(network, images)
     unlabelled = [i for i in range(30) if i not in LABELLED]
     assert set(found.indices) == set(sorted(unlabelled, key=lambda i: -predicted[i])[:5])
@@ -66,7 +74,7 @@ def test_without_a_module_it_says_how_to_train_one(trained):
 def test_a_module_of_another_network_is_refused(trained):
     other = build("wide_resnet", (1, 6, 6), 3, np.random.default_rng(0), {"widen": 1})
     with pytest.raises(NetworkError, match="give the network that it was trained with"):
-        query(other, trained[1], LABELLED, 5, "ll4al", companion=trained[2])
+        query(other, trained[1], LABELLED, 5, "ll4al", auxiliary_module=trained[2])
 
 
 @pytest.mark.parametrize(
@@ -130,11 +138,11 @@ def test_a_run_that_stopped_goes_on_with_the_same_module(moment, tmp_path, monke
             raise KeyboardInterrupt
         return real(*arguments, **options)
 
-    real = rounds.situate
+    real = rounds.build_context
     if moment == "after a round":
-        monkeypatch.setattr(table, "row", stop)
+        monkeypatch.setattr(run, "print_round", stop)
     else:
-        monkeypatch.setattr(rounds, "situate", second)
+        monkeypatch.setattr(rounds, "build_context", second)
     with pytest.raises(KeyboardInterrupt):
         run.run(small(tmp_path / "stopped", strategy="ll4al"))
     monkeypatch.undo()
@@ -180,7 +188,7 @@ def test_what_is_not_finite_is_refused(trained, part, what):
     images[13] *= 1e20
     said = rf"{what} of image 13 \(numbered as in the data set\) are not finite"
     with pytest.raises(NetworkError, match=said):
-        query(network, images, LABELLED, 5, "ll4al", companion=companion)
+        query(network, images, LABELLED, 5, "ll4al", auxiliary_module=companion)
 
 
 def test_candidates_go_through_the_network_once(trained):
@@ -188,7 +196,7 @@ def test_candidates_go_through_the_network_once(trained):
     network, images, companion = trained
     seen = []
     handle = network.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
-    query(network, images, LABELLED, 5, "ll4al", companion=companion)
+    query(network, images, LABELLED, 5, "ll4al", auxiliary_module=companion)
     handle.remove()
     known = len(LABELLED)
     # one to count the classes, the module's two passes, and the true losses of the labelled images

@@ -19,8 +19,8 @@ from kernel.posterior import posterior
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
 from pipelines.query import query
-from pipelines.strategies import LOOK_AHEAD, STRATEGIES, lookahead
-from pipelines.strategies.options import KernelConfig, LookAheadConfig
+from pipelines.strategies import STRATEGIES, lookahead, needing
+from pipelines.strategies.options import KernelConfig, LookAheadConfig, QueryOptions
 from tests.kernel_cases import mlp, random_problem
 
 LABELLED = {4: 0, 17: 1, 2: 2, 21: 1}
@@ -56,8 +56,7 @@ def ask(subject, strategy, kernel=EXACT, batch_size=4, **options):
         LABELLED,
         batch_size,
         strategy,
-        kernel=kernel,
-        lookahead=LookAheadConfig(**options),
+        options=QueryOptions(kernel=kernel, lookahead=LookAheadConfig(**options)),
         oracle=oracle,
         mirror=own,
     )
@@ -80,7 +79,7 @@ def test_every_criterion_in_every_mode(criterion, subject):
     first = {found.indices[0] for found in batches.values()}
     assert len(first) == 1
     assert criterion in STRATEGIES
-    assert criterion in LOOK_AHEAD
+    assert criterion in needing("kernel")
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_an_interrupted_query_goes_on(tmp_path, counted, monkeypatch):
 
 def test_what_is_pending_under_other_settings_is_not_used(tmp_path, counted, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(run, "situate", lambda *args, **kwargs: 1 / 0)
+        patch.setattr(run, "build_context", lambda *args, **kwargs: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run.run(small(tmp_path / "run", seed=3))
     assert counted["fit"] == 1
@@ -93,7 +93,7 @@ def test_what_is_pending_under_other_settings_is_not_used(tmp_path, counted, mon
 
 def test_a_changed_state_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(run, "situate", lambda *args, **kwargs: 1 / 0)
+        patch.setattr(run, "build_context", lambda *args, **kwargs: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run.run(small(tmp_path / "run"))
     state = tmp_path / "run" / IN_PROGRESS / "round.json"

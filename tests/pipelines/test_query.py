@@ -14,7 +14,7 @@ from kernel.sharded import product_error
 from pipelines.errors import PipelineError
 from pipelines.query import query
 from pipelines.strategies import STRATEGIES, needing
-from pipelines.strategies.options import KernelConfig
+from pipelines.strategies.options import KernelConfig, QueryOptions
 from trainer.errors import DataError, NetworkError, TrainerError
 
 
@@ -89,9 +89,9 @@ def test_one_candidate_and_one_label(model, images):
 
 
 def test_subset_and_seed(model, images):
-    result = query(model, images, LABELLED, 3, "random", subset=10, seed=5)
+    result = query(model, images, LABELLED, 3, "random", options=QueryOptions(subset=10), seed=5)
     assert len(result.candidates) == 10
-    other = query(model, images, LABELLED, 3, "random", subset=10, seed=6)
+    other = query(model, images, LABELLED, 3, "random", options=QueryOptions(subset=10), seed=6)
     assert result.candidates.tolist() != other.candidates.tolist()
 
 
@@ -99,7 +99,7 @@ def test_subset_and_seed(model, images):
 @pytest.mark.parametrize("reference", ["network", "linearised"])
 def test_every_kernel_option_is_used(kind, reference, model, images):
     settings = KernelConfig(kind=kind, reference=reference, precision="float64", ridge=0.1)
-    result = query(model, images, LABELLED, 3, kernel=settings)
+    result = query(model, images, LABELLED, 3, options=QueryOptions(kernel=settings))
     assert (result.diagnostics["kind"], result.diagnostics["reference"]) == (kind, reference)
     assert result.diagnostics["ridge"] == 0.1
     assert (result.candidate_scores > 0).all()
@@ -107,7 +107,7 @@ def test_every_kernel_option_is_used(kind, reference, model, images):
 
 def test_the_kernel_is_asked_for_on_so_many_devices(model, images):
     with pytest.raises(KernelError, match="9999 devices were asked for"):
-        query(model, images, LABELLED, 3, kernel=KernelConfig(devices=9999))
+        query(model, images, LABELLED, 3, options=QueryOptions(kernel=KernelConfig(devices=9999)))
 
 
 def test_the_error_of_tf32_is_told_where_it_is_used(model, images, monkeypatch):
@@ -120,7 +120,13 @@ def test_the_error_of_tf32_is_told_where_it_is_used(model, images, monkeypatch):
     monkeypatch.setattr("pipelines.strategies.lookahead.product_error", narrower)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     settings = KernelConfig(kind="rademacher", precision="tf32")
-    assert 0 < query(model, images, LABELLED, 3, kernel=settings).diagnostics["tf32_error"] < 1e-5
+    assert (
+        0
+        < query(model, images, LABELLED, 3, options=QueryOptions(kernel=settings)).diagnostics[
+            "tf32_error"
+        ]
+        < 1e-5
+    )
 
 
 def test_a_duplicate_of_a_labelled_image_scores_zero(model, images):
@@ -134,10 +140,10 @@ def test_a_duplicate_of_a_labelled_image_scores_zero(model, images):
     ("change", "error", "message"),
     [
         ({"strategy": "mlmc"}, TrainerError, "unknown strategy 'mlmc': did you mean 'mlmoc'"),
-        ({"loss": "hinge"}, TrainerError, "unknown loss 'hinge'"),
+        ({"options": {"loss": "hinge"}}, TrainerError, "unknown loss 'hinge'"),
         ({"batch_size": 27}, PipelineError, "query of 27 images was asked for and 26 are not"),
         ({"batch_size": 0}, PipelineError, "query of 0 images"),
-        ({"subset": 2, "batch_size": 3}, PipelineError, "subset is 2 and batch_size is 3"),
+        ({"options": {"subset": 2}, "batch_size": 3}, PipelineError, "subset is 2 and batch_size is 3"),
         ({"labelled": {}}, PipelineError, "labelled set is empty"),
         ({"labelled": [1, 2]}, PipelineError, "labelled is a list"),
         ({"labelled": {1: 3}}, PipelineError, "image 1 is labelled 3 and the network has 3 logits"),
@@ -154,8 +160,9 @@ def test_a_duplicate_of_a_labelled_image_scores_zero(model, images):
 )
 def test_bad_input(change, error, message, model, images):
     given = {"model": model, "images": images, "labelled": LABELLED, "batch_size": 3, **change}
+    options = given.pop("options", {})
     with pytest.raises(error, match=message):
-        query(**given)
+        query(**given, options=QueryOptions(**options))
 
 
 def test_images_that_are_not_numbers_are_named(model, images):
@@ -215,7 +222,7 @@ def test_a_twin_of_ones_own_is_certified_and_used(model, images):
 def test_a_sketched_query_follows_from_its_seed(model, images):
     def scores(seed, sketch):
         settings = KernelConfig(kind="rademacher", probes=3, sketch=sketch, precision="float64")
-        result = query(model, images, LABELLED, 4, kernel=settings, seed=seed)
+        result = query(model, images, LABELLED, 4, options=QueryOptions(kernel=settings), seed=seed)
         assert result.diagnostics["sketch"] == sketch
         return result.candidate_scores
 

@@ -9,10 +9,8 @@ from torch import nn
 
 from kernel.probabilities import simplex_projection
 from pipelines.errors import PipelineError
-from pipelines.progress import Stages
 from pipelines.strategies import STRATEGIES
-from pipelines.strategies.base import Situation, probabilities, top
-from pipelines.strategies.options import KernelConfig
+from pipelines.strategies.base import QueryContext, probabilities, top
 from trainer.config import TrainConfig
 
 # Golden values of scikit-activeml 1.0.1
@@ -24,27 +22,21 @@ GOLDEN = {
 }
 
 
-def situation(p: np.ndarray, candidates: np.ndarray | None = None) -> Situation:
-    def no_mirror():
-        raise AssertionError("this strategy needs no mirror")
-
-    return Situation(
+def context(p: np.ndarray, candidates: np.ndarray | None = None) -> QueryContext:
+    return QueryContext(
         labelled=np.array([0]),
         labels=np.array([0]),
         candidates=np.arange(10, 10 + len(p)) if candidates is None else candidates,
         images=lambda indices: np.zeros((len(indices), 1, 2, 2), np.float32),
-        mirror=no_mirror,
-        kernel=KernelConfig(),
-        stages=Stages(),
         network=nn.Identity(),
         train=TrainConfig(),
-        answered=(np.zeros((1, p.shape[1]), np.float32), p),
+        known_logits=(np.zeros((1, p.shape[1]), np.float32), p),
     )
 
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_values(name, rng):
-    query = STRATEGIES[name](situation(P), 4, rng)
+    query = STRATEGIES[name](context(P), 4, rng)
     np.testing.assert_allclose(query.candidate_scores, GOLDEN[name], atol=1e-6)
     assert query.indices.tolist() == [11, 10, 12, 13]
     np.testing.assert_array_equal(query.scores, np.sort(query.candidate_scores)[::-1])
@@ -60,19 +52,19 @@ def test_golden_values(name, rng):
 )
 def test_against_scikit_activeml(name, theirs, shift, rng):
     p = rng.dirichlet(np.ones(7), size=50)
-    ours = STRATEGIES[name](situation(p), 1, rng).candidate_scores
+    ours = STRATEGIES[name](context(p), 1, rng).candidate_scores
     np.testing.assert_allclose(ours + shift, uncertainty_scores(p, method=theirs), rtol=1e-12)
 
 
 def test_random_depends_on_the_generator_alone():
-    draw = lambda seed: STRATEGIES["random"](situation(P), 2, np.random.default_rng(seed)).indices  # noqa: E731
+    draw = lambda seed: STRATEGIES["random"](context(P), 2, np.random.default_rng(seed)).indices  # noqa: E731
     assert draw(3).tolist() == draw(3).tolist()
     seen = {index for seed in range(40) for index in draw(seed)}
     assert seen == {10, 11, 12, 13}
 
 
 def test_ties_are_broken_by_the_seed_and_not_by_place():
-    tied = situation(np.full((30, 2), 0.5))
+    tied = context(np.full((30, 2), 0.5))
     picks = {
         tuple(STRATEGIES["entropy"](tied, 3, np.random.default_rng(s)).indices) for s in range(5)
     }
@@ -81,9 +73,9 @@ def test_ties_are_broken_by_the_seed_and_not_by_place():
 
 def test_top_refuses_too_many_and_what_is_no_number(rng):
     with pytest.raises(PipelineError, match="query of 5 images was asked for and there are 4"):
-        top(situation(P), np.zeros(4), 5, rng)
+        top(context(P), np.zeros(4), 5, rng)
     with pytest.raises(PipelineError, match=r"scores of images \[12\] are not numbers"):
-        top(situation(P), np.array([0, 1, np.nan, 2]), 2, rng)
+        top(context(P), np.array([0, 1, np.nan, 2]), 2, rng)
 
 
 def test_l2_probabilities_are_the_nearest_point_of_the_simplex(rng):

@@ -14,11 +14,10 @@ import torch
 from bridge.trace import mirror
 from kernel.errors import KernelError
 from pipelines.errors import PipelineError
-from pipelines.progress import Stages
 from pipelines.query import query
 from pipelines.strategies import STRATEGIES, needing
-from pipelines.strategies.base import Query, situate
-from pipelines.strategies.options import BaldConfig, BaselineConfig, KernelConfig
+from pipelines.strategies.base import Labelling, Query, Resources, build_context
+from pipelines.strategies.options import BaldConfig, BaselineConfig, KernelConfig, StrategyOptions
 from trainer.config import TrainConfig
 from trainer.errors import NetworkError
 from trainer.fit import fit
@@ -31,10 +30,9 @@ IMAGES, CLASSES, SHAPE = 12, 3, (1, 6, 6)  # so many images in every case: XLA c
 LABELLED = np.array([10, 3, 7, 0])  # in the order in which they were labelled
 TRAIN = TrainConfig(epochs=1, min_steps=2, extensions=0, learning_rate=0.05)
 # 24 images or fewer, a pixel or four, one epoch: what each setting is does not matter here
-SETTINGS = {
-    "baseline": BaselineConfig(epochs=1, image_size=2, test=2),
-    "bald": BaldConfig(samples=3),
-}
+OPTIONS = StrategyOptions(
+    baseline=BaselineConfig(epochs=1, image_size=2, test=2), bald=BaldConfig(samples=3)
+)
 
 every = pytest.mark.parametrize("name", STRATEGIES)
 
@@ -69,25 +67,24 @@ def ask(
     kernel: KernelConfig | None = None,
 ) -> Query:
     """What a strategy asks for; `order` is that in which the candidates are given."""
-    network, twin, companion = trained()
+    network, twin, module = trained()
     pool = Pool.of(len(images), labelled)
     candidates = pool.unlabelled if order is None else pool.unlabelled[order]
-    situation = situate(
+    labels = np.arange(len(labelled)) % CLASSES if labels is None else labels
+    context = build_context(
         network,
         lambda indices: images[indices],
-        pool,
-        np.arange(len(labelled)) % CLASSES if labels is None else labels,
-        candidates,
+        Labelling(pool.labelled, labels, candidates),
+        [STRATEGIES[name]],
         train=TRAIN,
-        mirror=lambda probe: (twin, {}),
-        kernel=kernel or KernelConfig(),
-        stages=Stages(),
-        needs=STRATEGIES[name].needs,
-        companion=companion,
-        test=(lambda places: images[places], np.arange(len(images)) % CLASSES),
-        **SETTINGS,
+        options=dataclasses.replace(OPTIONS, kernel=kernel or KernelConfig()),
+        resources=Resources(
+            auxiliary_module=module,
+            test_set=(lambda positions: images[positions], np.arange(len(images)) % CLASSES),
+        ),
+        mirror=twin,
     )
-    return STRATEGIES[name](situation, batch_size, np.random.default_rng(seed))
+    return STRATEGIES[name](context, batch_size, np.random.default_rng(seed))
 
 
 def check(found: Query, batch_size: int, images: int, labelled: np.ndarray = LABELLED) -> None:
@@ -210,22 +207,20 @@ def test_a_sketch_names_what_is_not_finite_by_the_data_sets_numbers(index):
         ask("mlmoc", images, 2, kernel=KernelConfig(sketch=64))
 
 
-def test_logits_that_are_not_finite_are_no_situation():
+def test_logits_that_are_not_finite_are_refused():
     network, *_ = trained()
     images = pictures()
     pool = Pool.of(IMAGES, LABELLED)
-    situation = situate(
+    context = build_context(
         network,
         lambda indices: images[indices],
-        pool,
-        np.zeros(len(LABELLED), np.int64),
-        pool.unlabelled,
+        Labelling(pool.labelled, np.zeros(len(LABELLED), np.int64), pool.unlabelled),
+        [],
         train=TRAIN,
-        mirror=lambda probe: pytest.fail("nothing is to be mirrored"),
-        kernel=KernelConfig(),
-        stages=Stages(),
+        options=StrategyOptions(),
+        resources=Resources(),
     )
     broken = logits(network, images[pool.unlabelled])
     broken[2, 1] = np.inf
     with pytest.raises(PipelineError, match=rf"logits of images \[{pool.unlabelled[2]}\] are not"):
-        dataclasses.replace(situation, answered=(situation.labelled_logits, broken))
+        dataclasses.replace(context, known_logits=(context.labelled_logits, broken))

@@ -3,11 +3,9 @@
 import numpy as np
 import pytest
 
-from bridge.trace import mirror
-from pipelines.progress import Stages
-from pipelines.strategies import STRATEGIES, dynamical, needs_of
-from pipelines.strategies.base import situate
-from pipelines.strategies.options import ALBLConfig, BaldConfig, KernelConfig
+from pipelines.strategies import STRATEGIES, dynamical
+from pipelines.strategies.base import Labelling, Resources, build_context
+from pipelines.strategies.options import BaldConfig, StrategyOptions
 from trainer.batchnorm import dropped_logits
 from trainer.config import TrainConfig
 from trainer.networks import build
@@ -82,21 +80,16 @@ def test_a_large_pool_is_never_in_memory_at_once(strategy, network):
     """Strategies whose time grows like the pool do not hold the pool's images."""
     make, labelled = Noted(2500), np.array([3, 8, 1200])
     pool = Pool.of(2500, labelled)
-    companion = LossPrediction.of(network, make(labelled), np.random.default_rng(4))
-    situation = situate(
+    module = LossPrediction.of(network, make(labelled), np.random.default_rng(4))
+    context = build_context(
         network,
         make,
-        pool,
-        np.arange(3),
-        pool.unlabelled,
+        Labelling(pool.labelled, np.arange(3), pool.unlabelled),
+        [STRATEGIES[strategy]],
         train=TrainConfig(loss="cross_entropy"),
-        mirror=lambda probe: (mirror(network, probe), {}),
-        kernel=KernelConfig(),
-        stages=Stages(),
-        needs=needs_of(strategy, ALBLConfig().arms),
-        bald=BaldConfig(samples=2),
-        companion=companion,
+        options=StrategyOptions(bald=BaldConfig(samples=2)),
+        resources=Resources(auxiliary_module=module),
     )
-    found = STRATEGIES[strategy](situation, 3, np.random.default_rng(5))
+    found = STRATEGIES[strategy](context, 3, np.random.default_rng(5))
     assert len(found.candidates) == 2497
     assert make.most == (dynamical.BLOCK if strategy == "dynamical" else 512)

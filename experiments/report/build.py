@@ -253,7 +253,7 @@ def _verdicts(found: Results, made: Statistics, drawn: list[Drawn], places: bool
             task: common(trial for trial in trials if trial.task == task)
             for task in dict.fromkeys(trial.task for trial in trials)
         },
-        "figures": [{"name": d.name, "seen": d.seen, "caption": d.caption} for d in drawn],
+        "figures": [{"name": d.name, "seen": d.alt, "caption": d.caption} for d in drawn],
         "environment": {
             name: value
             for name, value in record.environment().items()

@@ -64,14 +64,14 @@ class Drawn(NamedTuple):
 
     Attributes:
         name: of its file, without suffix.
-        seen: alternative text.
+        alt: alternative text.
         caption: text below the figure.
         figure: itself.
         task: whose results it shows; empty for the whole study.
     """
 
     name: str
-    seen: str
+    alt: str
     caption: str
     figure: Figure
     task: str = ""
@@ -167,7 +167,7 @@ def _whole(made: Statistics, trials: Sequence[Trial], style: Styles) -> Iterator
     own = pd.DataFrame(own[own["pairs"] > 0]) if len(own) else own
     if len(own):
         columns = {"pairs": "n"} | {f"average_gained{end}": name for end, name in _ENDS.items()}
-        kept = own[["task", "method", *columns]].rename(columns=columns)
+        kept = pd.DataFrame(own, columns=["task", "method", *columns]).rename(columns=columns)
         runs = having(made.paired, task=set(own["task"]))
         caption = (
             f"{_settings(trials, own)} Accuracy averaged over the rounds after the first "
@@ -176,7 +176,7 @@ def _whole(made: Statistics, trials: Sequence[Trial], style: Styles) -> Iterator
             f"marker: the interval leaves out 0; a head at the edge: it goes on. "
             f"Runs: {seeds(runs)}"
         )
-        figure = forest(pd.DataFrame(kept), caption, style)
+        figure = forest(kept, caption, style)
         yield Drawn("differences", "Average accuracy minus random's", caption, figure)
     for number, ranking in enumerate(made.rankings):
         if ranking.friedman is not None:
@@ -214,15 +214,15 @@ def _of_runs(task: str, own: pd.DataFrame, setup: str, style: Styles) -> Iterato
     over_seeds = over_seeds if run_figures.banded(learning) else run_figures.UNBANDED
     caption = f"{setup} {over_seeds}; {n}"
     figure = run_figures.accuracy(learning, caption, style)
-    seen = "Test accuracy against number of labels"
-    yield Drawn(f"{stem}-accuracy", seen, caption, figure, task)
+    alt = "Test accuracy against number of labels"
+    yield Drawn(f"{stem}-accuracy", alt, caption, figure, task)
     differences = curves.difference(own)
     if len(differences):
         bands = _bands(differences)
         caption = f"{setup} {_MEAN} of differences of the same seed{bands}; {n}"
         figure = run_figures.difference(differences, caption, style)
-        seen = "Accuracy minus random's against number of labels"
-        yield Drawn(f"{stem}-difference", seen, caption, figure, task)
+        alt = "Accuracy minus random's against number of labels"
+        yield Drawn(f"{stem}-difference", alt, caption, figure, task)
     seconds = curves.query_seconds(own)
     if seconds.size and bool((seconds.sum(axis="columns") > 0).any()):
         hosts = sorted(set(own["host"]))
@@ -243,10 +243,12 @@ def _of_answers(
         f"training; markers: networks trained by SGD; lines between markers: methods that ask in "
         f"batches. {_MEAN} over seeds; {seeds(own)}"
     )
-    tables = (table.rename(columns={"method": "strategy"}) for table in (answered, own))
-    figure = answers(*map(curves.curve, tables), caption, style)
-    seen = "Accuracy after each answer"
-    yield Drawn(f"{_stem(task)}-answers", seen, caption, figure, task)
+    linearised, trained = (
+        curves.curve(table.rename(columns={"method": "strategy"})) for table in (answered, own)
+    )
+    figure = answers(linearised, trained, caption, style)
+    alt = "Accuracy after each answer"
+    yield Drawn(f"{_stem(task)}-answers", alt, caption, figure, task)
 
 
 def _of_costs(made: Statistics, trials: Sequence[Trial], style: Styles) -> Iterator[Drawn]:
@@ -264,8 +266,8 @@ def _of_costs(made: Statistics, trials: Sequence[Trial], style: Styles) -> Itera
             f"{_NO_BAND if 1 in set(table['pairs']) else ''}; {seeds(own)}"
         )
         figure = gain(table, caption, style)
-        seen = "Query time against accuracy gained"
-        yield Drawn(f"{_stem(task)}-cost", seen, caption, figure, task)
+        alt = "Query time against accuracy gained"
+        yield Drawn(f"{_stem(task)}-cost", alt, caption, figure, task)
 
 
 def _of_measures(task: str, own: pd.DataFrame, setup: str) -> Iterator[Drawn]:
@@ -281,9 +283,9 @@ def _of_measures(task: str, own: pd.DataFrame, setup: str) -> Iterator[Drawn]:
         caption = f"{setup} {of}{_MEAN} over seeds{_bands(part)}; {seeds(own)}"
         names = list(dict.fromkeys(map(str, part["measure"])))
         axis = str(part["axis"].iloc[0])
-        seen = f"{', '.join(names)}{f' against {axis}' if axis else ''}"
+        alt = f"{', '.join(names)}{f' against {axis}' if axis else ''}"
         name = _stem(" ".join([task, names[0], family.of]))
-        yield Drawn(name, seen, caption, panels(family, caption), task)
+        yield Drawn(name, alt, caption, panels(family, caption), task)
 
 
 # Drawing
@@ -371,8 +373,8 @@ def gain(table: pd.DataFrame, caption: str, style: Styles) -> Figure:
             axes.plot([x, x], [low, high], color=colour, linewidth=1.3, zorder=2)
             for end, head in _cut(low, high, axes.get_ylim(), "v^"):
                 axes.plot(x, end, head, color=colour, markersize=5, clip_on=False, zorder=2)
-        look = {"marker": marker, "color": colour, "linestyle": ""}
-        handles.append(Line2D([], [], label=short(str(row["method"])), **look))
+        label = short(str(row["method"]))
+        handles.append(Line2D([], [], label=label, marker=marker, color=colour, linestyle=""))
     axes.legend(
         handles=handles,
         loc="center left",

@@ -91,11 +91,11 @@ def families(table: pd.DataFrame) -> list[Family]:
 
 
 def _split(table: pd.DataFrame) -> list[Family]:
-    parts = table["line"].astype(str).str.partition(", ")
-    if table["line"].nunique() <= _MOST_LINES or not parts[1].astype(bool).all():
+    parts = table["line"].astype(str).str.partition(", ").set_axis(["line", "comma", "of"], axis=1)
+    if len(set(table["line"])) <= _MOST_LINES or "" in set(parts["comma"]):
         return [Family("", table)]
-    named = table.assign(line=parts[0])
-    return [Family(of, pd.DataFrame(named[parts[2] == of])) for of in dict.fromkeys(parts[2])]
+    named = table.assign(line=parts["line"])
+    return [Family(of, pd.DataFrame(named[parts["of"] == of])) for of in dict.fromkeys(parts["of"])]
 
 
 def single(table: pd.DataFrame) -> bool:

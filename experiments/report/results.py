@@ -82,12 +82,12 @@ def results(study: Study, size: str = "small", root: Path = ROOT) -> Results:
         PipelineError: the study's settings are refused.
     """
     trials = study.trials(size)
-    places = find_records(root, trials)
+    folders = find_records(root, trials)
     read: dict[str, _Read] = {}  # trials of the same settings under two names share a record
     curves, answers, measures, rows = [], [], [], []
     for trial in trials:
         if trial.key not in read:
-            read[trial.key] = _read(trial, places.get(trial.key))
+            read[trial.key] = _read(trial, folders.get(trial.key))
         found, names = read[trial.key], {name: getattr(trial, name) for name in TRIAL}
         curves += [row | names for row in found.curves]
         answers += [row | names for row in found.answers]
@@ -190,8 +190,8 @@ def _of_run(path: Path, row: dict[str, Any]) -> _Read:
         one["queried"] = one["queried"] or len(found.of_round(number))
         one["own_accuracy"] = entry["diagnostics"].get("test_accuracy", math.nan)
         one["fit_seconds"] = one.get(f"{STAGE}fit", math.nan)
-        stages = [name for name in one if name.startswith(STAGE)]
-        query = sum(one[s] for s in stages if s.removeprefix(STAGE) not in TRAINING_STAGES)
+        stages = {n.removeprefix(STAGE): own for n, own in one.items() if n.startswith(STAGE)}
+        query = sum(float(own) for n, own in stages.items() if n not in TRAINING_STAGES)
         one["query_seconds"] = query if one["queried"] else math.nan
         curves.append(one)
     answers = [

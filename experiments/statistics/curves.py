@@ -179,7 +179,7 @@ def _gained(curves: pd.DataFrame, task: str, method: str, measure: str = "averag
     if method == REFERENCE:
         return pd.Series(dtype=float)
     table = blocks(curves, measure, [method, REFERENCE], [task]).dropna()
-    return table[method] - table[REFERENCE]
+    return pd.Series(table[method] - table[REFERENCE])
 
 
 def summary(curves: pd.DataFrame) -> pd.DataFrame:
@@ -252,29 +252,23 @@ def _named(name: str, values: Iterable[float]) -> dict[str, float]:
 # Labels saved and query cost
 
 
-class Median(NamedTuple):
-    """A median and its distribution-free 95% interval; the ends are NaN for n < 6."""
+def median(values: np.ndarray) -> tuple[int, float, float, float]:
+    """N, the median, and the ends of its distribution-free interval of at least 95%.
 
-    n: int
-    median: float
-    low: float
-    high: float
-
-
-def median(values: np.ndarray) -> Median:
-    """The median and its interval between two order statistics, of at least 95%.
+    The ends are order statistics; NaN for n < 6.
 
     Args:
         values: (n,), −∞ for a value known only to be below all others.
     """
     ordered, n = np.sort(values), len(values)
     if n == 0:
-        return Median(0, math.nan, math.nan, math.nan)
+        return 0, math.nan, math.nan, math.nan
     middle = ordered[[(n - 1) // 2, n // 2]].mean()
     # the largest rank r with P(Binomial(n, ½) < r) ≤ 2.5%
     rank = int(stats.binom.ppf((1 - CONFIDENCE) / 2, n, 0.5))
-    ends = (ordered[rank - 1], ordered[n - rank]) if rank else (math.nan, math.nan)
-    return Median(n, *(float(x) if math.isfinite(x) else math.nan for x in (middle, *ends)))
+    low, high = (ordered[rank - 1], ordered[n - rank]) if rank else (math.nan, math.nan)
+    middle, low, high = (float(x) if math.isfinite(x) else math.nan for x in (middle, low, high))
+    return n, middle, low, high
 
 
 def _reaches(run: pd.Series, target: float) -> float:
@@ -348,7 +342,8 @@ def saving(saved: pd.DataFrame) -> pd.DataFrame:
         theirs = float(np.median(own["reference_labels"].to_numpy(dtype=float)))
         reached = n - int(lost.sum())
         rows.append((task, method, n, reached, middle, low, high, theirs, middle / theirs))
-    columns = ["task", "method", "n", "reached", *Median._fields[1:], "reference_labels", "share"]
+    columns = ["task", "method", "n", "reached", "median", "low", "high"]
+    columns += ["reference_labels", "share"]
     return pd.DataFrame(rows, columns=columns)
 
 

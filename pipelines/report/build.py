@@ -308,13 +308,13 @@ def _missing(group: Group) -> Iterator[str]:
 
 
 def _versions(group: Group) -> list[str]:
-    seen: dict[str, dict[str, None]] = {}
+    used: dict[str, dict[str, None]] = {}
     for run in group.runs:
         for start in run.environment:
             versions = start.get("versions", {}) | {"the commit": start.get("commit")}
             for package, version in versions.items():
-                seen.setdefault(package, {})[str(version)] = None
-    mixed = [f"{name} {', '.join(found)}" for name, found in seen.items() if len(found) > 1]
+                used.setdefault(package, {})[str(version)] = None
+    mixed = [f"{name} {', '.join(found)}" for name, found in used.items() if len(found) > 1]
     return [_sentence("Made with more than one version", mixed, listed=len(mixed))]
 
 

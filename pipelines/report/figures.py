@@ -236,10 +236,10 @@ def figures(group: Group, rounds: pd.DataFrame) -> list[tuple[str, str, bytes]]:
         made.append(("time", alt, query_time(seconds, caption)))
     unfitted = rounds.loc[~rounds["fitted"].astype(bool)]
     crosses = "; crosses: single fits that did not reach their labels" if len(unfitted) else ""
-    fit = (curves.curve(rounds, value) for value in ("train_accuracy", "residual_rms"))
+    fit, residual = (curves.curve(rounds, name) for name in ("train_accuracy", "residual_rms"))
     caption = f"{setup} Means over seeds{crosses}; {seeds}"
     alt = "Training accuracy and residual against the number of labels"
-    made.append(("training", alt, training(*fit, unfitted, caption)))
+    made.append(("training", alt, training(fit, residual, unfitted, caption)))
     return [(name, f"{alt}, {group.title}", png(figure, DOTS)) for name, alt, figure in made]
 
 

@@ -261,7 +261,7 @@ def test_the_terminal_leaves_out_stages_that_take_no_time(tmp_path, no_figures):
 
 
 def test_the_command_prints_the_table_and_where_the_page_is(runs, tmp_path, capsys, no_figures):
-    main((str(runs),), out=tmp_path / "out")
+    main((runs,), out=tmp_path / "out")
     printed = capsys.readouterr().out
     assert "digits · cnn" in printed
     assert "margin" in printed
@@ -270,7 +270,7 @@ def test_the_command_prints_the_table_and_where_the_page_is(runs, tmp_path, caps
 
 def test_the_command_ends_in_one_line_on_bad_input(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
-        main((str(tmp_path / "nowhere"),), out=tmp_path / "out")
+        main((tmp_path / "nowhere",), out=tmp_path / "out")
     assert re.fullmatch("error: .*nowhere does not exist.*\n", capsys.readouterr().err)
 
 

@@ -2,6 +2,8 @@ import errno
 import importlib
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -11,6 +13,7 @@ from pipelines import cli, record
 from pipelines.config import RunConfig
 from trainer.data import DATASETS
 
+ROOT = Path(__file__).parents[2]
 OWN = ["--network", "tests.own_network:make", "--network-args", "hidden=4"]
 SMALL = [*OWN, "--cycles", "1", "--subset", "20", "--train.epochs", "2", "--train.min-steps", "2"]
 
@@ -35,6 +38,43 @@ def test_every_data_set_has_a_script_of_values(script):
     assert isinstance(defaults, RunConfig)
     assert defaults.dataset == script
     assert defaults.run_folder == Path(f"runs/{script}-mlmoc-seed0")
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "said"),
+    [
+        ("pipelines", 0, "pipelines.sequential"),
+        ("pipelines.mnist --help", 0, "--kernel.memory-gib"),
+        ("pipelines.mnist --strategy bogus", 2, "unknown strategy 'bogus'"),
+        ("pipelines.digits --initial many", 2, "many"),
+        ("pipelines.demo --help", 0, "--seeds"),
+        ("pipelines.sequential --help", 0, "--budget"),
+        ("pipelines.sequential --dataset bogus", 2, "unknown data set 'bogus'"),
+        ("pipelines.audit --help", 0, "--kinds"),
+        ("pipelines.report nowhere", 2, "nowhere"),
+        ("bridge.check --help", 0, "--shape"),
+    ],
+)
+def test_what_is_refused_or_asked_for_help_imports_neither_torch_nor_jax(command, status, said):
+    name, *arguments = command.split()
+    code = f"""
+import runpy, sys
+sys.argv = {[name, *arguments]!r}
+try:
+    runpy.run_module({name!r}, run_name="__main__")
+except SystemExit as end:
+    status = end.code or 0
+else:
+    status = 0
+print("imported:", *sorted({{"torch", "jax"}} & set(sys.modules)))
+sys.exit(status)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == status, ended.stderr
+    assert said in ended.stdout + ended.stderr
+    assert ended.stdout.splitlines()[-1] == "imported:"
 
 
 def test_help_is_readable(monkeypatch, capsys):

@@ -2,14 +2,19 @@
 
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from bridge import check
+from bridge.ops import OPERATORS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "own-model.md").read_text(encoding="utf-8")
@@ -30,36 +35,70 @@ def paint(folder: Path) -> None:
                 image.save(folder / part / name / f"{number}.png")
 
 
-def run(command: list[str], folder: Path) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(folder), "COLUMNS": "120"}
+def execute(code: str) -> None:
+    exec(compile(code, "own-model.md", "exec"), {"__name__": "__main__"})
+
+
+def execute_apart(code: str, folder: Path) -> str:
+    """In a process of its own, which has imported nothing yet."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     ended = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, check=False
     )
-    assert ended.returncode == 0, f"{command}\n{ended.stdout}\n{ended.stderr}"
-    return ended.stdout
+    assert ended.returncode == 0, ended.stderr.decode()
+    return ended.stdout.decode()
+
+
+def command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python -m module arguments`, in this process."""
+    _, option, module, *arguments = words
+    assert option == "-m"
+    monkeypatch.setattr(sys, "argv", [module, *arguments])
+    try:
+        if module == "bridge.check":  # whose settings are a type that other modules check
+            check.main()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)
+            runpy.run_module(module, run_name="__main__")
+    except SystemExit as ended:
+        assert not ended.code, words  # noqa: PT017 - a command ends so when it ends well, too
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A person's folder: modules in it are imported, operators that they register go again."""
+    paint(tmp_path / "my_images")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    rows = dict(OPERATORS)
+    yield tmp_path
+    OPERATORS.clear()
+    OPERATORS.update(rows)
+    for name in ("my_nets", "my_twin"):
+        sys.modules.pop(name, None)
 
 
 @pytest.mark.slow
-def test_every_block_runs_in_order(tmp_path: Path) -> None:
-    paint(tmp_path / "my_images")
-    printed = []
+def test_every_block_runs_in_order(folder: Path, monkeypatch, capsys) -> None:
+    apart = []
     for language, file, text in BLOCKS:
         if file:
-            (tmp_path / file).write_text(text, encoding="utf-8")
+            (folder / file).write_text(text, encoding="utf-8")
+        elif "modules" in text:  # what it prints is of what has been imported
+            apart.append(execute_apart(text, folder))
         elif language == "python":
-            printed.append(run([sys.executable, "-c", text], tmp_path))
+            execute(text)
         else:
             for line in text.strip().splitlines():
-                program, *arguments = shlex.split(line)
-                assert program == "python"
-                printed.append(run([sys.executable, *arguments], tmp_path))
-    whole = "".join(printed)
+                command(shlex.split(line), monkeypatch)
+    whole = capsys.readouterr().out + "".join(apart)
     assert whole.count("Certified: this network can be used in every pipeline.") == 3
     assert "label these next: [" in whole
     assert "] twin" in whole
     assert "(12, 12) False" in whole
-    assert (tmp_path / "runs" / "mine" / "rounds.jsonl").read_text().count("\n") == 2
-    assert (tmp_path / "report" / "report.html").is_file()
+    assert (folder / "runs" / "mine" / "rounds.jsonl").read_text().count("\n") == 2
+    assert (folder / "report" / "report.html").is_file()
 
 
 def test_the_page_has_its_blocks() -> None:

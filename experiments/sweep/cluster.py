@@ -180,7 +180,8 @@ def _connect(address: str) -> Any:
         PipelineError: it is not installed, or there is no cluster.
     """
     local = address == "local"
-    settings = {"RAY_AUTH_MODE": "token"}
+    # out of memory, a trial would otherwise be repeated without end
+    settings = {"RAY_AUTH_MODE": "token", "RAY_task_oom_retries": f"{_ATTEMPTS - 1}"}
     if local:  # by this one Ray listens on 127.0.0.1 alone, which it replaces where it is asked for
         settings["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         settings["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

@@ -41,8 +41,7 @@ def config(folder: Path, **changes: Any) -> SweepConfig:
 
 
 def one(method: str) -> Trial:
-    trials = STUDY.trials("paper" if method == "mlmoc" else "small")
-    return next(trial for trial in trials if trial.method == method)
+    return next(trial for trial in STUDY.trials("small") if trial.method == method)
 
 
 def settings(method: str, **changes: Any) -> RunConfig:

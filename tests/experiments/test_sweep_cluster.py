@@ -11,6 +11,7 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -67,7 +68,8 @@ def local(tmp_path_factory):
 @pytest.fixture
 def environment(monkeypatch):
     """What connecting sets is taken back."""
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
+    cluster_of_windows = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_task_oom_retries", cluster_of_windows):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 
@@ -76,6 +78,22 @@ def test_without_ray_the_extra_is_named(tmp_path, monkeypatch, environment):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(PipelineError, match=r"ntk-lookahead\[ray\]"):
         list(on_cluster([], carry_out, SweepConfig(NAME, runs=tmp_path)))
+
+
+def test_a_cluster_of_this_machine_listens_on_its_loopback_with_a_token(monkeypatch, environment):
+    asked: dict[str, Any] = {}
+    errors = SimpleNamespace(RayError=RuntimeError)
+    fake = SimpleNamespace(is_initialized=bool, init=asked.update, exceptions=errors)
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.setitem(sys.modules, "ray.exceptions", errors)
+    assert cluster._connect("auto") is fake
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert "RAY_AUTH_TOKEN" not in os.environ  # of the cluster's own
+    assert "include_dashboard" not in asked
+    cluster._connect("local")
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    assert os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
+    assert asked["include_dashboard"] is False
 
 
 @needs_ray

@@ -37,12 +37,12 @@ def demonstrate(demo: Demo, console: Console) -> None:
         for seed in range(demo.seeds)
         for strategy in demo.strategies
     ]
-    from pipelines.report import report, show
+    from pipelines.report.build import print_report, report
     from pipelines.run import run
 
     for config in configs:
         run(config, console)
-    show(report([config.run_folder for config in configs], demo.out / "report"), console)
+    print_report(report([config.run_folder for config in configs], demo.out / "report"), console)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -34,6 +34,7 @@ FORMAT = 2
 CONFIG, ENVIRONMENT, ROUNDS = "config.json", "environment.json", "rounds.jsonl"
 MACHINE = "machine"  # in the configuration: settings that may be others at each start
 LOCK, IN_PROGRESS = ".lock", ".pending"
+REPORT = "report.html"  # of reports, which may lie beside runs
 NOTE = "trial.json"  # how a sweep's attempts at the run ended; may be there before the run is
 _PACKAGES = ("ntk-lookahead", "torch", "torchvision", "jax", "jaxlib", "neural-tangents", "numpy")
 
@@ -97,6 +98,31 @@ def read(path: Path) -> Run:
     if [line.get("round") for line in parsed] != list(range(len(parsed))):
         raise PipelineError(f"{rounds} does not hold rounds 0, 1, 2, … in order; it was edited.")
     return Run(path, config, tuple(starts), parsed)
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """Run directories among the paths, or at any depth in the folders given.
+
+    Raises:
+        PipelineError: there are none, or one of the paths does not exist or is a file.
+    """
+    found: dict[Path, Path] = {}  # by resolved path: the same run given twice counts once
+    for path in paths:
+        if not path.is_dir():
+            what = "is a file, not a run directory" if path.exists() else "does not exist"
+            raise PipelineError(f"{path} {what}; give run directories, or a folder that has some.")
+        inside = sorted(path.rglob(CONFIG))
+        here = [path] if (path / CONFIG).is_file() else [file.parent for file in inside]
+        if not here and not (path / REPORT).is_file():  # an earlier report is no error
+            raise PipelineError(
+                f"no run found in {path}: neither it nor a folder below it has a {CONFIG}. "
+                "Give run directories, or a folder that has some."
+            )
+        for run in here:
+            found.setdefault(run.resolve(), run)
+    if not found:
+        raise PipelineError("no run given; give run directories, or a folder that has some.")
+    return list(found.values())
 
 
 def _text(path: Path) -> str:

@@ -26,7 +26,7 @@ from bridge.module import restore
 from bridge.weights import read
 from pipelines.query import compare, query
 from pipelines.record import FORMAT
-from pipelines.report import report
+from pipelines.report.build import report
 from pipelines.sequential import start
 from pipelines.strategies import STRATEGIES, options
 from pipelines.strategies.options import QueryOptions

@@ -31,7 +31,7 @@ from experiments.sweep.records import find_records, pack, state
 from pipelines import record
 from pipelines.errors import PipelineError
 from pipelines.json_io import plain
-from pipelines.report.build import PAGE
+from pipelines.record import REPORT as PAGE
 from pipelines.report.figures import DOTS
 
 FORMAT = 1

@@ -7,7 +7,7 @@ import tyro
 from rich.console import Console
 
 from pipelines.cli import plainly
-from pipelines.report import print_report, report
+from pipelines.record import find_runs
 
 
 def main(
@@ -26,7 +26,10 @@ def main(
         out: folder to write into, made if it is not there.
     """
     with plainly():
-        print_report(report([Path(run) for run in runs], Path(out)), Console())
+        found = find_runs(runs)
+        from pipelines.report.build import print_report, report  # takes seconds to import
+
+        print_report(report(found, out), Console())
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ from pipelines.report.curves import (
 )
 from pipelines.report.figures import figures
 
-PAGE = "report.html"
 # The terminal's table leaves out stages below the first of these fractions of the longest query
 # for which it fits.
 _LEAST = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -102,7 +101,7 @@ def report(runs: Sequence[Path], out: Path) -> Report:
         PipelineError: no run, a broken one, none with a completed round, or a folder that cannot
             be written.
     """
-    found = [record.read(path) for path in find_runs(runs)]
+    found = [record.read(path) for path in record.find_runs(runs)]
     empty = [str(run.path) for run in found if not run.rounds]
     if len(empty) == len(found):
         raise PipelineError(
@@ -129,7 +128,7 @@ def report(runs: Sequence[Path], out: Path) -> Report:
         )
     made = Report(
         out=out,
-        page=out / PAGE,
+        page=out / record.REPORT,
         figures=tuple(out / name for name in pngs),
         rounds=out / "rounds.csv",
         table=out / "table.csv",
@@ -152,31 +151,6 @@ def report(runs: Sequence[Path], out: Path) -> Report:
             "written, on a disk with some space."
         ) from error
     return made
-
-
-def find_runs(paths: Sequence[Path]) -> list[Path]:
-    """Run directories among the paths, or at any depth in the folders given.
-
-    Raises:
-        PipelineError: there are none, or one of the paths does not exist or is a file.
-    """
-    found: dict[Path, Path] = {}  # by resolved path: the same run given twice counts once
-    for path in paths:
-        if not path.is_dir():
-            what = "is a file, not a run directory" if path.exists() else "does not exist"
-            raise PipelineError(f"{path} {what}; give run directories, or a folder that has some.")
-        inside = sorted(path.rglob(record.CONFIG))
-        here = [path] if (path / record.CONFIG).is_file() else [file.parent for file in inside]
-        if not here and not (path / PAGE).is_file():  # an earlier report is no error
-            raise PipelineError(
-                f"no run found in {path}: neither it nor a folder below it has a {record.CONFIG}. "
-                "Give run directories, or a folder that has some."
-            )
-        for run in here:
-            found.setdefault(run.resolve(), run)
-    if not found:
-        raise PipelineError("no run given; give run directories, or a folder that has some.")
-    return list(found.values())
 
 
 def _stem(group: Group, taken: set[str]) -> str:

@@ -15,8 +15,10 @@ from rich.console import Console
 from bridge.parity import DETAILS, Certificate
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
-from pipelines.report import build, figures, find_runs, print_report, report
+from pipelines.record import find_runs
+from pipelines.report import build, figures
 from pipelines.report.__main__ import main
+from pipelines.report.build import print_report, report
 from pipelines.report.curves import QUERY_STAGES, TRAINING_STAGES
 from pipelines.report.drawing import style_of, styles
 from pipelines.report.page import duration, seed_ranges, timings

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from bridge.module import weights_of
 from pipelines.errors import PipelineError
-from pipelines.report import report
+from pipelines.report.build import report
 from pipelines.run import Bridge
 from pipelines.sequential import __main__, journal, run
 from pipelines.sequential.config import SequentialConfig

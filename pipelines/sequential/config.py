@@ -4,12 +4,14 @@ import dataclasses
 from dataclasses import dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
 from kernel.options import CRITERIA, Options
 from pipelines.config import RunConfig
 from pipelines.errors import PipelineError
+from pipelines.strategies import help_text
 from pipelines.strategies.options import (
     ALBLConfig,
     BaselineConfig,
@@ -21,6 +23,9 @@ from trainer.data import DATASETS
 from trainer.errors import lookup
 
 STRATEGIES = (*CRITERIA, "random", "entropy", "margin", "least_confident")
+_STRATEGY_HELP = (
+    f"how the next image is chosen, by logits of the linearised network. {help_text(STRATEGIES)}."
+)
 
 
 def criterion_options(
@@ -43,8 +48,7 @@ class SequentialConfig(RunConfig):
     Attributes:
         dataset: the data set: digits, mnist, fashion_mnist, cifar10, cifar100, svhn, caltech101, or
             images, your own in --data-dir, labelled or not.
-        strategy: how the next image is chosen: mlmoc or another look-ahead criterion; random; or
-            entropy, margin, least_confident of the linearised network.
+        strategy: how the next image is chosen, one of `STRATEGIES`.
         budget: questions that are answered, beyond the labels at the start. A run that is complete
             goes on with a larger one.
         initial: labels at the start, drawn uniformly. Of your own images those in train/CLASS/ are
@@ -62,6 +66,7 @@ class SequentialConfig(RunConfig):
     """
 
     dataset: str = "digits"
+    strategy: Annotated[str, tyro.conf.arg(help=_STRATEGY_HELP)] = "mlmoc"
     mode: tyro.conf.Suppress[str] = "sequential"
     budget: int = field(default=100, metadata={"growing": True})
     subset: int | None = None

@@ -138,9 +138,9 @@ def get(name: str) -> Method:
     return lookup(STRATEGIES, name, "strategy")
 
 
-def help_text() -> str:
+def help_text(names: Iterable[str] = STRATEGIES) -> str:
     """Names and summaries, for the help of `--strategy`."""
-    return "; ".join(f"{row.name}: {row.summary}" for row in _ROWS)
+    return "; ".join(f"{name}: {STRATEGIES[name].summary}" for name in names)
 
 
 def needing(*needs: str) -> frozenset[str]:

@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from kernel.options import CRITERIA
 from pipelines.errors import PipelineError
 from pipelines.query import compare, query
-from pipelines.strategies import NEEDS, STRATEGIES, Method, lookahead, needing
+from pipelines.strategies import NEEDS, STRATEGIES, Method, help_text, lookahead, needing
 from pipelines.strategies.options import KernelConfig, QueryOptions
 from trainer.networks import build
 
@@ -95,6 +96,8 @@ def test_no_strategy_and_one_twice_are_refused(names, network, images):
 def test_needs_are_known_and_used():
     for name, row in STRATEGIES.items():
         assert isinstance(row, Method), name
+    assert {name for name, row in STRATEGIES.items() if row.module == "lookahead"} == {*CRITERIA}
+    assert all(f"{name}: {row.summary}" in help_text() for name, row in STRATEGIES.items())
     assert needing("kernel", "infinite") == needing("kernel") | needing("infinite")
     with pytest.raises(ValueError, match=r"\['oracle'\] are not among logits, features"):
         Method("random", "uncertainty", frozenset({"oracle"}), "")

@@ -143,11 +143,7 @@ def test_a_duplicate_of_a_labelled_image_scores_zero(model, images):
         ({"options": {"loss": "hinge"}}, TrainerError, "unknown loss 'hinge'"),
         ({"batch_size": 27}, PipelineError, "query of 27 images was asked for and 26 are not"),
         ({"batch_size": 0}, PipelineError, "query of 0 images"),
-        (
-            {"options": {"subset": 2}, "batch_size": 3},
-            PipelineError,
-            "subset is 2 and batch_size is 3",
-        ),
+        ({"options": {"subset": 2}}, PipelineError, "subset is 2 and batch_size is 3"),
         ({"labelled": {}}, PipelineError, "labelled set is empty"),
         ({"labelled": [1, 2]}, PipelineError, "labelled is a list"),
         ({"labelled": {1: 3}}, PipelineError, "image 1 is labelled 3 and the network has 3 logits"),

@@ -58,17 +58,17 @@ _NUMBERS = "numbered as in the data set"
 
 
 @contextmanager
-def numbered(
+def named_images(
     indices: Sequence[int] | np.ndarray, tests: Sequence[int] | np.ndarray = ()
 ) -> Iterator[None]:
-    """Name images by their numbers, if their logits, features or gradients are not finite.
+    """Name images by data-set index in errors about values that are not finite.
 
     Args:
-        indices: data-set indices of the images that what is done within is given, in their order.
-        tests: numbers of the test images that come after them, if any do.
+        indices: of the images that are computed with inside, in their order.
+        tests: numbers of the test images that follow them.
 
     Raises:
-        NetworkError, KernelError: what is raised within, renamed.
+        NetworkError, KernelError: as raised inside, with the images renamed.
     """
     try:
         yield

@@ -30,7 +30,7 @@ from kernel.plan import GIB, cast, enough
 from pipelines import json_io
 from pipelines.errors import PipelineError
 from pipelines.measurement import NetworkTask, build_networks, initial_pool
-from pipelines.progress import Stages, generator, keep_compiled, numbered
+from pipelines.progress import Stages, generator, keep_compiled, named_images
 from pipelines.record import only_writer
 from pipelines.run import Bridge, schedule_seconds
 from pipelines.strategies.base import PROBE
@@ -364,7 +364,7 @@ def _measure_state(
 ) -> dict[str, Any]:
     """Everything that is measured of a network at its weights."""
     config, count = task.config, len(task.labelled)
-    with numbered(task.labelled, task.tests):
+    with named_images(task.labelled, task.tests):
         outputs = logits(network, task.images)
     before = dict(stages.seconds)
     with stages("certificate"):
@@ -372,7 +372,7 @@ def _measure_state(
         certificate = certify(network, mirror, task.images[-PROBE:]).summary()
     model = cast(mirror.model(), config.precision)
     key = key_of((*model[1:], task.images), config.precision)
-    with stages("kernel") as advance, numbered(task.labelled, task.tests):
+    with stages("kernel") as advance, named_images(task.labelled, task.tests):
         kernel = empirical_ntk(
             model,
             task.images,

@@ -41,7 +41,7 @@ from kernel.model import Model, Params
 from kernel.ntk import empirical_ntk
 from kernel.plan import cast
 from pipelines.measurement import NetworkTask
-from pipelines.progress import Stages, generator, numbered
+from pipelines.progress import Stages, generator, named_images
 from pipelines.strategies.base import PROBE
 from trainer.fit import accuracy
 from trainer.oracle import DatasetOracle
@@ -151,7 +151,7 @@ class NetworkState:
     @cached_property
     def logits(self) -> np.ndarray:
         """Float32 (labelled + candidates, classes)."""
-        with numbered(self.task.both):
+        with named_images(self.task.both):
             return logits(self.network, self.task.images)
 
     @cached_property
@@ -166,14 +166,14 @@ class NetworkState:
     def direction(self) -> Params:
         """g_S, the summed loss gradient of the labelled set."""
         count = len(self.task.labelled)
-        with numbered(self.task.labelled):
+        with named_images(self.task.labelled):
             return total(self.model, self.task.images[:count], self.cotangents[:count])
 
     @cached_property
     def gradients(self) -> Measured:
         """‖g_u‖² and g_u·g_S of the candidates."""
         count, loss = len(self.task.labelled), self.task.run.train.loss
-        with self.stages("gradients") as advance, numbered(self.task.candidates):
+        with self.stages("gradients") as advance, named_images(self.task.candidates):
             images, outputs = self.task.images[count:], self.logits[count:]
             return measure_gradients(
                 self.model, images, outputs, self.direction, loss, progress=advance
@@ -201,7 +201,7 @@ class NetworkState:
         if self.scratch is not None:
             key = key_of((*self.model[1:], images), (config.request, config.sketch))
             scratch = Scratch(self.scratch, key)
-        with self.stages("kernel") as advance, numbered(self.task.both):
+        with self.stages("kernel") as advance, named_images(self.task.both):
             kernel = empirical_ntk(
                 self.model,
                 images,

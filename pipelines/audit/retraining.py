@@ -31,7 +31,7 @@ from pipelines.measurement import (
     initial_pool,
     is_trained,
 )
-from pipelines.progress import Stages, generator, numbered
+from pipelines.progress import Stages, generator, named_images
 from pipelines.record import Run
 from pipelines.run import noted_fit
 from pipelines.strategies.options import KernelConfig
@@ -98,7 +98,7 @@ class AuditTask(NetworkTask):
         network = copy.deepcopy(self.network)
         restore(network, weights)
         network.eval()
-        with numbered(self.labelled):
+        with named_images(self.labelled):
             outputs = logits(network, self.labelled_images)
         train = self.run.train
         fraction = accuracy(outputs, self.labels)
@@ -339,7 +339,7 @@ def retrain(
             task.run.train,
             generator(config.seed, *job.stream),
         )
-        with numbered(task.points):
+        with named_images(task.points):
             return {"logits": logits(own, points), "notes": notes}
 
     jobs, results = retrainings(task, config), []

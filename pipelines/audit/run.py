@@ -23,7 +23,7 @@ from pipelines.audit.comparison import NO_KERNEL, REFERENCES, RealChange, Row
 from pipelines.audit.config import AuditConfig
 from pipelines.audit.retraining import AuditTask, Prediction, RealOutputs, kernel_name
 from pipelines.measurement import duration
-from pipelines.progress import Stages, generator, keep_compiled, numbered
+from pipelines.progress import Stages, generator, keep_compiled, named_images
 from pipelines.record import only_writer
 from pipelines.run import Bridge, schedule_seconds
 from pipelines.strategies.base import PROBE
@@ -200,7 +200,7 @@ def _audit(
         certificate = certify(network, mirror, probe).summary()
     both = np.concatenate([task.labelled, task.points])
     images = task.images_of(both)
-    with numbered(both):
+    with named_images(both):
         outputs = logits(network, images)
     before = outputs[len(task.labelled) :]
     pseudo = before.argmax(axis=1).astype(np.int64)
@@ -212,7 +212,7 @@ def _audit(
             # one stream for every kernel: they do not differ by its draws
             rng = generator(config.seed, "audit kernel")
             data = (mirror.model(), images, task.labels, outputs)
-            with numbered(both):
+            with named_images(both):
                 prediction = retraining.predict(*data, task.positions, settings, rng)
             predictions.append((settings, prediction))
     draws = comparison.resamples(len(task.positions), generator(config.seed, "audit bootstrap"))

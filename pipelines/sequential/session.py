@@ -23,7 +23,7 @@ from kernel.model import dtype_of
 from kernel.ntk import Decision, Sizes, decide, query_kernel
 from kernel.options import CRITERIA, Options
 from pipelines.errors import PipelineError
-from pipelines.progress import Stages, generator, numbered
+from pipelines.progress import Stages, generator, named_images
 from pipelines.query import checked_images, checked_labels
 from pipelines.sequential.config import STRATEGIES, criterion_options
 from pipelines.sequential.learner import (
@@ -519,12 +519,12 @@ def build_state(
     sample = np.arange(len(candidates)) if sample is None else sample
     with stages("predict"):
         own = data.images(labelled)
-        with numbered(labelled):
+        with named_images(labelled):
             labelled_logits = logits(network, own)
-        with numbered(candidates, range(tests)):
+        with named_images(candidates, range(tests)):
             other_logits = logits(network, others)
     both = np.concatenate([labelled, candidates])
-    with stages("kernel") as advance, numbered(both, range(tests)):
+    with stages("kernel") as advance, named_images(both, range(tests)):
         kernel, held = query_kernel(
             mirror.model(),
             np.concatenate([own, others]),

@@ -8,7 +8,7 @@ from scipy.special import entr
 from torch import nn
 
 from pipelines.errors import PipelineError
-from pipelines.progress import numbered
+from pipelines.progress import named_images
 from pipelines.strategies.base import Oracle, Query, QueryContext, probabilities, top
 from pipelines.strategies.options import StrategyOptions
 from trainer.batchnorm import dropout_layers, dropped_logits
@@ -23,7 +23,7 @@ def bald(context: QueryContext, batch_size: int, rng: np.random.Generator) -> Qu
     total, uncertain = np.zeros(()), np.zeros(len(candidates))
     with context.progress("score") as advance:
         for number, own in enumerate(passes_rng.spawn(samples)):
-            with numbered(candidates):
+            with named_images(candidates):
                 f = dropped_logits(context.network, images, own)
             p = probabilities(f, context.train.loss)
             total = total + p

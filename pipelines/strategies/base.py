@@ -14,7 +14,7 @@ from torch import nn
 
 from kernel.probabilities import simplex_projection
 from pipelines.errors import PipelineError
-from pipelines.progress import Stages, numbered
+from pipelines.progress import Stages, named_images
 from pipelines.strategies import Method, methods_of, needs_mirror, needs_of
 from pipelines.strategies.options import StrategyOptions
 from trainer.config import TrainConfig
@@ -204,7 +204,7 @@ class QueryContext:
         return self.get_or_compute("candidate logits", lambda: self._predict(self.candidates))
 
     def _predict(self, indices: np.ndarray) -> np.ndarray:
-        with self.progress("predict"), numbered(indices):
+        with self.progress("predict"), named_images(indices):
             return logits(self.network, Piecewise(self.images, indices))
 
     @property
@@ -322,7 +322,7 @@ def build_context(
     for method in methods:
         options.check(method.name)
     methods = [one for row in methods for one in methods_of(row.name, options.albl.arms)]
-    with numbered(probed):
+    with named_images(probed):
         require(methods, network, probe, options, resources.oracle)
     needs = needs_of(methods)
     known_logits = features = certified = None
@@ -370,7 +370,7 @@ def _check_classes(
     """
     labelled, labels, candidates = labelling
     if known_logits is None:
-        with numbered(candidates[:1]):
+        with named_images(candidates[:1]):
             classes = logits(network, images(candidates[:1])).shape[1]
     else:
         classes = known_logits[0].shape[1]
@@ -392,11 +392,11 @@ def _predictions(
         NetworkError: no layer makes the logits.
     """
     probed = np.concatenate([candidates, labelled])[:PROBE]
-    with numbered(probed):
+    with named_images(probed):
         head = find_head(network, images(probed))
 
     def of(indices: np.ndarray) -> Predictions:
-        with numbered(indices):
+        with named_images(indices):
             return predictions(network, Piecewise(images, indices), head)
 
     logits, features = zip(of(labelled), of(candidates), strict=True)

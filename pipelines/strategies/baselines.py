@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from kernel.contract import Scratch, key_of
 from kernel.lookahead import mlmoc_augmented
-from pipelines.progress import TimeLimit, numbered
+from pipelines.progress import TimeLimit, named_images
 from pipelines.strategies.base import Query, QueryContext, reference_sample, top
 from pipelines.strategies.lookahead import empirical_kernel
 from pipelines.strategies.options import BaselineConfig
@@ -58,7 +58,7 @@ def naive(context: QueryContext, batch_size: int, rng: np.random.Generator) -> Q
         base = context.candidate_logits[sample]
         if context.options.kernel.reference == "linearised":
             alone = retrained(context.network, labelled, context.labels, config, seed)
-            with numbered(asked):
+            with named_images(asked):
                 base = logits(alone, points)
         for number in range(kept.done("scores"), len(scored)):
             limit(number, len(scored))
@@ -66,7 +66,7 @@ def naive(context: QueryContext, batch_size: int, rng: np.random.Generator) -> Q
             images = np.concatenate([labelled, image])
             labels = np.append(context.labels, pseudo[scored[number]])
             copied = retrained(context.network, images, labels, config, seed)
-            with numbered(asked):
+            with named_images(asked):
                 after = logits(copied, points).astype(np.float64)
             moved = np.linalg.norm(after - base, axis=1)
             scores[number] = moved.sum() * len(context.candidates) / len(sample)

@@ -16,7 +16,7 @@ from kernel.estimate import dynamics_peak_bytes
 from kernel.gradients import chunk_size, squared_length, total
 from kernel.model import Model, Params
 from kernel.plan import GIB, Report, cast
-from pipelines.progress import Advance, numbered
+from pipelines.progress import Advance, named_images
 from pipelines.strategies.base import Query, QueryContext, top
 
 BLOCK = 1024  # candidates whose images are in memory at a time
@@ -42,7 +42,7 @@ def dynamical(context: QueryContext, batch_size: int, rng: np.random.Generator) 
     with context.progress("gradients") as advance:
         own = cotangents(labelled_logits, context.labels, context.train.loss)
         images = context.images(context.labelled)
-        with numbered(context.labelled):
+        with named_images(context.labelled):
             direction = total(
                 model,
                 images,
@@ -94,7 +94,7 @@ def _measured(
         image = jax.ShapeDtypeStruct(images.shape[1:], settings.precision)
         # once for all blocks: one shape is compiled, for a short last one, too
         chunk = chunk_size(model, image, len(images), chunk)
-        with numbered(candidates[part]):
+        with named_images(candidates[part]):
             piece = measure(
                 model,
                 images,

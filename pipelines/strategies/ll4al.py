@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from pipelines.errors import PipelineError
-from pipelines.progress import numbered
+from pipelines.progress import named_images
 from pipelines.strategies.base import Query, QueryContext, top
 from trainer.fit import losses
 from trainer.networks.loss_prediction import LossPrediction
@@ -46,7 +46,7 @@ def ll4al(context: QueryContext, batch_size: int, rng: np.random.Generator) -> Q
 def _predicted_losses(
     context: QueryContext, module: LossPrediction, indices: np.ndarray
 ) -> np.ndarray:
-    with numbered(indices):
+    with named_images(indices):
         return module.predict(context.network, Piecewise(context.images, indices))
 
 

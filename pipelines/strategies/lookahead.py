@@ -21,7 +21,7 @@ from kernel.options import GREEDY, STREAMED
 from kernel.posterior import posterior
 from kernel.sharded import product_error
 from pipelines.errors import PipelineError
-from pipelines.progress import Advance, numbered
+from pipelines.progress import Advance, named_images
 from pipelines.strategies.base import (
     Oracle,
     Pair,
@@ -171,7 +171,7 @@ def _empirical_kernel(
         if settings.precision == "tf32":
             error = product_error(mirror.model(), images, settings, error_rng)
             rounded["tf32_error"] = error
-        with numbered(both):
+        with named_images(both):
             kernel, held = query_kernel(
                 mirror.model(),
                 images,

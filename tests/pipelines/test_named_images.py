@@ -7,7 +7,7 @@ from torch import nn
 
 import kernel.errors
 import trainer.predict
-from pipelines.progress import numbered
+from pipelines.progress import named_images
 from pipelines.query import query
 from pipelines.sequential.session import start
 
@@ -46,7 +46,7 @@ def pictures(rng: np.random.Generator) -> np.ndarray:
 def test_gradients_are_renamed_and_where_they_fail_is_still_said():
     with (
         pytest.raises(kernel.errors.NotFiniteError) as told,
-        numbered(np.array([30, 10]), tests=[7, 8]),
+        named_images(np.array([30, 10]), tests=[7, 8]),
     ):
         raise kernel.errors.NotFiniteError([1, 3], "the logits are not")
     assert told.value.places == [10, "test image 8"]
@@ -55,7 +55,7 @@ def test_gradients_are_renamed_and_where_they_fail_is_still_said():
 
 
 def test_logits_are_renamed_with_their_cause():
-    with pytest.raises(trainer.predict.NotFiniteError) as told, numbered([30, 10]):
+    with pytest.raises(trainer.predict.NotFiniteError) as told, named_images([30, 10]):
         raise trainer.predict.NotFiniteError("logits", 1, "for some reason")
     assert str(told.value) == (
         "the logits of image 10 (numbered as in the data set) are not finite: for some reason"
@@ -63,9 +63,9 @@ def test_logits_are_renamed_with_their_cause():
 
 
 def test_other_errors_and_none_are_left_alone():
-    with pytest.raises(ValueError, match="^as it was$"), numbered([3]):
+    with pytest.raises(ValueError, match="^as it was$"), named_images([3]):
         raise ValueError("as it was")
-    with numbered([3]):
+    with named_images([3]):
         pass
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.bridge.operator_case import IMAGE, Case
+from tests.bridge.operator_case import IMAGE, Case, at_kinks
 
 VIDEO = (2, 3, 3, 4, 5)
 
@@ -152,6 +152,8 @@ CASES: dict[str, Case] = {
     # pooling
     "max-pool": Case(lambda x: F.max_pool2d(x, 2)),
     "max-pool-ties": Case(lambda x: F.max_pool2d(torch.round(x), 3, 1)),
+    # -0.3 and 0.3 about 0: which of the two has the gradient
+    "max-pool-ties-of-kinks": at_kinks(lambda x: F.max_pool1d(x.abs()[:, None], 3, 1)[:, 0]),
     "max-pool-relu": Case(lambda x: F.max_pool2d(F.relu(x - 1), 2)),
     "max-pool-padding": Case(lambda x: F.max_pool2d(x, 3, 2, 1)),
     "max-pool-dilation": Case(lambda x: F.max_pool2d(x, 2, 1, 0, 2)),

@@ -13,7 +13,7 @@ from bridge import module as bridge_module
 from bridge.errors import BridgeError, ParityError
 from bridge.mirror import Mirror
 from bridge.ops import OPERATORS
-from bridge.parity import certify
+from bridge.parity import certify, compare
 from bridge.program import Node
 from bridge.trace import mirror
 from tests.small_networks import CLASSES, NETWORKS, SHAPE, build
@@ -181,6 +181,19 @@ def test_a_false_gradient_behind_true_values_is_found(monkeypatch: pytest.Monkey
         nn.init.zeros_(parameter)
     with pytest.raises(ParityError, match=r"gradients of 1\.\w+, used by '1'"):
         certify(network, mirror(network, images(2)), images(3))
+
+
+def test_gradients_that_are_no_numbers_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The root has an infinite slope at 0, which times 0, of what is not chosen, is NaN.
+    rooted = lambda x: jnp.where(x <= 0, 0, jnp.sqrt(jnp.maximum(x, 0)) ** 2)
+    monkeypatch.setitem(OPERATORS, "aten.relu.default", rooted)
+    first = nn.Linear(192, 6)
+    network = nn.Sequential(nn.Flatten(), first, nn.ReLU(), nn.Linear(6, CLASSES)).eval()
+    for parameter in first.parameters():
+        nn.init.zeros_(parameter)
+    certificate = compare(network, mirror(network, images(2)), images(3))
+    assert certificate.gradients == np.inf
+    assert any("per-example gradients of 1." in fault for fault in certificate.disagreements)
 
 
 def test_logits_that_are_not_finite_are_refused() -> None:

@@ -72,6 +72,7 @@ def test_duplicates_within_the_labelled_set_need_jitter(rng):
     targets[2], f_l[2] = targets[0], f_l[0]
     result = posterior(Kernel(features @ features.T, "float64"), targets, f_l, f_u)
     assert result.jitter == 1e-8
+    assert result.ridge == pytest.approx(1e-8 * (features[:3] ** 2).sum() / 3)
     assert np.asarray(result.determined).tolist() == [False, False, True]
     # the same answer as without the repeated label
     once = Kernel(np.delete(np.delete(features @ features.T, 2, 0), 2, 1), "float64")

@@ -1,12 +1,14 @@
 import errno
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from bridge.weights import replace
 from pipelines import record
 from pipelines.errors import PipelineError
 
@@ -111,6 +113,19 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert record.read(tmp_path).rounds == ({"round": 0},)
     assert not list(tmp_path.glob(".rounds*"))
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_place_and_its_name_after(tmp_path, monkeypatch):
+    done = []
+
+    def fsync(descriptor, real=os.fsync):
+        kind = "folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
+        done.append((kind, (tmp_path / "file").exists()))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    replace(tmp_path / "file", b"whole")
+    assert done == [("file", False), ("folder", True)]
 
 
 def test_numbers_that_json_does_not_know_are_refused(tmp_path):

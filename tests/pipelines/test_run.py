@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from bridge.module import restore
+from bridge.weights import read
 from pipelines import digits, record, run
 from pipelines.errors import PipelineError
 from pipelines.strategies import STRATEGIES, needing
 from pipelines.strategies.options import KernelConfig
-from trainer import data
+from trainer import data, networks
 from trainer.dataset import Dataset, moments
 from trainer.errors import NetworkError, TrainerError
 from trainer.fit import TrainConfig
+from trainer.predict import logits
 
 ROOT = Path(__file__).parents[2]
 SMALL = dataclasses.replace(
@@ -69,6 +72,18 @@ def test_a_run_of_every_strategy(strategy, tmp_path):
         assert diagnostics["certificate"]["logits_float64"] < 1e-10
         assert diagnostics["kind"] == "single"
         assert {"certificate", "kernel", "posterior"} <= set(result.rounds[0]["seconds"])
+
+
+def test_each_image_is_trained_on_with_its_own_label(tmp_path):
+    result = run.run(small(tmp_path / "run", strategy="margin", cycles=1))
+    truth, rng = data.load("digits", None), np.random.default_rng(1)
+    network = networks.build(SMALL.network, truth.image_shape, 10, rng, {"hidden": 8})
+    restore(network, read(result.weights(1)))
+    initial = result.rounds[0]["initial"]["indices"]
+    labelled = sum((line["indices"] for line in result.rounds), initial)
+    answers = logits(network, truth.normalise(truth.train_images[labelled]))
+    right = np.mean(answers.argmax(1) == truth.train_labels[labelled])
+    assert right == result.rounds[-1]["train_accuracy"] > 0.5
 
 
 @pytest.fixture(scope="module")

@@ -142,12 +142,15 @@ class StoppedError(Exception):
 
 @pytest.mark.parametrize(
     ("place", "answer"),
-    [("written", 0), ("written", 6), ("absorbed", 6), ("absorbed", 7), ("written", 11)],
+    [
+        *[("written", 0), ("written", 6), ("absorbed", 6), ("absorbed", 7), ("written", 11)],
+        ("trained", 6),
+    ],
 )
 def test_stopped_beside_an_answer_it_goes_on_to_the_same_end(
     place, answer, tmp_path, whole, monkeypatch
 ):
-    """Between the disk and the absorption, and between the absorption and the next question."""
+    """Between the disk and the absorption, and between that and the next training or question."""
     if place == "written":
         real = SequentialSession.add_label
 
@@ -157,13 +160,20 @@ def test_stopped_beside_an_answer_it_goes_on_to_the_same_end(
             real(self, image, label)
 
         monkeypatch.setattr(SequentialSession, "add_label", add_label)
-    else:
+    elif place == "absorbed":
 
         def shown(console, line, *rest):
             if line["number"] == answer:
                 raise StoppedError
 
         monkeypatch.setattr(run, "print_answer", shown)
+    else:
+
+        def trained(console, line):
+            if line["round"] == 1:
+                raise StoppedError
+
+        monkeypatch.setattr(run, "print_training", trained)
     with pytest.raises(StoppedError):
         carry_out(config(tmp_path))
     assert len(journal.read(tmp_path).answers) == answer + 1

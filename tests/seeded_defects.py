@@ -229,7 +229,7 @@ DEFECTS = (
     Defect(
         "coreset-labelled",
         "labelled images past the first block cover nothing",
-        "for start in range(0, len(labelled), _AT_ONCE):",
+        "for start in range(0, len(labelled), _BLOCK):",
         "for start in (0,):",
         ("test_against_brute_force_and_scikit_activeml",),
     ),
@@ -271,15 +271,15 @@ DEFECTS = (
     Defect(
         "kept-mirror",
         "a mirror kept from an earlier query keeps its weights",
-        "mirror.with_weights(weights_of(model)) if mirror else trace.mirror(model, probe)",
-        "mirror if mirror else trace.mirror(model, probe)",
+        "made = mirror.with_weights(module.weights_of(network))",
+        "made = mirror",
         ("test_a_mirror_that_is_kept_is_given_the_present_weights",),
     ),
     Defect(
         "round-cache",
         "what was computed for other candidates is returned",
-        "if kept is None or any(a is not b for a, b in zip(kept[0], of, strict=True)):",
-        "if kept is None:",
+        "if entry is None or any(a is not b for a, b in zip(entry[0], of, strict=True)):",
+        "if entry is None:",
         ("test_a_copy_with_other_candidates_has_logits_of_its_own",),
     ),
     Defect(

@@ -63,7 +63,7 @@ def context_of(images: np.ndarray, resources=None, train=SHORT, **options) -> Qu
 
 
 def test_a_copy_with_other_candidates_has_logits_of_its_own(images):
-    whole = situated(images)
+    whole = context_of(images)
     logits_of_all = whole.candidate_logits  # kept for whoever asks next
     few = dataclasses.replace(whole, candidates=whole.candidates[3:7])
     np.testing.assert_allclose(few.candidate_logits, logits_of_all[3:7], rtol=1e-5, atol=1e-6)

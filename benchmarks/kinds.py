@@ -177,7 +177,9 @@ def _compare(
 
     def scores(values: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
         result = posterior(Kernel(values, "float32"), targets, known, open_)
-        return {reference: criteria(result, reference) for reference in REFERENCES}, result.jitter
+        return {
+            reference: criteria.mlmoc(result, reference) for reference in REFERENCES
+        }, result.jitter
 
     def rows(
         kind: str, sketch: int | None, answered: dict[str, np.ndarray], exact=None, **about: float

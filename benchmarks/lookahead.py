@@ -158,7 +158,7 @@ def scoring(settings: Settings, classes: int, rng: np.random.Generator) -> list[
     values = kernel_between(settings.labelled + settings.candidates, rng)
     given = problem(settings.labelled, settings.candidates, classes, rng)
     ours = {
-        f"posterior and MLMOC ({reference}), C = {classes}": lambda r=reference: criteria(
+        f"posterior and MLMOC ({reference}), C = {classes}": lambda r=reference: criteria.mlmoc(
             posterior(Kernel(values, "float64"), *given), r
         )
         for reference in REFERENCES

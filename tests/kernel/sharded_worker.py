@@ -110,7 +110,7 @@ def selections(folder: Path) -> Any:
     found = []
     for devices in (8, 1):
         kernel = empirical_ntk(model, images, "trace", precision="float64", devices=devices)
-        scores = criteria(posterior(kernel, *given))
+        scores = criteria.mlmoc(posterior(kernel, *given))
         found.append(np.argsort(-scores)[:6].tolist())
     return found
 

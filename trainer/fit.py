@@ -88,7 +88,7 @@ def _positions(shifts: np.ndarray, size: int) -> torch.Tensor:
 
 
 @runtime_checkable
-class Companion(Protocol):
+class AuxiliaryModule(Protocol):
     """A module trained with the network: any `nn.Module` with `rate`, `watch` and `added`."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -189,7 +189,7 @@ class Epoch(NamedTuple):
 
     Attributes:
         loss: mean over its images, of the network alone.
-        added: mean over its images of what a companion added.
+        added: mean over its images of the auxiliary module's loss.
     """
 
     loss: float
@@ -203,7 +203,7 @@ def epochs(
     config: TrainConfig,
     rate: float,
     rng: np.random.Generator,
-    companion: Companion | None,
+    auxiliary_module: AuxiliaryModule | None,
     done: float | None,
 ) -> Iterator[Epoch]:
     """Train with a fresh optimiser; after each epoch, in eval mode, yield what it came to.
@@ -215,32 +215,35 @@ def epochs(
         config: how.
         rate: the highest learning rate of the schedule.
         rng: draws the order of the images and the augmentation.
-        companion: trained along; None for the network alone.
-        done: what the companion is told of how far training is; None counts this schedule's epochs.
+        auxiliary_module: trained along; None for the network alone.
+        done: share of all training that is over, for the auxiliary module; None is that of this
+            schedule.
     """
     pixels = to_tensor(images, network)
     targets = torch.tensor(labels, device=pixels.device, dtype=torch.int64)
     batches, count = config.plan(len(labels))
-    optimiser, scheduler = _optimiser(network, config, rate, batches * count, companion)
+    optimiser, scheduler = _optimiser(network, config, rate, batches * count, auxiliary_module)
     for epoch in range(count):
         network.train()
         total, extra = torch.zeros(2, device=pixels.device)
-        if companion is not None:
-            companion.train()
+        if auxiliary_module is not None:
+            auxiliary_module.train()
         for chosen in np.array_split(rng.permutation(len(labels)), batches):
             where = torch.tensor(chosen, device=pixels.device)
             batch = _augmented(pixels[where], config, rng)
             batch = batch.contiguous(memory_format=torch.channels_last)
-            watched = nullcontext(()) if companion is None else companion.watch(network)
+            watched = (
+                nullcontext(()) if auxiliary_module is None else auxiliary_module.watch(network)
+            )
             with _arithmetic(config, batch.device), watched as seen:
                 answers = forward(network, batch)
             if config.precision == "bfloat16":  # losses are sums of many small numbers
                 answers, seen = answers.float(), [features.float() for features in seen]
             loss = mean_loss(answers, targets[where], config.loss)
             total += loss.detach() * len(chosen)
-            if companion is not None:
+            if auxiliary_module is not None:
                 each = losses(answers.detach(), targets[where], config.loss)
-                added = companion.added(seen, each, epoch / count if done is None else done)
+                added = auxiliary_module.added(seen, each, epoch / count if done is None else done)
                 extra += added.detach() * len(chosen)
                 loss = loss + added
             optimiser.zero_grad()
@@ -249,8 +252,8 @@ def epochs(
             if scheduler is not None:
                 scheduler.step()
         batchnorm.freeze(network)
-        if companion is not None:
-            companion.eval()
+        if auxiliary_module is not None:
+            auxiliary_module.eval()
         yield Epoch(total.item() / len(labels), extra.item() / len(labels))
 
 
@@ -273,12 +276,12 @@ def _optimiser(
     config: TrainConfig,
     rate: float,
     steps: int,
-    companion: Companion | None,
+    auxiliary_module: AuxiliaryModule | None,
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler | None]:
-    """The network's parameters in one group, a companion's in another, and their schedule."""
+    """Parameters of the network in one group, of the auxiliary module in another; schedule."""
     groups = [{"params": _trained(network), "lr": rate}]
-    if companion is not None:
-        groups.append({"params": _trained(companion), "lr": companion.rate(rate)})
+    if auxiliary_module is not None:
+        groups.append({"params": _trained(auxiliary_module), "lr": auxiliary_module.rate(rate)})
     if config.optimiser == "adam":
         return torch.optim.Adam(groups, rate, weight_decay=config.weight_decay), None
     optimiser = torch.optim.SGD(
@@ -295,7 +298,7 @@ def _optimiser(
     return optimiser, scheduler
 
 
-def _trained(module: nn.Module | Companion) -> list[nn.Parameter]:
+def _trained(module: nn.Module | AuxiliaryModule) -> list[nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
@@ -397,13 +400,13 @@ def fit(
     config: TrainConfig,
     rng: np.random.Generator,
     progress: Progress | None = None,
-    companion: Companion | None = None,
+    auxiliary_module: AuxiliaryModule | None = None,
 ) -> FitResult:
     """Train in place on the labelled images; afterwards the network is in eval mode.
 
-    The same weights, generator and machine give bit-identical results. A companion is trained
-    along by the same optimiser, in a group of its own; it changes no other draw, and losses that
-    are told are the network's own.
+    The same weights, generator and machine give bit-identical results. An auxiliary module is
+    trained along by the same optimiser, in a group of its own; it changes no other draw, and losses
+    that are reported are the network's own.
 
     Args:
         network: trained on its own device; the weights that it comes with are the start.
@@ -412,7 +415,7 @@ def fit(
         config: see `TrainConfig`.
         rng: draws the order of the images, the augmentation and the network's dropout.
         progress: told how far training is.
-        companion: a module trained together with the network, such as
+        auxiliary_module: a module trained together with the network, such as
             `trainer.networks.loss_prediction.LossPrediction`, on the network's device; its weights
             go back to their start with the network's.
 
@@ -428,7 +431,7 @@ def fit(
     check_network(network, len(labels), config)
     lay_out(network, torch.channels_last)
     try:
-        return _fit(network, images, labels, config, rng, _throttled(progress), companion)
+        return _fit(network, images, labels, config, rng, _throttled(progress), auxiliary_module)
     finally:
         batchnorm.freeze(network)
         lay_out(network, torch.contiguous_format)
@@ -441,7 +444,7 @@ def _fit(
     config: TrainConfig,
     rng: np.random.Generator,
     tell: Progress,
-    companion: Companion | None,
+    auxiliary_module: AuxiliaryModule | None,
 ) -> FitResult:
     """Schedule after schedule until the labels are fitted or a limit is reached."""
     answers = logits(network, images)
@@ -451,11 +454,11 @@ def _fit(
     history: list[float] = []
     restarts = extensions = 0
     going_on = False
-    modules = [network] if companion is None else [network, companion]
+    modules = [network] if auxiliary_module is None else [network, auxiliary_module]
     while True:
         start = [_copied(module) for module in modules]
         passes = epochs(
-            network, images, labels, config, rate, rng, companion, 1.0 if going_on else None
+            network, images, labels, config, rate, rng, auxiliary_module, 1.0 if going_on else None
         )
         with seeded(rng, placement(network)[0]):
             answers = _schedule(network, images, labels, config, ceiling, passes, history, tell)
@@ -554,11 +557,13 @@ def _dead(answers: np.ndarray) -> bool:
     return bool(2 * same.sum() > len(answers) > 1)
 
 
-def _copied(module: nn.Module | Companion) -> Mapping[str, Any]:
+def _copied(module: nn.Module | AuxiliaryModule) -> Mapping[str, Any]:
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
-def _restore(modules: Sequence[nn.Module | Companion], states: Sequence[Mapping[str, Any]]) -> None:
+def _restore(
+    modules: Sequence[nn.Module | AuxiliaryModule], states: Sequence[Mapping[str, Any]]
+) -> None:
     for module, state in zip(modules, states, strict=True):
         module.load_state_dict(state)
 

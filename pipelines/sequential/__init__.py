@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pipelines.sequential.config import SequentialOptions
+
 if TYPE_CHECKING:
     from pipelines.sequential.session import (
         Exhausted,
@@ -12,7 +14,14 @@ if TYPE_CHECKING:
         start,
     )
 
-__all__ = ["Exhausted", "SequentialQuery", "SequentialSession", "Status", "start"]
+__all__ = [
+    "Exhausted",
+    "SequentialOptions",
+    "SequentialQuery",
+    "SequentialSession",
+    "Status",
+    "start",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -17,7 +17,8 @@ from pipelines.strategies.options import (
     BaselineConfig,
     KernelConfig,
     LL4ALConfig,
-    LookAheadConfig,
+    QueryOptions,
+    StrategyOptions,
 )
 from trainer.data import DATASETS
 from trainer.errors import lookup
@@ -28,17 +29,26 @@ _STRATEGY_HELP = (
 )
 
 
-def criterion_options(
-    strategy: str, lookahead: LookAheadConfig, kernel: KernelConfig, seed: int
-) -> Options:
-    """Options of a strategy that asks one question at a time, without those of batches.
+def criterion_options(strategy: str, options: StrategyOptions, seed: int) -> Options:
+    """Options of a look-ahead criterion for one query at a time, without those of batches.
 
     Raises:
         PipelineError: a criterion that this kernel does not serve.
     """
     if strategy in CRITERIA:
-        dataclasses.replace(lookahead, batch="top").check(strategy, kernel)
-    return lookahead.criterion_options(kernel.reference, seed)
+        dataclasses.replace(options.lookahead, batch="top").check(strategy, options.kernel)
+    return options.lookahead.criterion_options(options.kernel.reference, seed)
+
+
+@dataclass(frozen=True)
+class SequentialOptions(QueryOptions):
+    """Options of `pipelines.sequential.start`; those of batches have no effect.
+
+    Attributes:
+        kernel: by default changes are measured from the linearised network.
+    """
+
+    kernel: KernelConfig = KernelConfig(reference="linearised")
 
 
 @dataclass(frozen=True)
@@ -124,7 +134,8 @@ class SequentialConfig(RunConfig):
                 "one at a time here: leave them out."
             )
         object.__setattr__(self, "cycles", self._trainings)
-        _ = self.rounds_of_one, self.options
+        _ = self.rounds_of_one
+        criterion_options(self.strategy, self.options, self.seed)
 
     @property
     def _trainings(self) -> int:
@@ -145,9 +156,10 @@ class SequentialConfig(RunConfig):
         return RunConfig(**own | {"strategy": "mlmoc", "query": 1, "cycles": self.budget})
 
     @property
-    def options(self) -> Options:
-        """Of look-ahead criteria."""
-        return criterion_options(self.strategy, self.lookahead, self.kernel, self.seed)
+    def options(self) -> SequentialOptions:
+        """As `pipelines.sequential.start` takes them."""
+        own = {one.name: getattr(self, one.name) for one in fields(StrategyOptions)}
+        return SequentialOptions(**own, loss=self.train.loss)
 
     @property
     def run_folder(self) -> Path:

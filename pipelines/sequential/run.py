@@ -33,7 +33,6 @@ from pipelines.sequential.learner import Event
 from pipelines.sequential.session import (
     Exhausted,
     SequentialData,
-    SequentialOptions,
     SequentialSession,
     Status,
     build_state,
@@ -296,12 +295,11 @@ def linearise(setup: SequentialSetup, number: int, stages: Stages) -> Sequential
     candidates = pool.candidates(config.subset, generator(config.seed, "subset", number))
     with stages("certificate"):
         probe = setup.images(np.concatenate([candidates, pool.labelled])[:PROBE])
-        mirror, certificate = setup.bridge.cross(run, number, probe)
+        certified = setup.bridge.cross(run, number, probe)
     tests = dataset.normalise(dataset.test_images[setup.tests]) if len(setup.tests) else None
     state = build_state(
         setup.network,
-        mirror,
-        certificate,
+        certified,
         SequentialData(
             images=setup.images,
             labelled=labels,
@@ -310,11 +308,11 @@ def linearise(setup: SequentialSetup, number: int, stages: Stages) -> Sequential
             test_labels=dataset.test_labels[setup.tests],
             classes=dataset.classes,
         ),
-        SequentialOptions(
-            config.strategy, config.options, config.kernel, config.train.loss, config.seed
-        ),
+        config.strategy,
+        config.options,
+        config.seed,
         rng=generator(config.seed, "kernel", number),
-        stages=stages,
+        progress=stages,
         folder=run.path / KERNEL,
     )
     events = [Event(line["image"], line["label"]) for line in setup.journal.of_round(number)]

@@ -25,7 +25,7 @@ from kernel.options import CRITERIA, Options
 from pipelines.errors import PipelineError
 from pipelines.progress import Stages, generator, named_images
 from pipelines.query import checked_images, checked_labels
-from pipelines.sequential.config import STRATEGIES, criterion_options
+from pipelines.sequential.config import STRATEGIES, SequentialOptions, criterion_options
 from pipelines.sequential.learner import (
     Answer,
     Event,
@@ -35,8 +35,7 @@ from pipelines.sequential.learner import (
     acquisition_of,
 )
 from pipelines.strategies.base import PROBE, reference_sample
-from pipelines.strategies.options import KernelConfig, LookAheadConfig
-from trainer.config import Loss
+from pipelines.strategies.options import KernelConfig
 from trainer.errors import lookup
 from trainer.predict import logits
 
@@ -460,32 +459,15 @@ class SequentialData(NamedTuple):
     classes: int
 
 
-class SequentialOptions(NamedTuple):
-    """Strategy and settings of a session.
-
-    Attributes:
-        strategy: how the next image is chosen.
-        criterion: options of look-ahead criteria.
-        kernel: how the kernel is computed.
-        loss: of the training.
-        seed: of the random strategy and of ties.
-    """
-
-    strategy: str
-    criterion: Options
-    kernel: KernelConfig
-    loss: str
-    seed: int
-
-
 def build_state(
     network: nn.Module,
-    mirror: Mirror,
-    certificate: dict[str, Any],
+    certified: tuple[Mirror, dict[str, Any]],
     data: SequentialData,
+    strategy: str,
     options: SequentialOptions,
+    seed: int,
     rng: np.random.Generator,
-    stages: Stages,
+    progress: Stages,
     folder: Path | None = None,
 ) -> SequentialState:
     """Kernel, logits and labels from which a session starts.
@@ -495,18 +477,20 @@ def build_state(
 
     Args:
         network: in eval mode.
-        mirror: of it, certified.
-        certificate: for the record.
+        certified: its mirror and the certificate, for the record.
         data: images and labels.
-        options: strategy and settings.
+        strategy: how the next image is chosen.
+        options: of kernel and strategy.
+        seed: of the random strategy and of ties.
         rng: of random projections and of the sample.
-        stages: records time and memory, and shows progress.
+        progress: records time and memory, and shows progress.
         folder: where a kernel keeps its finished chunks; None keeps none.
 
     Raises:
         PipelineError, KernelError: as `check_memory`.
         NetworkError: logits that are not finite.
     """
+    mirror, certificate = certified
     kernel_rng, sample_rng = rng.spawn(2)
     labelled = np.fromiter(data.labelled, np.int64, len(data.labelled))
     classes = np.array([data.labelled[int(index)] for index in labelled], np.int64)
@@ -517,14 +501,14 @@ def build_state(
     check_memory(mirror, others[0], len(labelled), len(candidates), tests, settings)
     sample = reference_sample(len(candidates), settings.sample, sample_rng)
     sample = np.arange(len(candidates)) if sample is None else sample
-    with stages("predict"):
+    with progress("predict"):
         own = data.images(labelled)
         with named_images(labelled):
             labelled_logits = logits(network, own)
         with named_images(candidates, range(tests)):
             other_logits = logits(network, others)
     both = np.concatenate([labelled, candidates])
-    with stages("kernel") as advance, named_images(both, range(tests)):
+    with progress("kernel") as advance, named_images(both, range(tests)):
         kernel, held = query_kernel(
             mirror.model(),
             np.concatenate([own, others]),
@@ -555,10 +539,10 @@ def build_state(
         test_labels=data.test_labels,
         classes=data.classes,
         norm=float(np.sqrt(sum(squares))),
-        strategy=options.strategy,
-        options=options.criterion,
+        strategy=strategy,
+        options=criterion_options(strategy, options, seed),
         loss=options.loss,
-        seed=options.seed,
+        seed=seed,
         diagnostics={
             "kind": settings.kind,
             "sketch": settings.sketch,
@@ -604,23 +588,17 @@ def check_memory(
         ) from error
 
 
-LINEARISED = KernelConfig(reference="linearised")
-
-
 def start(
     model: nn.Module,
     images: np.ndarray | torch.Tensor,
     labelled: Mapping[int, int],
     strategy: str = "mlmoc",
+    options: SequentialOptions | None = None,
     *,
     tests: tuple[np.ndarray | torch.Tensor, np.ndarray] | None = None,
-    subset: int | None = None,
-    loss: Loss = "l2",
-    lookahead: LookAheadConfig | None = None,
-    kernel: KernelConfig | None = None,
     mirror: Mirror | None = None,
     seed: int = 0,
-    stages: Stages | None = None,
+    progress: Stages | None = None,
 ) -> SequentialSession:
     """Linearise a trained network, to query labels one at a time.
 
@@ -632,14 +610,11 @@ def start(
         labelled: what the network was trained on, {index into images: class from 0}.
         strategy: a look-ahead criterion, or random, entropy, margin or least_confident of the
             linearised network.
+        options: of the loss, the candidates, the kernel and look-ahead; the defaults if None.
         tests: images and their classes, on which the linearised network's accuracy is computed.
-        subset: query only so many unlabelled images, drawn at random; None may query all.
-        loss: what the network was trained with; look-ahead assumes `l2`.
-        lookahead: of look-ahead criteria; its settings of batches are without effect.
-        kernel: how the kernel is computed; by default changes refer to the linearised network.
         mirror: your own mirror of the model; None makes one.
         seed: of the subset, of random choice, projections and ties.
-        stages: records time and memory, and shows progress.
+        progress: records time and memory, and shows progress.
 
     Raises:
         UnknownNameError: no such strategy.
@@ -649,10 +624,11 @@ def start(
         KernelError: the kernel cannot be computed in the memory given, or is singular.
     """
     lookup(dict.fromkeys(STRATEGIES), strategy, "sequential strategy")
+    options = options or SequentialOptions()
     array = checked_images(images)
     pool, labels = checked_labels(labelled, len(array))
     test_images, test_labels = (None, np.empty(0, np.int64)) if tests is None else _checked(*tests)
-    candidates = pool.candidates(subset, generator(seed, "subset"))
+    candidates = pool.candidates(options.subset, generator(seed, "subset"))
     if not len(candidates):
         raise PipelineError("every image is labelled already: there is nothing to ask.")
     twin = mirror.with_weights(weights_of(model)) if mirror else trace.mirror(model, array[:PROBE])
@@ -663,12 +639,9 @@ def start(
                 f"the {which} images have classes {given.min()} to {given.max()} and the network "
                 f"has {classes} logits: classes go from 0 to {classes - 1}."
             )
-    settings = kernel or LINEARISED
-    criterion = criterion_options(strategy, lookahead or LookAheadConfig(), settings, seed)
     state = build_state(
         model,
-        twin,
-        certify(model, twin, array[:PROBE]).summary(),
+        (twin, certify(model, twin, array[:PROBE]).summary()),
         SequentialData(
             images=lambda indices: array[indices],
             labelled=dict(zip(pool.labelled.tolist(), labels.tolist(), strict=True)),
@@ -677,9 +650,11 @@ def start(
             test_labels=test_labels,
             classes=classes,
         ),
-        SequentialOptions(strategy, criterion, settings, loss, seed),
+        strategy,
+        options,
+        seed,
         rng=generator(seed, "kernel"),
-        stages=stages or Stages(),
+        progress=progress or Stages(),
     )
     return SequentialSession(state)
 

@@ -33,8 +33,9 @@ def ll4al(context: QueryContext, batch_size: int, rng: np.random.Generator) -> Q
         raise PipelineError(
             "ll4al queries by a module that is trained together with the network, and there is "
             "none: make one, module = LossPrediction.of(network, images, rng) of "
-            "trainer.networks.loss_prediction, train with trainer.fit.fit(…, companion=module), "
-            "and ask query(…, auxiliary_module=module)."
+            "trainer.networks.loss_prediction, train with "
+            "trainer.fit.fit(…, auxiliary_module=module), and ask "
+            "query(…, auxiliary_module=module)."
         )
     with context.progress("score"):
         scores = _predicted_losses(context, module, context.candidates)

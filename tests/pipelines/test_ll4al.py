@@ -32,16 +32,16 @@ def trained():
     rng = np.random.default_rng(0)
     images = rng.normal(size=(30, 1, 6, 6)).astype(np.float32)
     network = build("cnn", (1, 6, 6), 3, rng)
-    companion = LossPrediction.of(network, images[:2], rng)
+    auxiliary_module = LossPrediction.of(network, images[:2], rng)
     known, labels = (np.array([*part]) for part in (LABELLED, LABELLED.values()))
     config = TrainConfig(epochs=4, min_steps=0, extensions=0, learning_rate=0.1)
-    fit(network, images[known], labels, config, rng, companion=companion)
-    return network, images, companion
+    fit(network, images[known], labels, config, rng, auxiliary_module=auxiliary_module)
+    return network, images, auxiliary_module
 
 
 @pytest.mark.parametrize("loss", ["l2", "cross_entropy"])
 def test_the_largest_predicted_loss_is_queried(trained, loss):
-    network, images, companion = trained
+    network, images, auxiliary_module = trained
     found = query(
         network,
         images,
@@ -49,9 +49,9 @@ def test_the_largest_predicted_loss_is_queried(trained, loss):
         5,
         "ll4al",
         options=QueryOptions(loss=loss),
-        auxiliary_module=companion,
+        auxiliary_module=auxiliary_module,
     )
-    predicted = companion.predict(network, images)
+    predicted = auxiliary_module.predict(network, images)
     unlabelled = [i for i in range(30) if i not in LABELLED]
     assert set(found.indices) == set(sorted(unlabelled, key=lambda i: -predicted[i])[:5])
     np.testing.assert_allclose(found.candidate_scores, predicted[unlabelled], rtol=1e-5)
@@ -67,7 +67,9 @@ def test_the_largest_predicted_loss_is_queried(trained, loss):
 
 
 def test_without_a_module_it_says_how_to_train_one(trained):
-    with pytest.raises(PipelineError, match=r"LossPrediction.of.*fit\(…, companion=companion\)"):
+    with pytest.raises(
+        PipelineError, match=r"LossPrediction.of.*fit\(…, auxiliary_module=module\)"
+    ):
         query(trained[0], trained[1], LABELLED, 5, "ll4al")
 
 
@@ -107,8 +109,8 @@ def test_a_run_keeps_the_module_beside_the_network(tmp_path):
     settings = LL4ALConfig(taps=("1",), width=6)
     result = run.run(small(tmp_path / "run", strategy="ll4al", ll4al=settings))
     files = sorted(path.name for path in result.path.glob("*.safetensors"))
-    assert files == ["companion-002.safetensors", "weights-002.safetensors"]
-    kept = read(result.companion(2))
+    assert files == ["auxiliary-002.safetensors", "weights-002.safetensors"]
+    kept = read(result.auxiliary_weights(2))
     assert kept.params["maps.0.weight"].shape == (6, 8)
     assert result.rounds[0]["diagnostics"]["taps"] == ["1"]
     assert result.config["ll4al"]["width"] == 6
@@ -181,22 +183,22 @@ def test_a_dry_run_tells_what_is_trained_along(tmp_path, monkeypatch):
 )
 def test_what_is_not_finite_is_refused(trained, part, what):
     """Logits too, though the feature maps before them are finite."""
-    network, images, companion = (copy.deepcopy(one) for one in trained)
-    layer = companion.head if part == "module" else network.head
+    network, images, auxiliary_module = (copy.deepcopy(one) for one in trained)
+    layer = auxiliary_module.head if part == "module" else network.head
     with torch.no_grad():
         layer.weight.fill_(1e25)  # of feature maps of ordinary size still finite
     images[13] *= 1e20
     said = rf"{what} of image 13 \(numbered as in the data set\) are not finite"
     with pytest.raises(NetworkError, match=said):
-        query(network, images, LABELLED, 5, "ll4al", auxiliary_module=companion)
+        query(network, images, LABELLED, 5, "ll4al", auxiliary_module=auxiliary_module)
 
 
 def test_candidates_go_through_the_network_once(trained):
     """Their logits are not asked for beside the feature maps."""
-    network, images, companion = trained
+    network, images, auxiliary_module = trained
     seen = []
     handle = network.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
-    query(network, images, LABELLED, 5, "ll4al", auxiliary_module=companion)
+    query(network, images, LABELLED, 5, "ll4al", auxiliary_module=auxiliary_module)
     handle.remove()
     known = len(LABELLED)
     # one to count the classes, the module's two passes, and the true losses of the labelled images

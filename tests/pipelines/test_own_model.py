@@ -21,6 +21,10 @@ PAGE = (ROOT / "docs" / "own-model.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)(?: file=(\S+))?\n(.*?)```", PAGE, re.DOTALL)
 
 
+# Which weights are trained is no part of what the page shows.
+QUICK = ["--train.epochs", "5", "--train.min-steps", "50", "--train.extensions", "0"]
+
+
 def paint(folder: Path) -> None:
     """Thirty images of three kinds, of different sizes."""
     rng = np.random.default_rng(0)
@@ -53,6 +57,8 @@ def command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """`python -m module arguments`, in this process."""
     _, option, module, *arguments = words
     assert option == "-m"
+    if module == "pipelines.images":
+        arguments += QUICK
     monkeypatch.setattr(sys, "argv", [module, *arguments])
     try:
         if module == "bridge.check":  # whose settings are a type that other modules check

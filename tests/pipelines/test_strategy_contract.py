@@ -45,10 +45,10 @@ def trained():
     rng = np.random.default_rng(1)
     images = rng.normal(size=(6, *SHAPE)).astype(np.float32)
     network = build("cnn", SHAPE, CLASSES, rng, {"dropout": 0.3})
-    companion = LossPrediction.of(network, images[:2], rng)
-    fit(network, images, np.arange(6) % CLASSES, TRAIN, rng, companion=companion)
+    auxiliary_module = LossPrediction.of(network, images[:2], rng)
+    fit(network, images, np.arange(6) % CLASSES, TRAIN, rng, auxiliary_module=auxiliary_module)
     network.zero_grad()
-    return network, mirror(network, images[:2]), companion
+    return network, mirror(network, images[:2]), auxiliary_module
 
 
 def pictures(seed: int = 0) -> np.ndarray:

@@ -98,7 +98,7 @@ def test_what_is_trained_along_is_told_float32_in_bfloat16_too(digits):
     along = LossPrediction.of(network, images, generator())
     before = [p.detach().clone() for p in along.parameters()]
     config = dataclasses.replace(BRIEF, precision="bfloat16")
-    fit(network, images, labels, config, generator(), companion=along)
+    fit(network, images, labels, config, generator(), auxiliary_module=along)
     assert {p.dtype for p in along.parameters()} == {torch.float32}
     assert any(not torch.equal(*pair) for pair in zip(before, along.parameters(), strict=True))
 

@@ -229,15 +229,15 @@ def test_another_network_is_refused(problem):
 )
 def test_with_weight_0_the_network_is_trained_as_if_alone(make, config, problem):
     ends = []
-    for companion in (False, True):
+    for auxiliary_module in (False, True):
         network = make()
         torch.manual_seed(0)
         start = {n: torch.rand(t.shape) - 0.5 for n, t in network.named_parameters()}
         network.load_state_dict(start, strict=False)
         module = LossPrediction.of(network, problem[0][:2], generator(4), weight=0.0)
         images, labels = problem
-        along = module if companion else None
-        result = fit(network, images, labels, config, generator(1), companion=along)
+        along = module if auxiliary_module else None
+        result = fit(network, images, labels, config, generator(1), auxiliary_module=along)
         ends.append((state(network), result))
     assert same(ends[0][0], ends[1][0])
     assert ends[0][1] == ends[1][1]
@@ -250,7 +250,7 @@ def test_every_network_is_trained_along_with(name, problem):
     module = LossPrediction.of(network, images[:2], generator())
     before = module.predict(network, images[:6]), state(module)
     config = TrainConfig(epochs=1, min_steps=0, extensions=0, learning_rate=0.01)
-    fit(network, images[:6], labels[:6], config, generator(), companion=module)
+    fit(network, images[:6], labels[:6], config, generator(), auxiliary_module=module)
     after = module.predict(network, images[:6])
     assert np.isfinite(after).all()
     assert not np.array_equal(before[0], after)
@@ -268,7 +268,7 @@ def test_the_module_has_a_rate_of_its_own_that_is_never_above_the_networks(probl
         config = TrainConfig(
             optimiser="adam", learning_rate=1e-3, epochs=1, min_steps=0, extensions=0
         )
-        fit(network, images, labels, config, generator(), companion=module)
+        fit(network, images, labels, config, generator(), auxiliary_module=module)
         steps.append(
             [
                 float((after[key] - start[key]).abs().max())
@@ -349,7 +349,7 @@ def test_fit_tells_the_module_how_far_it_is(problem, monkeypatch):
     config = TrainConfig(
         epochs=4, min_steps=0, extensions=1, target_accuracy=1.0, learning_rate=1e-6
     )
-    fit(network, problem[0], problem[1], config, generator(), companion=module)
+    fit(network, problem[0], problem[1], config, generator(), auxiliary_module=module)
     assert told == [0, 0.25, 0.5, 0.75, 1, 1, 1, 1]  # one batch an epoch, then an extension
 
 
@@ -359,7 +359,7 @@ def test_the_module_goes_back_with_the_network_when_training_diverges(problem):
     before = state(network), state(module)
     config = TrainConfig(optimiser="adam", learning_rate=1e30, restarts=1)
     with pytest.raises(FitError, match="diverged 2 times"):
-        fit(network, problem[0], problem[1], config, generator(), companion=module)
+        fit(network, problem[0], problem[1], config, generator(), auxiliary_module=module)
     assert same(before[0], state(network))
     assert same(before[1], state(module))
 
@@ -371,7 +371,7 @@ def test_a_module_that_is_no_number_any_more_is_divergence(problem):
         module.head.weight.fill_(torch.inf)
     config = TrainConfig(restarts=0)
     with pytest.raises(FitError, match="diverged 1 times"):
-        fit(network, problem[0], problem[1], config, generator(), companion=module)
+        fit(network, problem[0], problem[1], config, generator(), auxiliary_module=module)
 
 
 def test_losses_that_can_be_foretold_are_learned(problem):
@@ -387,7 +387,7 @@ def test_losses_that_can_be_foretold_are_learned(problem):
     config = TrainConfig(
         optimiser="adam", learning_rate=1e-2, epochs=30, min_steps=0, extensions=0, batch_size=40
     )
-    fit(network, images[:160], labels[:160], config, generator(), companion=module)
+    fit(network, images[:160], labels[:160], config, generator(), auxiliary_module=module)
     assert not module.training
     predicted = module.predict(network, images[160:])
     true = losses(

@@ -3,8 +3,8 @@
 Predicts each image's loss from intermediate feature maps of a network. Each map h is averaged over
 its positions, goes through a linear layer to `width` numbers and a ReLU, and all of these side by
 side through one linear layer to a number l̂. It is trained along with the network
-(`trainer.fit.fit(…, companion=…)`) by comparing pairs, so that l̂ orders images by their loss and
-has no scale. The images whose predicted loss is largest are the ones to query.
+(`trainer.fit.fit(…, auxiliary_module=…)`) by comparing pairs, so that l̂ orders images by their
+loss and has no scale. The images whose predicted loss is largest are the ones to query.
 
 For a batch of images with losses l_i (detached) it adds
 
@@ -229,7 +229,7 @@ def _outputs(network: nn.Module, images: np.ndarray) -> tuple[list[_Output], tor
 
 
 class LossPrediction(nn.Module):
-    """Predicts the order of images by their loss; trained as a companion of their network.
+    """Predicts the order of images by their loss; trained along with their network.
 
     Attributes:
         taps: names of the network's modules whose outputs it reads.

@@ -26,7 +26,6 @@ FAILED, INTERRUPTED = 2, 130
 GOES_ON = "the same command goes on after the last round shown"
 
 Settings = TypeVar("Settings")
-Config = TypeVar("Config", bound=RunConfig)
 
 
 def command(
@@ -52,12 +51,10 @@ def command(
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     with plainly(interrupted):
-        config = tyro.cli(
+        config: Settings = tyro.cli(
             settings, args=words, prog=prog, description=description, default=defaults
-        )
-        if isinstance(config, RunConfig) and isinstance(defaults, RunConfig):
-            config = without_foreign_arguments(config, defaults, words)
-        carry_out(config, Console())
+        )  # pyright: ignore[reportAssignmentType] - the default is not what is returned
+        carry_out(without_foreign_arguments(config, defaults, words), Console())
 
 
 def main(defaults: RunConfig) -> None:
@@ -104,8 +101,12 @@ def measurement(settings: type[MeasurementSettings], package: str, description: 
     command(settings, measure, f"python -m {package}", description)
 
 
-def without_foreign_arguments(config: Config, defaults: RunConfig, given: Sequence[str]) -> Config:
-    """Another network than the script's has none of the script's arguments for it."""
+def without_foreign_arguments(
+    config: Settings, defaults: Settings | None, given: Sequence[str]
+) -> Settings:
+    """Leave out the script's arguments for its own network where another is named."""
+    if not (isinstance(config, RunConfig) and isinstance(defaults, RunConfig)):
+        return config
     chosen = any(word.replace("_", "-").startswith("--network-args") for word in given)
     if chosen or config.network == defaults.network:
         return config

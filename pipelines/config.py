@@ -109,10 +109,6 @@ class NetworkSettings:
                     f"{name} must be {bound} or more, not {getattr(self, name)}{what}."
                 )
 
-    def record(self) -> dict[str, Any]:
-        """The settings that a result depends on, JSON-able."""
-        return identity(self)
-
     @property
     def network_arguments(self) -> dict[str, Argument]:
         """The network's arguments, numbers as numbers."""

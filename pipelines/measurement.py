@@ -5,6 +5,9 @@ of a run with the same settings.
 """
 
 import copy
+import dataclasses
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,18 +21,70 @@ from torch import nn
 from bridge.module import restore, save_module
 from bridge.weights import read
 from pipelines import json_io
-from pipelines.config import MeasurementSettings, RunConfig
+from pipelines.config import MeasurementSettings, RunConfig, identity
 from pipelines.errors import PipelineError
-from pipelines.progress import Stages, generator
-from pipelines.run import describe, noted_fit, prepared
+from pipelines.progress import Advance, Stages, generator
+from pipelines.run import describe, prepared
 from trainer.config import TrainConfig
 from trainer.data import Dataset
+from trainer.fit import FitResult, fit
 from trainer.networks import build
 from trainer.oracle import DatasetOracle
 from trainer.pool import Pool
 from trainer.predict import placement
 
 _NOTES, _WEIGHTS = "network", "weights.safetensors"
+
+
+def noted_fit(
+    network: nn.Module,
+    images: np.ndarray,
+    labels: np.ndarray,
+    train: TrainConfig,
+    rng: np.random.Generator,
+    advance: Advance | None = None,
+) -> dict[str, Any]:
+    """Train in place, outside of a run.
+
+    Args:
+        network: trained from its present weights.
+        images: as the network takes them.
+        labels: the class of each.
+        train: how.
+        rng: of everything random in it.
+        advance: shows progress.
+
+    Returns:
+        `steps`, `train_accuracy`, `residual_rms`, `fitted`, `stopped` and `seconds`, JSON-able.
+    """
+    began = time.perf_counter()
+    result: FitResult = fit(network, images, labels, train, rng, advance)
+    return {
+        "steps": result.steps,
+        "train_accuracy": result.train_accuracy,
+        "residual_rms": result.residual_rms,
+        "fitted": result.fitted,
+        "stopped": result.stopped,
+        "seconds": round(time.perf_counter() - began, 3),
+    }
+
+
+def schedule_seconds(
+    network: nn.Module,
+    images: np.ndarray,
+    labels: np.ndarray,
+    train: TrainConfig,
+    steps: int = 20,
+) -> float:
+    """Seconds of one schedule of training here, extrapolated from a few steps on a copy."""
+    network = copy.deepcopy(network)
+    batches, epochs = train.plan(len(labels))
+    few = math.ceil(steps / batches)
+    short = dataclasses.replace(train, epochs=few, min_steps=few * batches, extensions=0)
+    fit(network, images, labels, short, np.random.default_rng(0))  # the first steps warm up
+    began = time.perf_counter()
+    done = fit(network, images, labels, short, np.random.default_rng(0))
+    return (time.perf_counter() - began) / done.steps * batches * epochs
 
 
 @dataclass(frozen=True)
@@ -70,7 +125,7 @@ class NetworkTask:
         return {
             "data": describe(self.dataset),
             "network": [self.run.network, self.run.network_arguments],
-            "train": self.run.record()["train"],
+            "train": identity(self.run)["train"],
             "seed": self.run.seed,
             "labelled": [self.labelled.tolist(), self.labels.tolist()],
         }

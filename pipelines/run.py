@@ -1,10 +1,7 @@
 """Active-learning runs: train, evaluate, query and label until the budget is spent; resumable."""
 
-import copy
 import dataclasses
 import hashlib
-import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -25,15 +22,14 @@ from kernel.sharded import arithmetic
 from pipelines import record, strategies
 from pipelines.config import RunConfig, identity, machine_settings
 from pipelines.errors import PipelineError
-from pipelines.progress import Advance, Stages, generator, keep_compiled
+from pipelines.progress import Stages, generator, keep_compiled
 from pipelines.record import RoundInProgress, Run
 from pipelines.strategies import methods_of, needs_mirror
 from pipelines.strategies.base import PROBE, Labelling, Resources, build_context, require
 from trainer import data
 from trainer import fit as fit_module
-from trainer.config import TrainConfig
 from trainer.data import Dataset
-from trainer.fit import FitResult, fit, keep_freed_blocks
+from trainer.fit import fit, keep_freed_blocks
 from trainer.networks import build, load
 from trainer.networks.loss_prediction import LossPrediction
 from trainer.oracle import DatasetOracle, Oracle, missing_classes
@@ -147,57 +143,6 @@ def build_auxiliary_module(
         learning_rate=settings.learning_rate,
         felt=settings.share(config.train.loss, dataset.classes),
     )
-
-
-def noted_fit(
-    network: nn.Module,
-    images: np.ndarray,
-    labels: np.ndarray,
-    train: TrainConfig,
-    rng: np.random.Generator,
-    advance: Advance | None = None,
-) -> dict[str, Any]:
-    """Train in place, outside of a run.
-
-    Args:
-        network: trained from its present weights.
-        images: as the network takes them.
-        labels: the class of each.
-        train: how.
-        rng: of everything random in it.
-        advance: shows progress.
-
-    Returns:
-        `steps`, `train_accuracy`, `residual_rms`, `fitted`, `stopped` and `seconds`, JSON-able.
-    """
-    began = time.perf_counter()
-    result: FitResult = fit(network, images, labels, train, rng, advance)
-    return {
-        "steps": result.steps,
-        "train_accuracy": result.train_accuracy,
-        "residual_rms": result.residual_rms,
-        "fitted": result.fitted,
-        "stopped": result.stopped,
-        "seconds": round(time.perf_counter() - began, 3),
-    }
-
-
-def schedule_seconds(
-    network: nn.Module,
-    images: np.ndarray,
-    labels: np.ndarray,
-    train: TrainConfig,
-    steps: int = 20,
-) -> float:
-    """Seconds of one schedule of training here, extrapolated from a few steps on a copy."""
-    network = copy.deepcopy(network)
-    batches, epochs = train.plan(len(labels))
-    few = math.ceil(steps / batches)
-    short = dataclasses.replace(train, epochs=few, min_steps=few * batches, extensions=0)
-    fit(network, images, labels, short, np.random.default_rng(0))  # the first steps warm up
-    began = time.perf_counter()
-    done = fit(network, images, labels, short, np.random.default_rng(0))
-    return (time.perf_counter() - began) / done.steps * batches * epochs
 
 
 class FirstTrainingCache(Protocol):

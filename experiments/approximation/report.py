@@ -19,6 +19,7 @@ from bridge.weights import replace
 from experiments.approximation.config import FULL, INITIAL, TRAINED
 from experiments.approximation.run import NETWORK, ZERO, ApproximationResult, Rows, WidthResult
 from experiments.dynamics.report import cell, markdown_table, print_table
+from pipelines.config import identity
 from pipelines.json_io import write_record
 from pipelines.report.drawing import (
     INK,
@@ -67,7 +68,7 @@ def write(result: ApproximationResult) -> None:
     replace(folder / PAGE, _page(result).encode())
     content: dict[str, Any] = {
         "format": FORMAT,
-        "config": result.config.record(),
+        "config": identity(result.config),
         "data": describe(first.dataset),
         "sentences": sentences(result),
         "labelled": first.labelled,

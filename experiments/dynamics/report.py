@@ -21,6 +21,7 @@ from bridge.weights import replace
 from experiments.dynamics.config import FIGURES
 from experiments.dynamics.figures import DYNAMICAL, G_MSE, RANDOM, Rows
 from experiments.dynamics.run import INITIAL, STATES, TRAINED, DynamicsResult
+from pipelines.config import identity
 from pipelines.json_io import write_record
 from pipelines.report.drawing import (
     INK,
@@ -74,7 +75,7 @@ def write(result: DynamicsResult) -> None:
     replace(folder / PAGE, _page(result, said, written).encode())
     content: dict[str, Any] = {
         "format": FORMAT,
-        "config": result.config.record(),
+        "config": identity(result.config),
         "data": None if task is None else describe(task.dataset),
         "sentences": said,
         "training": result.notes,

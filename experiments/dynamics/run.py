@@ -39,11 +39,12 @@ from pipelines.measurement import (
     draw_subset,
     duration,
     initial_pool,
+    schedule_seconds,
 )
 from pipelines.progress import Stages, keep_compiled
 from pipelines.record import Run, only_writer
 from pipelines.report.curves import by_seed, curve, field, interval, strategies
-from pipelines.run import Bridge, schedule_seconds
+from pipelines.run import Bridge
 from pipelines.strategies.base import PROBE
 from trainer.fit import keep_freed_blocks
 from trainer.networks import parameter_count

@@ -28,6 +28,7 @@ from experiments.statistics.ranks import Friedman, friedman, post_hoc
 from experiments.studies.study import Study, Trial
 from experiments.sweep.records import ROOT, find_records, read_note, state
 from pipelines import record
+from pipelines.config import identity
 from pipelines.errors import PipelineError
 from pipelines.report.curves import STAGE, TRAINING_STAGES, flat, round_row
 from pipelines.sequential import journal
@@ -111,7 +112,7 @@ def results(study: Study, size: str = "small", root: Path = ROOT) -> Results:
 
 def common(trials: Iterable[Trial]) -> dict[str, Any]:
     """Settings shared by all of some trials, nested names joined by dots, without the seed."""
-    records = [flat(trial.config.record()) for trial in trials]
+    records = [flat(identity(trial.config)) for trial in trials]
     return {
         key: value
         for key, value in (records[0] if records else {}).items()

@@ -10,7 +10,7 @@ from typing import Any
 from experiments.approximation.config import ApproximationConfig
 from experiments.dynamics.config import TheoryConfig
 from pipelines.audit.config import AuditConfig
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, identity
 from pipelines.errors import PipelineError
 from pipelines.sequential.config import SequentialConfig
 from pipelines.strategies import SECTIONS, sections_of
@@ -54,7 +54,7 @@ class Trial:
     @property
     def key(self) -> str:
         """Of what is computed: equal exactly where the same is computed."""
-        return key_of(self.kind, self.config.record())
+        return key_of(self.kind, identity(self.config))
 
     @property
     def folder(self) -> str:

@@ -15,7 +15,7 @@ from experiments.studies.study import Trial, key_of, kind_of
 from experiments.sweep.executors import Job, Outcome
 from pipelines import record
 from pipelines.audit import report as audit
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, identity
 from pipelines.errors import PipelineError
 from pipelines.json_io import plain
 from pipelines.sequential import journal as sequential
@@ -141,7 +141,7 @@ def write_note(job: Job, outcome: Outcome, trace: str | None = None) -> None:
         "format": FORMAT,
         "key": job.key,
         "kind": kind_of(job.config),
-        "settings": job.config.record(),
+        "settings": identity(job.config),
         "state": outcome.state,
         "attempts": [*before["attempts"], attempt],
     }
@@ -250,7 +250,7 @@ def _canonical(settings: dict[str, Any]) -> dict[str, Any]:
     """As `experiments.studies.study.canonical` of recorded settings."""
     arms = settings.get("albl", {}).get("arms", ())
     ignored = SECTIONS - sections_of(settings.get("strategy", ""), arms)
-    default = RunConfig(dataset="").record()
+    default = identity(RunConfig(dataset=""))
     return settings | {name: default[name] for name in ignored}
 
 
@@ -259,7 +259,7 @@ def _rank(trial: Trial, path: Path) -> tuple[int, int] | None:
     if state(trial, path) == "done":
         return 2, 0
     settings = _settings(path)
-    return None if settings and settings != trial.config.record() else (1, rounds_at(path))
+    return None if settings and settings != identity(trial.config) else (1, rounds_at(path))
 
 
 def _complete(trial: Trial, path: Path) -> bool:

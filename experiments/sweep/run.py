@@ -41,7 +41,7 @@ from pipelines import run
 from pipelines.audit import report as audit
 from pipelines.audit.run import measure as measure_audit
 from pipelines.cli import EXPECTED
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, identity
 from pipelines.record import HeldError
 from pipelines.sequential import run as sequential
 from trainer.errors import lookup
@@ -198,7 +198,7 @@ class Progress:
                 row = self._rows[key]
                 words = f"{row.name} ({worker})"
                 is_run = isinstance(row.trial.config, RunConfig)
-                total = row.trial.config.record()["cycles"] + 1 if is_run else None
+                total = identity(row.trial.config)["cycles"] + 1 if is_run else None
                 self._running[key] = self._bars.add_task(words, total=total, path=row.path)
                 if not self._console.is_terminal:
                     self._print(f"begun    {words}")

@@ -21,7 +21,7 @@ from bridge import module
 from bridge.errors import BridgeError
 from bridge.weights import read
 from pipelines import json_io
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, identity
 from pipelines.errors import PipelineError
 from pipelines.record import only_writer
 from trainer import data
@@ -127,7 +127,7 @@ def _inputs(
         "source": _source_of(network),
         "start": start.hexdigest(),
         "seed": config.seed,
-        "train": config.record()["train"],
+        "train": identity(config)["train"],
         "trainer": source_digest("trainer"),
         "versions": {
             "python": platform.python_version(),

@@ -27,6 +27,7 @@ from pipelines.audit.comparison import (
     Row,
 )
 from pipelines.audit.run import Audit, AuditedNetwork
+from pipelines.config import identity
 from pipelines.json_io import write_record
 from pipelines.report.drawing import INK, QUIET, SMALL, WIDTH, finish, png
 from pipelines.run import describe
@@ -166,7 +167,7 @@ def write(audit: Audit) -> None:
     replace(folder / PICTURE, picture(audit))
     content = {
         "format": FORMAT,
-        "config": audit.config.record(),
+        "config": identity(audit.config),
         "data": describe(audit.networks[0].task.dataset),
         "sentence": conclusion(audit),
         "networks": [_network(network) for network in audit.networks],

@@ -30,10 +30,10 @@ from pipelines.measurement import (
     draw_subset,
     initial_pool,
     is_trained,
+    noted_fit,
 )
 from pipelines.progress import Stages, generator, named_images
 from pipelines.record import Run
-from pipelines.run import noted_fit
 from pipelines.strategies.options import KernelConfig
 from trainer.config import TrainConfig
 from trainer.fit import accuracy, residual_rms

@@ -10,7 +10,7 @@ from experiments.dynamics.config import TheoryConfig
 from experiments.studies.study import Grid, Study, Trial, methods
 from pipelines import record
 from pipelines.audit.config import AuditConfig
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, identity
 from pipelines.sequential.config import SequentialConfig
 from tests.report_cases import ENVIRONMENT, line
 
@@ -35,7 +35,7 @@ def store(trial: Trial, root: Path, accuracies: list[float], **changes: Any) -> 
     """Write the record of a run as it would stand after so many rounds."""
     folder, config = root / trial.folder, trial.config
     folder.mkdir(parents=True)
-    settings = {"format": record.FORMAT, **config.record(), "data": {"name": "digits"}}
+    settings = {"format": record.FORMAT, **identity(config), "data": {"name": "digits"}}
     (folder / record.CONFIG).write_text(json.dumps(settings))
     (folder / record.ENVIRONMENT).write_text(json.dumps([ENVIRONMENT]))
     lines = [

@@ -22,7 +22,7 @@ from experiments.dynamics.report import column, sentences, tables, where
 from experiments.dynamics.run import measure, mirrored, network_at, plan, read_gammas
 from kernel.errors import KernelError
 from pipelines import cli, json_io, record
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, identity
 from pipelines.errors import PipelineError
 from pipelines.progress import Stages, generator
 from pipelines.strategies.options import DynamicsConfig
@@ -249,7 +249,7 @@ def run_of(folder, gamma, seed, accuracies, **changes):
         **changes,
     )
     path = folder / f"{strategy}-{gamma}-{seed}"
-    run = record.open_run(path, config.record())
+    run = record.open_run(path, identity(config))
     for number, accuracy in enumerate(accuracies):
         line = {"round": number, "labelled": 10 + 5 * number, "test_accuracy": accuracy}
         run = record.append(run, line)
@@ -288,7 +288,7 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path):
     with pytest.raises(PipelineError, match="none of the runs given is of the strategy dynamical"):
         read_gammas([run_of(tmp_path, None, 0, [0.1, 0.2])])
     other = record.open_run(
-        tmp_path / "entropy", RunConfig(dataset="digits", strategy="entropy").record()
+        tmp_path / "entropy", identity(RunConfig(dataset="digits", strategy="entropy"))
     )
     with pytest.raises(PipelineError, match="a run of entropy, which has no gamma"):
         read_gammas([record.append(other, {"round": 0}).path])

@@ -20,6 +20,7 @@ from experiments.sweep.plan import job_of, locate, plan, select, to_do
 from experiments.sweep.records import read_note
 from experiments.sweep.run import EXECUTORS, Progress, executor_of, sweep
 from pipelines import record, run
+from pipelines.config import identity
 from pipelines.errors import PipelineError
 from pipelines.record import only_writer
 from tests.experiments.sweep_cases import NAME, STUDY, comparable, config, one, settings
@@ -190,7 +191,7 @@ def test_where_a_job_is_carried_out(tmp_path, monkeypatch):
     assert job.config.data_dir == tmp_path / "mine"
     assert job.shared == tmp_path / "runs" / "shared"
     assert (job.config.device, job.config.download) == ("cpu", False)
-    assert job.config.record() == one("random").config.record()
+    assert identity(job.config) == identity(one("random").config)
     other = job_of(row, config(Path("runs"), share=False))
     assert (other.shared, other.config.data_dir) == (None, tmp_path / "data")
 

@@ -25,6 +25,7 @@ from experiments.sweep.records import pack, read_note, rounds_at
 from experiments.sweep.run import carry_out
 from experiments.sweep.shared import source_digest
 from pipelines import record
+from pipelines.config import identity
 from pipelines.errors import PipelineError
 from tests.experiments.sweep_cases import NAME, SMALL, comparable
 
@@ -107,7 +108,7 @@ def test_an_address_at_which_nobody_answers(tmp_path, environment):
 
 def job(folder: Path, seed: int, **changes: Any) -> Job:
     config = dataclasses.replace(SMALL, strategy="margin", seed=seed, **changes)
-    key = key_of("run", config.record())
+    key = key_of("run", identity(config))
     return Job(key, dataclasses.replace(config, run=folder / f"trial-{seed}"))
 
 

@@ -23,6 +23,7 @@ from experiments.sweep.records import (
 )
 from pipelines import record
 from pipelines.audit.config import AuditConfig
+from pipelines.config import identity
 from pipelines.errors import PipelineError
 from pipelines.sequential.config import SequentialConfig
 from pipelines.strategies.options import KernelConfig
@@ -37,7 +38,7 @@ AUDIT = Trial("digits", "audit", 0, AuditConfig())
 def written(path: Path, config: Config, rounds: int, **changes: Any) -> Path:
     """A run directory as a person's own run leaves it."""
     path.mkdir(parents=True)
-    settings = {"format": record.FORMAT, **config.record(), "data": {"sha256": "x"}, **changes}
+    settings = {"format": record.FORMAT, **identity(config), "data": {"sha256": "x"}, **changes}
     known = {name: value for name, value in settings.items() if value is not ...}
     (path / record.CONFIG).write_text(json.dumps(known))
     lines = [json.dumps({"round": number}) + "\n" for number in range(rounds)]
@@ -170,7 +171,7 @@ def test_a_measurement_made_by_hand_is_taken(made, tmp_path):
     trial, other = (Trial("t", "m", seed, dataclasses.replace(made, seed=seed)) for seed in (0, 1))
     folder = tmp_path / "deep" / "whatever"
     folder.mkdir(parents=True)
-    content = {"format": 1, "config": json.loads(json.dumps(trial.config.record()))}
+    content = {"format": 1, "config": json.loads(json.dumps(identity(trial.config)))}
     (folder / MEASUREMENTS[trial.kind]).write_text(json.dumps(content))
     assert find_records(tmp_path, [trial, other]) == {trial.key: folder}
     assert state(trial, folder) == "done"

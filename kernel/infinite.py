@@ -16,7 +16,6 @@ times standard normal parameters; W_std is √2 for convolutions and 1 for the l
 wherever the network of finite width has a bias.
 """
 
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
@@ -282,26 +281,6 @@ def infinite_rows(
     """
     cut = tiling(images, anchors, 0, memory_gib)
     return _swept(architecture, images, cut, progress, None)
-
-
-def tile_seconds(
-    architecture: Architecture,
-    images: Float[np.ndarray, "examples channels height width"],
-    cut: Tiling,
-) -> float:
-    """What one tile takes on this machine, once compiled.
-
-    Args:
-        architecture: of the network.
-        images: one or more, of the size and kind that it is meant for.
-        cut: the tiles.
-    """
-    function = pairs(architecture, min(images.shape[2:]))
-    tile = _tile(_last_channels(images), 0, cut.size)
-    jax.block_until_ready(function(tile, tile))
-    began = time.perf_counter()
-    jax.block_until_ready(function(tile, tile))
-    return time.perf_counter() - began
 
 
 @cache

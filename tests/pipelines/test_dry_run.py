@@ -52,8 +52,7 @@ def test_the_plan_of_look_ahead(monkeypatch, tmp_path):
     assert row(said, "labelled, candidates") == f"70, {candidates:,}"
     assert row(said, "kernel") == f"{digits.DEFAULTS.kernel.kind}, dense, float32"
     assert re.fullmatch(r"1, of 1 projection, \d+ images at a time", row(said, "passes"))
-    for name in ("compiling", "gradients", "products", "posterior and scores"):
-        assert re.match(r"\d+\.\d s", row(said, name)), name
+    assert re.fullmatch(r"\d+\.\d s, \d+\.\d s of it compiling", row(said, "about"))
     assert re.fullmatch(r"0\.\d\d GiB of 4 GiB", row(said, "memory"))
     assert "sketch" not in said
     assert "change summed over" not in said
@@ -94,7 +93,6 @@ def test_every_way_of_making_a_batch(options, batch, monkeypatch, tmp_path):
     arguments = ("--cycles", 1, "--initial", 20, "--query", 5, "--subset", 60, *options)
     said = shown(monkeypatch, tmp_path, *arguments)
     assert row(said, "batch") == batch
-    assert re.fullmatch(r"\d+\.\d s", row(said, "all looks"))
     assert f"1 cycles of {options[1]} on digits" in said
 
 

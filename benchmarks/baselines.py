@@ -20,7 +20,7 @@ from rich.console import Console
 
 from benchmarks.measuring import load, machine, markdown, write
 from pipelines.config import RunConfig
-from pipelines.record import Run
+from pipelines.core.record import Run
 from pipelines.report.curves import QUERY_STAGES, Interval, interval
 from pipelines.run import run
 from pipelines.strategies.options import BaselineConfig, KernelConfig

@@ -39,7 +39,7 @@ from kernel import criteria
 from kernel.covariance import Kernel
 from kernel.options import REFERENCES
 from kernel.posterior import posterior
-from pipelines.progress import generator
+from pipelines.core.progress import generator
 from trainer import data
 from trainer.config import Optimiser, parse_arguments
 from trainer.fit import TrainConfig, fit, keep_freed_blocks

@@ -19,7 +19,7 @@ import tyro
 from torch import nn
 
 from benchmarks.measuring import Compiling, Times, load, machine, markdown, turns, write
-from pipelines.progress import Stages, generator
+from pipelines.core.progress import Stages, generator
 from pipelines.strategies import STRATEGIES
 from pipelines.strategies.base import Labelling, Resources, build_context
 from pipelines.strategies.options import KernelConfig, StrategyOptions

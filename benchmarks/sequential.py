@@ -18,8 +18,8 @@ import pandas as pd
 import tyro
 
 from benchmarks.measuring import markdown, write
-from pipelines.errors import PipelineError
-from pipelines.record import Run, read
+from pipelines.core.errors import PipelineError
+from pipelines.core.record import Run, read
 from pipelines.report.curves import Interval, interval
 
 matplotlib.use("Agg")

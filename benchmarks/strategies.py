@@ -21,7 +21,7 @@ import tyro
 
 from benchmarks.measuring import Times, apart, load, machine, markdown, turns, watched, write
 from bridge.mirror import Mirror
-from pipelines.progress import generator
+from pipelines.core.progress import generator
 from pipelines.strategies import STRATEGIES, needing
 from pipelines.strategies.base import Labelling, Query, Resources, build_context
 from pipelines.strategies.options import (

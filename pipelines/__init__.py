@@ -4,12 +4,7 @@
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from pipelines.query import Query, compare, query
-    from pipelines.sequential import start
-    from pipelines.strategies.options import QueryOptions
+from typing import Any
 
 __all__ = ["Query", "QueryOptions", "compare", "query", "start"]
 

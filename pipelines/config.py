@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from pipelines.errors import PipelineError
+from pipelines.core.errors import PipelineError
 from pipelines.strategies import STRATEGIES, help_text, methods_of, needs_of
 from pipelines.strategies.options import StrategyOptions
 from trainer.config import Argument, TrainConfig, parse_arguments

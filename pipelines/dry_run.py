@@ -16,7 +16,7 @@ from kernel.model import dtype_of
 from kernel.ntk import Sizes, decide
 from kernel.options import CRITERIA, GREEDY, STREAMED
 from pipelines.config import RunConfig
-from pipelines.progress import keep_compiled
+from pipelines.core.progress import keep_compiled
 from pipelines.run import Bridge, build_auxiliary_module, prepared
 from pipelines.strategies import needs_mirror
 from pipelines.strategies.base import PROBE

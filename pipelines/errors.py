@@ -1,5 +1,5 @@
-"""What a pipeline refuses, and why."""
+"""Exceptions of pipelines."""
 
+from pipelines.core.errors import PipelineError
 
-class PipelineError(ValueError):
-    """A configuration, run directory or request that cannot be carried out."""
+__all__ = ["PipelineError"]

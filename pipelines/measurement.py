@@ -20,10 +20,10 @@ from torch import nn
 
 from bridge.module import restore, save_module
 from bridge.weights import read
-from pipelines import json_io
 from pipelines.config import MeasurementSettings, RunConfig, identity
-from pipelines.errors import PipelineError
-from pipelines.progress import Advance, Stages, generator
+from pipelines.core import json_io
+from pipelines.core.errors import PipelineError
+from pipelines.core.progress import Advance, Stages, generator
 from pipelines.run import describe, prepared
 from trainer.config import TrainConfig
 from trainer.data import Dataset

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from pipelines import strategies as table
-from pipelines.errors import PipelineError
-from pipelines.progress import Stages, generator
+from pipelines.core.errors import PipelineError
+from pipelines.core.progress import Stages, generator
 from pipelines.strategies import Method
 from pipelines.strategies.base import Labelling, Query, QueryContext, Resources, build_context
 from pipelines.strategies.options import QueryOptions

@@ -19,11 +19,12 @@ from bridge.twin import made_by
 from bridge.weights import read
 from kernel.plan import mesh
 from kernel.sharded import arithmetic
-from pipelines import record, strategies
+from pipelines import strategies
 from pipelines.config import RunConfig, identity, machine_settings
-from pipelines.errors import PipelineError
-from pipelines.progress import Stages, generator, keep_compiled
-from pipelines.record import RoundInProgress, Run
+from pipelines.core import record
+from pipelines.core.errors import PipelineError
+from pipelines.core.progress import Stages, generator, keep_compiled
+from pipelines.core.record import RoundInProgress, Run
 from pipelines.strategies import methods_of, needs_mirror
 from pipelines.strategies.base import PROBE, Labelling, Resources, build_context, require
 from trainer import data

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipelines import record
+from pipelines.core import record
 
 ENVIRONMENT = {
     "python": "3.11.9",

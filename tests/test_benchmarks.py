@@ -14,7 +14,7 @@ from benchmarks import dynamics, herding, kernel, kernel_tables, pool, query, se
 from benchmarks.kernel_memory import Taken
 from benchmarks.measuring import Compiling, Ratio, Times, apart, read, watched, write
 from benchmarks.pool_tables import STAGES, Run, Stage, exponent, summary
-from pipelines.errors import PipelineError
+from pipelines.core.errors import PipelineError
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 

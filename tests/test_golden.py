@@ -24,8 +24,8 @@ import sklearn.datasets
 from bridge import portable
 from bridge.module import restore
 from bridge.weights import read
+from pipelines.core.record import FORMAT
 from pipelines.query import compare, query
-from pipelines.record import FORMAT
 from pipelines.report.build import report
 from pipelines.sequential import start
 from pipelines.strategies import STRATEGIES, options

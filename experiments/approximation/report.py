@@ -20,7 +20,7 @@ from experiments.approximation.config import FULL, INITIAL, TRAINED
 from experiments.approximation.run import NETWORK, ZERO, ApproximationResult, Rows, WidthResult
 from experiments.dynamics.report import cell, markdown_table, print_table
 from pipelines.config import identity
-from pipelines.json_io import write_record
+from pipelines.core.json_io import write_record
 from pipelines.report.drawing import (
     INK,
     SMALL,

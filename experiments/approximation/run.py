@@ -27,11 +27,11 @@ from kernel.model import directions
 from kernel.ntk import empirical_ntk
 from kernel.options import Request
 from kernel.plan import GIB, cast, enough
-from pipelines import json_io
-from pipelines.errors import PipelineError
+from pipelines.core import json_io
+from pipelines.core.errors import PipelineError
+from pipelines.core.progress import Stages, generator, keep_compiled, named_images
+from pipelines.core.record import only_writer
 from pipelines.measurement import NetworkTask, build_networks, initial_pool, schedule_seconds
-from pipelines.progress import Stages, generator, keep_compiled, named_images
-from pipelines.record import only_writer
 from pipelines.run import Bridge
 from pipelines.strategies.base import PROBE
 from trainer.fit import keep_freed_blocks

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from kernel.options import KINDS, PRECISIONS, PROBES, Request
 from pipelines.config import MeasurementSettings, check_list
-from pipelines.errors import PipelineError
+from pipelines.core.errors import PipelineError
 from trainer.config import TrainConfig
 from trainer.errors import lookup
 

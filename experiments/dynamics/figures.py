@@ -40,8 +40,8 @@ from kernel.gradients import squared_length, total
 from kernel.model import Model, Params
 from kernel.ntk import empirical_ntk
 from kernel.plan import cast
+from pipelines.core.progress import Stages, generator, named_images
 from pipelines.measurement import NetworkTask
-from pipelines.progress import Stages, generator, named_images
 from pipelines.strategies.base import PROBE
 from trainer.fit import accuracy
 from trainer.oracle import DatasetOracle

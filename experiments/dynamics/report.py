@@ -22,7 +22,7 @@ from experiments.dynamics.config import FIGURES
 from experiments.dynamics.figures import DYNAMICAL, G_MSE, RANDOM, Rows
 from experiments.dynamics.run import INITIAL, STATES, TRAINED, DynamicsResult
 from pipelines.config import identity
-from pipelines.json_io import write_record
+from pipelines.core.json_io import write_record
 from pipelines.report.drawing import (
     INK,
     QUIET,

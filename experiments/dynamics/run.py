@@ -31,8 +31,10 @@ from kernel.contract import planned, sketch_bytes, sketch_chunk
 from kernel.errors import KernelError
 from kernel.model import Model, dtype_of
 from kernel.plan import GIB, cast, enough, problem_of
-from pipelines import json_io, record
-from pipelines.errors import PipelineError
+from pipelines.core import json_io, record
+from pipelines.core.errors import PipelineError
+from pipelines.core.progress import Stages, keep_compiled
+from pipelines.core.record import Run, only_writer
 from pipelines.measurement import (
     NetworkTask,
     build_networks,
@@ -41,8 +43,6 @@ from pipelines.measurement import (
     initial_pool,
     schedule_seconds,
 )
-from pipelines.progress import Stages, keep_compiled
-from pipelines.record import Run, only_writer
 from pipelines.report.curves import by_seed, curve, field, interval, strategies
 from pipelines.run import Bridge
 from pipelines.strategies.base import PROBE

@@ -10,7 +10,7 @@ from experiments.report import build
 from experiments.studies import STUDIES, find
 from experiments.studies.study import SIZES
 from experiments.sweep.records import ROOT
-from pipelines.cli import plainly
+from pipelines.core.terminal import plainly
 
 ALL = "all"  # built-in studies
 

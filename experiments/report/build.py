@@ -28,10 +28,10 @@ from experiments.report.results import PLACES, Results, Statistics, common, resu
 from experiments.statistics.claims import Judgement
 from experiments.studies.study import Study
 from experiments.sweep.records import find_records, pack, state
-from pipelines import record
-from pipelines.errors import PipelineError
-from pipelines.json_io import plain
-from pipelines.record import REPORT as PAGE
+from pipelines.core import record
+from pipelines.core.errors import PipelineError
+from pipelines.core.json_io import plain
+from pipelines.core.record import REPORT as PAGE
 from pipelines.report.figures import DOTS
 
 FORMAT = 1

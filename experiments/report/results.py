@@ -27,9 +27,9 @@ from experiments.statistics.curves import (
 from experiments.statistics.ranks import Friedman, friedman, post_hoc
 from experiments.studies.study import Study, Trial
 from experiments.sweep.records import ROOT, find_records, read_note, state
-from pipelines import record
 from pipelines.config import identity
-from pipelines.errors import PipelineError
+from pipelines.core import record
+from pipelines.core.errors import PipelineError
 from pipelines.report.curves import STAGE, TRAINING_STAGES, flat, round_row
 from pipelines.sequential import journal
 

@@ -30,7 +30,7 @@ from experiments.statistics.curves import (
     means,
     need,
 )
-from pipelines.errors import PipelineError
+from pipelines.core.errors import PipelineError
 from pipelines.report.intervals import LEVEL, geometric, holm, interval, p_against, p_within
 
 Verdict = Literal["reproduced", "not reproduced", "not decided by this size"]

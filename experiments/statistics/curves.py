@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from pipelines.errors import PipelineError
+from pipelines.core.errors import PipelineError
 from pipelines.report.curves import REFERENCE
 from pipelines.report.intervals import CONFIDENCE, geometric, holm, interval, p_against
 

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from scikit_posthocs import critical_difference_diagram, posthoc_nemenyi_friedman
 from scipy import stats
 
-from pipelines.errors import PipelineError
+from pipelines.core.errors import PipelineError
 from pipelines.report.intervals import LEVEL, holm, interval, p_against
 
 _BLOCK = "a block is one task (data set, network and settings) with one seed"

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from experiments.studies import dynamics, fidelity, look_ahead
 from experiments.studies.study import Study
-from pipelines.errors import PipelineError
+from pipelines.core.errors import PipelineError
 from trainer.errors import lookup
 
 STUDIES: Mapping[str, Study] = MappingProxyType(

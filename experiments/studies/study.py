@@ -11,7 +11,7 @@ from experiments.approximation.config import ApproximationConfig
 from experiments.dynamics.config import TheoryConfig
 from pipelines.audit.config import AuditConfig
 from pipelines.config import RunConfig, identity
-from pipelines.errors import PipelineError
+from pipelines.core.errors import PipelineError
 from pipelines.sequential.config import SequentialConfig
 from pipelines.strategies import SECTIONS, sections_of
 from trainer.errors import lookup

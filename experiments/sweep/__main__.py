@@ -8,7 +8,7 @@ from rich.table import Table
 
 from experiments.sweep.plan import Planned, SweepConfig, plan, to_do
 from experiments.sweep.run import executor_of, sweep
-from pipelines.cli import plainly
+from pipelines.core.terminal import plainly
 
 SOME_FAILED = 1
 

@@ -23,8 +23,8 @@ from experiments.sweep.plan import SweepConfig
 from experiments.sweep.records import Files, is_held, pack, unpack
 from experiments.sweep.shared import source_digest
 from pipelines.config import DATA_DIR_VARIABLE
-from pipelines.errors import PipelineError
-from pipelines.record import HeldError, only_writer
+from pipelines.core.errors import PipelineError
+from pipelines.core.record import HeldError, only_writer
 
 _ATTEMPTS = 3  # of a trial whose process or machine is lost
 _LOOK = 2.0  # seconds between two looks at the machines

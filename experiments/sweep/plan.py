@@ -15,7 +15,7 @@ from experiments.studies.study import SIZES, Trial
 from experiments.sweep.executors import Job
 from experiments.sweep.records import ROOT, SHARED, State, find_records, state
 from pipelines.config import DATA_DIR_VARIABLE
-from pipelines.errors import PipelineError
+from pipelines.core.errors import PipelineError
 from trainer.errors import lookup
 
 

@@ -13,11 +13,11 @@ from experiments.approximation import report as approximation
 from experiments.dynamics import report as dynamics
 from experiments.studies.study import Trial, key_of, kind_of
 from experiments.sweep.executors import Job, Outcome
-from pipelines import record
 from pipelines.audit import report as audit
 from pipelines.config import RunConfig, identity
-from pipelines.errors import PipelineError
-from pipelines.json_io import plain
+from pipelines.core import record
+from pipelines.core.errors import PipelineError
+from pipelines.core.json_io import plain
 from pipelines.sequential import journal as sequential
 from pipelines.sequential.config import SequentialConfig
 from pipelines.strategies import SECTIONS, sections_of

@@ -40,9 +40,9 @@ from experiments.sweep.shared import FirstTrainings, read_dataset
 from pipelines import run
 from pipelines.audit import report as audit
 from pipelines.audit.run import measure as measure_audit
-from pipelines.cli import EXPECTED
 from pipelines.config import RunConfig, identity
-from pipelines.record import HeldError
+from pipelines.core.record import HeldError
+from pipelines.core.terminal import EXPECTED
 from pipelines.sequential import run as sequential
 from trainer.errors import lookup
 

@@ -20,10 +20,10 @@ from torch import nn
 from bridge import module
 from bridge.errors import BridgeError
 from bridge.weights import read
-from pipelines import json_io
 from pipelines.config import RunConfig, identity
-from pipelines.errors import PipelineError
-from pipelines.record import only_writer
+from pipelines.core import json_io
+from pipelines.core.errors import PipelineError
+from pipelines.core.record import only_writer
 from trainer import data
 from trainer.data import Dataset
 from trainer.predict import placement

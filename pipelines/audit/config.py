@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from kernel.options import KINDS, PROBES
 from pipelines.config import MeasurementSettings, RunConfig, check_list, with_width
-from pipelines.errors import PipelineError
+from pipelines.core.errors import PipelineError
 from pipelines.strategies.options import KernelConfig
 from trainer.config import TrainConfig
 from trainer.errors import lookup

@@ -28,7 +28,7 @@ from pipelines.audit.comparison import (
 )
 from pipelines.audit.run import Audit, AuditedNetwork
 from pipelines.config import identity
-from pipelines.json_io import write_record
+from pipelines.core.json_io import write_record
 from pipelines.report.drawing import INK, QUIET, SMALL, WIDTH, finish, png
 from pipelines.run import describe
 

@@ -21,9 +21,11 @@ from bridge.weights import read as read_weights
 from kernel.model import Model
 from kernel.ntk import query_kernel
 from kernel.posterior import Posterior, posterior
-from pipelines import json_io, record
 from pipelines.audit.config import AuditConfig
-from pipelines.errors import PipelineError
+from pipelines.core import json_io, record
+from pipelines.core.errors import PipelineError
+from pipelines.core.progress import Stages, generator, named_images
+from pipelines.core.record import Run
 from pipelines.measurement import (
     NetworkTask,
     build_networks,
@@ -32,8 +34,6 @@ from pipelines.measurement import (
     is_trained,
     noted_fit,
 )
-from pipelines.progress import Stages, generator, named_images
-from pipelines.record import Run
 from pipelines.strategies.options import KernelConfig
 from trainer.config import TrainConfig
 from trainer.fit import accuracy, residual_rms

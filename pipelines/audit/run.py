@@ -22,9 +22,9 @@ from pipelines.audit import comparison, retraining
 from pipelines.audit.comparison import NO_KERNEL, REFERENCES, RealChange, Row
 from pipelines.audit.config import AuditConfig
 from pipelines.audit.retraining import AuditTask, Prediction, RealOutputs, kernel_name
+from pipelines.core.progress import Stages, generator, keep_compiled, named_images
+from pipelines.core.record import only_writer
 from pipelines.measurement import duration, schedule_seconds
-from pipelines.progress import Stages, generator, keep_compiled, named_images
-from pipelines.record import only_writer
 from pipelines.run import Bridge
 from pipelines.strategies.base import PROBE
 from pipelines.strategies.options import KernelConfig

@@ -6,8 +6,8 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from pipelines.cli import plainly
-from pipelines.record import find_runs
+from pipelines.core.record import find_runs
+from pipelines.core.terminal import plainly
 
 
 def main(
@@ -27,7 +27,10 @@ def main(
     """
     with plainly():
         found = find_runs(runs)
-        from pipelines.report.build import print_report, report  # takes seconds to import
+        from pipelines.report.build import (
+            print_report,
+            report,  # takes seconds to import
+        )
 
         print_report(report(found, out), Console())
 

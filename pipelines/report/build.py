@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines import record
-from pipelines.errors import PipelineError
-from pipelines.record import Run
+from pipelines.core import record
+from pipelines.core.errors import PipelineError
+from pipelines.core.record import Run
 from pipelines.report import curves, page
 from pipelines.report.curves import (
     REFERENCE,

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from pipelines.errors import PipelineError
-from pipelines.record import Run
+from pipelines.core.errors import PipelineError
+from pipelines.core.record import Run
 from pipelines.report.intervals import Interval, interval
 from pipelines.strategies import SECTIONS, sections_of
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from pipelines.cli import command, plainly
+from pipelines.cli import command
+from pipelines.core.terminal import plainly
 from pipelines.sequential.config import SequentialConfig, defaults
 
 DESCRIPTION = (

@@ -10,7 +10,7 @@ import tyro
 
 from kernel.options import CRITERIA, Options
 from pipelines.config import RunConfig
-from pipelines.errors import PipelineError
+from pipelines.core.errors import PipelineError
 from pipelines.strategies import help_text
 from pipelines.strategies.options import (
     ALBLConfig,

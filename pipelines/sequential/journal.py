@@ -13,9 +13,9 @@ from typing import Any
 import pandas as pd
 
 from bridge.weights import replace
-from pipelines import record
-from pipelines.errors import PipelineError
-from pipelines.record import Run
+from pipelines.core import record
+from pipelines.core.errors import PipelineError
+from pipelines.core.record import Run
 from pipelines.report.drawing import SMALL, canvas, finish
 from pipelines.sequential.config import GROWING
 

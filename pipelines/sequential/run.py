@@ -21,11 +21,11 @@ from torch import nn
 
 from bridge.module import restore
 from bridge.weights import read
-from pipelines import record
 from pipelines.config import identity, machine_settings
-from pipelines.errors import PipelineError
-from pipelines.progress import Stages, generator, keep_compiled
-from pipelines.record import RoundInProgress
+from pipelines.core import record
+from pipelines.core.errors import PipelineError
+from pipelines.core.progress import Stages, generator, keep_compiled
+from pipelines.core.record import RoundInProgress
 from pipelines.run import Bridge, FirstTrainingCache, describe, fit_and_save, prepared
 from pipelines.sequential.config import SequentialConfig
 from pipelines.sequential.journal import Journal, open_journal, write_curve

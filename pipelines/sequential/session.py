@@ -22,8 +22,8 @@ from kernel.errors import KernelError
 from kernel.model import dtype_of
 from kernel.ntk import Decision, Sizes, decide, query_kernel
 from kernel.options import CRITERIA, Options
-from pipelines.errors import PipelineError
-from pipelines.progress import Stages, generator, named_images
+from pipelines.core.errors import PipelineError
+from pipelines.core.progress import Stages, generator, named_images
 from pipelines.query import checked_images, checked_labels
 from pipelines.sequential.config import STRATEGIES, SequentialOptions, criterion_options
 from pipelines.sequential.learner import (

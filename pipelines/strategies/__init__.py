@@ -11,7 +11,7 @@ from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING
 
 from kernel.options import CRITERIA
-from pipelines.errors import PipelineError
+from pipelines.core.errors import PipelineError
 from trainer.errors import lookup
 
 if TYPE_CHECKING:

@@ -50,7 +50,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipelines.errors import PipelineError
+from pipelines.core.errors import PipelineError
 from pipelines.strategies import STRATEGIES
 from pipelines.strategies.base import Query, QueryContext
 

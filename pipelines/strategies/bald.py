@@ -7,8 +7,8 @@ import numpy as np
 from scipy.special import entr
 from torch import nn
 
-from pipelines.errors import PipelineError
-from pipelines.progress import named_images
+from pipelines.core.errors import PipelineError
+from pipelines.core.progress import named_images
 from pipelines.strategies.base import Oracle, Query, QueryContext, probabilities, top
 from pipelines.strategies.options import StrategyOptions
 from trainer.batchnorm import dropout_layers, dropped_logits

@@ -13,8 +13,8 @@ from scipy.special import softmax
 from torch import nn
 
 from kernel.probabilities import simplex_projection
-from pipelines.errors import PipelineError
-from pipelines.progress import Stages, named_images
+from pipelines.core.errors import PipelineError
+from pipelines.core.progress import Stages, named_images
 from pipelines.strategies import Method, methods_of, needs_mirror, needs_of
 from pipelines.strategies.options import StrategyOptions
 from trainer.config import TrainConfig
@@ -351,7 +351,11 @@ def build_context(
 
 
 def _certified(network: nn.Module, probe: np.ndarray, mirror: "Mirror | None") -> CertifiedMirror:
-    from bridge import module, parity, trace  # JAX, which strategies without a mirror do without
+    from bridge import (
+        module,
+        parity,
+        trace,  # JAX, which strategies without a mirror do without
+    )
 
     if mirror is None:
         made = trace.mirror(network, probe)

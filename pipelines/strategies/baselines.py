@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from kernel.contract import Scratch, key_of
 from kernel.lookahead import mlmoc_augmented
-from pipelines.progress import TimeLimit, named_images
+from pipelines.core.progress import TimeLimit, named_images
 from pipelines.strategies.base import Query, QueryContext, reference_sample, top
 from pipelines.strategies.lookahead import empirical_kernel
 from pipelines.strategies.options import BaselineConfig

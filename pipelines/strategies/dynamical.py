@@ -16,7 +16,7 @@ from kernel.estimate import dynamics_peak_bytes
 from kernel.gradients import chunk_size, squared_length, total
 from kernel.model import Model, Params
 from kernel.plan import GIB, Report, cast
-from pipelines.progress import Advance, named_images
+from pipelines.core.progress import Advance, named_images
 from pipelines.strategies.base import Query, QueryContext, top
 
 BLOCK = 1024  # candidates whose images are in memory at a time

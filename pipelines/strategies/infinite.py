@@ -15,8 +15,8 @@ from kernel.covariance import Given
 from kernel.criteria import mlmoc
 from kernel.infinite import ARCHITECTURES, Architecture, infinite_kernel, infinite_rows
 from kernel.posterior import Posterior, posterior
-from pipelines.errors import PipelineError
-from pipelines.progress import TimeLimit
+from pipelines.core.errors import PipelineError
+from pipelines.core.progress import TimeLimit
 from pipelines.strategies.base import Oracle, Query, QueryContext, reference_sample, top
 from pipelines.strategies.options import StrategyOptions
 from trainer.networks.architecture import depths_of

@@ -13,8 +13,8 @@ here, and queries the top of it with no term for diversity.
 import numpy as np
 import torch
 
-from pipelines.errors import PipelineError
-from pipelines.progress import named_images
+from pipelines.core.errors import PipelineError
+from pipelines.core.progress import named_images
 from pipelines.strategies.base import Query, QueryContext, top
 from trainer.fit import losses
 from trainer.networks.loss_prediction import LossPrediction

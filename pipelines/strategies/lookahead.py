@@ -20,8 +20,8 @@ from kernel.ntk import Decision, query_kernel
 from kernel.options import GREEDY, STREAMED
 from kernel.posterior import posterior
 from kernel.sharded import product_error
-from pipelines.errors import PipelineError
-from pipelines.progress import Advance, named_images
+from pipelines.core.errors import PipelineError
+from pipelines.core.progress import Advance, named_images
 from pipelines.strategies.base import (
     Oracle,
     Pair,

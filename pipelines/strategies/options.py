@@ -17,7 +17,7 @@ from kernel.options import (
     Reference,
     Request,
 )
-from pipelines.errors import PipelineError
+from pipelines.core.errors import PipelineError
 from pipelines.strategies import STRATEGIES
 from trainer.config import Loss
 from trainer.errors import lookup

@@ -8,9 +8,9 @@ from typing import Any
 from experiments.approximation.config import ApproximationConfig
 from experiments.dynamics.config import TheoryConfig
 from experiments.studies.study import Grid, Study, Trial, methods
-from pipelines import record
 from pipelines.audit.config import AuditConfig
 from pipelines.config import RunConfig, identity
+from pipelines.core import record
 from pipelines.sequential.config import SequentialConfig
 from tests.report_cases import ENVIRONMENT, line
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from experiments.studies.study import Grid, Study, Trial, methods
 from experiments.sweep.plan import SweepConfig
-from pipelines import record
 from pipelines.config import RunConfig
+from pipelines.core import record
 from pipelines.strategies.options import KernelConfig
 from trainer.config import TrainConfig
 

@@ -17,9 +17,9 @@ from experiments.sweep.executors import Job
 from experiments.sweep.run import carry_out
 from kernel.diagnostics import diagonals, distances, flat, spectrum
 from kernel.errors import KernelError
-from pipelines import json_io
-from pipelines.errors import PipelineError
-from pipelines.progress import Stages
+from pipelines.core import json_io
+from pipelines.core.errors import PipelineError
+from pipelines.core.progress import Stages
 from trainer.errors import TrainerError
 from trainer.fit import TrainConfig
 

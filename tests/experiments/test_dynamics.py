@@ -21,10 +21,10 @@ from experiments.dynamics.figures import bound_or_reason, with_labelled
 from experiments.dynamics.report import column, sentences, tables, where
 from experiments.dynamics.run import measure, mirrored, network_at, plan, read_gammas
 from kernel.errors import KernelError
-from pipelines import cli, json_io, record
 from pipelines.config import RunConfig, identity
-from pipelines.errors import PipelineError
-from pipelines.progress import Stages, generator
+from pipelines.core import json_io, record, terminal
+from pipelines.core.errors import PipelineError
+from pipelines.core.progress import Stages, generator
 from pipelines.strategies.options import DynamicsConfig
 from tests.kernel_cases import one_hot, scalar_kernel
 from trainer.errors import TrainerError
@@ -337,6 +337,6 @@ def test_a_damaged_piece_is_named(whole, tmp_path):
 def test_what_is_wrong_is_said_in_plain_words(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         command(monkeypatch, "--queries", "900")
-    assert stop.value.code == cli.FAILED
+    assert stop.value.code == terminal.FAILED
     said = " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().err).split())
     assert "a query of 900 is to be drawn from 500 candidates" in said

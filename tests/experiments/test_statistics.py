@@ -15,7 +15,7 @@ from experiments.statistics.curves import (
     summary,
 )
 from experiments.statistics.ranks import critical_difference, friedman, post_hoc
-from pipelines.errors import PipelineError
+from pipelines.core.errors import PipelineError
 from pipelines.report.intervals import geometric, holm, interval, p_against, p_within
 
 # Demšar 2006, Table 6: AUC of C4.5 plain, with parameter m, with cf, and with both tuned. The last

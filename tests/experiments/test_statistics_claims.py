@@ -26,7 +26,7 @@ from experiments.statistics.claims import (
 )
 from experiments.statistics.curves import costs, labels_saved, median, saving
 from experiments.statistics.ranks import draw, friedman, post_hoc
-from pipelines.errors import PipelineError
+from pipelines.core.errors import PipelineError
 from pipelines.report.intervals import geometric, holm, interval, p_against
 
 SEEDS = 6

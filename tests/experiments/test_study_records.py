@@ -10,7 +10,7 @@ from experiments.report import build
 from experiments.report.build import archive, study_report
 from experiments.studies.study import Grid
 from experiments.sweep.records import find_records, state
-from pipelines import record
+from pipelines.core import record
 from tests.experiments import study_cases as cases
 from tests.experiments.test_study_report import numbers
 

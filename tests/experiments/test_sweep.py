@@ -19,10 +19,11 @@ from experiments.sweep.executors import Notice, Outcome, Started, inline
 from experiments.sweep.plan import job_of, locate, plan, select, to_do
 from experiments.sweep.records import read_note
 from experiments.sweep.run import EXECUTORS, Progress, executor_of, sweep
-from pipelines import record, run
+from pipelines import run
 from pipelines.config import identity
-from pipelines.errors import PipelineError
-from pipelines.record import only_writer
+from pipelines.core import record
+from pipelines.core.errors import PipelineError
+from pipelines.core.record import only_writer
 from tests.experiments.sweep_cases import NAME, STUDY, comparable, config, one, settings
 
 ROOT = Path(__file__).parents[2]

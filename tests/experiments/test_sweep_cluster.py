@@ -24,9 +24,9 @@ from experiments.sweep.plan import SweepConfig
 from experiments.sweep.records import pack, read_note, rounds_at
 from experiments.sweep.run import carry_out
 from experiments.sweep.shared import source_digest
-from pipelines import record
 from pipelines.config import identity
-from pipelines.errors import PipelineError
+from pipelines.core import record
+from pipelines.core.errors import PipelineError
 from tests.experiments.sweep_cases import NAME, SMALL, comparable
 
 ROOT = Path(__file__).parents[2]

@@ -21,10 +21,10 @@ from experiments.sweep.records import (
     unpack,
     write_note,
 )
-from pipelines import record
 from pipelines.audit.config import AuditConfig
 from pipelines.config import identity
-from pipelines.errors import PipelineError
+from pipelines.core import record
+from pipelines.core.errors import PipelineError
 from pipelines.sequential.config import SequentialConfig
 from pipelines.strategies.options import KernelConfig
 from tests.experiments.sweep_cases import SMALL

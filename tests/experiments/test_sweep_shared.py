@@ -11,7 +11,7 @@ import torch
 from experiments.sweep import shared as module
 from experiments.sweep.shared import FirstTrainings, source_digest
 from pipelines import run
-from pipelines.record import only_writer
+from pipelines.core.record import only_writer
 from pipelines.sequential import run as sequential
 from tests.experiments.sweep_cases import SMALL, comparable, settings
 from tests.own_network import make

@@ -7,7 +7,7 @@ from kernel.covariance import Features
 from kernel.lookahead import outlook
 from kernel.options import CRITERIA, Options
 from kernel.posterior import posterior
-from pipelines.errors import PipelineError
+from pipelines.core.errors import PipelineError
 from pipelines.strategies.lookahead import pick
 from pipelines.strategies.options import KernelConfig, LookAheadConfig
 from tests.kernel.literal_lookahead import expected_change, expected_entropy, flips, random_literal

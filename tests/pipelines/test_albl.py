@@ -12,7 +12,7 @@ from rich.console import Console
 
 from pipelines import dry_run, run
 from pipelines.config import RunConfig
-from pipelines.errors import PipelineError
+from pipelines.core.errors import PipelineError
 from pipelines.query import query
 from pipelines.strategies import STRATEGIES, lookahead
 from pipelines.strategies.albl import (

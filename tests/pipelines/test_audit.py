@@ -16,7 +16,6 @@ import pytest
 from rich.console import Console
 
 from kernel.errors import KernelError
-from pipelines import cli, json_io
 from pipelines import run as runs
 from pipelines.audit import report
 from pipelines.audit import run as audit_run
@@ -25,8 +24,9 @@ from pipelines.audit.config import AuditConfig, of_length
 from pipelines.audit.retraining import trained
 from pipelines.audit.run import measure, plan
 from pipelines.config import RunConfig
-from pipelines.errors import PipelineError
-from pipelines.progress import Stages, generator
+from pipelines.core import json_io, terminal
+from pipelines.core.errors import PipelineError
+from pipelines.core.progress import Stages, generator
 from trainer.errors import TrainerError
 from trainer.fit import TrainConfig, fit
 from trainer.predict import logits
@@ -318,7 +318,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(changes, error, me
 def test_too_few_candidates_are_said_in_plain_words(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         command(monkeypatch, "--candidates", "3")
-    assert stop.value.code == cli.FAILED
+    assert stop.value.code == terminal.FAILED
     said = " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().err).split())
     assert "candidates must be 8 or more, not 3" in said
 

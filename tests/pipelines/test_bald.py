@@ -12,7 +12,7 @@ from bridge.parity import certify
 from bridge.trace import mirror
 from pipelines import digits
 from pipelines.config import RunConfig
-from pipelines.errors import PipelineError
+from pipelines.core.errors import PipelineError
 from pipelines.query import query
 from pipelines.run import prepared
 from pipelines.strategies.options import BaldConfig, QueryOptions

@@ -15,7 +15,7 @@ from kernel.lookahead import mlmoc_augmented
 from kernel.posterior import posterior
 from pipelines import run
 from pipelines.config import RunConfig
-from pipelines.errors import PipelineError
+from pipelines.core.errors import PipelineError
 from pipelines.query import query
 from pipelines.strategies import STRATEGIES, baselines, needing
 from pipelines.strategies.base import Labelling, QueryContext, Resources, build_context

@@ -9,11 +9,12 @@ from rich.console import Console
 
 from benchmarks import baselines
 from benchmarks.measuring import read
-from pipelines import digits, dry_run, progress, run
+from pipelines import digits, dry_run, run
 from pipelines.config import RunConfig
-from pipelines.errors import PipelineError
-from pipelines.progress import TimeLimit
-from pipelines.record import Run
+from pipelines.core import progress
+from pipelines.core.errors import PipelineError
+from pipelines.core.progress import TimeLimit
+from pipelines.core.record import Run
 from pipelines.strategies import needing
 from pipelines.strategies.options import BaselineConfig, KernelConfig
 from trainer.config import TrainConfig

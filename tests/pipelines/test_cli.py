@@ -9,8 +9,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from pipelines import cli, record
 from pipelines.config import RunConfig
+from pipelines.core import record, terminal
 from trainer.data import DATASETS
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ def command(monkeypatch, *arguments, script="digits"):
 def failure(monkeypatch, capsys, *arguments, script="digits"):
     with pytest.raises(SystemExit) as stop:
         command(monkeypatch, *arguments, script=script)
-    assert stop.value.code == cli.FAILED
+    assert stop.value.code == terminal.FAILED
     said = capsys.readouterr().err
     return " ".join(re.sub(r"[│╭╮╰╯─]", " ", said).split())
 
@@ -176,7 +176,7 @@ def test_ctrl_c(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("pipelines.run.one_round", interrupt)
     with pytest.raises(SystemExit) as stop:
         command(monkeypatch, *SMALL, "--run", tmp_path / "run")
-    assert stop.value.code == cli.INTERRUPTED
+    assert stop.value.code == terminal.INTERRUPTED
     assert "the same command goes on" in capsys.readouterr().err
 
 

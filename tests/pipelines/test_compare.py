@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from kernel.options import CRITERIA
-from pipelines.errors import PipelineError
+from pipelines.core.errors import PipelineError
 from pipelines.query import compare, query
 from pipelines.strategies import NEEDS, STRATEGIES, Method, help_text, lookahead, needing
 from pipelines.strategies.options import KernelConfig, QueryOptions

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from pipelines.progress import keep_compiled
+from pipelines.core.progress import keep_compiled
 
 NAMES = (
     "jax_compilation_cache_dir",
@@ -68,7 +68,7 @@ def test_a_place_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
 
 def test_the_environment_has_the_last_word(tmp_path):
     found = subprocess.run(
-        [sys.executable, "-c", "from pipelines.progress import *; print(keep_compiled())"],
+        [sys.executable, "-c", "from pipelines.core.progress import *; print(keep_compiled())"],
         env={
             **{k: v for k, v in os.environ.items() if not k.startswith("JAX_")},
             "XDG_CACHE_HOME": str(tmp_path),

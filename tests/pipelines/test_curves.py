@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from pipelines.errors import PipelineError
+from pipelines.core.errors import PipelineError
 from pipelines.report import curves
 from pipelines.report.build import caveats
 from pipelines.report.curves import groups

@@ -9,7 +9,8 @@ from rich.console import Console
 from kernel.errors import KernelError
 from pipelines import cli, digits, dry_run
 from pipelines.config import RunConfig
-from pipelines.errors import PipelineError
+from pipelines.core import terminal
+from pipelines.core.errors import PipelineError
 from pipelines.strategies.options import KernelConfig
 from trainer import data
 from trainer.errors import TrainerError
@@ -133,7 +134,7 @@ def test_the_refusal_says_how_much(monkeypatch, tmp_path, capsys):
             assert float(found[1]) > float(memory)
             memory = found[1]
         else:
-            assert set(codes) == {cli.FAILED}
+            assert set(codes) == {terminal.FAILED}
             assert not (tmp_path / "run").exists()
             assert row(said, "memory").endswith(f"of {float(memory):g} GiB")
             return

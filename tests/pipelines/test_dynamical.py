@@ -19,7 +19,7 @@ from bridge.trace import mirror
 from kernel.dynamics import measure
 from pipelines import digits, dry_run, run
 from pipelines.config import RunConfig, identity
-from pipelines.errors import PipelineError
+from pipelines.core.errors import PipelineError
 from pipelines.query import compare, query
 from pipelines.strategies import STRATEGIES, base, dynamical
 from pipelines.strategies.options import DynamicsConfig, QueryOptions

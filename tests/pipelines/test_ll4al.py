@@ -14,7 +14,7 @@ from bridge.weights import read
 from pipelines import dry_run, run
 from pipelines import run as rounds
 from pipelines.config import RunConfig
-from pipelines.errors import PipelineError
+from pipelines.core.errors import PipelineError
 from pipelines.query import query
 from pipelines.strategies.options import LL4ALConfig, QueryOptions
 from tests.pipelines.test_run import comparable, small

@@ -17,7 +17,7 @@ from kernel.ntk import Sizes, decide
 from kernel.options import CRITERIA, STREAMED, Request
 from kernel.posterior import posterior
 from pipelines.config import RunConfig
-from pipelines.errors import PipelineError
+from pipelines.core.errors import PipelineError
 from pipelines.query import query
 from pipelines.strategies import STRATEGIES, lookahead, needing
 from pipelines.strategies.options import KernelConfig, LookAheadConfig, QueryOptions

@@ -7,7 +7,7 @@ from torch import nn
 
 import kernel.errors
 import trainer.predict
-from pipelines.progress import named_images
+from pipelines.core.progress import named_images
 from pipelines.query import query
 from pipelines.sequential.session import start
 

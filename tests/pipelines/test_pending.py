@@ -8,8 +8,8 @@ import pytest
 from kernel import contract, ntk, plan
 from pipelines import run
 from pipelines.config import RunConfig
-from pipelines.errors import PipelineError
-from pipelines.record import IN_PROGRESS
+from pipelines.core.errors import PipelineError
+from pipelines.core.record import IN_PROGRESS
 from pipelines.strategies.options import KernelConfig
 from trainer.fit import TrainConfig
 

@@ -11,7 +11,7 @@ from bridge.twin import At, Places, twin
 from kernel.errors import KernelError
 from kernel.options import KINDS
 from kernel.sharded import product_error
-from pipelines.errors import PipelineError
+from pipelines.core.errors import PipelineError
 from pipelines.query import query
 from pipelines.strategies import STRATEGIES, needing
 from pipelines.strategies.options import KernelConfig, QueryOptions

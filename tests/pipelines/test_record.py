@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from bridge.weights import replace
-from pipelines import record
-from pipelines.errors import PipelineError
+from pipelines.core import record
+from pipelines.core.errors import PipelineError
 
 CONFIG = {"dataset": "digits", "cycles": 2, "train": {"epochs": 3}}
 
@@ -137,7 +137,7 @@ def test_numbers_that_json_does_not_know_are_refused(tmp_path):
 def test_a_second_process_is_refused(tmp_path):
     code = f"""
 from pathlib import Path
-from pipelines.record import only_writer
+from pipelines.core.record import only_writer
 with only_writer(Path({str(tmp_path)!r})): pass
 """
     root = Path(__file__).parents[2]

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from bridge.parity import DETAILS, Certificate
 from pipelines.config import RunConfig, identity
-from pipelines.errors import PipelineError
-from pipelines.record import find_runs
+from pipelines.core.errors import PipelineError
+from pipelines.core.record import find_runs
 from pipelines.report import build, figures
 from pipelines.report.__main__ import main
 from pipelines.report.build import print_report, report

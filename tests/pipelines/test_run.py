@@ -13,8 +13,9 @@ from rich.console import Console
 
 from bridge.module import restore
 from bridge.weights import read
-from pipelines import digits, record, run
-from pipelines.errors import PipelineError
+from pipelines import digits, run
+from pipelines.core import record
+from pipelines.core.errors import PipelineError
 from pipelines.strategies import STRATEGIES, needing
 from pipelines.strategies.options import KernelConfig
 from trainer import data, networks

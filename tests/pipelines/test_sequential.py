@@ -10,7 +10,7 @@ from bridge.errors import BridgeError
 from bridge.weights import Weights
 from kernel.covariance import Cross, Kernel
 from kernel.options import CRITERIA, Options
-from pipelines.errors import PipelineError
+from pipelines.core.errors import PipelineError
 from pipelines.sequential import Exhausted, SequentialSession, learner
 from pipelines.sequential.config import STRATEGIES
 from pipelines.sequential.learner import (

@@ -18,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from bridge.module import weights_of
-from pipelines.errors import PipelineError
+from pipelines.core.errors import PipelineError
 from pipelines.report.build import report
 from pipelines.run import Bridge
 from pipelines.sequential import __main__, journal, run

@@ -5,7 +5,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from pipelines.progress import Stages, generator
+from pipelines.core.progress import Stages, generator
 
 
 def test_seconds_add_up_by_name_and_keep_their_order():
@@ -30,7 +30,7 @@ def test_peak_memory_is_that_of_the_stage():
     code = """
 import json
 import numpy as np
-from pipelines.progress import Stages
+from pipelines.core.progress import Stages
 
 stages = Stages()
 for name, size in (("before", 1), ("large", 2**25), ("after", 1)):

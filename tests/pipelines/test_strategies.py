@@ -8,7 +8,7 @@ from skactiveml.pool import uncertainty_scores
 from torch import nn
 
 from kernel.probabilities import simplex_projection
-from pipelines.errors import PipelineError
+from pipelines.core.errors import PipelineError
 from pipelines.strategies import STRATEGIES
 from pipelines.strategies.base import QueryContext, probabilities, top
 from trainer.config import TrainConfig

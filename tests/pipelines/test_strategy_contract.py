@@ -13,7 +13,7 @@ import torch
 
 from bridge.trace import mirror
 from kernel.errors import KernelError
-from pipelines.errors import PipelineError
+from pipelines.core.errors import PipelineError
 from pipelines.query import query
 from pipelines.strategies import STRATEGIES, needing
 from pipelines.strategies.base import Labelling, Query, Resources, build_context

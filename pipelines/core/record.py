@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.weights import replace
-from pipelines.errors import PipelineError
+from pipelines.core.errors import PipelineError
 
 try:
     import fcntl

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bridge.weights import replace
-from pipelines.errors import PipelineError
-from pipelines.record import environment
+from pipelines.core.errors import PipelineError
+from pipelines.core.record import environment
 
 
 def plain(value: Any) -> Any:

@@ -22,7 +22,7 @@ from rich.progress import (
 
 import kernel.errors
 import trainer.predict
-from pipelines.errors import PipelineError
+from pipelines.core.errors import PipelineError
 
 _SECONDS = 0.5  # what compiles faster is not worth a file
 

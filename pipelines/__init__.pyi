@@ -1,0 +1,5 @@
+from pipelines.query import Query as Query
+from pipelines.query import compare as compare
+from pipelines.query import query as query
+from pipelines.sequential.session import start as start
+from pipelines.strategies.options import QueryOptions as QueryOptions

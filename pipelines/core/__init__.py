@@ -1,0 +1,1 @@
+"""Shared by everything in `pipelines`: run directories, JSON, progress, errors."""

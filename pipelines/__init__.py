@@ -6,11 +6,12 @@
 import importlib
 from typing import Any
 
-__all__ = ["Query", "QueryOptions", "compare", "query", "start"]
+__all__ = ["Query", "QueryOptions", "SequentialOptions", "compare", "query", "start"]
 
 _MODULES = {
     "Query": "pipelines.query",
     "QueryOptions": "pipelines.strategies.options",
+    "SequentialOptions": "pipelines.sequential.config",
     "compare": "pipelines.query",
     "start": "pipelines.sequential",
 }

@@ -175,12 +175,12 @@ def query_context(
         batch_size: as for `query`.
         methods: the strategies that will be asked.
         options: as for `query`.
-        resources: what they may draw on besides.
+        resources: optional inputs of the strategies.
         mirror: as for `query`.
         seed: of the subset.
 
     Raises:
-        What `query` raises, short of the kernel's own errors.
+        PipelineError, NetworkError, DataError, BridgeError: as `query`.
     """
     options = options or QueryOptions()
     array = checked_images(images)

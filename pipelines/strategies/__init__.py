@@ -130,7 +130,7 @@ STRATEGIES: Mapping[str, Method] = MappingProxyType({row.name: row for row in _R
 
 
 def get(name: str) -> Method:
-    """A strategy by name.
+    """The row of a strategy's name.
 
     Raises:
         UnknownNameError: no such strategy.

@@ -50,7 +50,7 @@ class Query(NamedTuple):
 
 
 class Labelling(NamedTuple):
-    """What is labelled, and what may be.
+    """Labelled images, their labels, and the candidates.
 
     Attributes:
         labelled: int64 (labelled,), data-set indices.
@@ -72,7 +72,7 @@ class CertifiedMirror(NamedTuple):
 
 @dataclass(frozen=True)
 class Resources:
-    """What a query may draw on beside network, images and labels.
+    """Optional inputs of a query, beside network, images and labels.
 
     Attributes:
         progress: records time and memory of named stages, and shows progress.
@@ -123,7 +123,7 @@ class QueryContext:
         candidates: int64 (candidates,), data-set indices that may be queried, ascending.
         train: how the network was trained.
         options: of the strategies.
-        resources: what the query may draw on besides.
+        resources: optional inputs.
         certified: the mirror, where a strategy needs one.
         known_logits: f_L and f_U, float32 (labelled, classes) and (candidates, classes), if they
             are known; None computes them when they are read.
@@ -159,7 +159,7 @@ class QueryContext:
 
     @property
     def progress(self) -> Stages:
-        """Stages of the query."""
+        """Of the query: times, memory and progress of its stages."""
         return self.resources.progress
 
     @property
@@ -191,14 +191,14 @@ class QueryContext:
 
     @property
     def labelled_logits(self) -> np.ndarray:
-        """f_L."""
+        """f_L, float32 (labelled, classes)."""
         if self.known_logits is not None:
             return self.known_logits[0]
         return self.get_or_compute("labelled logits", lambda: self._predict(self.labelled))
 
     @property
     def candidate_logits(self) -> np.ndarray:
-        """f_U."""
+        """f_U, float32 (candidates, classes)."""
         if self.known_logits is not None:
             return self.known_logits[1]
         return self.get_or_compute("candidate logits", lambda: self._predict(self.candidates))
@@ -305,7 +305,7 @@ def build_context(
         methods: the strategies that will be asked.
         train: how the network was trained; its loss decides how logits become probabilities.
         options: of the strategies.
-        resources: what the query may draw on besides.
+        resources: optional inputs.
         mirror: of the network, which is given its present weights; None traces one if needed.
 
     Raises:
@@ -329,7 +329,12 @@ def build_context(
     if "features" in needs:
         with resources.progress("predict"):
             known_logits, features = _predictions(network, images, labelled, candidates)
-    _check_classes(network, images, labelling, known_logits)
+    if known_logits is None:
+        with named_images(probed):
+            classes = logits(network, probe).shape[1]
+    else:
+        classes = known_logits[0].shape[1]
+    _check_labels(labelled, labels, classes)
     if needs_mirror(needs):
         with resources.progress("certificate"):
             certified = _certified(network, probe, mirror)
@@ -364,20 +369,12 @@ def _certified(network: nn.Module, probe: np.ndarray, mirror: "Mirror | None") -
     return CertifiedMirror(made, parity.certify(network, made, probe).summary())
 
 
-def _check_classes(
-    network: nn.Module, images: Images, labelling: Labelling, known_logits: Pair | None
-) -> None:
+def _check_labels(labelled: np.ndarray, labels: np.ndarray, classes: int) -> None:
     """Refuse labels that are no class of the network.
 
     Raises:
         PipelineError: there is one.
     """
-    labelled, labels, candidates = labelling
-    if known_logits is None:
-        with named_images(candidates[:1]):
-            classes = logits(network, images(candidates[:1])).shape[1]
-    else:
-        classes = known_logits[0].shape[1]
     outside = np.flatnonzero(labels >= classes)
     if len(outside):
         raise PipelineError(

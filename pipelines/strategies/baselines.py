@@ -197,7 +197,6 @@ def ntk_no_blocks(context: QueryContext, batch_size: int, rng: np.random.Generat
 
     Raises:
         PipelineError: it would take longer than baseline.hours.
-        BridgeError: the network cannot be mirrored, or its mirror disagrees with it.
         KernelError: the kernel cannot be computed in the memory given, is singular or is `full`.
     """
     settings = context.options.kernel

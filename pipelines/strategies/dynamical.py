@@ -29,8 +29,7 @@ def dynamical(context: QueryContext, batch_size: int, rng: np.random.Generator) 
 
     Raises:
         PipelineError: more are asked for than there are candidates.
-        BridgeError: the network cannot be mirrored, or its mirror disagrees with it.
-        KernelError: gradients that are not finite, with the images.
+        KernelError: gradients that are not finite, naming the images.
     """
     settings = context.options.dynamics
     sign_rng, tie_rng = rng.spawn(2)

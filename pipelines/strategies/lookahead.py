@@ -60,8 +60,6 @@ def look_ahead(
         rng: of projections, signs, samples, clusters and ties.
 
     Raises:
-        PipelineError: settings that do not go together; `hybrid` where nobody answers.
-        BridgeError: the network cannot be mirrored, or its mirror disagrees with it.
         KernelError: the kernel cannot be computed in the memory given, or is singular.
     """
     settings, ahead = context.options.kernel, context.options.lookahead

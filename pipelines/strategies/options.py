@@ -40,7 +40,7 @@ class ALBLConfig:
     budget: int | None = None
 
     def __post_init__(self):
-        """Refuse what nothing can be drawn with; `check` looks at the names.
+        """Refuse too few arms and numbers out of range; `check` looks at the names.
 
         Raises:
             PipelineError: too few arms, one named twice, or a number out of range.
@@ -97,7 +97,7 @@ class BaldConfig:
     samples: int = 20
 
     def __post_init__(self):
-        """Refuse what no disagreement can be measured with.
+        """Refuse fewer samples than a disagreement needs.
 
         Raises:
             PipelineError: fewer than two samples.
@@ -133,7 +133,7 @@ class BaselineConfig:
     hours: float = field(default=24.0, metadata={"identity": False})
 
     def __post_init__(self):
-        """Refuse what nothing can be computed with.
+        """Refuse numbers out of range.
 
         Raises:
             PipelineError: a number out of range.
@@ -174,7 +174,7 @@ class DynamicsConfig:
     chunk: int | None = field(default=None, metadata={"identity": False})
 
     def __post_init__(self):
-        """Refuse what nothing can be computed with.
+        """Refuse unknown names and numbers out of range.
 
         Raises:
             UnknownNameError: a batch mode or a precision that is not there.
@@ -268,7 +268,7 @@ class LL4ALConfig:
     felt: float | None = None
 
     def __post_init__(self):
-        """Refuse what no module can be trained with.
+        """Refuse numbers out of range, and taps named twice.
 
         Raises:
             PipelineError: a number out of range, or a tap named twice.
@@ -313,7 +313,7 @@ class LookAheadConfig(CriterionOptions):
     interval: int = 1
 
     def __post_init__(self):
-        """Refuse what no batch can be made with.
+        """Refuse unknown names and numbers out of range.
 
         Raises:
             UnknownNameError: a mode that is not there.
@@ -429,7 +429,7 @@ class QueryOptions(StrategyOptions):
     loss: Loss = "l2"
 
     def __post_init__(self):
-        """Refuse another loss.
+        """Refuse an unknown loss.
 
         Raises:
             UnknownNameError: no such loss.

@@ -12,7 +12,7 @@ SAME = 1e-12
 
 
 class Spread(NamedTuple):
-    """A batch.
+    """Picks of a greedy choice.
 
     Attributes:
         positions: int64 (batch,), of the picks, in their order.

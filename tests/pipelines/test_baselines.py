@@ -37,6 +37,7 @@ from trainer.pool import Pool
 from trainer.predict import logits
 
 LABELLED = np.array([3, 8, 14, 20, 21])
+OPTIONS = StrategyOptions(baseline=BaselineConfig(epochs=2, step=0.3))
 SHORT = TrainConfig(epochs=3, min_steps=0, extensions=0, learning_rate=0.05)
 
 
@@ -57,7 +58,7 @@ def context_of(images: np.ndarray, resources=None, train=SHORT, **options) -> Qu
         Labelling(pool.labelled, labels, pool.unlabelled),
         [],
         train=train,
-        options=StrategyOptions(**{"baseline": BaselineConfig(epochs=2, step=0.3)} | options),
+        options=dataclasses.replace(OPTIONS, **options),
         resources=resources or Resources(),
     )
 

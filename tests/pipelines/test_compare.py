@@ -41,7 +41,8 @@ def test_a_need_is_computed_once(network, images, monkeypatch):
     both = compare(network, images, LABELLED, 4, names)
     # the certificate of the one mirror has passes of its own, of 4 images and fewer
     assert [count for count in passes if count > 4] == [20]
-    assert passes[:2] == [1, len(LABELLED)]  # one image to know the classes
+    assert passes[0] == 4  # to know the classes
+    assert len(LABELLED) in passes
     assert len(kernels) == 1
     assert list(both) == names
 

@@ -156,7 +156,7 @@ def test_candidates_go_through_the_mirror_alone(subject, monkeypatch):
 
     monkeypatch.setattr(base, "logits", watched)
     alone = ask(subject)
-    assert seen == [len(LABELLED)]
+    assert seen == [base.PROBE, len(LABELLED)]
     model, images, own = subject
     both = compare(
         model,
@@ -167,7 +167,7 @@ def test_candidates_go_through_the_mirror_alone(subject, monkeypatch):
         options=QueryOptions(loss="cross_entropy", dynamics=DynamicsConfig(precision="float64")),
         mirror=own,
     )
-    assert seen[1:] == [len(LABELLED), len(images) - len(LABELLED)]  # once for the two of them
+    assert seen[3:] == [len(LABELLED), len(images) - len(LABELLED)]  # once for the two of them
     together = both["dynamical"]
     np.testing.assert_array_equal(together.indices, alone.indices)
     np.testing.assert_allclose(together.candidate_scores, alone.candidate_scores, rtol=1e-4)

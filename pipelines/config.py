@@ -116,7 +116,7 @@ class NetworkSettings:
 
     @property
     def data_folder(self) -> Path:
-        """Where the data set is looked for."""
+        """Folder of the data set."""
         return self.data_dir or Path(os.environ.get(DATA_DIR_VARIABLE) or "data")
 
 
@@ -172,13 +172,13 @@ class RunConfig(StrategyOptions, NetworkSettings):
 
     @property
     def run_folder(self) -> Path:
-        """Where the record is written."""
+        """Folder of the record."""
         return self.run or Path("runs") / f"{self.dataset}-{self.strategy}-seed{self.seed}"
 
 
 @dataclass(frozen=True)
 class MeasurementSettings(NetworkSettings):
-    """What is measured of the network that the first round of a run with this seed trains.
+    """A measurement of the network that the first round of a run with this seed trains.
 
     Attributes:
         precision: of gradients and their contraction.
@@ -202,7 +202,7 @@ class MeasurementSettings(NetworkSettings):
 
     @property
     def run_folder(self) -> Path:
-        """Where the record is written."""
+        """Folder of the record."""
         name = self.network.replace(":", ".")
         return self.run or Path(self.FOLDER) / f"{self.dataset}-{name}-seed{self.seed}"
 

@@ -153,7 +153,7 @@ def _kernel(
 
 
 def _batch(config: RunConfig) -> str:
-    """How a batch is made, and how often candidates are scored for it."""
+    """Batch mode, and how often candidates are scored for a batch."""
     mode = config.lookahead.mode(config.strategy)
     step = {"top": config.query, "conditioned": 1, "hybrid": config.lookahead.interval}[mode]
     if mode == "hybrid" and config.strategy in GREEDY:

@@ -163,7 +163,7 @@ class SequentialConfig(RunConfig):
 
     @property
     def run_folder(self) -> Path:
-        """Where the record is written."""
+        """Folder of the record."""
         default = f"{self.dataset}-sequential-{self.strategy}-seed{self.seed}"
         return self.run or Path("runs") / default
 

@@ -112,7 +112,7 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SequentialState:
-    """What a session starts from; nothing of it changes with a label.
+    """Start of a session; nothing of it changes with a label.
 
     Attributes:
         linearisation: as training left it.
@@ -361,7 +361,7 @@ class Learner:
         return float(residual[is_open] @ np.linalg.solve(block, residual[is_open]))
 
     def _factorise(self) -> Acquisition:
-        """From the kernel, with all answers in one block."""
+        """Condition the kernel anew, on all answers in one block."""
         start = self.linearisation
         made = self._make_acquisition(start.kernel, start.posterior(), start.targets)
         return made.absorb(*self._label_rows(self.answers)) if self.answers else made

@@ -565,7 +565,7 @@ def check_memory(
     tests: int,
     settings: KernelConfig,
 ) -> Decision:
-    """How the kernel is held; refuses one that does not fit, before anything is trained.
+    """The form of a kernel that fits in the memory, known before anything is trained.
 
     Raises:
         PipelineError: a sample of the candidates without a sketch.

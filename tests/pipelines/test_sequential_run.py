@@ -175,10 +175,13 @@ def test_stopped_beside_an_answer_it_goes_on_to_the_same_end(
 
         monkeypatch.setattr(run, "print_training", trained)
     with pytest.raises(StoppedError):
-        carry_out(config(tmp_path))
-    assert len(journal.read(tmp_path).answers) == answer + 1
+        carry_out(config(tmp_path / "here"))
+    assert len(journal.read(tmp_path / "here").answers) == answer + 1
     monkeypatch.undo()
-    assert same(carry_out(config(tmp_path)), whole)
+    moved = (tmp_path / "here").rename(tmp_path / "there")
+    again = config(moved)  # with more memory, too
+    again = dataclasses.replace(again, kernel=dataclasses.replace(again.kernel, memory_gib=5.0))
+    assert same(carry_out(again), whole)
 
 
 def test_an_answer_is_on_the_disk_before_it_is_absorbed(tmp_path):

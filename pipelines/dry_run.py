@@ -28,18 +28,13 @@ from trainer.networks import parameter_count
 def dry_run(config: RunConfig, console: Console) -> None:
     """Print the plan of a run.
 
-    Args:
-        config: of the run.
-        console: where it is shown.
-
     Raises:
         TrainerError, BridgeError, PipelineError: what the run itself would stop at.
         KernelError: the last query, which has the most labels, does not fit in the memory.
     """
     keep_compiled()
     dataset, network = prepared(config, console)
-    before = max(config.cycles - 1, 0)
-    labelled = config.initial + before * config.query
+    labelled = config.initial + max(config.cycles - 1, 0) * config.query
     pool = len(dataset.train_images)
     candidates = min(config.subset or pool, pool - labelled)
     console.print(
@@ -122,19 +117,12 @@ def _kernel(
     settings = config.kernel
     images = dataset.normalise(dataset.train_images[:2])
     sample = None if settings.sample is None else min(settings.sample, candidates)
-    streamed = config.strategy in STREAMED
-    sizes = Sizes(labelled, candidates, sample, settings.sketch, streamed)
+    sizes = Sizes(labelled, candidates, sample, settings.sketch, config.strategy in STREAMED)
     shape = jax.ShapeDtypeStruct(images.shape[1:], dtype_of(settings.precision))
     decision = decide(mirror.model(), shape, sizes, settings)
     anchors = labelled + sample if decision.form == "cross" and sample is not None else None
-    cost = estimate(
-        mirror.model(),
-        np.asarray(images),
-        labelled + candidates,
-        settings,
-        anchors=anchors,
-        sketch=settings.sketch,
-    )
+    examples, sketch = labelled + candidates, settings.sketch
+    cost = estimate(mirror.model(), images, examples, settings, anchors=anchors, sketch=sketch)
     after = posterior_seconds(sizes, dataset.classes, decision, cost)
     projections = "1 projection" if cost.projections == 1 else f"{cost.projections} projections"
     rows = {
@@ -147,8 +135,8 @@ def _kernel(
         rows["batch"] = _batch(config)
     if sample is not None:
         rows["change summed over"] = f"{sample:,} candidates"
-    if settings.sketch is not None:
-        rows["sketch"] = f"{settings.sketch:,} dimensions"
+    if sketch is not None:
+        rows["sketch"] = f"{sketch:,} dimensions"
     return rows
 
 

@@ -1,4 +1,4 @@
-"""What a pipeline refuses, and why."""
+"""Exceptions of pipelines."""
 
 
 class PipelineError(ValueError):

@@ -1,6 +1,11 @@
+import functools
+import gc
 import os
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import jaxtyping
@@ -10,6 +15,7 @@ import pytest
 # what runs of the tests keep for the user is kept apart from the user's own, and let go with it
 _CACHE = tempfile.TemporaryDirectory(prefix="ntk-lookahead-cache-")
 _DAYS = 30
+_JAXLIB = version("jaxlib")
 
 
 def _keep_compiled() -> None:
@@ -29,8 +35,38 @@ def _keep_compiled() -> None:
                 file.unlink(missing_ok=True)
 
 
-_keep_compiled()  # before JAX reads its environment
+def _compile_quickly() -> None:
+    """Arrays of the tests are small: compiling for speed takes ten times as long as running them.
+
+    `make test-all` compiles as a user does, by `JAX_DISABLE_MOST_OPTIMIZATIONS=false`.
+    """
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+    # XLA ends the process at a flag that it does not know: only for versions that have these
+    if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "true" and _JAXLIB.startswith("0.10."):
+        flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+        os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}".strip()
+
+
+_keep_compiled()  # both before JAX reads its environment
+_compile_quickly()
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _list_operators_once() -> None:
+    """torch.export lists the dispatcher's operators 50 times a network, a quarter of its time."""
+    import torch._export.utils as utils
+
+    utils._materialize_cpp_cia_ops = functools.cache(utils._materialize_cpp_cia_ops)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _free_compiled() -> Iterator[None]:
+    """What XLA compiled for one module of tests is not kept in memory for the next."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def save_networks(folder: Path) -> None:
 
 
 def start(devices: int, *arguments: str) -> subprocess.Popen[str]:
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-m", "tests.kernel.sharded_worker", *arguments],
         cwd=ROOT,

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
@@ -10,7 +11,6 @@ from rich.text import Text
 from torch import nn
 
 from bridge import portable
-from bridge.check import Check
 from bridge.errors import BridgeError
 from bridge.mirror import Mirror
 from bridge.module import restore
@@ -23,6 +23,9 @@ from kernel.options import Request
 from trainer import networks
 from trainer.config import parse_arguments
 from trainer.networks import load
+
+if TYPE_CHECKING:
+    from bridge.check import Check
 
 DISAGREES = 1
 _WORST = 12
@@ -136,7 +139,7 @@ def _badness(certificate: Certificate, layer: Layer) -> float:
     return max(layer.error or 0.0, _gradient(certificate, layer) or 0.0)
 
 
-def check(settings: Check, console: Console) -> int:
+def check(settings: "Check", console: Console) -> int:
     """Mirror, compare, print; 0 if the mirror may be used, 1 if it disagrees with the network.
 
     Raises:
@@ -181,7 +184,7 @@ def check(settings: Check, console: Console) -> int:
     return 0
 
 
-def _mirrored(settings: Check, network: nn.Module, probe: np.ndarray) -> Mirror:
+def _mirrored(settings: "Check", network: nn.Module, probe: np.ndarray) -> Mirror:
     if settings.twin is None:
         return mirror(network, probe, route=settings.route)
     return made_by(load(settings.twin, "twin"), network, probe)

@@ -12,10 +12,10 @@ TORCH_BACKEND ?=
 # torch and JAX would otherwise be compiled anew by every command.
 UV_PIP := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(if $(TORCH_BACKEND),--torch-backend=$(TORCH_BACKEND))
 
-.PHONY: help setup demo test test-all test-fast lint types format check clean
+.PHONY: help setup demo test test-experiments test-all test-fast lint types format check clean
 
 help:            ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 setup: $(VENV)/.installed  ## a virtual environment with everything in it (.venv)
 
@@ -29,17 +29,20 @@ $(VENV)/.installed: pyproject.toml
 demo: setup       ## active learning on scikit-learn's digits: a table and a picture, about two minutes
 	$(BIN)/python -m pipelines.demo
 
-# Processes of the tests. The largest networks among them take gigabytes each.
+# Processes of the tests, of at most 3 GB each.
 JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 test: setup       ## the tests (those that need the full data sets: NTK_DATA_DIR=DIR make test)
-	$(PYTEST) -m 'not exhaustive'
+	$(PYTEST) -m 'not exhaustive' --ignore=tests/experiments
 
-test-all: setup   ## those, too, that repeat on further networks what others show
-	$(PYTEST)
+test-experiments: setup  ## the tests of the studies, which are in no wheel
+	$(PYTEST) -m 'not exhaustive' tests/experiments
+
+test-all: setup   ## all, those that repeat on further networks, too, compiled as a user does
+	JAX_DISABLE_MOST_OPTIMIZATIONS=false $(PYTEST)
 
 test-fast: setup  ## the tests that take seconds
-	$(PYTEST) -m 'not slow'
+	$(PYTEST) -m 'not slow and not exhaustive' --ignore=tests/experiments
 
 lint: setup       ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -52,7 +55,7 @@ format: setup     ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-check: lint types test  ## what CI runs
+check: lint types test test-experiments  ## what CI runs
 
 clean:           ## remove the environment and every cache (never runs/)
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info

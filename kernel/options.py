@@ -145,6 +145,6 @@ def _known(name: str, value: object, known: tuple[str, ...]) -> None:
         raise KernelError(f"unknown {name} {value!r}; known: {', '.join(known)}.")
 
 
-def _above_zero(name: str, value: float) -> None:
+def _above_zero(name: str, value: float | int) -> None:
     if not 0 < value < float("inf"):
         raise KernelError(f"{name} must be a number above 0, not {value}.")

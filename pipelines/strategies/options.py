@@ -336,6 +336,7 @@ class LookAheadConfig(CriterionOptions):
             seed: of clusters.
         """
         own = {field.name: getattr(self, field.name) for field in fields(CriterionOptions)}
+        own["beta"] = float(self.beta)
         return Options(**own, reference=reference, seed=seed)
 
     def mode(self, criterion: str) -> str:

@@ -14,6 +14,7 @@ from torch import nn
 
 from bridge.errors import BridgeError
 from bridge.weights import Weights, save
+from kernel import x64  # noqa: F401
 
 
 class Held(NamedTuple):

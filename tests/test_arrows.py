@@ -26,6 +26,15 @@ def imports(path: Path) -> set[str]:
     return found
 
 
+def modules(path: Path) -> set[str]:
+    """Names that may be modules: `from a import b` counts as a and as a.b."""
+    found = imports(path)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
 @pytest.mark.parametrize("package", FORBIDDEN)
 def test_no_arrow_points_back(package):
     for path in sorted((ROOT / package).rglob("*.py")):
@@ -34,7 +43,7 @@ def test_no_arrow_points_back(package):
         wrong = {name for name in imports(path) if name.split(".")[0] in FORBIDDEN[package]}
         if path.parent.name == "bridge" and path.stem in ("check", "checking"):
             # a command line, which builds the network that it checks
-            wrong -= {"trainer", "trainer.errors", "trainer.networks"}
+            wrong -= {"trainer", "trainer.config", "trainer.errors", "trainer.networks"}
         assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}"
 
 
@@ -42,6 +51,23 @@ def test_strategies_do_not_know_the_loop():
     for path in (ROOT / "pipelines" / "strategies").glob("*.py"):
         wrong = imports(path) & {f"pipelines.{m}" for m in ("run", "round", "config", "record")}
         assert not wrong, f"{path.name} imports {sorted(wrong)}"
+
+
+def test_whatever_computes_with_jax_sets_it_to_64_bits():
+    """Of kernel and bridge: `kernel.x64` is among what a module imports, directly or in turn."""
+    paths = {}
+    for package in ("kernel", "bridge"):
+        for path in (ROOT / package).rglob("*.py"):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            paths[".".join(parts).removesuffix(".__init__")] = path
+    reached = {name: modules(path) for name, path in paths.items()}
+    computing = {n for n, names in reached.items() if any(m.split(".")[0] == "jax" for m in names)}
+    for _ in paths:
+        reached = {
+            name: names.union(*(reached[other] for other in names & paths.keys()))
+            for name, names in reached.items()
+        }
+    assert not {n for n in computing if "kernel.x64" not in reached[n] | {n}}
 
 
 def test_only_compat_touches_neural_tangents():

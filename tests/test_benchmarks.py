@@ -252,7 +252,7 @@ def test_where_files_lie_is_not_written(tmp_path):
 def written(folder, mode, strategy, seed, accuracies, answers=()):
     """A run directory, as far as the comparison of sequential runs reads it."""
     folder.mkdir()
-    config = {"format": 1, "seed": seed, "strategy": strategy, "cycles": len(accuracies) - 1}
+    config = {"format": 2, "seed": seed, "strategy": strategy, "cycles": len(accuracies) - 1}
     (folder / "config.json").write_text(json.dumps(config | ({"mode": mode} if mode else {})))
     rounds = [
         {

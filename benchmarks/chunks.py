@@ -1,8 +1,8 @@
 """How many images should a core differentiate at a time?
 
 From networks with random weights to the time of an exact and of a sketched kernel with chunks of
-several sizes, against the smallest. What is found is what `kernel.contract` chooses by.
-Run it as
+several sizes, against the smallest. What is found is what `kernel.plan` chooses
+by. Run it as
 
     python -m benchmarks.chunks [--json FILE] [--networks resnet18 vgg11_bn] [--sizes 8 16 32]
 """
@@ -18,13 +18,13 @@ import tyro
 
 from benchmarks.kernel_memory import case
 from benchmarks.measuring import load, machine, markdown, read, turns, write
-from kernel.model import cores
+from kernel.linalg import cores
 from kernel.ntk import empirical_ntk
 from kernel.options import Request
 from kernel.plan import problem_of
 from trainer.fit import keep_freed_blocks
 
-HEAD = ("kernel", "parameters over an image's numbers", "images on a core", "seconds", "clock")
+HEAD = ("kernel", "parameters over an image's activations", "images on a core", "seconds", "clock")
 HEAD = (*HEAD, "processor time")
 
 
@@ -52,13 +52,12 @@ def measured(settings: Settings, name: str) -> tuple[list[list[object]], dict[st
     _, model, images = case(name, settings.images, settings.seed, settings.side)
     like = jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
     problem = problem_of(model, like, len(images), len(images), Request())
-    weight = sum(unit.columns for unit in problem.units) / problem.activations.of(1)
+    weight = problem.columns / sum(problem.activations)
 
     def work(size: int, sketch: int | None) -> Callable[[], object]:
-        own: dict[str, Any] = {"chunk": size * cores(), "memory_gib": settings.memory_gib}
-        if sketch is not None:
-            own |= {"sketch": sketch, "rng": np.random.default_rng(settings.seed)}
-        return lambda: empirical_ntk(model, images, **own).values
+        request = Request(sketch=sketch, chunk=size * cores(), memory_gib=settings.memory_gib)
+        rng = np.random.default_rng(settings.seed)
+        return lambda: empirical_ntk(model, images, request, rng=rng).values
 
     kernels = {"exact": None, "sketched": settings.sketch}
     works = {

@@ -1,14 +1,12 @@
 """What do dynamicAL's candidates cost, and what makes them cheaper?
 
-From networks with random weights to the time of ‖g_u‖² and g_u·g_S of all images with the logits of
-the pass itself; against logits predicted beforehand, sums over the pixels of one image counted as
-cheap as those between many, and chunks of 8 images on a core for every network. Run it as
+‖g_u‖² and g_u·g_S of all images, for networks with random weights: with the logits of the pass
+itself, with logits predicted beforehand, and with every gradient formed. Run it as
 
     python -m benchmarks.dynamics [--json FILE] [--networks cnn resnet18 vgg11_bn] [--images 128]
 """
 
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +16,9 @@ import tyro
 
 from benchmarks.kernel_memory import case
 from benchmarks.measuring import load, machine, markdown, read, turns, write
-from kernel import gradients
 from kernel.dynamics import Measured, cotangents, measure
 from kernel.gradients import total
-from kernel.model import cores
-from kernel.plan import CHUNK
-from kernel.taps import ELEMENTWISE
+from kernel.param_groups import ParamGroup
 from trainer.fit import keep_freed_blocks
 from trainer.predict import logits
 
@@ -46,34 +41,27 @@ class Settings:
     json: Path | None = None
 
 
-@contextmanager
-def cheap_sums():
-    """Sums over the pixels of one image counted as those between many."""
-    kept, gradients.ALONE = gradients.ALONE, ELEMENTWISE
-    try:
-        yield
-    finally:
-        gradients.ALONE = kept
-
-
 def works(settings: Settings, name: str) -> dict[str, Callable[[], Measured]]:
     """What is timed."""
     network, model, images = case(name, settings.images, settings.seed, settings.side)
     f = logits(network, images)
     direction = total(model, images, cotangents(f, f.argmax(axis=1), LOSS))
 
-    def work(answers: np.ndarray | None = None, chunk: int | None = None) -> Measured:
-        return measure(model, images, answers, direction, LOSS, chunk=chunk)
+    def work(answers: np.ndarray | None = None) -> Measured:
+        return measure(model, images, answers, direction, LOSS)
 
-    def counted() -> Measured:
-        with cheap_sums():
+    def formed() -> Measured:
+        forms = ParamGroup.forms
+        ParamGroup.forms = property(lambda _: ("rows",))
+        try:
             return work()
+        finally:
+            ParamGroup.forms = forms
 
     return {
         OWN: work,
         "predicted beforehand": lambda: work(logits(network, images)),
-        "sums over pixels counted as cheap": counted,
-        f"{CHUNK} images on a core": lambda: work(chunk=CHUNK * cores()),
+        "every gradient formed": formed,
     }
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import torch
 import tyro
@@ -21,10 +22,11 @@ from benchmarks.kernel_memory import case, taken
 from benchmarks.kernel_peers import forward, neural_tangents, torch_func, vmap_grad
 from benchmarks.kernel_tables import HEAD, MEMORY_HEAD, MemoryRow, Row, at_least, at_most, within
 from benchmarks.measuring import Times, load, machine, markdown, read, turns, write
-from kernel.estimate import estimate
+from kernel.estimate import estimate_cost
 from kernel.model import Model
 from kernel.ntk import empirical_ntk
 from kernel.options import Request
+from kernel.plan import plan_kernel
 from trainer.fit import keep_freed_blocks
 
 AGREEMENT = 1e-4  # of peers with the exact kernel, in float32, of its largest entry
@@ -86,7 +88,7 @@ def _works(
     """What is timed; every peer's kernel is compared with ours first."""
     fewer = images[:peer_count]
     budget = settings.memory_gib
-    exact = lambda given: empirical_ntk(model, given, memory_gib=budget).values
+    exact = lambda given: empirical_ntk(model, given, Request(memory_gib=budget)).values
     torch_work, torch_chunk = torch_func(network, images)
     tangents_work, way = neural_tangents(model, fewer)
     peers = {"JAX vmap(grad)": vmap_grad(model, images), "torch.func": torch_work}
@@ -100,9 +102,8 @@ def _works(
         "sketched": lambda: empirical_ntk(
             model,
             images,
-            sketch=settings.sketch,
+            Request(sketch=settings.sketch, memory_gib=budget),
             rng=np.random.default_rng(settings.seed),
-            memory_gib=budget,
         ),
         **peers,
         "exact, fewer": lambda: exact(fewer),
@@ -121,10 +122,11 @@ def _predictor(
     settings: Settings, model: Model, images: np.ndarray, sketch: int | None, into: list[float]
 ) -> Callable[[], None]:
     """Notes the seconds that are predicted, compiling left out."""
-    request = Request(memory_gib=settings.memory_gib)
+    request = Request(sketch=sketch, memory_gib=settings.memory_gib)
+    image = jax.ShapeDtypeStruct(images.shape[1:], "float32")
 
     def work() -> None:
-        cost = estimate(model, images[:2], len(images), request, sketch=sketch)
+        cost = estimate_cost(model, images[:2], plan_kernel(model, image, len(images), request))
         into.append(cost.gradient_seconds + cost.product_seconds)
 
     return work

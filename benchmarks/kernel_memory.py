@@ -5,15 +5,17 @@ From a network, a number of images and a budget to GiB predicted and measured.
 
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from torch import nn
 
 from benchmarks.measuring import apart, watched
 from bridge.trace import mirror
-from kernel.estimate import estimate
+from kernel.estimate import estimate_cost
 from kernel.model import Model
 from kernel.ntk import empirical_ntk
 from kernel.options import Request
+from kernel.plan import plan_kernel
 from trainer.fit import keep_freed_blocks
 from trainer.networks import build
 
@@ -64,13 +66,13 @@ def _taken(
 ) -> Taken:
     keep_freed_blocks()
     _, model, given = case(name, images, seed, side)
-    request = Request(memory_gib=budget)
-    # compiles and runs one chunk, as a dry run does
-    predicted = estimate(model, given[:2], images, request, sketch=sketch)
+    request = Request(sketch=sketch, memory_gib=budget)
+    plan = plan_kernel(model, jax.ShapeDtypeStruct(given.shape[1:], "float32"), images, request)
+    estimate_cost(model, given[:2], plan)  # compiles and runs one chunk, as a dry run does
 
     def kernel() -> None:
         rng = np.random.default_rng(seed)
-        empirical_ntk(model, given, memory_gib=budget, sketch=sketch, rng=rng)
+        empirical_ntk(model, given, request, rng=rng)
 
     peaks = [watched(kernel)[1].grown for _ in range(2)]
-    return Taken(budget, predicted.passes, predicted.peak_gib, *peaks)
+    return Taken(budget, max(len(plan.passes), 1), plan.peak_gib, *peaks)

@@ -16,6 +16,7 @@ from scipy.stats import spearmanr
 from kernel.jacobian import fold, random_signs
 from kernel.model import Model
 from kernel.ntk import empirical_ntk
+from kernel.options import Request
 from kernel.taps import per_example_gradients
 
 CHUNK = 8
@@ -64,7 +65,7 @@ def jacobians(
             rows = per_example_gradients(model, jnp.asarray(images[places]), direction)
             part = slice(start, min(start + CHUNK, len(images)))
             folded[part, c] = fold(rows, signs, sketch)[: part.stop - start]
-    return Jacobians(empirical_ntk(model, images, "full", memory_gib=gib).values, folded)
+    return Jacobians(empirical_ntk(model, images, Request("full", memory_gib=gib)).values, folded)
 
 
 def projections(classes: int, rng: np.random.Generator) -> dict[str, np.ndarray]:

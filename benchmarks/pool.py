@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import tyro
 from scipy.stats import rankdata
@@ -21,10 +22,11 @@ from benchmarks.measuring import Memory, apart, load, machine, markdown, watched
 from benchmarks.pool_figure import draw
 from benchmarks.pool_tables import FULL_STAGES, Run, Stage, summary
 from bridge.trace import mirror
-from kernel import criteria
 from kernel.covariance import Given
-from kernel.ntk import Decision, query_kernel
+from kernel.criteria import mlmoc
+from kernel.ntk import query_kernel
 from kernel.options import Request
+from kernel.plan import Plan, Sizes, plan_query
 from kernel.posterior import Posterior, absorb, posterior
 from pipelines.strategies.base import reference_sample
 from trainer import data
@@ -77,41 +79,36 @@ def measure(settings: Settings, candidates: int) -> Run:
     targets = np.eye(dataset.classes)[labels]
     known = slice(settings.labelled)
     sample = reference_sample(candidates, settings.sample, rng)
-    request = Request(memory_gib=settings.memory_gib)
+    request = Request(sketch=settings.sketch, memory_gib=settings.memory_gib)
+    image = jax.ShapeDtypeStruct(images.shape[1:], "float32")
     stages: dict[str, Stage] = {}
     watch = lambda name, work: _noted(stages, name, work)
     # what is compiled once a run is compiled here, on a few images
     rng_of_few = np.random.default_rng(settings.seed)
-    query_kernel(model, images[:64], 1, request, sketch=settings.sketch, rng=rng_of_few)
+    few = plan_query(model, image, Sizes(1, 63), request, rng_of_few)
+    query_kernel(model, images[:64], few, rng=rng_of_few)
     answers, memory = watch("predict", lambda: logits(network, images).astype(np.float64))
-    (kernel, held), _ = watch(
-        "gradients",
-        lambda: query_kernel(
-            model,
-            images,
-            settings.labelled,
-            request,
-            sample=sample,
-            sketch=settings.sketch,
-            rng=rng,
-        ),
+    sizes = Sizes(settings.labelled, candidates, None if sample is None else len(sample))
+    plan = plan_query(model, image, sizes, request, rng)
+    kernel, _ = watch(
+        "gradients", lambda: query_kernel(model, images, plan, sample=sample, rng=rng)
     )
-    scores = _sampled(watch, kernel, held, targets, answers, sample, settings.labelled)
+    scores = _sampled(watch, kernel, plan, targets, answers, sample, settings.labelled)
     agreement = None
     if candidates in settings.full_sum:
         whole, _ = watch(
-            FULL_STAGES[0], lambda: _posterior(kernel, targets[known], answers, None, held)
+            FULL_STAGES[0], lambda: _posterior(kernel, targets[known], answers, None, plan)
         )
-        full, _ = watch(FULL_STAGES[1], lambda: criteria.mlmoc(whole))
+        full, _ = watch(FULL_STAGES[1], lambda: mlmoc(whole))
         agreement = float(np.corrcoef(rankdata(scores), rankdata(full))[0, 1])
-    how = "kept" if held.keep else "streamed"
-    return Run(candidates, stages, memory.before, held.peak_gib, how, agreement, load())
+    how = "kept" if plan.keep else "streamed"
+    return Run(candidates, stages, memory.before, plan.peak_gib, how, agreement, load())
 
 
 def _sampled(
     watch: Callable[[str, Callable[[], Any]], tuple[Any, Memory]],
     kernel: Given,
-    held: Decision,
+    plan: Plan,
     targets: np.ndarray,
     answers: np.ndarray,
     sample: np.ndarray | None,
@@ -119,10 +116,10 @@ def _sampled(
 ) -> np.ndarray:
     """Scores by the reference sample; the one best is then labelled and absorbed."""
     result, _ = watch(
-        "posterior", lambda: _posterior(kernel, targets[:labelled], answers, sample, held)
+        "posterior", lambda: _posterior(kernel, targets[:labelled], answers, sample, plan)
     )
-    criteria.mlmoc(result)  # compiles
-    scores, _ = watch("score", lambda: criteria.mlmoc(result))
+    mlmoc(result)  # compiles
+    scores, _ = watch("score", lambda: mlmoc(result))
     best = int(np.argmax(scores))
     watch("absorb one label", lambda: absorb(result, best, targets[labelled + best]))
     return scores
@@ -133,10 +130,10 @@ def _posterior(
     targets: np.ndarray,
     answers: np.ndarray,
     sample: np.ndarray | None,
-    held: Decision,
+    plan: Plan,
 ) -> Posterior:
     known, open_ = answers[: len(targets)], answers[len(targets) :]
-    return posterior(kernel, targets, known, open_, sample=sample, keep=held.keep)
+    return posterior(kernel, targets, known, open_, sample=sample, keep=plan.keep)
 
 
 def _noted(stages: dict[str, Stage], name: str, work: Callable[[], Any]) -> tuple[Any, Memory]:

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -18,8 +19,10 @@ from bridge.parity import Certificate, Layer, compare
 from bridge.trace import mirror
 from bridge.twin import made_by
 from bridge.weights import read
-from kernel.estimate import Estimate, estimate
+from kernel.estimate import Cost, estimate_cost
+from kernel.model import dtype_of
 from kernel.options import Request
+from kernel.plan import Plan, plan_kernel
 from trainer import networks
 from trainer.config import parse_arguments
 from trainer.networks import load
@@ -109,15 +112,16 @@ def size_words(mirror: Mirror) -> str:
     return f"{text}; {len(mirror.sites)} tap sites ({listed})."
 
 
-def cost_words(estimate: Estimate, memory_gib: float) -> str:
+def cost_words(cost: Cost, plan: Plan) -> str:
     """Estimated time and memory of the kernel of many images, in a sentence."""
-    passes = "one pass" if estimate.passes == 1 else f"{estimate.passes} passes"
+    passes = "one pass" if len(plan.passes) == 1 else f"{len(plan.passes)} passes"
     return (
-        f"The kernel `single` between {estimate.examples:,} images would take about "
-        f"{_duration(estimate.seconds)} and {estimate.peak_gib:.2g} GiB of the {memory_gib:g} GiB "
-        f"given on this machine: gradients {_duration(estimate.gradient_seconds)} in {passes}, "
-        f"products {_duration(estimate.product_seconds)}, compiling "
-        f"{_duration(estimate.compile_seconds)}. `trace` takes as many times that as there are "
+        f"The kernel `single` between {plan.problem.examples:,} images would take about "
+        f"{_duration(cost.seconds)} and {plan.peak_gib:.2g} GiB of the "
+        f"{plan.request.memory_gib:g} GiB given on this machine: gradients "
+        f"{_duration(cost.gradient_seconds)} in {passes}, "
+        f"products {_duration(cost.product_seconds)}, compiling "
+        f"{_duration(cost.compile_seconds)}. `trace` takes as many times that as there are "
         "classes."
     )
 
@@ -178,8 +182,10 @@ def check(settings: "Check", console: Console) -> int:
         console.print(f"Graph and weights written to {settings.save}.", highlight=False)
     with console.status("measuring gradients"):
         request = Request(memory_gib=settings.memory_gib)
-        costs = estimate(twin.model(), probe, settings.images, request)
-    console.print(cost_words(costs, settings.memory_gib), highlight=False)
+        image = jax.ShapeDtypeStruct(shape, dtype_of(request.precision))
+        plan = plan_kernel(twin.model(), image, settings.images, request)
+        cost = estimate_cost(twin.model(), probe, plan)
+    console.print(cost_words(cost, plan), highlight=False)
     console.print("Certified: this network can be used in every pipeline.", style="bold green")
     return 0
 

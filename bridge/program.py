@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from bridge.ops import OPERATORS
 from bridge.ops.layers import edges_of
 from bridge.ops.pooling import per_axis
-from kernel.taps import Lookup, Product, Rule, Window
+from kernel.taps import AffineRule, Window
 
 IMAGES = "images"
 # How the names of arrays begin that are in no state dict but in the graph.
@@ -100,15 +100,13 @@ _PRODUCTS = frozenset(
 _NAMES = ("x", "weight", "bias", "stride", "padding", "dilation", "groups")
 
 
-def rule(node: Node, shapes: Mapping[str, tuple[int, ...]]) -> Rule | None:
+def rule(node: Node, shapes: Mapping[str, tuple[int, ...]]) -> AffineRule | None:
     """The rule of a node, if it has one.
 
     Args:
         node: of a program.
         shapes: of the trainable arrays of the network, by name.
     """
-    if node.op == "aten.embedding.default":
-        return _lookup(node, shapes)
     if node.op not in _PRODUCTS:
         return None
     given = dict(zip(_NAMES, node.args, strict=False)) | dict(node.kwargs)
@@ -119,7 +117,7 @@ def rule(node: Node, shapes: Mapping[str, tuple[int, ...]]) -> Rule | None:
         return None
     shape = shapes[weight.name]
     window = None if node.op == "aten.linear.default" else _window(given, shape)
-    return Product(
+    return AffineRule(
         weight=weight.name,
         bias=bias.name if bias is not None and bias.name in shapes else None,
         inputs=shape[1] * (window.groups if window else 1),
@@ -138,14 +136,6 @@ def _window(given: dict[str, Any], shape: tuple[int, ...]) -> Window:
         dilation=dilation,
         groups=given.get("groups", 1),
     )
-
-
-def _lookup(node: Node, shapes: Mapping[str, tuple[int, ...]]) -> Lookup | None:
-    table, places, *more = node.args
-    if not isinstance(table, Weight) or not isinstance(places, Ref):
-        return None
-    padding = more[0] if more else node.kwargs.get("padding_idx", -1)
-    return Lookup(table=table.name, entries=shapes[table.name][0], padding=padding)
 
 
 Arrays = Mapping[str, Array]
@@ -267,7 +257,7 @@ class Program:
         _, vjp = jax.vjp(outputs, {name: params[name] for name in chosen.parameters})
         return vjp(cotangents)[0]
 
-    def rule(self, site: str, params: Arrays) -> Rule | None:
+    def rule(self, site: str, params: Arrays) -> AffineRule | None:
         """The product rule of a site whose parameters only multiply its input, else None."""
         (chosen,) = [s for s in self.sites if s.name == site]
         (node,) = [n for n in self.nodes if n.name == chosen.node]

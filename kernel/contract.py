@@ -1,44 +1,18 @@
-"""All passes of a plan over the images, on one CPU.
+"""Contraction of a kernel's passes on CPU cores: rows by BLAS, factors in tiles.
 
-From a plan to the kernel between the anchors and all images. The anchors come first: their rows are
-kept and contracted with each other; every other image is met by them and let go.
-
-Where a kernel keeps what is finished, so that an interrupted one goes on where it stood.
-
-From a folder and a key, which says of what network, images and settings the work is, to arrays that
-outlive the process and counts of what is done in them. Without a folder they are plain memory.
-
-Sketched gradients of a set of images: one row of features an image, whose products are a kernel.
-
-From a network and images to Φ with Θ ≈ ΦΦᵀ, in one pass and in memory of Φ's own size: what a pool
-too large for its kernel is worked with (docs/mathematics.md, 2). The pass goes through the network,
-so its logits are had without going there again.
-
-How many images are differentiated at a time: the plan of a kernel, or the chunk of a sketch.
-
-From a problem and what is asked for to the chunk that does it in the least time and fits. A core's
-cache holds few images; but XLA lays the parameters out anew for every chunk, forth and back, which
-costs large networks on small images more than the cache gives them.
-
-Rows that are used up, for later chunks to write over.
-
-From the parts of a pass to arrays of one shape, taken and given back by several threads. New memory
-costs a CPU more than what is written to it: the system hands it over page by page, filled with
-zeros, and XLA fills it with zeros again.
-
-What one pass keeps of the anchors on a CPU, and its products with itself and with others.
-
-From chunks of rows and factors to blocks of the kernel. Rows are multiplied by BLAS, which does
-half the work where both sides are the same; factors in tiles whose products stay in the cache.
+The anchors come first: their rows and factors are kept and contracted with each other; every other
+image is met by them and let go. Chunks of images are differentiated on several threads. With a
+`Scratch` an interrupted kernel goes on where it stood.
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -46,38 +20,58 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import DTypeLike
 
-from kernel import model
-from kernel.errors import KernelError
+from kernel import linalg
 from kernel.jacobian import (
     Chunk,
-    Factor,
-    Part,
-    alone,
-    compile_ahead,
-    compile_sketched,
-    compute,
-    pair,
+    KroneckerFactors,
+    contract_factors,
+    contract_own_factors,
+    differentiate,
     random_signs,
-    sketched,
+    sketch_gradients,
 )
-from kernel.model import Model, cores, given
-from kernel.options import Request
-from kernel.plan import (
-    CHUNK,
-    GIB,
-    Pass,
-    Plan,
-    Problem,
-    Progress,
-    Report,
-    chunk_bytes,
-    chunk_of,
-    in_order,
-    mesh_unless_host,
-    plan,
-    shared,
-)
+from kernel.model import Model, given
+from kernel.param_groups import Block
+from kernel.plan import Pass, Plan, Progress, Report, threads_of
 from kernel.taps import not_finite
+
+_Result = TypeVar("_Result")
+
+
+def map_in_order(
+    work: Callable[[int], _Result], starts: Iterable[int], threads: int
+) -> Iterator[tuple[int, _Result]]:
+    """Each start with the work done on it, in order, while the next are worked on.
+
+    The first is worked on alone, so that what it compiles is compiled once. Besides the result that
+    was handed over last, at most `threads` + 1 others exist or are being made.
+
+    Args:
+        work: called from several threads.
+        starts: what it is called with.
+        threads: how many; 1 does everything in the caller's own.
+
+    Raises:
+        Exception: what the work raised, at its place in the order.
+    """
+    remaining = iter(starts)
+    for start in remaining:
+        yield start, work(start)
+        if threads > 1:
+            break
+    pending: deque[tuple[int, Future[_Result]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for start in remaining:
+                pending.append((start, pool.submit(work, start)))
+                if len(pending) > threads:
+                    first, future = pending.popleft()
+                    yield first, future.result()
+            for start, future in pending:
+                yield start, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
 
 _STATE = "state.json"
 
@@ -160,262 +154,147 @@ def key_of(arrays: Iterable[Any], settings: Any) -> str:
 
 
 class Sketches(NamedTuple):
-    """What one pass finds of a set of images.
+    """Sketched gradients of a set of images.
 
     Attributes:
         features: (examples, projections, buckets), with the scale of the kernel in them.
-        logits: (examples, classes), in the precision of the problem.
+        logits: (examples, classes), in the precision of the problem; the pass has them anyway.
     """
 
     features: Float[np.ndarray, "examples projections buckets"]
     logits: Float[np.ndarray, "examples classes"]
 
+    @classmethod
+    def kept(cls, scratch: Scratch, plan: Plan) -> tuple["Sketches", int]:
+        """The arrays as the scratch has them, and of how many images they are finished."""
+        problem = plan.problem
+        projections, classes = problem.directions.projections.shape
+        shapes = {
+            "features": (problem.examples, projections, plan.request.sketch),
+            "logits": (problem.examples, classes),
+        }
+        arrays = {name: scratch.array(name, shapes[name], problem.precision) for name in shapes}
+        return cls(**arrays), min(scratch.done(name) for name in shapes)
 
-def room(scratch: Scratch, examples: int, problem: Problem, buckets: int) -> tuple[Sketches, int]:
-    """The arrays as the scratch has them, and of how many images they are finished."""
-    projections, classes = problem.directions.projections.shape
-    shapes = {"features": (examples, projections, buckets), "logits": (examples, classes)}
-    arrays = {name: scratch.array(name, shapes[name], problem.precision) for name in shapes}
-    return Sketches(**arrays), min(scratch.done(name) for name in shapes)
-
-
-def finished(scratch: Scratch, images: int) -> None:
-    """Of so many images both arrays are."""
-    for name in Sketches._fields:
-        scratch.mark(name, images)
-
-
-def sketch_bytes(problem: Problem, buckets: int, chunk: int) -> int:
-    """What the features of all images take, with a chunk of images that is being differentiated."""
-    width = len(problem.directions.projections)
-    features = problem.examples * width * buckets * problem.itemsize
-    columns = sum(unit.columns for unit in problem.units)
-    threads, _ = shared(chunk)
-    return features + chunk_bytes(problem, chunk, 1) + threads * columns * problem.itemsize
-
-
-def sketch_work(problem: Problem) -> float:
-    """Multiplications of the features of all images."""
-    width = len(problem.directions.projections)
-    return 4.0 * problem.network * width * problem.examples
+    def mark(self, scratch: Scratch, images: int) -> None:
+        """So many images are finished in both arrays."""
+        for name in self._fields:
+            scratch.mark(name, images)
 
 
 def sketches(
     model: Model,
     images: Float[np.ndarray, "examples ..."],
-    problem: Problem,
-    buckets: int,
-    chunk: int,
+    plan: Plan,
     rng: np.random.Generator | None,
-    report: Report | None = None,
-    scratch: Scratch | None = None,
+    report: Report | None,
+    scratch: Scratch,
 ) -> Sketches:
-    """Every image's gradient, folded to so many dimensions for each projection of the logits.
+    """Every image's gradient, folded to `plan.request.sketch` dimensions for each projection.
 
     Args:
         model: in the precision of the problem.
         images: all of them.
-        problem: what is computed.
-        buckets: k.
-        chunk: images differentiated at a time.
+        plan: of a sketch.
         rng: where the signs come from.
-        report: told how many images are done, and of how many.
+        report: called with the images done and all images.
         scratch: where finished chunks are kept, and taken up from.
 
     Raises:
         KernelError: a sketch of no or too many dimensions; no generator; gradients that are not
             finite.
     """
-    columns = sum(unit.columns for unit in problem.units)
-    signs = jnp.asarray(random_signs(columns, buckets, given(rng, "a sketch")))
+    problem, buckets = plan.problem, plan.request.sketch
+    assert buckets is not None
+    signs = jnp.asarray(random_signs(problem.columns, buckets, given(rng, "a sketch")))
     projections = problem.directions.projections
     scale = np.dtype(problem.precision).type(problem.directions.scale**0.5)
-    scratch = scratch or Scratch()
-    found, done = room(scratch, len(images), problem, buckets)
-    threads, share = shared(chunk)
-    how = (model.function, problem.units, buckets, False, *model[1:])
-    if done < len(images):  # compiled before several threads begin with it
-        like = jax.ShapeDtypeStruct((share, *images.shape[1:]), images.dtype)
-        first = jnp.asarray(projections[:1], problem.precision)
-        compile_sketched(*how, like, first, signs)
+    found, done = Sketches.kept(scratch, plan)
+    threads, share = threads_of(plan.chunk)
+    how = (model.function, problem.groups, buckets, False, *model[1:])
 
     def folded(start: int) -> tuple[list[np.ndarray], np.ndarray]:
-        places = np.minimum(np.arange(start, start + share), len(images) - 1)
-        some = jnp.asarray(images[places])
+        idx = np.minimum(np.arange(start, start + share), len(images) - 1)
+        some = jnp.asarray(images[idx])
         all_rows, logits = [], np.empty(0)
         # one projection at a time: what one image leaves in the network is what takes memory
         for projection in jnp.asarray(projections, problem.precision):
-            one = sketched(*how, some, projection[None], signs)
+            one = sketch_gradients(*how, some, projection[None], signs)
             if not bool(one.finite.all()):
-                bad = sorted(set(places[~np.asarray(one.finite)].tolist()))
+                bad = sorted(set(idx[~np.asarray(one.finite)].tolist()))
                 raise not_finite(model, images, bad, projections)
             all_rows.append(np.asarray(one.rows)[:, 0])
             logits = np.asarray(one.logits)
         return all_rows, logits
 
-    places = range(done, len(images), share)
-    with in_order(folded, places, threads, compiled=True) as chunks:
-        for start, (rows, logits) in chunks:
-            count = min(share, len(images) - start)
-            found.features[start : start + count] = np.stack(rows, axis=1)[:count] * scale
-            found.logits[start : start + count] = logits[:count]
-            finished(scratch, start + share)
-            if report is not None:
-                report(float(start + count), float(len(images)))
+    for start, (rows, logits) in map_in_order(folded, range(done, len(images), share), threads):
+        count = min(share, len(images) - start)
+        found.features[start : start + count] = np.stack(rows, axis=1)[:count] * scale
+        found.logits[start : start + count] = logits[:count]
+        found.mark(scratch, start + share)
+        if report is not None:
+            report(float(start + count), float(len(images)))
     return found
 
 
-# Images on a core for a network that has more parameters than an image has numbers in it, the best
-# first (`benchmarks/chunks.py`): rows of whole gradients are the better kept the fewer they are.
-_EXACT, _SKETCHED = (2 * CHUNK,), (4 * CHUNK, 2 * CHUNK)
-_CHUNKS = 4  # of them there must be at least, for the last one is filled up
-
-
-def planned(problem: Problem, request: Request) -> Plan:
-    """The plan with the best chunk of those that do with as few passes as the smallest.
-
-    Raises:
-        KernelError: not even the smallest piece fits with the smallest chunk.
-    """
-    projections = len(problem.directions.projections)
-    smallest, *others = _chunks(problem, request, projections, _EXACT)
-    found = plan(problem, request.memory_gib, smallest)
-    for chunk in others:
-        try:
-            made = plan(problem, request.memory_gib, chunk)
-        except KernelError:
-            continue
-        if len(made.passes) <= len(found.passes):
-            return made
-    return found
-
-
-def sketch_chunk(problem: Problem, request: Request, buckets: int, beside: int = 0) -> int:
-    """The best chunk with which a sketch fits; the smallest if none does.
-
-    Args:
-        problem: what is computed.
-        request: how.
-        buckets: k.
-        beside: bytes of what is made of the sketch while all of it is there.
-    """
-    smallest, *others = _chunks(problem, request, 1, _SKETCHED)
-    room = request.memory_gib * GIB - beside
-    fitting = (chunk for chunk in others if sketch_bytes(problem, buckets, chunk) <= room)
-    return next(fitting, smallest)
-
-
-def passing_chunk(problem: Problem, request: Request) -> int:
-    """The best chunk for gradients that are let go, of one shape however few images there are."""
-    _, *others = _chunks(problem, request, 1, _EXACT)
-    return next(iter(others), chunk_of(request))
-
-
-def _chunks(
-    problem: Problem, request: Request, projections: int, sizes: tuple[int, ...]
-) -> list[int]:
-    """The smallest chunk, and then those that may take less time, the best first."""
-    usual = min(chunk_of(request), problem.examples)
-    host = mesh_unless_host(request.devices) is None
-    parameters = sum(unit.columns for unit in problem.units)
-    if request.chunk is not None or not host or parameters < problem.activations.of(projections):
-        return [usual]
-    larger = (size * cores() for size in sizes)
-    # by thresholds and not by what a chunk leaves over: one shape is compiled for most cycles
-    return [usual, *(chunk for chunk in larger if chunk * _CHUNKS <= problem.examples)]
-
-
-class Spare:
-    """Arrays for the rows of a chunk: as many as were ever held at a time.
-
-    Attributes:
-        like: shape and dtype of each.
-    """
-
-    def __init__(
-        self, parts: tuple[Part, ...], images: int, projections: int, square: bool, dtype: np.dtype
-    ):
-        """Nothing is allocated yet.
-
-        Args:
-            parts: of the pass.
-            images: of a chunk.
-            projections: of the pass.
-            square: a row for each projection; else one for all.
-            dtype: of the rows.
-        """
-        columns = sum(part.columns for part in parts)
-        rows = (projections, columns) if square else (1, projections * columns)
-        self.like = jax.ShapeDtypeStruct((images, *rows), dtype)
-        self._spare: SimpleQueue[jax.Array] = SimpleQueue()
-
-    def take(self) -> jax.Array:
-        """An array whose values mean nothing."""
-        try:
-            return self._spare.get_nowait()
-        except Empty:
-            return jnp.zeros(self.like.shape, self.like.dtype)
-
-    def give(self, rows: jax.Array) -> None:
-        """Back, by a caller who looks at it no more."""
-        self._spare.put(rows)
-
-
+# The largest product of two layers' factors that is made at a time: what a core's cache holds.
 _TILE_BYTES = 2**23
 
 
-class Store:
-    """Rows and factors of the anchors, filled chunk by chunk.
+class AnchorRows:
+    """Rows and factors of the anchors in one pass, filled chunk by chunk.
 
     Attributes:
         anchors: how many images it holds in the end.
-        parts: of the pass.
         arrays: names of what it has in the scratch.
     """
 
-    def __init__(
-        self, anchors: int, parts: tuple[Part, ...], scratch: Scratch | None = None, name: str = ""
-    ):
+    def __init__(self, anchors: int, blocks: tuple[Block, ...], scratch: Scratch, name: str = ""):
         """Nothing is allocated before the first chunk tells shapes and dtypes.
 
         Args:
             anchors: how many images it holds in the end.
-            parts: of the pass.
-            scratch: where arrays come from; plain memory if None.
+            blocks: of the pass.
+            scratch: where arrays come from.
             name: of this pass in it.
         """
         self.anchors = anchors
-        self.parts = parts
-        self._scratch, self._name = scratch or Scratch(), name
-        self._factored = tuple(part for part in parts if part.form != "rows")
-        self._rows: np.ndarray | None = None
         self.arrays: list[str] = []
-        self._factors: list[Factor] = []
-        self._tiles: list[int] = []
+        self._scratch, self._name = scratch, name
+        factored = [block.group.rule for block in blocks if block.form == "factors"]
+        self._biases = [rule is not None and rule.bias is not None for rule in factored]
+        self._rows: np.ndarray | None = None
+        self._factors: list[KroneckerFactors] = []
 
     def put(self, start: int, chunk: Chunk) -> None:
         """Keep a chunk whose first image is the anchor `start`; what lies past the end is left."""
         if self._rows is None:
-            self._allocate(chunk)
-        assert self._rows is not None
+            self._rows = self._array("rows", chunk.rows, 0)
+            self._factors = [
+                KroneckerFactors(
+                    self._array(f"inputs-{number}", factors.inputs, 1),
+                    self._array(f"cotangents-{number}", factors.cotangents, 1),
+                )
+                for number, factors in enumerate(chunk.factors)
+            ]
         count = min(len(chunk.rows), self.anchors - start)
         self._rows[start : start + count] = np.asarray(chunk.rows)[:count]
         for own, new in zip(self._factors, chunk.factors, strict=True):
-            axis = _images_axis(new)
-            place = (slice(None),) * axis + (slice(start, start + count),)
-            own.inputs[place] = np.asarray(new.inputs)[(slice(None),) * axis + (slice(count),)]
+            own.inputs[:, start : start + count] = np.asarray(new.inputs)[:, :count]
             own.cotangents[:, start : start + count] = np.asarray(new.cotangents)[:, :count]
 
     def add_gram(self, values: Float[np.ndarray, "rows rows"]) -> None:
         """Add this pass's part of the kernel of the anchors with themselves to `values`."""
         rows = self._flat()
         if rows.shape[1]:
-            model.add_gram(values, rows)
-        for part, factor, tile in zip(self._factored, self._factors, self._tiles, strict=True):
+            linalg.add_gram(values, rows)
+        for bias, factors in zip(self._biases, self._factors, strict=True):
+            tile = _tile_images(factors, self.anchors)
             starts = range(0, self.anchors, tile)
             for i in starts:
                 for j in range(i, self.anchors, tile):
-                    block = self._pair(part, _slice(factor, i, tile), _slice(factor, j, tile))
+                    own, other = _cut(factors, i, tile), _cut(factors, j, tile)
+                    block = np.asarray(contract_factors(bias, own, other))
                     _add(values, block, i, j)
                     if i != j:
                         _add(values, block.transpose(2, 3, 0, 1), j, i)
@@ -426,52 +305,32 @@ class Store:
         """Add the part of the kernel between the anchors and the first images of a chunk."""
         rows, others = self._flat(), np.asarray(chunk.rows)[:count]
         if rows.shape[1]:
-            model.add_products(values, rows, others.reshape(-1, rows.shape[1]))
-        own = zip(self._factored, self._factors, chunk.factors, self._tiles, strict=True)
-        for part, factor, other, tile in own:
+            linalg.add_products(values, rows, others.reshape(-1, rows.shape[1]))
+        for bias, factors, other in zip(self._biases, self._factors, chunk.factors, strict=True):
+            tile = _tile_images(factors, self.anchors)
             for i in range(0, self.anchors, tile):
-                _add(values, self._pair(part, _slice(factor, i, tile), other), i, 0)
+                block = contract_factors(bias, _cut(factors, i, tile), other)
+                _add(values, np.asarray(block), i, 0)
 
     def diagonal(self, chunk: Chunk) -> Float[np.ndarray, "images rows rows"]:
         """The part of the kernel between each image of a chunk and itself, in float64."""
         rows = np.asarray(chunk.rows, np.float64)
         total = np.einsum("irp,isp->irs", rows, rows)
-        for part, factor in zip(self._factored, chunk.factors, strict=True):
-            assert part.unit.rule is not None
-            total += np.asarray(alone(part.unit.rule, part.form, factor))
+        for bias, factors in zip(self._biases, chunk.factors, strict=True):
+            total += np.asarray(contract_own_factors(bias, factors))
         return total
 
-    def _allocate(self, chunk: Chunk) -> None:
-        _, count, columns = chunk.rows.shape
-        self._rows = self._array("rows", (self.anchors, count, columns), chunk.rows.dtype)
-        for number, factor in enumerate(chunk.factors):
-            tile = _tile(factor, self.anchors)
-            length = -(-self.anchors // tile) * tile
-            self._factors.append(
-                Factor(
-                    self._like(f"inputs-{number}", factor.inputs, _images_axis(factor), length),
-                    self._like(f"cotangents-{number}", factor.cotangents, 1, length),
-                )
-            )
-            self._tiles.append(tile)
-
-    def _like(self, name: str, array: jax.Array | np.ndarray, axis: int, length: int) -> np.ndarray:
-        shape = (*array.shape[:axis], length, *array.shape[axis + 1 :])
-        return self._array(name, shape, array.dtype)
-
-    def _array(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    def _array(self, name: str, like: jax.Array | np.ndarray, axis: int) -> np.ndarray:
+        """An array as one of a chunk, with all anchors along an axis."""
         full = f"{self._name}-{name}"
         self.arrays.append(full)
-        return self._scratch.array(full, shape, dtype)
+        shape = (*like.shape[:axis], self.anchors, *like.shape[axis + 1 :])
+        return self._scratch.array(full, shape, like.dtype)
 
     def _flat(self) -> np.ndarray:
         assert self._rows is not None
         anchors, count, columns = self._rows.shape
         return self._rows.reshape(anchors * count, columns)
-
-    def _pair(self, part: Part, one: Factor, other: Factor) -> np.ndarray:
-        assert part.unit.rule is not None
-        return np.asarray(pair(part.unit.rule, part.form, one, other))
 
 
 def _add(values: np.ndarray, block: np.ndarray, i: int, j: int) -> None:
@@ -482,44 +341,41 @@ def _add(values: np.ndarray, block: np.ndarray, i: int, j: int) -> None:
     target += flat[: target.shape[0], : target.shape[1]]
 
 
-def _slice(factor: Factor, start: int, tile: int) -> Factor:
-    place = (slice(None),) * _images_axis(factor) + (slice(start, start + tile),)
-    return Factor(
-        jnp.asarray(factor.inputs[place]), jnp.asarray(factor.cotangents[:, start : start + tile])
-    )
+def _cut(factors: KroneckerFactors, start: int, tile: int) -> KroneckerFactors:
+    """A tile's images, padded with zeros so that one shape is compiled."""
+
+    def cut(array: np.ndarray) -> jax.Array:
+        some = array[:, start : start + tile]
+        if some.shape[1] < tile:
+            ends = [(0, 0), (0, tile - some.shape[1])] + [(0, 0)] * (array.ndim - 2)
+            some = np.pad(some, ends)
+        return jnp.asarray(some)
+
+    return jax.tree.map(cut, factors)
 
 
-def _images_axis(factor: Factor) -> int:
-    """Features come after images, but an embedding's entries have none."""
-    return factor.inputs.ndim - (1 if jnp.issubdtype(factor.inputs.dtype, jnp.integer) else 2)
-
-
-def _tile(factor: Factor, anchors: int) -> int:
+def _tile_images(factors: KroneckerFactors, anchors: int) -> int:
     """Images on a side of a tile whose largest product takes a few MiB."""
-    positions = int(np.prod(factor.inputs.shape[: _images_axis(factor)]))
-    each = (
-        positions * positions * factor.cotangents.shape[2] ** 2 * factor.cotangents.dtype.itemsize
-    )
+    positions, _, rows, _ = factors.cotangents.shape
+    each = positions**2 * rows**2 * factors.cotangents.dtype.itemsize
     # a power of two for few images, so that one more does not compile anew
     few = 1 << (anchors - 1).bit_length()
     return max(1, min(few, 512, int((_TILE_BYTES / each) ** 0.5)))
 
 
-def sweep(
+def contract(
     model: Model,
     images: Float[np.ndarray, "examples ..."],
-    problem: Problem,
     plan: Plan,
     progress: Progress,
-    scratch: Scratch | None = None,
+    scratch: Scratch,
 ) -> tuple[Float[np.ndarray, "rows columns"], Float[np.ndarray, "_ each each"]]:
-    """The kernel between the first `problem.anchors` images and all of them.
+    """The kernel between the first `plan.problem.anchors` images and all of them.
 
     Args:
         model: in the precision of the problem.
         images: the anchors first.
-        problem: what is computed.
-        plan: how.
+        plan: of whole gradients.
         progress: told of every chunk and every product.
         scratch: where finished chunks are kept, and taken up from.
 
@@ -529,142 +385,119 @@ def sweep(
     Raises:
         KernelError: gradients that are not finite.
     """
-    scratch = scratch or Scratch()
+    problem = plan.problem
     each, anchors, total = problem.rows_an_example, problem.anchors, problem.examples
     shapes = ((anchors * each, total * each), (total - anchors, each, each))
-    values, diagonal = (np.zeros(shape) for shape in shapes)
+    sums = tuple(np.zeros(shape) for shape in shapes)
     for number, one in enumerate(plan.passes):
         names = [f"{number}-values", f"{number}-diagonal"]
         if scratch.done(names[1]):
             # what all passes so far add up to; taken up once, after the last that is finished
             if not scratch.done(f"{number + 1}-diagonal"):
-                values[:], diagonal[:] = (
-                    scratch.array(name, shape, values.dtype)
-                    for name, shape in zip(names, shapes, strict=True)
-                )
+                for name, array in zip(names, sums, strict=True):
+                    array[:] = scratch.array(name, array.shape, array.dtype)
             progress.formed(one, total)
             progress.contracted(one, total - anchors / 2)
             continue
-        stale = _pass(model, images, problem, plan, number, progress, scratch, values, diagonal)
+        stale = _HostPass(model, images, plan, number, progress, scratch).add_to(*sums)
         if scratch.keeps:
-            for name, array in zip(names, (values, diagonal), strict=True):
+            for name, array in zip(names, sums, strict=True):
                 scratch.array(name, array.shape, array.dtype)[:] = array
             before = [f"{number - 1}-values", f"{number - 1}-diagonal"] if number else []
             scratch.replaced(names[1], [*stale, *before])
-    return values, diagonal
+    return sums[0], sums[1]
 
 
-def _pass(
-    model: Model,
-    images: np.ndarray,
-    problem: Problem,
-    plan: Plan,
-    number: int,
-    progress: Progress,
-    scratch: Scratch,
-    values: np.ndarray,
-    diagonal: np.ndarray,
-) -> list[str]:
-    """Add one pass to the kernel; the names of what it left in the scratch."""
-    one, each, anchors, total = (
-        plan.passes[number],
-        problem.rows_an_example,
-        problem.anchors,
-        problem.examples,
-    )
-    threads, share = shared(plan.chunk)
-    spare = Spare(one.parts, share, one.width, problem.directions.square, images.dtype)
-    compile_ahead(
-        model,
-        one.parts,
-        jax.ShapeDtypeStruct((share, *images.shape[1:]), images.dtype),
-        _projections(problem, one, images.dtype),
-        square=problem.directions.square,
-        into=spare.like,
-    )
-    store = Store(anchors, one.parts, scratch, str(number))
-    done = scratch.done(f"{number}-anchors")
+class _HostPass(NamedTuple):
+    """One pass of a plan."""
 
-    def anchored(start: int) -> Chunk:
-        return _chunk(model, images, start, share, anchors, problem, one, spare)
+    model: Model
+    images: np.ndarray
+    plan: Plan
+    number: int
+    progress: Progress
+    scratch: Scratch
 
-    # the first chunk is always made: it tells the shapes of what was left
-    rest = range(max(done, share), anchors, share)
-    with in_order(anchored, [0, *rest], threads, compiled=True) as chunks:
-        for start, chunk in chunks:
-            store.put(start, chunk)
-            spare.give(chunk.rows)
-            finished = max(done, start + share)
-            scratch.mark(f"{number}-anchors", finished)
-            progress.formed(one, min(finished if start == 0 else share, anchors - start))
-    store.add_gram(values[:, : anchors * each])
-    progress.contracted(one, anchors / 2)
-    # what each pass adds to a cross kernel is written before it is added, so that it is added once
-    name = f"{number}-cross"
-    done = scratch.done(name)
-    if scratch.keeps and total > anchors:
-        added = scratch.array(name, (anchors * each, (total - anchors) * each), values.dtype)
-        alone = scratch.array(f"{name}-diagonal", diagonal.shape, diagonal.dtype)
-    else:
+    @property
+    def one(self) -> Pass:
+        return self.plan.passes[self.number]
+
+    @property
+    def projections(self) -> jax.Array:
+        rows = self.plan.problem.directions.projections[slice(*self.one.projections)]
+        return jnp.asarray(rows, self.images.dtype)
+
+    def add_to(self, values: np.ndarray, diagonal: np.ndarray) -> list[str]:
+        """Add the pass to the kernel; the names of what it left in the scratch."""
+        problem = self.plan.problem
+        each, anchors = problem.rows_an_example, problem.anchors
+        kept = self._anchors()
+        kept.add_gram(values[:, : anchors * each])
+        self.progress.contracted(self.one, anchors / 2)
+        if problem.examples == anchors:
+            return kept.arrays
         added, alone = values[:, anchors * each :], diagonal
+        if not self.scratch.keeps:
+            self._others(kept, added, alone)
+            return kept.arrays
+        # what a pass adds is written before it is added, so that it is added once
+        name = f"{self.number}-cross"
+        own = self.scratch.array(name, added.shape, added.dtype)
+        own_alone = self.scratch.array(f"{name}-diagonal", alone.shape, alone.dtype)
+        self._others(kept, own, own_alone)
+        added += own
+        alone += own_alone
+        return [*kept.arrays, name, f"{name}-diagonal"]
 
-    def met(start: int) -> Chunk:
-        return _chunk(model, images, start, share, total, problem, one, spare)
+    def _anchors(self) -> AnchorRows:
+        """Rows and factors of the anchors."""
+        anchors, name = self.plan.problem.anchors, f"{self.number}-anchors"
+        threads, share = threads_of(self.plan.chunk)
+        kept = AnchorRows(anchors, self.one.blocks, self.scratch, str(self.number))
+        done = self.scratch.done(name)
+        # the first chunk is always made: it tells the shapes of what was left
+        starts = [0, *range(max(done, share), anchors, share)]
+        for start, chunk in map_in_order(lambda s: self._chunk(s, share, anchors), starts, threads):
+            kept.put(start, chunk)
+            finished = max(done, start + share)
+            self.scratch.mark(name, finished)
+            self.progress.formed(self.one, min(finished if start == 0 else share, anchors - start))
+        return kept
 
-    places = range(anchors + done, total, share)
-    if done:
-        progress.formed(one, done)
-        progress.contracted(one, float(done))
-    with in_order(met, places, threads, compiled=True) as chunks:
-        for start, chunk in chunks:
+    def _others(self, kept: AnchorRows, added: np.ndarray, alone: np.ndarray) -> None:
+        """Every other image is met by the anchors."""
+        problem, name = self.plan.problem, f"{self.number}-cross"
+        each, anchors, total = problem.rows_an_example, problem.anchors, problem.examples
+        threads, share = threads_of(self.plan.chunk)
+        done = self.scratch.done(name)
+        if done:
+            self.progress.formed(self.one, done)
+            self.progress.contracted(self.one, float(done))
+        starts = range(anchors + done, total, share)
+        for start, chunk in map_in_order(lambda s: self._chunk(s, share, total), starts, threads):
             count = min(share, total - start)
             place = slice(start - anchors, start - anchors + count)
             columns = slice(place.start * each, place.stop * each)
-            if scratch.keeps:
+            if self.scratch.keeps:  # of a chunk that was interrupted something may be there
                 added[:, columns], alone[place] = 0, 0
-            store.add_cross(added[:, columns], chunk, count)
-            alone[place] += store.diagonal(chunk)[:count]
-            spare.give(chunk.rows)
-            scratch.mark(name, start - anchors + count)
-            progress.formed(one, count)
-            progress.contracted(one, float(count))
-    if scratch.keeps and total > anchors:
-        values[:, anchors * each :] += added
-        diagonal += alone
-        store.arrays.extend([name, f"{name}-diagonal"])
-    return store.arrays
+            kept.add_cross(added[:, columns], chunk, count)
+            alone[place] += kept.diagonal(chunk)[:count]
+            self.scratch.mark(name, start - anchors + count)
+            self.progress.formed(self.one, count)
+            self.progress.contracted(self.one, float(count))
 
-
-def _chunk(
-    model: Model,
-    images: np.ndarray,
-    start: int,
-    count: int,
-    end: int,
-    problem: Problem,
-    one: Pass,
-    spare: Spare,
-) -> Chunk:
-    """One chunk; the last is padded with repeats so that one shape is compiled."""
-    places = np.minimum(np.arange(start, start + count), end - 1)
-    projections = _projections(problem, one, images.dtype)
-    chunk = jax.block_until_ready(
-        compute(
-            model,
-            one.parts,
-            jnp.asarray(images[places]),
-            projections,
-            square=problem.directions.square,
-            together=False,
-            into=spare.take(),
+    def _chunk(self, start: int, count: int, end: int) -> Chunk:
+        """One chunk; the last is padded with repeats so that one shape is compiled."""
+        idx = np.minimum(np.arange(start, start + count), end - 1)
+        square = self.plan.problem.directions.square
+        some = jnp.asarray(self.images[idx])
+        chunk = jax.block_until_ready(
+            differentiate(
+                self.model, self.one.blocks, some, self.projections, square=square, together=False
+            )
         )
-    )
-    finite = np.asarray(chunk.finite)
-    if not finite.all():
-        bad = sorted(set(places[~finite].tolist()))
-        raise not_finite(model, images, bad, np.asarray(projections))
-    return chunk
-
-
-def _projections(problem: Problem, one: Pass, dtype: np.dtype) -> jax.Array:
-    return jnp.asarray(problem.directions.projections[slice(*one.projections)], dtype)
+        finite = np.asarray(chunk.finite)
+        if not finite.all():
+            bad = sorted(set(idx[~finite].tolist()))
+            raise not_finite(self.model, self.images, bad, np.asarray(self.projections))
+        return chunk

@@ -34,140 +34,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int64
 
-from kernel import model
 from kernel.errors import KernelError
-from kernel.model import add_gram, subtract_gram
+from kernel.linalg import (
+    CANDIDATES,
+    LABELLED,
+    Matrix,
+    add_gram,
+    aligned_zeros,
+    padded,
+    row_blocks,
+    subtract_gram,
+    subtract_outer,
+    tile_rows,
+    to_device,
+)
 from kernel.options import Precision
-
-# Labelled rows and candidates are padded to multiples of these.
-LABELLED = 256
-CANDIDATES = 512
-# A tile of rows has at most this many entries: 128 MiB of float64.
-_TILE_ENTRIES = 2**24
-# Rows updated at a time on a CPU by an outer product: the product stays in the cache.
-_CACHED_ROWS = 32
-_LINE = 64  # bytes; JAX takes over arrays that begin on one without a copy
-
-Matrix = np.ndarray | Array
-
-
-def on_host() -> bool:
-    """Whether matrices stay in NumPy: the default device is a CPU."""
-    return jax.default_backend() == "cpu"
-
-
-def padded(size: int, multiple: int) -> int:
-    """The next multiple."""
-    return -(-size // multiple) * multiple
-
-
-def tile_rows(width: int) -> int:
-    """Rows of a tile of this padded width: a power of two, 64 to 512."""
-    rows = 512
-    while rows > 64 and rows * width > _TILE_ENTRIES:
-        rows //= 2
-    return rows
-
-
-def aligned_zeros(rows: int, columns: int) -> Float[np.ndarray, "rows columns"]:
-    """Zeros in memory that JAX can read without copying them."""
-    memory = np.zeros(rows * columns * 8 + _LINE, np.uint8)
-    start = -memory.ctypes.data % _LINE
-    return memory[start : start + rows * columns * 8].view(np.float64).reshape(rows, columns)
-
-
-def to_device(array: Matrix, shape: tuple[int, ...], dtype: str = "float64") -> Array:
-    """On JAX's default device, with zeros appended up to `shape`."""
-    if isinstance(array, Array):
-        widths = [(0, wanted - size) for wanted, size in zip(shape, array.shape, strict=True)]
-        return jnp.pad(array.astype(dtype), widths)
-    whole = np.zeros(shape, dtype)
-    whole[tuple(slice(size) for size in array.shape)] = array
-    return jnp.asarray(whole)
-
-
-class Lower(NamedTuple):
-    """A lower Cholesky factor.
-
-    Attributes:
-        values: on a CPU (rows, rows); on a device padded with the identity.
-        rows: without the padding.
-    """
-
-    values: Matrix
-    rows: int
-
-    @property
-    def pivots(self) -> Float[np.ndarray, " rows"]:
-        """Squares of the diagonal: what was left of each row when its turn came."""
-        return np.asarray(self.values.diagonal())[: self.rows] ** 2
-
-
-def lower_factor(matrix: Float[np.ndarray, "rows rows"], shift: float, host: bool) -> Lower | None:
-    """The factor of matrix + shift·I; None where there is none."""
-    rows = len(matrix)
-    if host:
-        shifted = np.array(matrix, np.float64)
-        shifted.flat[:: rows + 1] += shift
-        try:
-            return Lower(np.linalg.cholesky(shifted), rows)
-        except np.linalg.LinAlgError:
-            return None
-    size = padded(rows, LABELLED)
-    whole = np.eye(size)
-    whole[:rows, :rows] = matrix
-    whole.flat[: rows * (size + 1) : size + 1] += shift
-    factor = jnp.linalg.cholesky(jnp.asarray(whole))
-    return Lower(factor, rows) if bool(jnp.isfinite(factor).all()) else None
-
-
-def solve_lower(factor: Lower, right: Matrix) -> Matrix:
-    """C⁻¹B. On a device `right` has the rows of the padded factor, and so has the result."""
-    if isinstance(factor.values, np.ndarray):
-        if factor.rows == 1:  # BLAS would wake its threads for it
-            return right / factor.values[0, 0]
-        return model.solve_lower(factor.values, np.asarray(right, np.float64))
-    return _solve(factor.values, jnp.asarray(right, jnp.float64))
-
-
-def row_blocks(rows: int, size: int) -> list[tuple[int, int]]:
-    """Start and stop of consecutive blocks of at most `size` rows."""
-    return [(start, min(start + size, rows)) for start in range(0, rows, size)]
-
-
-def subtract_outer(
-    matrix: Matrix, left: Float[np.ndarray, "rows rank"], right: Float[np.ndarray, "columns rank"]
-) -> Matrix:
-    """Matrix − left rightᵀ, in the memory of `matrix`, which is gone afterwards."""
-    if not isinstance(matrix, np.ndarray):
-        rank = padded(left.shape[1], 8)
-        return _subtract_outer(
-            matrix,
-            to_device(left, (matrix.shape[0], rank)),
-            to_device(right, (matrix.shape[1], rank)),
-        )
-    rank = left.shape[1]
-    size = _CACHED_ROWS if rank == 1 else tile_rows(len(right))
-    product = np.empty((min(size, len(matrix)), len(right)))
-    for start in range(0, len(matrix), size):
-        rows = matrix[start : start + size]
-        out = product[: len(rows)]
-        if rank == 1:
-            np.multiply(left[start : start + size], right[:, 0], out=out)
-        else:
-            np.matmul(left[start : start + size], right.T, out=out)
-        rows -= out
-    return matrix
-
-
-@jax.jit
-def _solve(factor, right):
-    return jax.scipy.linalg.solve_triangular(factor, right, lower=True)
-
-
-@partial(jax.jit, donate_argnums=0)
-def _subtract_outer(matrix, left, right):
-    return matrix - left @ right.T
 
 
 class Source(NamedTuple):

@@ -48,8 +48,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int64
 
-from kernel.covariance import CANDIDATES, Block, Covariance
+from kernel.covariance import Block, Covariance
 from kernel.errors import KernelError
+from kernel.linalg import CANDIDATES
 from kernel.options import REFERENCES, Options
 from kernel.posterior import Posterior, absorb_block
 from kernel.probabilities import label_probabilities, one_hot

@@ -42,8 +42,9 @@ from jaxtyping import Bool, Float, Float64, Int
 from scipy import stats
 
 from kernel import gradients
-from kernel.covariance import Kernel, solve_lower
+from kernel.covariance import Kernel
 from kernel.errors import KernelError
+from kernel.linalg import solve_lower
 from kernel.model import Directions, Model, rounding_of
 from kernel.options import Precision
 from kernel.plan import Report

@@ -28,10 +28,11 @@ from scipy.special import softmax
 
 from kernel.errors import KernelError
 from kernel.gradients import chunks_of, lengths_and_products
-from kernel.jacobian import random_signs, sketched
+from kernel.jacobian import random_signs, sketch_gradients
+from kernel.linalg import on_host
 from kernel.model import Model, Params
-from kernel.param_groups import Unit, units
-from kernel.plan import Report, together
+from kernel.param_groups import ParamGroup, param_groups
+from kernel.plan import Report
 from kernel.taps import not_finite
 
 LOSSES = ("cross_entropy", "l2")
@@ -213,12 +214,12 @@ class Folding(NamedTuple):
     """How gradients are folded; the same for all images that are to be compared.
 
     Attributes:
-        units: of the network.
+        groups: of the network's parameters.
         signs: of each of its columns.
         buckets: k.
     """
 
-    units: tuple[Unit, ...]
+    groups: tuple[ParamGroup, ...]
     signs: jax.Array
     buckets: int
 
@@ -237,8 +238,8 @@ def folding(
     Raises:
         KernelError: no buckets; nothing to train.
     """
-    found = tuple(units(model, image))
-    columns = sum(unit.columns for unit in found)
+    found = tuple(param_groups(model, image))
+    columns = sum(group.columns for group in found)
     if buckets >= columns:
         return Folding(found, jnp.ones(columns, jnp.int8), columns)
     return Folding(found, jnp.asarray(random_signs(columns, buckets, rng)), buckets)
@@ -270,9 +271,8 @@ def folded(
 
     def rows(start: int) -> np.ndarray:
         own = (*model[1:], cut.images(start), cut.cotangents(start)[:, None], how.signs)
-        found = sketched(model.function, how.units, how.buckets, together(), *own)
+        found = sketch_gradients(model.function, how.groups, how.buckets, not on_host(), *own)
         cut.check(start, np.asarray(found.finite), error)
         return np.asarray(found.rows)[:, 0]
 
-    with cut.in_order(rows) as results:
-        return np.concatenate([values[:count] for count, values in results])
+    return np.concatenate([values[:count] for count, values in cut.map(rows)])

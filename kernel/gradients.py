@@ -1,28 +1,13 @@
-"""Gradients of a loss: their sum over a set, what they do to other images, and their lengths.
+"""Gradients of a loss: their sum over a set, their squared lengths, and their products with one.
 
-From a model, images and one cotangent d_i = ∂ℓ/∂f for each of them to Σ_i J_iᵀd_i, to J_i v, and to
-‖J_iᵀd_i‖². Images go through in chunks of one shape, compiled once and used again as long as the
-network's function is the same object; there is never a gradient for each image of a set at a time
-(docs/mathematics.md, 6).
-
-A set of images in chunks of one shape, each with its cotangents, on several cores.
-
-From images, and a row of numbers for each, to padded pieces on the device in the dtype of a
-network; the same shapes from round to round, so that what is compiled for one serves all.
-
-Squared lengths of the gradients of a chunk of images, each with a cotangent of its own.
-
-From images and cotangents d_i, given or made of the logits that a pass has anyway, to ‖J_iᵀd_i‖²,
-and to v·J_iᵀd_i for a v that is the same for all of them, one layer after another. A layer that
-multiplies has at its positions t patches a_t and cotangents δ_t; its part is the length of
-Σ_t δ_t a_tᵀ, formed for one image and let go, or Σ_tt' (a_t·a_t' + 1)(δ_t·δ_t') with the 1 for a
-bias, whichever needs fewer multiplications: for a dense layer at one position (‖a‖² + 1)‖δ‖². Its
-part of v is a matrix V of the layer's own shape: what is formed is multiplied with it as it is,
-else Σ_t δ_t·V a_t is one product with the patches of all images.
+With a cotangent d_i = ∂ℓ/∂f for each image, Σ_i J_iᵀd_i takes one vjp a chunk; ‖J_iᵀd_i‖² and
+v·J_iᵀd_i one pass forth and back, then one layer after another. A layer that multiplies has patches
+a_t and cotangents δ_t at its positions: its part of the length is that of Σ_t δ_t a_tᵀ, formed for
+one image and let go, or Σ_tt' (a_t·a_t' + 1)(δ_t·δ_t') with the 1 for a bias, whichever needs fewer
+multiplications. No set has a gradient for each of its images at a time (docs/mathematics.md, 6).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -32,14 +17,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64
 
-from kernel.contract import passing_chunk
+from kernel.contract import map_in_order
 from kernel.errors import KernelError
-from kernel.jacobian import Part, Seen, alone, factor_of, observed, over, rows_of
+from kernel.jacobian import (
+    LayerTaps,
+    block_rows,
+    contract_own_factors,
+    kronecker_factors,
+    map_images,
+    tap_chunk,
+)
+from kernel.linalg import on_host
 from kernel.model import Frozen, Function, Model, Params
-from kernel.options import Request
-from kernel.param_groups import Unit, units
-from kernel.plan import Report, in_order, problem_of, shared, together
-from kernel.taps import ELEMENTWISE, Lookup, Product, Projections, Tapped, not_finite
+from kernel.param_groups import Block, ParamGroup, param_groups
+from kernel.plan import Report, default_chunk, threads_of
+from kernel.taps import Projections, Tapped, not_finite
 
 _NAMED = 5
 _Result = TypeVar("_Result")
@@ -47,11 +39,11 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Chunks:
-    """Images that go through a network a few at a time.
+    """Images in chunks of one shape, so that what is compiled for one serves all.
 
     Attributes:
         dtype: of the network's parameters, in which everything is computed.
-        share: images in a chunk; the last is padded with repeats of the last image.
+        share: images in a chunk; the last is padded by repeating the last image.
         threads: that work on chunks at the same time.
     """
 
@@ -63,12 +55,12 @@ class Chunks:
 
     @property
     def count(self) -> int:
-        """How many images there are."""
+        """Images of the set."""
         return len(self._images)
 
     def images(self, start: int) -> Array:
-        """The chunk from this place on."""
-        return jnp.asarray(self._images[self._places(start)], self.dtype)
+        """The chunk that begins with this image."""
+        return jnp.asarray(self._images[self._idx(start)], self.dtype)
 
     def cotangents(self, start: int) -> Array:
         """Their cotangents; zeros for the padding."""
@@ -85,24 +77,28 @@ class Chunks:
         Args:
             start: of the chunk.
             finite: for each of its images.
-            error: the places of those that are not, and a cotangent of the first → what to raise.
+            error: indices of those that are not, and a cotangent of the first → what to raise.
 
         Raises:
             KernelError: there are some.
         """
         if finite.all():
             return
-        bad = sorted(set(self._places(start)[~finite].tolist()))
+        bad = sorted(set(self._idx(start)[~finite].tolist()))
         row = None if self._cotangents is None else self._cotangents[bad[:1]]
         raise error(bad, row)
 
-    @contextmanager
-    def in_order(self, work: Callable[[int], _Result]) -> Iterator[Iterator[tuple[int, _Result]]]:
+    def map(
+        self, work: Callable[[int], _Result], progress: Report | None = None
+    ) -> Iterator[tuple[int, _Result]]:
         """The number of images of every chunk, padding apart, and the work done on it."""
-        with in_order(work, range(0, self.count, self.share), self.threads) as results:
-            yield ((min(self.share, self.count - start), result) for start, result in results)
+        for start, result in map_in_order(work, range(0, self.count, self.share), self.threads):
+            count = min(self.share, self.count - start)
+            yield count, result
+            if progress is not None:
+                progress(float(start + count), float(self.count))
 
-    def _places(self, start: int) -> np.ndarray:
+    def _idx(self, start: int) -> np.ndarray:
         return np.minimum(np.arange(start, start + self.share), self.count - 1)
 
 
@@ -128,30 +124,12 @@ def chunks_of(
     if chunk is not None and chunk < 1:
         raise KernelError(f"chunk must be at least 1, not {chunk}.")
     if cotangents is not None:
-        _check_chunks(images, cotangents)
-    dtype = np.dtype(jnp.result_type(*leaves))
-    image = jax.ShapeDtypeStruct(images.shape[1:], dtype)
-    threads, share = shared(chunk_size(model, image, len(images), chunk))
-    return Chunks(dtype, share, threads, images, cotangents)
+        _check_cotangents(images, cotangents)
+    threads, share = threads_of(chunk or default_chunk())
+    return Chunks(np.dtype(jnp.result_type(*leaves)), share, threads, images, cotangents)
 
 
-def chunk_size(
-    model: Model, image: jax.ShapeDtypeStruct, count: int, chunk: int | None = None
-) -> int:
-    """Images differentiated at a time, on all cores.
-
-    Args:
-        model: the network.
-        image: shape and dtype of one image, without a batch axis.
-        count: how many images there are.
-        chunk: as many; None chooses for the machine and the network.
-    """
-    if chunk is not None:
-        return chunk
-    return passing_chunk(problem_of(model, image, count, 1, Request()), Request())
-
-
-def _check_chunks(images: np.ndarray, cotangents: np.ndarray) -> None:
+def _check_cotangents(images: np.ndarray, cotangents: np.ndarray) -> None:
     if len(cotangents) != len(images):
         raise KernelError(
             f"there are {len(images):,} images and {len(cotangents):,} rows of cotangents; give "
@@ -164,181 +142,6 @@ def _check_chunks(images: np.ndarray, cotangents: np.ndarray) -> None:
             f"the cotangents of images {bad[:_NAMED].tolist()}{more} (places in the set given) are "
             "not finite: look for NaN or huge values in the network's logits."
         )
-
-
-Answer = Callable[[Array], Array]
-"""Of one image's logits (classes,) its cotangent d_i, (classes,)."""
-
-
-class Squares(NamedTuple):
-    """What a chunk comes to.
-
-    Attributes:
-        values: ‖J_iᵀd_i‖² and v·J_iᵀd_i; NaN or infinity where a gradient is not finite.
-        logits: f of each image, which the pass has anyway.
-    """
-
-    values: Float[Array, "images 2"]
-    logits: Float[Array, "images classes"]
-
-
-# As `ELEMENTWISE` for sums over windows of the pixels of one image alone, which have no axis of
-# images to run along; what it gains is in benchmarks/dynamics.py.
-ALONE = 100
-# Columns of layers without a rule from which their gradients are formed for one image at a time.
-SINGLY = 2**20
-
-
-def cheapest(units: Sequence[Unit]) -> tuple[Part, ...]:
-    """Every unit in the form in which an image's own length takes the fewest multiplications."""
-    return tuple(
-        Part(unit, min(unit.forms, key=partial(_work, unit)), unit.outputs) for unit in units
-    )
-
-
-def _work(unit: Unit, form: str) -> int:
-    elementwise = ALONE if form == "pixels" else ELEMENTWISE
-    return unit.forming(form, 1) + unit.contracting(form, 1, False, elementwise)
-
-
-def singly(function: Function, parts: Sequence[Part]) -> bool:
-    """Whether images go through the network one by one, for their gradients are large."""
-    if not isinstance(function, Tapped):
-        return True
-    return sum(part.columns for part in parts if not part.by_rule) > SINGLY
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2), static_argnames="answer")
-def squares(
-    function: Function,
-    parts: tuple[Part, ...],
-    together: bool,
-    params: Params,
-    frozen: Frozen,
-    images: Float[Array, "images ..."],
-    cotangents: Float[Array, "images classes"] | None,
-    direction: tuple[Float[Array, "..."], ...] | None = None,
-    answer: Answer | None = None,
-) -> Squares:
-    """‖J_iᵀd_i‖² and v·J_iᵀd_i in float64, those of single layers in the dtype of the network.
-
-    Args:
-        function: the network.
-        parts: every unit of it, in any form.
-        together: form the gradients of all images at once, not image by image.
-        params: trainable parameters.
-        frozen: every other array.
-        images: of the same dtype as the parameters.
-        cotangents: d_i, one row an image; None where `answer` makes them.
-        direction: v, as `laid_out` has it; None for the lengths alone, beside zeros.
-        answer: what makes d_i of the logits of the pass itself.
-    """
-
-    def of(images: Array, cotangents: Array | None) -> Squares:
-        seen = observed(function, parts, params, frozen, images, _rows(cotangents, answer))
-        return Squares(_squares(parts, together, seen, len(images), direction), seen.logits)
-
-    if not singly(function, parts):
-        return of(images, cotangents)
-
-    def single(one: tuple[Array, Array | None]) -> Squares:
-        found = of(*jax.tree.map(lambda own: own[None], one))
-        return jax.tree.map(lambda own: own[0], found)
-
-    return jax.lax.map(single, (images, cotangents))
-
-
-def _rows(cotangents: Array | None, answer: Answer | None) -> Projections:
-    """One projection an image."""
-    if answer is not None:
-        return lambda logits: answer(logits)[None]
-    assert cotangents is not None
-    return cotangents[:, None]
-
-
-def laid_out(model: Model, parts: Sequence[Part], direction: Params) -> tuple[Array, ...]:
-    """Of every part the columns of a direction, in the order of the part's own gradients.
-
-    Args:
-        model: the network.
-        parts: every unit of it.
-        direction: arrays shaped as the parameters.
-    """
-    leaves = jax.tree.leaves(direction)
-    by_name = dict(zip(sorted(model.params), leaves, strict=True)) if _named(model) else {}
-
-    def of(unit: Unit) -> list[Array]:
-        if isinstance(unit.rule, Product):  # kernels first, then biases
-            names = (unit.rule.weight, unit.rule.bias)
-            return [by_name[name] for name in names if name is not None]
-        return [leaves[place] for place in unit.places]
-
-    return tuple(jnp.concatenate([jnp.ravel(leaf) for leaf in of(part.unit)]) for part in parts)
-
-
-def _named(model: Model) -> bool:
-    return isinstance(model.function, Tapped)
-
-
-def _squares(
-    parts: tuple[Part, ...],
-    together: bool,
-    seen: Seen,
-    count: int,
-    direction: tuple[Array, ...] | None,
-) -> Array:
-    """(images, 2)."""
-    total = jnp.zeros((count, 2), jnp.float64)
-    ruled = [(n, part) for n, part in enumerate(parts) if part.form == "rows" and part.by_rule]
-    along = direction or (None,) * len(parts)
-
-    def both(own: Seen) -> Array:
-        pairs = [
-            _norms_and_products(rows_of(n, part, own, jnp.asarray(0)), along[n])
-            for n, part in ruled
-        ]
-        return sum(pairs, jnp.zeros(2, jnp.float64))
-
-    if ruled:
-        total += over(together)(both, seen._replace(formed={}))
-    for number, formed in seen.formed.items():
-        total += jax.vmap(lambda own, v=along[number]: _norms_and_products(own, v))(formed)
-    for number, part in enumerate(parts):
-        if part.form != "rows":
-            assert part.unit.rule is not None
-            own = alone(part.unit.rule, part.form, factor_of(part, seen, False))
-            # rounding may leave a little less than nothing; NaN stays
-            lengths = jnp.maximum(own[:, 0, 0].astype(jnp.float64), 0.0)
-            total += jnp.stack([lengths, _along(part, seen, along[number], count)], axis=1)
-    return total
-
-
-def _norms_and_products(values: Any, along: Array | None) -> Array:
-    """A gradient's squared length, and its product with a direction."""
-    flat = values.reshape(-1)
-    product = jnp.zeros((), flat.dtype) if along is None else jnp.vdot(flat, along)
-    return jnp.stack([jnp.vdot(flat, flat), product]).astype(jnp.float64)
-
-
-def _along(part: Part, seen: Seen, along: Array | None, count: int) -> Array:
-    """Σ_t δ_t·V a_t of each image, for a layer whose gradients are not formed."""
-    if along is None:
-        return jnp.zeros(count, jnp.float64)
-    (site,) = part.unit.sites
-    rule, x, delta = part.unit.rule, seen.inputs[site], seen.cotangents[site]
-    if isinstance(rule, Lookup):
-        entries = x.reshape(count, -1)
-        table = along.reshape(rule.entries, -1)
-        kept = (entries != rule.padding)[..., None]
-        delta = delta.reshape(*entries.shape, -1)
-        return jnp.where(kept, table[entries] * delta, 0).sum((1, 2)).astype(jnp.float64)
-    assert isinstance(rule, Product)
-    own = rule.shaped(along)
-    delta = jax.vmap(rule.cotangents)(delta)[:, 0]
-    products = (rule.products(x, own[rule.weight]) * delta).sum((1, 2))
-    if rule.bias is not None:
-        products += delta.sum(2) @ own[rule.bias]
-    return products.astype(jnp.float64)
 
 
 def total(
@@ -356,7 +159,7 @@ def total(
         images: as the network takes them.
         cotangents: d_i, one row an image.
         chunk: images differentiated at a time; None chooses for the machine.
-        progress: told how many images are done, and of how many.
+        progress: called with the images done and all images.
 
     Returns:
         Arrays shaped and typed as `model.params`; chunks are summed in float64.
@@ -373,11 +176,11 @@ def total(
         some, rows = cut.images(start), cut.cotangents(start)
         return jax.tree.leaves(jax.block_until_ready(_pulled(*model, some, rows)))
 
-    for _, gradients in _each(cut, pulled, progress):
-        for place, gradient in enumerate(gradients):
-            sums[place] += np.asarray(gradient)
+    for _, gradients in cut.map(pulled, progress):
+        for number, gradient in enumerate(gradients):
+            sums[number] += np.asarray(gradient)
     if not all(np.isfinite(own).all() for own in sums):
-        norms(model, images, cotangents, chunk=chunk)  # tells which images
+        lengths_and_products(model, images, cotangents, chunk=chunk)  # tells which images
         raise KernelError(
             f"the gradients of {len(images):,} images are finite and their sum is not: their "
             f"numbers are too large for {cut.dtype}; compute in float64, or look at the weights."
@@ -386,68 +189,26 @@ def total(
     return jax.tree.unflatten(structure, typed)
 
 
-def along(
-    model: Model,
-    images: Float[np.ndarray, "images ..."],
-    direction: Params,
-    *,
-    chunk: int | None = None,
-    progress: Report | None = None,
-) -> Float64[np.ndarray, "images classes"]:
-    """J_i v: how the logits change as the parameters move along v, by one jvp a chunk.
-
-    Args:
-        model: the network; its dtype is that of the computation.
-        images: as the network takes them.
-        direction: v, arrays shaped as `model.params`.
-        chunk: images differentiated at a time; None chooses for the machine.
-        progress: told how many images are done, and of how many.
-
-    Raises:
-        KernelError: no images; a direction that is not shaped as the parameters or not finite;
-            derivatives that are not finite, with the images.
-    """
-    cut = chunks_of(model, images, None, chunk)
-    tangent = _tangent(model.params, direction)
-
-    def pushed(start: int) -> np.ndarray:
-        values = np.asarray(_pushed(*model, cut.images(start), tangent), np.float64)
-        cut.check(
-            start,
-            np.asarray(np.isfinite(values).all(axis=1)),
-            _no_tangent(model, images, cut.dtype),
-        )
-        return values
-
-    found = [values[:count] for count, values in _each(cut, pushed, progress)]
-    return np.concatenate(found)
+@partial(jax.jit, static_argnums=0)
+def _pulled(
+    function: Function, params: Params, frozen: Frozen, images: Array, cotangents: Array
+) -> Params:
+    logits, pull = jax.vjp(lambda own: function(own, frozen, images), params)
+    (gradients,) = pull(cotangents.astype(logits.dtype))
+    return gradients
 
 
-def norms(
-    model: Model,
-    images: Float[np.ndarray, "images ..."],
-    cotangents: Float[np.ndarray, "rows classes"],
-    *,
-    chunk: int | None = None,
-    progress: Report | None = None,
-) -> Float64[np.ndarray, " images"]:
-    """‖J_iᵀd_i‖², layer by layer in whichever form needs fewer multiplications.
-
-    Args:
-        model: the network; its dtype is that of the computation.
-        images: as the network takes them.
-        cotangents: d_i, one row an image.
-        chunk: images differentiated at a time; None chooses for the machine.
-        progress: told how many images are done, and of how many.
-
-    Raises:
-        KernelError: no images, or not one row an image; nothing to train; cotangents or gradients
-            that are not finite, with the images.
-    """
-    return _both(model, images, cotangents, None, chunk, progress).lengths
+def squared_length(direction: Params) -> float:
+    """‖v‖² over all parameters, in float64: of `total`, the training dynamics G(S)."""
+    flat = (np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(direction))
+    return float(sum(own @ own for own in flat))
 
 
-class Both(NamedTuple):
+LossGradient = Callable[[Array], Array]
+"""From one image's logits (classes,) to its cotangent d_i, (classes,)."""
+
+
+class Lengths(NamedTuple):
     """Lengths and products of some images, and their logits.
 
     Attributes:
@@ -464,101 +225,203 @@ class Both(NamedTuple):
 def lengths_and_products(
     model: Model,
     images: Float[np.ndarray, "images ..."],
-    cotangents: Float[np.ndarray, "rows classes"] | Answer,
-    direction: Params,
+    cotangents: Float[np.ndarray, "rows classes"] | LossGradient,
+    direction: Params | None = None,
     *,
     chunk: int | None = None,
     progress: Report | None = None,
-) -> Both:
+) -> Lengths:
     """‖J_iᵀd_i‖² and v·J_iᵀd_i in one pass: what is formed of a gradient serves both.
 
     Args:
         model: the network; its dtype is that of the computation.
         images: as the network takes them.
-        cotangents: d_i, one row an image; or what makes an image's of the logits of this very pass,
-            the same function from call to call, for which a pass is compiled.
-        direction: v, shaped as `model.params`.
+        cotangents: d_i, one row an image; or a function that makes them of the logits of this very
+            pass, the same from call to call, for which a pass is compiled.
+        direction: v, shaped as `model.params`; None for the lengths alone.
         chunk: images differentiated at a time; None chooses for the machine.
-        progress: told how many images are done, and of how many.
+        progress: called with the images done and all images.
 
     Raises:
         KernelError: no images, or not one row an image; nothing to train; cotangents or gradients
             or logits that are not finite, with the images; a direction that is shaped otherwise or
             not finite.
     """
-    return _both(model, images, cotangents, direction, chunk, progress)
-
-
-def _both(
-    model: Model,
-    images: np.ndarray,
-    cotangents: np.ndarray | Answer,
-    direction: Params | None,
-    chunk: int | None,
-    progress: Report | None,
-) -> Both:
-    """Lengths, and products with a direction if there is one."""
-    given, answer = (None, cotangents) if callable(cotangents) else (cotangents, None)
+    given, gradient = (None, cotangents) if callable(cotangents) else (cotangents, None)
     cut = chunks_of(model, images, given, chunk)
     image = jax.ShapeDtypeStruct(images.shape[1:], cut.dtype)
-    parts = cheapest(units(model, image))
+    blocks = cheapest(param_groups(model, image))
     along = None
     if direction is not None:
-        along = laid_out(model, parts, _tangent(model.params, direction))
+        along = laid_out(model, blocks, _tangent(model.params, direction))
     typed = np.asarray(images, cut.dtype)
 
-    def error(places: list[int], row: Any) -> KernelError:
-        if answer is not None:
-            f = model.function(*model[1:], jnp.asarray(typed[places[:1]]))
-            row = np.asarray(answer(f[0]))[None]
-        return not_finite(model, typed, places, row)
+    def error(idx: list[int], row: Any) -> KernelError:
+        if gradient is not None:
+            f = model.function(*model[1:], jnp.asarray(typed[idx[:1]]))
+            row = np.asarray(gradient(f[0]))[None]
+        return not_finite(model, typed, idx, row)
 
     def squared(start: int) -> np.ndarray:
         rows = None if given is None else cut.cotangents(start)
         own = (*model[1:], cut.images(start), rows, along)
-        found = squares(model.function, parts, together(), *own, answer=answer)
+        found = squares(model.function, blocks, not on_host(), *own, gradient=gradient)
         values = np.concatenate([np.asarray(own, np.float64) for own in found], axis=1)
         cut.check(start, np.isfinite(values.sum(axis=1)), error)
         return values
 
-    found = np.concatenate([values[:count] for count, values in _each(cut, squared, progress)])
-    return Both(found[:, 0], found[:, 1], found[:, 2:])
+    found = np.concatenate([values[:count] for count, values in cut.map(squared, progress)])
+    return Lengths(found[:, 0], found[:, 1], found[:, 2:])
 
 
-def squared_length(direction: Params) -> float:
-    """‖v‖² over all parameters, in float64: of `total`, the training dynamics G(S)."""
-    flat = (np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(direction))
-    return float(sum(own @ own for own in flat))
+# Columns of layers without a rule from which their gradients are formed for one image at a time.
+SINGLY = 2**20
 
 
-def _each(
-    cut: Chunks, work: Callable[[int], Any], progress: Report | None
-) -> Iterator[tuple[int, Any]]:
-    """Every chunk's number of images, without its padding, and what the work makes of it."""
-    done = 0
-    with cut.in_order(work) as results:
-        for count, result in results:
-            yield count, result
-            done += count
-            if progress is not None:
-                progress(float(done), float(cut.count))
+def cheapest(groups: Sequence[ParamGroup]) -> tuple[Block, ...]:
+    """Every group in the form in which an image's own length takes the fewest multiplications."""
+
+    def work(group: ParamGroup, form: str) -> int:
+        return group.forming(form, 1) + group.contracting(form, 1, False)
+
+    return tuple(Block.whole(own, min(own.forms, key=partial(work, own))) for own in groups)
 
 
-@partial(jax.jit, static_argnums=0)
-def _pulled(
-    function: Function, params: Params, frozen: Frozen, images: Array, cotangents: Array
-) -> Params:
-    logits, pull = jax.vjp(lambda own: function(own, frozen, images), params)
-    (gradients,) = pull(cotangents.astype(logits.dtype))
-    return gradients
+def singly(function: Function, blocks: Sequence[Block]) -> bool:
+    """Whether images go through the network one by one, for their gradients are large."""
+    if not isinstance(function, Tapped):
+        return True
+    return sum(block.columns for block in blocks if not block.by_rule) > SINGLY
 
 
-@partial(jax.jit, static_argnums=0)
-def _pushed(
-    function: Function, params: Params, frozen: Frozen, images: Array, tangent: Params
-) -> Array:
-    _, change = jax.jvp(lambda own: function(own, frozen, images), (params,), (tangent,))
-    return change
+class Squares(NamedTuple):
+    """‖J_iᵀd_i‖² and v·J_iᵀd_i of a chunk, not finite where a gradient is not, and the logits."""
+
+    values: Float[Array, "images 2"]
+    logits: Float[Array, "images classes"]
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2), static_argnames="gradient")
+def squares(
+    function: Function,
+    blocks: tuple[Block, ...],
+    together: bool,
+    params: Params,
+    frozen: Frozen,
+    images: Float[Array, "images ..."],
+    cotangents: Float[Array, "images classes"] | None,
+    direction: tuple[Float[Array, "..."], ...] | None = None,
+    gradient: LossGradient | None = None,
+) -> Squares:
+    """‖J_iᵀd_i‖² and v·J_iᵀd_i in float64, those of single layers in the dtype of the network.
+
+    Args:
+        function: the network.
+        blocks: every group of it, in any form.
+        together: form the gradients of all images at once, not image by image.
+        params: trainable parameters.
+        frozen: every other array.
+        images: of the same dtype as the parameters.
+        cotangents: d_i, one row an image; None where `gradient` makes them.
+        direction: v, as `laid_out` has it; None for the lengths alone, beside zeros.
+        gradient: makes d_i of the logits of the pass itself.
+    """
+
+    def of(images: Array, cotangents: Array | None) -> Squares:
+        projections = _projections(cotangents, gradient)
+        layers = tap_chunk(function, blocks, params, frozen, images, projections)
+        return Squares(_squares(blocks, together, layers, direction), layers.logits)
+
+    if not singly(function, blocks):
+        return of(images, cotangents)
+
+    def single(one: tuple[Array, Array | None]) -> Squares:
+        found = of(*jax.tree.map(lambda own: own[None], one))
+        return jax.tree.map(lambda own: own[0], found)
+
+    return jax.lax.map(single, (images, cotangents))
+
+
+def _projections(cotangents: Array | None, gradient: LossGradient | None) -> Projections:
+    """One projection an image."""
+    if gradient is not None:
+        return lambda logits: gradient(logits)[None]
+    assert cotangents is not None
+    return cotangents[:, None]
+
+
+def laid_out(model: Model, blocks: Sequence[Block], direction: Params) -> tuple[Array, ...]:
+    """The columns of a direction for every block, in the order of the block's own gradients.
+
+    Args:
+        model: the network.
+        blocks: every group of it.
+        direction: arrays shaped as the parameters.
+    """
+    leaves = jax.tree.leaves(direction)
+
+    def of(group: ParamGroup) -> list[Array]:
+        if group.rule is None:
+            return [leaves[idx] for idx in group.leaf_idx]
+        by_name = dict(zip(sorted(model.params), leaves, strict=True))
+        names = (group.rule.weight, group.rule.bias)  # kernels first, then biases
+        return [by_name[name] for name in names if name is not None]
+
+    return tuple(jnp.concatenate([jnp.ravel(leaf) for leaf in of(b.group)]) for b in blocks)
+
+
+def _squares(
+    blocks: tuple[Block, ...],
+    together: bool,
+    layers: LayerTaps,
+    direction: tuple[Array, ...] | None,
+) -> Float[Array, "images 2"]:
+    total = jnp.zeros((len(layers.logits), 2), jnp.float64)
+    ruled = [(n, b) for n, b in enumerate(blocks) if b.form == "rows" and b.by_rule]
+    along = direction or (None,) * len(blocks)
+
+    def both(own: LayerTaps) -> Array:
+        pairs = [
+            _length_and_product(block_rows(n, block, own, jnp.asarray(0)), along[n])
+            for n, block in ruled
+        ]
+        return sum(pairs, jnp.zeros(2, jnp.float64))
+
+    if ruled:
+        total += map_images(together)(both, layers._replace(formed={}))
+    for number, formed in layers.formed.items():
+        total += jax.vmap(lambda own, v=along[number]: _length_and_product(own, v))(formed)
+    for number, block in enumerate(blocks):
+        if block.form == "factors":
+            assert block.group.rule is not None
+            bias = block.group.rule.bias is not None
+            own = contract_own_factors(bias, kronecker_factors(block, layers, False))
+            # rounding may leave a little less than nothing; NaN stays
+            lengths = jnp.maximum(own[:, 0, 0].astype(jnp.float64), 0.0)
+            total += jnp.stack([lengths, _unformed_product(block, layers, along[number])], axis=1)
+    return total
+
+
+def _length_and_product(values: Any, along: Array | None) -> Float[Array, "2"]:
+    """A gradient's squared length, and its product with a direction."""
+    flat = values.reshape(-1)
+    product = jnp.zeros((), flat.dtype) if along is None else jnp.vdot(flat, along)
+    return jnp.stack([jnp.vdot(flat, flat), product]).astype(jnp.float64)
+
+
+def _unformed_product(block: Block, layers: LayerTaps, along: Array | None) -> Array:
+    """Σ_t δ_t·V a_t of each image, for a layer whose gradients are not formed."""
+    (site,) = block.group.sites
+    rule, x, delta = block.group.rule, layers.inputs[site], layers.cotangents[site]
+    assert rule is not None
+    if along is None:
+        return jnp.zeros(len(x), jnp.float64)
+    own = rule.shaped(along)
+    delta = jax.vmap(rule.cotangents)(delta)[:, 0]
+    products = (rule.products(x, own[rule.weight]) * delta).sum((1, 2))
+    if rule.bias is not None:
+        products += delta.sum(2) @ own[rule.bias]
+    return products.astype(jnp.float64)
 
 
 def _tangent(params: Params, direction: Params) -> Params:
@@ -577,16 +440,3 @@ def _tangent(params: Params, direction: Params) -> Params:
                 "the direction holds NaN or infinite values: look at the gradients it is made of."
             )
     return jax.tree.map(lambda leaf, change: jnp.asarray(change, leaf.dtype), params, direction)
-
-
-def _no_tangent(
-    model: Model, images: np.ndarray, dtype: np.dtype
-) -> Callable[[list[int], Any], KernelError]:
-    """As `not_finite`, for derivatives of all logits at once."""
-
-    def error(places: list[int], _row: Any) -> KernelError:
-        typed = images.astype(dtype)
-        classes = model.function(*model[1:], jnp.asarray(typed[:1])).shape[1]
-        return not_finite(model, typed, places, np.ones((1, classes)))
-
-    return error

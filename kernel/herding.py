@@ -34,10 +34,10 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize_scalar
 from scipy.special import entr, log_softmax, softmax
 
-from kernel.covariance import Block, Blocks, Covariance, Cross, Features, Given, row_blocks
+from kernel.covariance import Block, Blocks, Covariance, Cross, Features, Given
 from kernel.criteria import Seen, agreeing, rebased, refuse_full, settled, total
 from kernel.errors import KernelError
-from kernel.footprint import COLUMNS
+from kernel.linalg import row_blocks
 from kernel.model import rounding_of
 from kernel.options import Options
 from kernel.posterior import Posterior, absorb_block, prior
@@ -100,6 +100,8 @@ def uncertainty(
     return descending[:, 1:].sum(axis=1) + descending[:, 1:2].sum(axis=1)
 
 
+# Anchors of the embedding.
+COLUMNS = 256
 # Of each image.
 COORDINATES = 32
 # Clusters a class.

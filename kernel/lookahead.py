@@ -20,7 +20,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-from kernel import covariance
+from kernel import linalg
 from kernel.covariance import Blocks, Features, Given
 from kernel.criteria import (
     Seen,
@@ -87,7 +87,7 @@ def mlmoc_augmented(
     k_ll, k_lu, diagonal = blocks.labelled_block(), blocks.cross(0, candidates), blocks.diagonal()
     k_lu, k_su = np.asarray(k_lu, np.float64), _between(blocks, sample)
     names = list(range(labelled)) if identifiers is None else list(identifiers)
-    _, jitter = trusted_factor(k_ll, ridge, kernel.precision, names, covariance.on_host())
+    _, jitter = trusted_factor(k_ll, ridge, kernel.precision, names, linalg.on_host())
     jittered = jitter * float(np.trace(k_ll)) / labelled
     noise = ridge + jittered
     floor = DETERMINED[kernel.precision] * diagonal + 2 * jittered

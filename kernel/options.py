@@ -56,6 +56,8 @@ class Request:
         probes: projections of the logits that rademacher takes.
         precision: of gradients and their contraction; factorisations are in float64 always. tf32
             is for NVIDIA GPUs: gradients in float32, products between images in TF32.
+        sketch: dimensions that gradients are folded to before they are contracted; None keeps them
+            whole. The error is about 1/√sketch; memory and products shrink to sketch columns.
         chunk: images differentiated at a time; None chooses for the machine.
         memory_gib: what kernel and posterior may take beyond what is in memory before; less means
             more passes, never another result, and too little is refused beforehand.
@@ -65,6 +67,7 @@ class Request:
     kind: Kind = "single"
     probes: int = PROBES
     precision: Precision = "float32"
+    sketch: int | None = None
     chunk: int | None = field(default=None, metadata={"identity": False})
     memory_gib: float = field(default=4.0, metadata={"identity": False})
     devices: int | None = field(default=None, metadata={"identity": False})

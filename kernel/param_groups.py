@@ -1,14 +1,13 @@
-"""The parts of a network that a kernel is the sum of: layers, or layers that share a parameter.
+"""Parameter groups: layers, or layers that share a parameter, whose kernels add up.
 
-From a network to its units, each with its columns of the Jacobian and the sizes of the two factors
-that can stand for them. Kernels of different units add up; those of two layers with a parameter in
-common do not, so such layers are one unit.
+A group has its columns of the Jacobian and, where one layer multiplies, the sizes of the Kronecker
+factors that can stand for them. Kernels of two layers with a parameter in common do not add up, so
+such layers are one group. A block is what one pass over the images has of a group.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,97 +15,106 @@ from jaxtyping import Array
 
 from kernel.errors import KernelError
 from kernel.model import Model
-from kernel.taps import ELEMENTWISE, Lookup, Product, Rule, Site, Tapped, taps
+from kernel.taps import AffineRule, Site, Tapped, taps
+
+# A multiplication of the elementwise part of contracting factors, which runs at the speed of
+# memory, in multiplications of a matrix product.
+_ELEMENTWISE = 8
 
 
-@dataclass(frozen=True)
-class Unit:
-    """Some layers, by the parameters that they have to themselves.
+class ParamGroup(NamedTuple):
+    """Layers, by the parameters that they have to themselves.
 
     Attributes:
         sites: names of the layers; empty for a parameter of a function without taps.
-        places: of the parameters, in the order of `jax.tree.leaves`.
+        leaf_idx: of the parameters, in the order of `jax.tree.leaves`.
         columns: of the Jacobian.
         rule: how the only layer multiplies; None for any other layer.
         positions: T, at which a rule's layer meets its input, for one image.
-        pixels: positions of its padded input.
     """
 
     sites: tuple[str, ...]
-    places: tuple[int, ...]
+    leaf_idx: tuple[int, ...]
     columns: int
-    rule: Rule | None = None
+    rule: AffineRule | None = None
     positions: int = 0
-    pixels: int = 0
 
     @property
     def outputs(self) -> int:
-        """How many slices of equal width the columns fall into: output channels, or columns."""
-        if isinstance(self.rule, Product) and self.rule.groups == 1:
-            return self.rule.outputs
-        return self.columns
+        """Slices of equal width that the columns fall into: output channels, or columns."""
+        return self.rule.outputs if self.rule and self.rule.groups == 1 else self.columns
 
     @property
     def forms(self) -> tuple[str, ...]:
-        """The ways in which its part of a kernel can be had."""
-        if isinstance(self.rule, Lookup):
-            return ("rows", "patches")
-        if self.rule is None or self.rule.groups > 1:
-            return ("rows",)
-        larger = self.rule.window is not None and math.prod(self.rule.window.kernel) > 1
-        return ("rows", "patches", "pixels") if larger else ("rows", "patches")
+        """Forms in which its part of a kernel can be contracted."""
+        return ("rows", "factors") if self.rule and self.rule.groups == 1 else ("rows",)
 
     def kept(self, form: str, projections: int) -> int:
         """Numbers that are kept of one image."""
         if form == "rows":
             return self.columns * projections
-        return self._inputs(form) + self.positions * self._width * projections
+        assert self.rule is not None
+        return self.positions * (self.rule.features + self.rule.outputs * projections)
 
     def forming(self, form: str, projections: int) -> int:
         """Multiplications for one image, before anything is contracted."""
         return self.columns * max(self.positions, 1) * projections if form == "rows" else 0
 
-    def contracting(
-        self, form: str, projections: int, square: bool, elementwise: int = ELEMENTWISE
-    ) -> int:
+    def contracting(self, form: str, projections: int, square: bool) -> int:
         """Multiplications for one pair of images.
 
         Args:
             form: one of `forms`.
             projections: of the logits.
             square: every pair of projections has an entry (the kind `full`); else they are summed.
-            elementwise: what a multiplication outside a matrix product costs, in those inside one.
         """
         pairs = projections**2 if square else projections
         if form == "rows":
             return self.columns * pairs
-        offsets = 1
-        if form == "pixels":
-            assert isinstance(self.rule, Product)
-            offsets = math.prod(self.rule.window.kernel if self.rule.window else ())
-        cotangents = self.positions**2 * self._width * pairs
-        inputs = self._inputs(form) * (self.pixels if form == "pixels" else self.positions)
-        outside = self.positions**2 * (offsets + (pairs if square else 1))
-        return cotangents + inputs + elementwise * outside
+        assert self.rule is not None
+        entries = self.rule.features + self.rule.outputs * pairs
+        elementwise = _ELEMENTWISE * (1 + (pairs if square else 1))
+        return self.positions**2 * (entries + elementwise)
+
+
+class Block(NamedTuple):
+    """What a pass has of one group.
+
+    Attributes:
+        group: the layers.
+        form: `rows` of the Jacobian, or Kronecker `factors`.
+        outputs: of `ParamGroup.outputs`, how many a piece has; all of them if it is not cut.
+        piece: which piece, from 0; what lies past the end counts as zeros.
+    """
+
+    group: ParamGroup
+    form: str
+    outputs: int
+    piece: int = 0
+
+    @classmethod
+    def whole(cls, group: ParamGroup, form: str = "rows") -> "Block":
+        """All of a group."""
+        return cls(group, form, group.outputs)
 
     @property
-    def _width(self) -> int:
-        if isinstance(self.rule, Lookup):
-            return self.columns // self.rule.entries
-        assert self.rule is not None
-        return self.rule.outputs
+    def columns(self) -> int:
+        """Of the Jacobian, for one projection; none for factors."""
+        return self.group.columns // self.group.outputs * self.outputs if self.form == "rows" else 0
 
-    def _inputs(self, form: str) -> int:
-        if isinstance(self.rule, Lookup):
-            return self.positions
-        assert self.rule is not None
-        if form == "pixels":
-            return self.pixels * self.rule.inputs
-        return self.positions * self.rule.features
+    @property
+    def share(self) -> float:
+        """Of the group."""
+        return self.outputs / self.group.outputs
+
+    @property
+    def by_rule(self) -> bool:
+        """Whether it is made of the inputs and cotangents of its layer."""
+        return self.group.rule is not None
 
 
-def units(model: Model, image: jax.ShapeDtypeStruct) -> list[Unit]:
-    """The units of a network, in the order in which its parameters enter.
+def param_groups(model: Model, image: jax.ShapeDtypeStruct) -> list[ParamGroup]:
+    """The groups of a network, in the order in which its parameters enter.
 
     Args:
         model: the network.
@@ -119,46 +127,36 @@ def units(model: Model, image: jax.ShapeDtypeStruct) -> list[Unit]:
     if not leaves:
         raise KernelError("the network has no trainable parameter, so its kernel is zero.")
     if not isinstance(model.function, Tapped):
-        return [Unit((), (place,), leaf.size) for place, leaf in enumerate(leaves)]
+        return [ParamGroup((), (idx,), leaf.size) for idx, leaf in enumerate(leaves)]
     function, names = model.function, sorted(model.params)  # the order of the leaves of a dict
     sizes = {name: model.params[name].size for name in names}
     sites = [site for site in function.sites if site.parameters]
     inputs, cotangents = _shapes(function, model.params, model.frozen, image, sites)
     found = []
-    for group in _sharing(sites):
-        own = sorted({name for site in group for name in site.parameters})
-        unit = Unit(
-            sites=tuple(site.name for site in group),
-            places=tuple(names.index(name) for name in own),
+    for sharing in _sharing(sites):
+        own = sorted({name for site in sharing for name in site.parameters})
+        group = ParamGroup(
+            sites=tuple(site.name for site in sharing),
+            leaf_idx=tuple(names.index(name) for name in own),
             columns=sum(sizes[name] for name in own),
         )
-        first, *more = group
+        first, *more = sharing
         rule = None if more else function.rule(first.name, model.params)
-        found.append(_with_rule(unit, rule, inputs[first.name], cotangents[first.name]))
-    unused = set(range(len(names))) - {place for unit in found for place in unit.places}
-    # a parameter that enters nowhere has a gradient of zero and no part in the kernel
-    if len(unused) == len(names):
+        found.append(_with_rule(group, rule, inputs[first.name], cotangents[first.name]))
+    if not found:  # a parameter that enters nowhere has a gradient of zero and no group
         raise KernelError("no trainable parameter enters the network, so its kernel is zero.")
     return found
 
 
-def _with_rule(unit: Unit, rule: Rule | None, inputs: Sequence[Any], outputs: Sequence[Any]):
-    """The unit with its rule, if the layer's input is shaped as the rule expects."""
-    if rule is None:
-        return unit
-    x, y = inputs[0], outputs[0]
-    if isinstance(rule, Lookup):
-        return Unit(unit.sites, unit.places, unit.columns, rule, math.prod(x.shape), x.size)
-    rank = len(rule.window.kernel) if rule.window else None
-    if rank is not None and x.ndim != rank + 2:
-        return unit
-    pixels = math.prod(x.shape) // rule.inputs
-    if rule.window:
-        edges = rule.window.edges
-        padded = [n + low + high for n, (low, high) in zip(x.shape[2:], edges, strict=True)]
-        pixels = x.shape[0] * math.prod(padded)
-    positions = math.prod(y.shape[1:]) // rule.outputs  # axis 0 is that of the projections
-    return Unit(unit.sites, unit.places, unit.columns, rule, positions, pixels)
+def _with_rule(
+    group: ParamGroup, rule: AffineRule | None, inputs: Sequence[Any], outputs: Sequence[Any]
+) -> ParamGroup:
+    """The group with its rule, if the layer's input is shaped as the rule expects."""
+    if rule is None or (rule.window and inputs[0].ndim != len(rule.window.kernel) + 2):
+        return group
+    # axis 0 is that of the projections
+    positions = math.prod(outputs[0].shape[1:]) // rule.outputs
+    return group._replace(rule=rule, positions=positions)
 
 
 def _shapes(
@@ -179,14 +177,11 @@ def _shapes(
 
 
 def _sharing(sites: Sequence[Site]) -> list[list[Site]]:
-    """Sites in groups such that no parameter enters in two groups."""
-    groups: list[list[Site]] = []
+    """Sites in lists such that no parameter enters in two of them."""
+    found: list[list[Site]] = []
     for site in sites:
-        touching = [g for g in groups if any(_common(site, other) for other in g)]
-        groups = [g for g in groups if g not in touching]
-        groups.append([other for g in touching for other in g] + [site])
-    return groups
-
-
-def _common(one: Site, other: Site) -> bool:
-    return not set(one.parameters).isdisjoint(other.parameters)
+        names = set(site.parameters)
+        touching = [own for own in found if any(names & set(other.parameters) for other in own)]
+        found = [own for own in found if own not in touching]
+        found.append([other for own in touching for other in own] + [site])
+    return found

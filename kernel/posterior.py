@@ -30,29 +30,33 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-from kernel import covariance as linalg
+from kernel import linalg
 from kernel.covariance import (
-    CANDIDATES,
     Blocks,
     Covariance,
     Cross,
     Features,
     Given,
     Kernel,
-    Lower,
-    Matrix,
     Source,
     capacity,
     check_finite,
+)
+from kernel.errors import KernelError, SingularKernelError
+from kernel.linalg import (
+    CANDIDATES,
+    LABELLED,
+    Lower,
+    Matrix,
     lower_factor,
     padded,
     row_blocks,
     solve_lower,
+    subtract_gram,
     tile_rows,
     to_device,
 )
-from kernel.errors import KernelError, SingularKernelError
-from kernel.model import dtype_of, rounding_of, subtract_gram
+from kernel.model import dtype_of, rounding_of
 from kernel.options import Precision
 
 # Columns of A solved for at a time on a CPU.
@@ -399,6 +403,63 @@ def posterior(
         # An exact duplicate of a labelled image keeps a variance of at most the jitter.
         floor=DETERMINED[kernel.precision] * diagonal + 2 * jittered,
     )
+
+
+_WIDE = 8  # bytes of float64
+
+
+def posterior_bytes(
+    form: str,
+    labelled: int,
+    candidates: int,
+    *,
+    classes: int,
+    sample: int | None = None,
+    features: int = 0,
+    itemsize: int = _WIDE,
+    keep: bool = True,
+    streamed: bool = False,
+) -> int:
+    """Memory of a kernel, its posterior and one criterion on it; an upper bound in bytes.
+
+    Args:
+        form: of the kernel: `dense` or `full` (in float64), `features` or `cross`.
+        labelled: L.
+        candidates: U.
+        classes: C.
+        sample: M; all candidates if None, and then S takes the memory of a dense kernel on a CPU.
+        features: their dimensions.
+        itemsize: bytes of a number of features, or of a kernel between anchors.
+        keep: S is held; `full` cannot do without.
+        streamed: the criterion reads the kernel between labelled images and candidates again.
+    """
+    each, host = classes if form == "full" else 1, linalg.on_host()
+    rows, columns = labelled * each, candidates * each
+    chosen = columns if sample is None or form == "full" else sample
+    given = (rows + columns) ** 2 * _WIDE
+    if form == "features":
+        given = (rows + columns) * features * itemsize * (1 if host else 2)
+    elif form == "cross":
+        given = (rows + chosen) * (rows + columns) * itemsize + (rows + columns) * _WIDE
+    if not host:
+        rows = padded(rows, LABELLED)
+        columns, chosen = padded(columns, CANDIDATES), padded(chosen, CANDIDATES)
+    in_place = host and sample is None and form in ("dense", "full")
+    covariance = 0 if in_place or not keep else chosen * columns * _WIDE * (1 if host else 3)
+    a = capacity(rows) * columns * (itemsize if form == "features" else _WIDE)
+    solving = 4 * rows**2 * _WIDE + 3 * rows * min(columns, SOLVED if host else columns) * _WIDE
+    tile = tile_rows(padded(columns, CANDIDATES)) * padded(columns, CANDIDATES) * _WIDE
+    # a block of S and twice what becomes of it, the features or rows that it is made of, and
+    # (candidates, classes) arrays such as D, G, R and p
+    scoring = 3 * tile + 8 * columns * classes * _WIDE
+    if not keep or form == "features":
+        scoring += 2 * tile + tile_rows(columns) * (features + rows) * itemsize
+    if form == "full":
+        scoring = 2 * columns**2 * _WIDE
+    if streamed:
+        scoring += solving + 512 * (rows + columns) * _WIDE
+    small = 4 * candidates * (classes + 1) * _WIDE
+    return given + covariance + a + small + max(solving, scoring)
 
 
 def _check_inputs(

@@ -1,27 +1,10 @@
-"""Taps: one backward pass to the outputs of the layers, from which each layer goes on by itself.
+"""Taps: the inputs of every layer that consumes a parameter, and the cotangents of its output.
 
-From one image to the inputs of every layer that consumes a parameter and the cotangents of its
-output, for one or more projections of the logits (docs/mathematics.md, 2). The vjp of a layer's own
-operator then gives its parameters' gradients: the rule that holds for every operator, and the
-reference for faster ones.
-
-Layers that multiply by a matrix: their gradients, and what is left of two of them in a kernel.
-
-From a layer's input and the cotangents of its output, for one image, to the rows of its part of the
-Jacobian; or to two small factors, patches a_t and cotangents δ_t at the positions t, whose products
-Σ_tt' (a_t·a'_t')(δ_t·δ'_t') are the layer's part of a kernel without any gradient being formed
-(docs/mathematics.md, 2). Convolutions see their input as patches, by shifted slices.
-
-Which layer and which images, when gradients are not finite.
-
-From a network and an image whose gradients hold NaN or infinity to the first layer whose output
-does, or else the last layer whose cotangent does, in words for a message.
-
-Per-example gradients of projected logits, the rows of the Jacobian that a kernel is made of.
-
-From a model and a batch of images to one row an image: the gradient of v · f(x) with respect to
-all parameters: by the general rule from taps where the network's layers can be tapped, else by
-`vmap(grad)`. It is the reference for the faster contractions of `kernel.jacobian`.
+One backward pass to the outputs of the layers, for one or more projections of the logits; the vjp
+of a layer's own operator then gives its parameters' gradients, whatever the operator. A layer that
+multiplies by a matrix has a faster rule: from patches a_t and cotangents δ_t at its positions to
+rows of the Jacobian. Convolutions see their input as patches, by shifted slices
+(docs/mathematics.md, 2).
 """
 
 import itertools
@@ -38,10 +21,6 @@ from jaxtyping import Array, Float
 
 from kernel.errors import NotFiniteError
 from kernel.model import Frozen, Function, Model, Params
-
-# What one multiplication of the T²-form's elementwise part costs, in multiplications of a matrix
-# product: it runs at the speed of memory.
-ELEMENTWISE = 8
 
 
 @dataclass(frozen=True)
@@ -72,7 +51,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Product:
+class AffineRule:
     """A dense layer, or a convolution if it has a window.
 
     Attributes:
@@ -116,12 +95,6 @@ class Product:
         shifted = [padded[:, :, *place] for place in self.window.slices(padded.shape[2:])]
         columns = jnp.stack(shifted, axis=2)  # (copies, channels, window, …)
         return jnp.moveaxis(columns, 0, 2).reshape(self.groups, self.features, -1)
-
-    def pixels(self, x: Array) -> Array:
-        """The padded input of one image as (copies, …, channels)."""
-        if self.window is None:
-            return x.reshape(1, -1, self.inputs)
-        return jnp.pad(jnp.moveaxis(x, 1, -1), ((0, 0), *self.window.edges, (0, 0)))
 
     def cotangents(self, cotangent: Array) -> Array:
         """(rows, outputs, positions) from the cotangents of one image, one a row."""
@@ -180,24 +153,6 @@ class Product:
         kernel = self.window.kernel if self.window else ()
         weight = row[:size].reshape(self.outputs, self.inputs // self.groups, *kernel)
         return {self.weight: weight} | ({} if self.bias is None else {self.bias: row[size:]})
-
-
-@dataclass(frozen=True)
-class Lookup:
-    """An embedding: rows of a table, chosen by whole numbers.
-
-    Attributes:
-        table: name of the trainable table (entries, width).
-        entries: its rows.
-        padding: the entry whose row has no gradient; −1 for none.
-    """
-
-    table: str
-    entries: int
-    padding: int
-
-
-Rule = Product | Lookup
 
 
 Inputs = dict[str, tuple[Any, ...]]
@@ -261,7 +216,7 @@ class Tapped(Protocol):
         """Gradients of a site's own parameters from the cotangents of its outputs."""
         ...
 
-    def rule(self, site: str, params: Mapping[str, Array]) -> Rule | None:
+    def rule(self, site: str, params: Mapping[str, Array]) -> AffineRule | None:
         """How a site multiplies its first input by its parameters, if that is all it does."""
         ...
 

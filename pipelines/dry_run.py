@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from bridge.mirror import Mirror
-from kernel.estimate import estimate, posterior_seconds
+from kernel.estimate import estimate_cost
 from kernel.infinite import tiling
 from kernel.model import dtype_of
-from kernel.ntk import Sizes, decide
 from kernel.options import CRITERIA, GREEDY, STREAMED
+from kernel.plan import Sizes, plan_query
 from pipelines.config import RunConfig
 from pipelines.core.progress import keep_compiled
 from pipelines.run import Bridge, build_auxiliary_module, prepared
@@ -117,19 +117,19 @@ def _kernel(
     settings = config.kernel
     images = dataset.normalise(dataset.train_images[:2])
     sample = None if settings.sample is None else min(settings.sample, candidates)
-    sizes = Sizes(labelled, candidates, sample, settings.sketch, config.strategy in STREAMED)
-    shape = jax.ShapeDtypeStruct(images.shape[1:], dtype_of(settings.precision))
-    decision = decide(mirror.model(), shape, sizes, settings)
-    anchors = labelled + sample if decision.form == "cross" and sample is not None else None
-    examples, sketch = labelled + candidates, settings.sketch
-    cost = estimate(mirror.model(), images, examples, settings, anchors=anchors, sketch=sketch)
-    after = posterior_seconds(sizes, dataset.classes, decision, cost)
-    projections = "1 projection" if cost.projections == 1 else f"{cost.projections} projections"
+    streamed = config.strategy in STREAMED
+    sizes = Sizes(labelled, candidates, sample, streamed)
+    image = jax.ShapeDtypeStruct(images.shape[1:], dtype_of(settings.precision))
+    # which projections are drawn has no part in what they cost
+    plan = plan_query(mirror.model(), image, sizes, settings, np.random.default_rng(0))
+    cost = estimate_cost(mirror.model(), np.asarray(images), plan, labelled)
+    count, passes = len(plan.problem.directions.projections), max(len(plan.passes), 1)
+    projections = "1 projection" if count == 1 else f"{count} projections"
     rows = {
-        "kernel": f"{settings.kind}, {decision.form}, {settings.precision}",
-        "passes": f"{cost.passes}, of {projections}, {cost.chunk} images at a time",
-        "about": f"{cost.seconds + after:.1f} s, {cost.compile_seconds:.1f} s of it compiling",
-        "memory": f"{decision.peak_gib:.2f} GiB of {settings.memory_gib:g} GiB",
+        "kernel": f"{settings.kind}, {plan.form}, {settings.precision}",
+        "passes": f"{passes}, of {projections}, {plan.chunk} images at a time",
+        "about": f"{cost.seconds:.1f} s, {cost.compile_seconds:.1f} s of it compiling",
+        "memory": f"{plan.peak_gib:.2f} GiB of {settings.memory_gib:g} GiB",
     }
     if config.strategy in CRITERIA:
         rows["batch"] = _batch(config)

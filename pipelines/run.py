@@ -17,8 +17,7 @@ from bridge.parity import certify
 from bridge.trace import mirror
 from bridge.twin import made_by
 from bridge.weights import read
-from kernel.plan import mesh
-from kernel.sharded import arithmetic
+from kernel.sharded import matmul_precision, mesh
 from pipelines import strategies
 from pipelines.config import RunConfig, identity, machine_settings
 from pipelines.core import record
@@ -57,7 +56,7 @@ def prepared(
     """
     if "kernel" in config.needs and config.cycles:
         mesh(config.kernel.devices)
-        arithmetic(config.kernel.precision)
+        matmul_precision(config.kernel.precision)
     with console.status("reading the data"):
         dataset = read() if read else _loaded(config)
     _check_fit(config, dataset)

@@ -173,7 +173,7 @@ BEFORE = {"devices.md": a_kernels_arguments, "records.md": a_run}
 # What a machine without the devices refuses, and whether this is one.
 REFUSED = {
     'precision="tf32"': jax.default_backend() != "gpu",
-    "product_error(": jax.default_backend() != "gpu",
+    "tf32_error(": jax.default_backend() != "gpu",
     "devices=2": jax.local_device_count() < 2,
 }
 PRINTED = {

@@ -23,6 +23,7 @@ from benchmarks.kinds_tables import holm, mean_interval, read, tables, write
 from bridge.trace import mirror
 from kernel.jacobian import fold, random_signs
 from kernel.ntk import empirical_ntk
+from kernel.options import Request
 from kernel.taps import per_example_gradients
 from trainer.networks import build, parameter_count
 
@@ -67,7 +68,7 @@ def test_full_is_of_all_gradients(model, images, found):
 @pytest.mark.parametrize("kind", ["single", "sum", "trace"])
 def test_kinds_contracted_are_the_librarys(model, images, found, kind):
     values = contract(found.full, projections(CLASSES, np.random.default_rng(4)))[kind]
-    near(values, empirical_ntk(model, images, kind).values)
+    near(values, empirical_ntk(model, images, Request(kind)).values)
 
 
 @pytest.mark.parametrize("probes", [1, 8])
@@ -75,7 +76,7 @@ def test_random_projections_are_the_librarys(model, images, found, probes):
     kinds = projections(CLASSES, np.random.default_rng(4))
     assert kinds[f"rademacher({probes})"].shape == (probes, CLASSES)
     rng = np.random.default_rng(4)
-    kernel = empirical_ntk(model, images, "rademacher", probes=probes, rng=rng)
+    kernel = empirical_ntk(model, images, Request("rademacher", probes=probes), rng=rng)
     near(contract(found.full, kinds)[f"rademacher({probes})"], kernel.values)
 
 

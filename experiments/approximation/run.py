@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from rich.console import Console
 from torch import nn
@@ -22,11 +23,11 @@ from experiments.approximation.config import FULL, INITIAL, STATES, TRAINED, App
 from kernel.contract import Scratch, key_of
 from kernel.diagnostics import contract, diagonals, distances, flat, regress, spectrum
 from kernel.errors import KernelError, SingularKernelError
-from kernel.estimate import estimate
-from kernel.model import directions
+from kernel.estimate import estimate_cost
+from kernel.model import directions, dtype_of
 from kernel.ntk import empirical_ntk
 from kernel.options import Request
-from kernel.plan import GIB, cast, enough
+from kernel.plan import GIB, cast, enough, plan_kernel
 from pipelines.core import json_io
 from pipelines.core.errors import PipelineError
 from pipelines.core.progress import Stages, generator, keep_compiled, named_images
@@ -376,9 +377,7 @@ def _measure_state(
         kernel = empirical_ntk(
             model,
             task.images,
-            FULL,
-            precision=config.precision,
-            memory_gib=config.memory_gib,
+            Request(FULL, precision=config.precision, memory_gib=config.memory_gib),
             progress=advance,
             scratch=Scratch(scratch, key),
         )
@@ -429,7 +428,10 @@ def plan(config: ApproximationConfig, console: Console) -> int:
             console.print(f"{about}all is measured", highlight=False)
             continue
         with console.status("timing a few steps and gradients"):
-            cost = estimate(task.mirror.model(), task.images, images, request)
+            model, shape = task.mirror.model(), task.images.shape[1:]
+            image = jax.ShapeDtypeStruct(shape, dtype_of(config.precision))
+            plan = plan_kernel(model, image, images, request)
+            cost = estimate_cost(model, task.images, plan)
             training = schedule_seconds(
                 task.network, task.labelled_images, task.labels, task.run.train
             )

@@ -101,7 +101,9 @@ class TheoryConfig(MeasurementSettings):
     @property
     def request(self) -> Request:
         """The kernel to compute."""
-        return Request(self.kind, self.probes, self.precision, memory_gib=self.memory_gib)
+        return Request(
+            self.kind, self.probes, self.precision, self.sketch, memory_gib=self.memory_gib
+        )
 
 
 def of_epochs(train: TrainConfig, epochs: int, labelled: int) -> TrainConfig:

@@ -199,19 +199,15 @@ class NetworkState:
         config, images = self.task.config, self.task.images
         scratch = Scratch()
         if self.scratch is not None:
-            key = key_of((*self.model[1:], images), (config.request, config.sketch))
+            key = key_of((*self.model[1:], images), config.request)
             scratch = Scratch(self.scratch, key)
         with self.stages("kernel") as advance, named_images(self.task.both):
             kernel = empirical_ntk(
                 self.model,
                 images,
-                config.kind,
-                probes=config.probes,
-                sketch=config.sketch,
+                config.request,
                 # one stream for every state: they do not differ by its draws
                 rng=generator(config.seed, "dynamics kernel"),
-                precision=config.precision,
-                memory_gib=config.memory_gib,
                 progress=advance,
                 scratch=scratch,
             )

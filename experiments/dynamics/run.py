@@ -27,10 +27,9 @@ from experiments.dynamics.figures import (
     Rows,
     ratio,
 )
-from kernel.contract import planned, sketch_bytes, sketch_chunk
 from kernel.errors import KernelError
 from kernel.model import Model, dtype_of
-from kernel.plan import GIB, cast, enough, problem_of
+from kernel.plan import GIB, enough, plan_kernel
 from pipelines.core import json_io, record
 from pipelines.core.errors import PipelineError
 from pipelines.core.progress import Stages, keep_compiled
@@ -267,16 +266,11 @@ def _kernel_gib(task: DynamicsTask, model: Model) -> float:
     Raises:
         KernelError: more than the settings allow.
     """
-    config, request, examples = task.config, task.config.request, len(task.both)
+    request, examples = task.config.request, len(task.both)
     one = jax.ShapeDtypeStruct(task.dataset.image_shape, dtype_of(request.precision))
     rng = np.random.default_rng(0)  # sizes do not depend on the projections drawn
-    problem = problem_of(cast(model, request.precision), one, examples, examples, request, rng)
-    if config.sketch is None:
-        computing = planned(problem, request).peak_bytes
-    else:
-        chunk = sketch_chunk(problem, request, config.sketch, problem.result_bytes)
-        computing = problem.result_bytes + sketch_bytes(problem, config.sketch, chunk)
-    needed = max(computing, problem.result_bytes + _BESIDE * 8 * examples**2)
+    plan = plan_kernel(model, one, examples, request, rng)
+    needed = max(plan.kernel_bytes, plan.problem.result_bytes + _BESIDE * 8 * examples**2)
     if needed > request.memory_gib * GIB:
         raise KernelError(
             f"the kernel of {examples:,} images, and what is measured with it, needs "

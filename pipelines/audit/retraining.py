@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from rich.console import Console
 from torch import nn
@@ -18,8 +19,9 @@ from torch import nn
 from bridge.module import restore
 from bridge.weights import Weights
 from bridge.weights import read as read_weights
-from kernel.model import Model
+from kernel.model import Model, dtype_of
 from kernel.ntk import query_kernel
+from kernel.plan import Sizes, plan_query
 from kernel.posterior import Posterior, posterior
 from pipelines.audit.config import AuditConfig
 from pipelines.core import json_io, record
@@ -398,14 +400,16 @@ def predict(
         KernelError: a kernel that does not fit in the memory, is not finite or is singular.
     """
     labelled = len(labels)
-    kernel, held = query_kernel(model, images, labelled, settings, sketch=settings.sketch, rng=rng)
+    image = jax.ShapeDtypeStruct(images.shape[1:], dtype_of(settings.precision))
+    plan = plan_query(model, image, Sizes(labelled, len(images) - labelled), settings, rng)
+    kernel = query_kernel(model, images, plan, rng=rng)
     outputs = logits.astype(np.float64)
     fitted = posterior(
         kernel,
         np.eye(outputs.shape[1])[labels],
         outputs[:labelled],
         outputs[labelled:],
-        keep=held.keep,
+        keep=plan.keep,
         ridge=settings.ridge,
     )
     moves = predict_moves(fitted, positions)

@@ -17,7 +17,7 @@ from bridge.module import weights_of
 from bridge.parity import certify
 from kernel.errors import KernelError
 from kernel.model import dtype_of
-from kernel.ntk import Sizes, decide
+from kernel.plan import Sizes, plan_query
 from pipelines.audit import comparison, retraining
 from pipelines.audit.comparison import NO_KERNEL, REFERENCES, RealChange, Row
 from pipelines.audit.config import AuditConfig
@@ -172,9 +172,9 @@ def _fitting(
     shape = task.dataset.image_shape
     for settings in config.kernels:
         image = jax.ShapeDtypeStruct(shape, dtype_of(settings.precision))
-        sizes = Sizes(len(task.labelled), len(task.points), None, settings.sketch)
+        sizes = Sizes(len(task.labelled), len(task.points))
         try:
-            decide(mirror.model(), image, sizes, settings)
+            plan_query(mirror.model(), image, sizes, settings, np.random.default_rng(0))
         except KernelError as error:
             left_out.append(f"{kernel_name(settings)}: {error}")
         else:

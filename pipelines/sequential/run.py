@@ -36,7 +36,7 @@ from pipelines.sequential.session import (
     SequentialSession,
     Status,
     build_state,
-    check_memory,
+    plan_sequential,
 )
 from pipelines.strategies.base import PROBE
 from trainer.dataset import UNLABELLED, Dataset
@@ -429,7 +429,9 @@ def _check(
         raise PipelineError(
             f"all {len(dataset.train_images)} images are labelled at the start: lower initial."
         )
-    check_memory(mirror, probe[0], labelled, candidates, tests, config.kernel)
+    # refused before anything is trained; sizes do not depend on the projections drawn
+    rng = np.random.default_rng(0)
+    plan_sequential(mirror, probe[0], labelled, candidates, tests, config.kernel, rng)
 
 
 def _spend_budget(setup: SequentialSetup, answerer: Answerer, who: str, console: Console) -> bool:

@@ -20,8 +20,9 @@ from bridge.weights import Contents, Weights, pack, replace, unpack
 from kernel.covariance import Cross, Features, Given, Kernel
 from kernel.errors import KernelError
 from kernel.model import dtype_of
-from kernel.ntk import Decision, Sizes, decide, query_kernel
+from kernel.ntk import query_kernel
 from kernel.options import CRITERIA, Options
+from kernel.plan import Plan, Sizes, plan_query
 from pipelines.core.errors import PipelineError
 from pipelines.core.progress import Stages, generator, named_images
 from pipelines.query import checked_images, checked_labels
@@ -487,7 +488,7 @@ def build_state(
         folder: where a kernel keeps its finished chunks; None keeps none.
 
     Raises:
-        PipelineError, KernelError: as `check_memory`.
+        PipelineError, KernelError: as `plan_sequential`.
         NetworkError: logits that are not finite.
     """
     mirror, certificate = certified
@@ -498,7 +499,8 @@ def build_state(
     others = data.images(candidates)
     if data.test_images is not None:
         others = np.concatenate([others, data.test_images])
-    check_memory(mirror, others[0], len(labelled), len(candidates), tests, settings)
+    sizes = (len(labelled), len(candidates), tests)
+    plan = plan_sequential(mirror, others[0], *sizes, settings, kernel_rng)
     sample = reference_sample(len(candidates), settings.sample, sample_rng)
     sample = np.arange(len(candidates)) if sample is None else sample
     with progress("predict"):
@@ -509,13 +511,11 @@ def build_state(
             other_logits = logits(network, others)
     both = np.concatenate([labelled, candidates])
     with progress("kernel") as advance, named_images(both, range(tests)):
-        kernel, held = query_kernel(
+        kernel = query_kernel(
             mirror.model(),
             np.concatenate([own, others]),
-            len(labelled),
-            settings,
+            plan,
             sample=sample,
-            sketch=settings.sketch,
             rng=kernel_rng,
             progress=advance,
             folder=folder,
@@ -527,7 +527,7 @@ def build_state(
         logits=other_logits.astype(np.float64),
         sample=sample,
         candidates=len(candidates),
-        keep=held.keep,
+        keep=plan.keep,
         ridge=settings.ridge,
     )
     squares = [float(np.sum(np.asarray(p, np.float64) ** 2)) for p in mirror.params.values()]
@@ -547,8 +547,8 @@ def build_state(
             "kind": settings.kind,
             "sketch": settings.sketch,
             "sample": settings.sample,
-            "held": held.form if held.keep else f"{held.form}, streamed",
-            "predicted_gib": round(held.peak_gib, 3),
+            "held": plan.form if plan.keep else f"{plan.form}, streamed",
+            "predicted_gib": round(plan.peak_gib, 3),
             "ridge": settings.ridge,
             "residual_rms": float(np.sqrt(np.mean(residual**2))),
             "certificate": certificate,
@@ -557,15 +557,16 @@ def build_state(
     )
 
 
-def check_memory(
+def plan_sequential(
     mirror: Mirror,
     image: np.ndarray,
     labelled: int,
     candidates: int,
     tests: int,
     settings: KernelConfig,
-) -> Decision:
-    """The form of a kernel that fits in the memory, known before anything is trained.
+    rng: np.random.Generator,
+) -> Plan:
+    """The plan of the kernel between the labelled images, the candidates and the test images.
 
     Raises:
         PipelineError: a sample of the candidates without a sketch.
@@ -577,10 +578,11 @@ def check_memory(
             f"image and all others, and so of all {candidates} candidates. Use a sketch with it "
             "(kernel.sketch), whose features give every entry, or a smaller subset."
         )
-    sizes = Sizes(labelled, candidates + tests, settings.sample or candidates, settings.sketch)
+    sample = min(settings.sample or candidates, candidates)
+    sizes = Sizes(labelled, candidates + tests, sample)
     shape = jax.ShapeDtypeStruct(image.shape, dtype_of(settings.precision))
     try:
-        return decide(mirror.model(), shape, sizes, settings)
+        return plan_query(mirror.model(), shape, sizes, settings, rng)
     except KernelError as error:
         raise KernelError(
             f"{error} In the sequential mode the candidates are counted with {tests} test images "

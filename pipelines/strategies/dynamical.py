@@ -12,10 +12,9 @@ import jax
 import numpy as np
 
 from kernel.dynamics import Measured, cotangents, dissimilar, folded, folding, joined, measure
-from kernel.estimate import dynamics_peak_bytes
-from kernel.gradients import chunk_size, squared_length, total
+from kernel.gradients import squared_length, total
 from kernel.model import Model, Params
-from kernel.plan import GIB, Report, cast
+from kernel.plan import Report, cast
 from pipelines.core.progress import Advance, named_images
 from pipelines.strategies.base import Query, QueryContext, top
 
@@ -61,17 +60,7 @@ def dynamical(context: QueryContext, batch_size: int, rng: np.random.Generator) 
                 candidate_scores=chosen.scores,
             )
     diagnostics = _diagnostics(context, measured, squared_length(direction), query.indices)
-    diagnostics["predicted_gib"] = round(_predicted_gib(context, model, images.shape[1:]), 3)
     return query._replace(diagnostics=diagnostics | {"certificate": certificate})
-
-
-def _predicted_gib(context: QueryContext, model: Model, shape: tuple[int, ...]) -> float:
-    """Estimated memory of the query, beyond what was in use."""
-    settings = context.options.dynamics
-    sketch = settings.sketch if settings.batch == "dissimilar" else None
-    image = jax.ShapeDtypeStruct(shape, settings.precision)
-    sizes = (len(context.labelled), len(context.candidates), BLOCK)
-    return dynamics_peak_bytes(model, image, *sizes, sketch, settings.chunk) / GIB
 
 
 def _measured(
@@ -86,13 +75,11 @@ def _measured(
     settings, loss = context.options.dynamics, context.train.loss
     candidates = context.candidates
     how, rows = None, np.zeros((len(candidates), 0))
-    pieces, chunk = [], settings.chunk
+    pieces = []
     for start in range(0, len(candidates), BLOCK):
         part = slice(start, start + BLOCK)
         images = context.images(candidates[part])
         image = jax.ShapeDtypeStruct(images.shape[1:], settings.precision)
-        # once for all blocks: one shape is compiled, for a short last one, too
-        chunk = chunk_size(model, image, len(images), chunk)
         with named_images(candidates[part]):
             piece = measure(
                 model,
@@ -100,7 +87,7 @@ def _measured(
                 None if logits is None else logits[part],
                 direction,
                 loss,
-                chunk=chunk,
+                chunk=settings.chunk,
                 progress=_offset(advance, start, len(images), len(candidates)),
             )
         pieces.append(piece)
@@ -109,7 +96,7 @@ def _measured(
                 how = folding(model, image, settings.sketch, rng)
                 rows = np.zeros((len(candidates), how.buckets), settings.precision)
             own = cotangents(piece.logits, piece.pseudo, loss)
-            rows[part] = folded(model, images, own, how, chunk=chunk)
+            rows[part] = folded(model, images, own, how, chunk=settings.chunk)
     return joined(pieces), rows
 
 

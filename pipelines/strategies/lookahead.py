@@ -10,16 +10,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from torch import nn
 
 from kernel.covariance import Features, Given
 from kernel.herding import Herding
 from kernel.lookahead import Outlook, outlook
-from kernel.ntk import Decision, query_kernel
+from kernel.model import dtype_of
+from kernel.ntk import query_kernel, tf32_error
 from kernel.options import GREEDY, STREAMED
+from kernel.plan import Plan, Sizes, plan_query
 from kernel.posterior import posterior
-from kernel.sharded import product_error
 from pipelines.core.errors import PipelineError
 from pipelines.core.progress import Advance, named_images
 from pipelines.strategies.base import (
@@ -67,7 +69,7 @@ def look_ahead(
         context.logits()
     *rngs, cluster_rng = rng.spawn(4)
     made = empirical_kernel(context, rngs, streamed=criterion in STREAMED)
-    kernel, held, sample = made.kernel, made.held, made.sample
+    kernel, plan, sample = made.kernel, made.plan, made.sample
     context = replace(context, known_logits=made.logits or context.logits())
     targets = np.eye(context.labelled_logits.shape[1])[context.labels]
     with context.progress("posterior"):
@@ -77,8 +79,8 @@ def look_ahead(
             context.labelled_logits.astype(np.float64),
             context.candidate_logits.astype(np.float64),
             sample=sample,
-            keep=held.keep,
-            consume=sample is None and held.keep and context.resources.shared_seed is None,
+            keep=plan.keep,
+            consume=sample is None and plan.keep and context.resources.shared_seed is None,
             ridge=settings.ridge,
             identifiers=context.labelled.tolist(),
         )
@@ -119,7 +121,7 @@ class EmpiricalKernel(NamedTuple):
 
     Attributes:
         kernel: between the labelled images and the candidates.
-        held: how it is held.
+        plan: how it was computed and is held.
         sample: positions of candidates over which changes are summed; None for all.
         diagnostics: recorded of it, JSON-able.
         logits: f_L and f_U, where the kernel's own pass through the mirror left them; strategies
@@ -127,7 +129,7 @@ class EmpiricalKernel(NamedTuple):
     """
 
     kernel: Given
-    held: Decision
+    plan: Plan
     sample: np.ndarray | None
     diagnostics: dict[str, Any]
     logits: Pair | None
@@ -167,17 +169,22 @@ def _empirical_kernel(
     with context.progress("kernel") as advance:
         images = context.images(both)
         if settings.precision == "tf32":
-            error = product_error(mirror.model(), images, settings, error_rng)
+            error = tf32_error(mirror.model(), images, settings, error_rng)
             rounded["tf32_error"] = error
+        sizes = Sizes(
+            len(context.labelled),
+            len(context.candidates),
+            None if sample is None else len(sample),
+            streamed,
+        )
+        image = jax.ShapeDtypeStruct(images.shape[1:], dtype_of(settings.precision))
+        plan = plan_query(mirror.model(), image, sizes, settings, kernel_rng)
         with named_images(both):
-            kernel, held = query_kernel(
+            kernel = query_kernel(
                 mirror.model(),
                 images,
-                len(context.labelled),
-                settings,
+                plan,
                 sample=sample,
-                sketch=settings.sketch,
-                streamed=streamed,
                 rng=kernel_rng,
                 progress=advance,
                 folder=context.resources.folder,
@@ -186,8 +193,8 @@ def _empirical_kernel(
         "kind": settings.kind,
         "sketch": settings.sketch,
         "sample": settings.sample,
-        "held": held.form if held.keep else f"{held.form}, streamed",
-        "predicted_gib": round(held.peak_gib, 3),
+        "held": plan.form if plan.keep else f"{plan.form}, streamed",
+        "predicted_gib": round(plan.peak_gib, 3),
         "reference": settings.reference,
         "ridge": settings.ridge,
         "certificate": certificate,
@@ -198,7 +205,7 @@ def _empirical_kernel(
         assert kernel.logits is not None
         f_l, f_u = np.split(np.asarray(kernel.logits, np.float32), [len(context.labelled)])
         logits = f_l, f_u
-    return EmpiricalKernel(kernel, held, sample, diagnostics | rounded, logits)
+    return EmpiricalKernel(kernel, plan, sample, diagnostics | rounded, logits)
 
 
 def _leaves_logits(context: QueryContext) -> bool:

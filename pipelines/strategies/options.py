@@ -202,8 +202,6 @@ class KernelConfig(Request):
     """How look-ahead strategies compute and use the kernel.
 
     Attributes:
-        sketch: dimensions that gradients are folded to before they are contracted; None keeps them
-            whole. The error is about 1/√sketch; memory and products shrink to sketch columns.
         sample: candidates, drawn anew each cycle, over which the change of the network is summed;
             None sums over all of them. The kernel is then computed between these and all others
             only, for pools whose whole kernel does not fit.
@@ -212,7 +210,6 @@ class KernelConfig(Request):
         ridge: λ ≥ 0 added to the diagonal of the labelled block, in units of the kernel.
     """
 
-    sketch: int | None = None
     sample: int | None = None
     reference: Reference = "network"
     ridge: float = 0.0

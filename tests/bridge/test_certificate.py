@@ -5,6 +5,7 @@ import json
 from io import StringIO
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,8 +21,9 @@ from bridge.ops import OPERATORS
 from bridge.parity import DETAILS, FLOAT64, GRADIENTS, Certificate, certify, compare
 from bridge.program import Node
 from bridge.trace import mirror
-from kernel.estimate import estimate
+from kernel.estimate import estimate_cost
 from kernel.options import Request
+from kernel.plan import plan_kernel
 from tests.small_networks import CLASSES, SHAPE, build
 
 
@@ -135,14 +137,16 @@ def test_sizes_and_costs_are_told() -> None:
     trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
     assert f"{trainable:,} trainable parameters in {len(twin.params)} arrays" in text
     assert "4 tap sites (2 × conv2d.default" in text
-    whole = estimate(twin.model(), images(), 1000)
+    image = jax.ShapeDtypeStruct(SHAPE, "float32")
+    whole = plan_kernel(twin.model(), image, 1000, Request())
     memory = 0.97 * whole.peak_gib
-    cost = estimate(twin.model(), images(), 1000, Request(memory_gib=memory))
-    assert cost.parameters == trainable
-    assert whole.passes == 1 < cost.passes
-    assert cost.peak_gib <= memory
+    plan = plan_kernel(twin.model(), image, 1000, Request(memory_gib=memory))
+    cost = estimate_cost(twin.model(), images(), plan)
+    assert plan.problem.columns == trainable
+    assert len(whole.passes) == 1 < len(plan.passes)
+    assert plan.peak_gib <= memory
     assert cost.gradient_seconds > 0 < cost.product_seconds
-    assert f"in {cost.passes} passes" in check.cost_words(cost, memory)
+    assert f"in {len(plan.passes)} passes" in check.cost_words(cost, plan)
     plain = dataclasses.replace(twin, function=lambda p, f, x: x, route="twin")
     assert "no taps on the route twin" in check.size_words(plain)
 

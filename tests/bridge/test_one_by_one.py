@@ -17,6 +17,7 @@ from bridge.mirror import Mirror
 from bridge.parity import certify
 from bridge.trace import mirror
 from kernel.ntk import empirical_ntk
+from kernel.options import Request
 from tests.small_networks import CLASSES, SHAPE
 
 
@@ -84,8 +85,8 @@ def test_kernels_go_by_taps_and_are_those_of_grad(pair) -> None:
     _, twin = pair
     model = twin.model()
     plain = model._replace(function=lambda p, f, x: 1 * twin.function(p, f, x))
-    ours = empirical_ntk(model, images(3), "trace", precision="float64").values
-    theirs = empirical_ntk(plain, images(3), "trace", precision="float64").values
+    ours = empirical_ntk(model, images(3), Request("trace", precision="float64")).values
+    theirs = empirical_ntk(plain, images(3), Request("trace", precision="float64")).values
     np.testing.assert_allclose(ours, theirs, rtol=1e-12)
 
 

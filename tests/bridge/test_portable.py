@@ -24,6 +24,7 @@ from bridge.portable import decode, decode_value, encode, encode_value
 from bridge.program import DType, Node, Program, Ref, Site, Weight
 from bridge.trace import mirror
 from kernel.ntk import empirical_ntk
+from kernel.options import Request
 from kernel.taps import per_example_gradients
 from tests.small_networks import NETWORKS, SHAPE, build
 
@@ -93,7 +94,7 @@ def test_a_process_without_torch_computes_the_same(tmp_path: Path, name: str) ->
     subprocess.run(command, check=True, cwd=ROOT)
     out = np.load(tmp_path / "out.npz")
     gradients = per_example_gradients(twin.model(), jnp.asarray(x), jnp.asarray(v))
-    kernel = empirical_ntk(twin.model(), x, "trace", precision="float64").values
+    kernel = empirical_ntk(twin.model(), x, Request("trace", precision="float64")).values
     theirs = network(torch.tensor(x)).detach().numpy()
     np.testing.assert_allclose(out["logits"], theirs, rtol=1e-12, atol=1e-13)
     np.testing.assert_allclose(out["gradients"], gradients, rtol=1e-12, atol=1e-13)

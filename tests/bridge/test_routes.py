@@ -19,6 +19,7 @@ from bridge.module import weights_of
 from bridge.parity import certify
 from bridge.trace import mirror
 from kernel.ntk import empirical_ntk
+from kernel.options import Request
 from kernel.taps import per_example_gradients
 from tests.small_networks import CLASSES, SHAPE, build
 
@@ -130,7 +131,9 @@ def test_arrays_are_those_of_any_mirror_and_the_kernels_run() -> None:
         rtol=1e-4,
         atol=1e-6,
     )
-    kernels = [empirical_ntk(m.model(), images(3), precision="float64") for m in (twin, plain)]
+    kernels = [
+        empirical_ntk(m.model(), images(3), Request(precision="float64")) for m in (twin, plain)
+    ]
     np.testing.assert_allclose(kernels[0].values, kernels[1].values, rtol=1e-10)
 
 

@@ -18,6 +18,7 @@ from bridge.parity import certify
 from bridge.trace import mirror
 from bridge.twin import At, Places, Twin, twin
 from kernel.ntk import empirical_ntk
+from kernel.options import Request
 
 CLASSES, SHAPE = 5, (3, 8, 6)
 
@@ -120,7 +121,9 @@ def test_a_twin_is_certified_and_its_kernel_is_that_of_the_mirror() -> None:
     certificate = certify(net, own, images(4))
     assert certificate.logits_float64 < 1e-13
     assert certificate.gradients < 1e-12
-    kernels = [empirical_ntk(m.model(), images(3), precision="float64") for m in (own, plain)]
+    kernels = [
+        empirical_ntk(m.model(), images(3), Request(precision="float64")) for m in (own, plain)
+    ]
     np.testing.assert_allclose(kernels[0].values, kernels[1].values, rtol=1e-10)
 
 

@@ -15,30 +15,28 @@ from jaxtyping import install_import_hook
 
 with install_import_hook(["kernel"], "beartype.beartype"):
     from bridge import portable
-    from kernel import criteria, sharded
-    from kernel.contract import sketches, sweep
+    from kernel import sharded
+    from kernel.contract import Scratch, contract, sketches
+    from kernel.criteria import mlmoc
     from kernel.errors import KernelError
-    from kernel.jacobian import Part
     from kernel.model import Model
-    from kernel.ntk import empirical_ntk, sketched
+    from kernel.ntk import empirical_ntk
     from kernel.options import Request
-    from kernel.plan import Pass, Plan, Problem, Progress, mesh, plan, problem_of
+    from kernel.param_groups import Block
+    from kernel.plan import Pass, Plan, Progress, plan_problem, problem_of
     from kernel.posterior import posterior
+    from kernel.sharded import contract_sharded, mesh, sketches_sharded
     from tests.kernel_cases import mlp, random_problem
 
 # name: network, kind, form (None for those planned), images, anchors, chunk, devices
 CASES: dict[str, tuple[str, str, str | None, int, int, int, int]] = {
-    "planned, one wave": ("conv", "single", None, 11, 11, 3, 8),
-    "rows, fewer images than devices": ("conv", "sum", "rows", 7, 7, 4, 8),
-    "rows, anchors": ("conv", "trace", "rows", 22, 10, 1, 8),
-    "patches, anchors": ("conv", "rademacher", "patches", 13, 3, 2, 8),
-    "pixels, two waves": ("conv", "trace", "pixels", 10, 10, 1, 8),
-    "full, rows, an odd ring": ("conv", "full", "rows", 7, 4, 1, 3),
-    "full, patches, two devices": ("conv", "full", "patches", 7, 7, 2, 2),
+    "one batch": ("mlp", "single", None, 11, 11, 3, 8),
+    "fewer images than devices": ("mlp", "sum", None, 7, 7, 4, 8),
+    "several batches, anchors": ("mlp", "trace", None, 22, 10, 1, 8),
+    "factors, anchors": ("conv", "rademacher", "factors", 13, 3, 2, 8),
+    "full, an odd ring": ("mlp", "full", None, 7, 4, 1, 3),
+    "full, factors, two devices": ("conv", "full", "factors", 7, 7, 2, 2),
     "pieces": ("conv", "sum", "pieces", 9, 9, 2, 4),
-    "one device": ("conv", "single", None, 9, 5, 4, 1),
-    "embedding": ("embedding", "trace", "patches", 11, 6, 1, 8),
-    "no taps": ("mlp", "full", None, 11, 6, 1, 8),
 }
 
 
@@ -51,30 +49,29 @@ def network(name: str, folder: Path) -> tuple[Model, tuple[int, ...]]:
     if name == "mlp":
         return mlp(5, 4, 3, seeded()), (5,)
     own = portable.load(folder / f"{name}.safetensors").astype("float64")
-    return Model(own.function, own.params, own.frozen), (6,) if name == "embedding" else (2, 6, 6)
+    return Model(own.function, own.params, own.frozen), (2, 6, 6)
 
 
-def problem_for(
-    model: Model, images: np.ndarray, kind: str, anchors: int, form: str | None, chunk: int
-) -> tuple[Problem, Plan]:
+def plan_for(
+    model: Model, images: np.ndarray, request: Request, anchors: int, form: str | None = None
+) -> Plan:
     image = jax.ShapeDtypeStruct(images.shape[1:], "float64")
-    request = Request(kind, probes=2, precision="float64", chunk=chunk)
     problem = problem_of(model, image, len(images), anchors, request, seeded())
-    made = plan(problem, 1.0, chunk)
+    made = plan_problem(problem, request, "features" if request.sketch else "dense")
     if form == "pieces":
         parts = [
-            Part(unit, "rows", -(-unit.outputs // 2), piece)
-            for unit in problem.units
+            Block(unit, "rows", -(-unit.outputs // 2), piece)
+            for unit in problem.groups
             for piece in range(2)
         ]
         passes = tuple(Pass((part,), (0, 1)) for part in parts)
         made = made._replace(passes=passes)
     elif form is not None:
-        forms = [form if form in unit.forms else unit.forms[-1] for unit in problem.units]
-        own = zip(problem.units, forms, strict=True)
-        parts = tuple(Part(unit, form, unit.outputs) for unit, form in own)
+        parts = tuple(
+            Block.whole(group, form if form in group.forms else "rows") for group in problem.groups
+        )
         made = made._replace(passes=(Pass(parts, (0, len(problem.directions.projections))),))
-    return problem, made
+    return made
 
 
 def apart(one: np.ndarray, other: np.ndarray) -> float:
@@ -88,12 +85,13 @@ def compared(folder: Path, case: tuple[str, str, str | None, int, int, int, int]
     name, kind, form, examples, anchors, chunk, devices = case
     model, shape = network(name, folder)
     images = np.abs(seeded().normal(size=(examples, *shape))) * 2
-    problem, made = problem_for(model, images, kind, anchors, form, chunk)
+    request = Request(kind, probes=2, precision="float64", chunk=chunk)
+    made = plan_for(model, images, request, anchors, form)
     told: list[tuple[float, float]] = []
-    progress = Progress(problem, made, lambda *report: told.append(report))
-    arguments = (model, images, problem, made)
-    values, diagonal = sharded.sharded_sweep(*arguments, progress, mesh(devices))
-    expected = sweep(*arguments, Progress(problem, made, None))
+    progress = Progress(made, lambda *report: told.append(report))
+    own = (model, images, made)
+    values, diagonal = contract_sharded(*own, progress, mesh(devices), Scratch())
+    expected = contract(*own, Progress(made, None), Scratch())
     return {
         "values": apart(values, expected[0]),
         "diagonal": apart(diagonal, expected[1]),
@@ -109,8 +107,10 @@ def selections(folder: Path) -> Any:
     given = random_problem(5, 16, 3, seeded())
     found = []
     for devices in (8, 1):
-        kernel = empirical_ntk(model, images, "trace", precision="float64", devices=devices)
-        scores = criteria.mlmoc(posterior(kernel, *given))
+        kernel = empirical_ntk(
+            model, images, Request("trace", precision="float64", devices=devices)
+        )
+        scores = mlmoc(posterior(kernel, *given))
         found.append(np.argsort(-scores)[:6].tolist())
     return found
 
@@ -118,10 +118,11 @@ def selections(folder: Path) -> Any:
 def sketch_apart(folder: Path) -> float:
     model, shape = network("conv", folder)
     images = seeded().normal(size=(11, *shape))
-    problem, _ = problem_for(model, images, "rademacher", 11, None, 2)
-    own = (model, images, problem, 16, 1)
-    pairs = zip(sketched(*own, seeded(), devices=8), sketches(*own, seeded()), strict=True)
-    return max(apart(one, other) for one, other in pairs)
+    request = Request("rademacher", probes=2, precision="float64", sketch=16, chunk=1)
+    own = (model, images, plan_for(model, images, request, 11))
+    many = sketches_sharded(*own, seeded(), None, mesh(8), Scratch())
+    one = sketches(*own, seeded(), None, Scratch())
+    return max(apart(*pair) for pair in zip(many, one, strict=True))
 
 
 def refusals(folder: Path) -> Any:
@@ -133,7 +134,7 @@ def refusals(folder: Path) -> Any:
     said = []
     for devices in (8, 1, 9):
         try:
-            empirical_ntk(model, images, precision="float64", devices=devices)
+            empirical_ntk(model, images, Request(precision="float64", devices=devices))
         except KernelError as error:
             said.append(str(error))
     return said
@@ -141,7 +142,7 @@ def refusals(folder: Path) -> Any:
 
 def together(folder: Path) -> Any:
     """The gradients of all images at once, as a GPU forms them."""
-    sharded.together = lambda: True
+    sharded.on_host = lambda: False
     return compared(folder, ("conv", "trace", "rows", 11, 6, 1, 8))
 
 
@@ -149,20 +150,20 @@ def one_of_two(address: str, number: int) -> Any:
     """Kernel, sketch and refusal of one of two processes, and of an engine by itself."""
     jax.distributed.initialize(address, 2, number)
     model, images = mlp(5, 4, 3, seeded()), seeded().normal(size=(11, 5))
-    problem, made = problem_for(model, images, "trace", 7, None, 1)
-    quiet = Progress(problem, made, None)
-    values, diagonal = sharded.sharded_sweep(model, images, problem, made, quiet, mesh())
-    expected = sweep(model, images, problem, made, quiet)
-    kernel = empirical_ntk(model, images, "trace", precision="float64", sketch=9, rng=seeded())
-    features = sketches(
-        model, images, problem_for(model, images, "trace", 11, None, 1)[0], 9, 4, seeded()
-    )
+    made = plan_for(model, images, Request("trace", precision="float64", chunk=1), 7)
+    quiet = Progress(made, None)
+    values, diagonal = contract_sharded(model, images, made, quiet, mesh(), Scratch())
+    expected = contract(model, images, made, quiet, Scratch())
+    request = Request("trace", precision="float64", sketch=9)
+    kernel = empirical_ntk(model, images, request, rng=seeded())
+    made = plan_for(model, images, request, 11)
+    features = sketches(model, images, made, seeded(), None, Scratch())
     flat = features.features.reshape(11, -1)
     images[4] = np.nan
     said = []
     for devices in (None, 2):
         try:
-            empirical_ntk(model, images, devices=devices)
+            empirical_ntk(model, images, Request(devices=devices))
         except KernelError as error:
             said.append(str(error))
     return {

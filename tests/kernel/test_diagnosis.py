@@ -10,6 +10,7 @@ from kernel import plan
 from kernel.errors import KernelError
 from kernel.model import Model
 from kernel.ntk import empirical_ntk
+from kernel.options import Request
 from kernel.taps import not_finite
 from tests.kernel_cases import mlp
 
@@ -109,7 +110,7 @@ def test_a_kernel_says_it(chain, monkeypatch):
     monkeypatch.setattr(plan, "cores", lambda: 1)
     broken = changed(chain, middle_weight=0.0, middle_bias=0.0)
     with pytest.raises(KernelError, match=r"images \[0, 1, 2\].*comes back to the layer 'middle'"):
-        empirical_ntk(broken, images(5), chunk=3)
+        empirical_ntk(broken, images(5), Request(chunk=3))
 
 
 @pytest.mark.parametrize("sketch", [None, 5])
@@ -117,4 +118,4 @@ def test_only_the_bad_images_are_named(chain, sketch):
     given = images(7)
     given[5] = np.inf
     with pytest.raises(KernelError, match=r"images \[5\] \(places"):
-        empirical_ntk(chain, given, sketch=sketch, rng=np.random.default_rng(0), chunk=3)
+        empirical_ntk(chain, given, Request(sketch=sketch, chunk=3), rng=np.random.default_rng(0))

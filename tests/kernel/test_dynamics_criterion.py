@@ -9,7 +9,6 @@ from jax import numpy as jnp
 
 from kernel.dynamics import Measured, cotangents, dissimilar, joined, measure
 from kernel.errors import KernelError
-from kernel.estimate import dynamics_peak_bytes
 from kernel.gradients import squared_length, total
 from tests.dynamics_cases import by_hand
 from tests.kernel.engine_networks import images, model, plain
@@ -215,16 +214,3 @@ def test_a_duplicate_has_nothing_left_and_is_not_picked():
     chosen = dissimilar(scores, rows, 2, np.arange(5))
     assert chosen.places.tolist() == [1, 3]
     np.testing.assert_allclose(chosen.scores, [0, 4, 0, 1, 0], atol=1e-15)
-
-
-def test_memory_does_not_grow_with_candidates_times_parameters(problem):
-    """A pool of 50,000: nothing but what is kept of each candidate comes on top."""
-    image = jax.ShapeDtypeStruct((FEATURES,), "float64")
-
-    def needed(candidates, sketch=None):
-        return dynamics_peak_bytes(problem[0], image, L, candidates, 1024, sketch, 16)
-
-    kept = 16 * (C + 2) * (50_000 - 1024)
-    assert needed(50_000) - needed(1024) == kept
-    assert needed(50_000, 10) - needed(1024, 10) == kept + 2 * 8 * 10 * (50_000 - 1024)
-    assert needed(1024) > needed(16)

@@ -13,6 +13,7 @@ from kernel.dynamics import cotangents, measure
 from kernel.errors import KernelError, SingularKernelError
 from kernel.gradients import total
 from kernel.ntk import empirical_ntk
+from kernel.options import Request
 from tests.kernel_cases import full_kernel, linear_model, mlp, one_hot, scalar_kernel
 
 IMAGES, FEATURES, CLASSES, LABELLED = 9, 4, 3, 3
@@ -32,7 +33,7 @@ class Case:
         leaves = jax.tree.leaves(jacobian(self.model.params))
         rows = [np.asarray(leaf).reshape(IMAGES, CLASSES, -1) for leaf in leaves]
         self.jacobian = np.concatenate(rows, axis=2)
-        self.full = empirical_ntk(self.model, self.images, "full", precision="float64")
+        self.full = empirical_ntk(self.model, self.images, Request("full", precision="float64"))
 
     def gradient(self, vectors, places):
         """Σ_i J_iᵀ v_i, literally."""
@@ -142,7 +143,7 @@ def test_mmd_is_a_distance_of_mean_features(case):
     apart = features[:3].mean(axis=0) - features[2:].mean(axis=0)
     found = mmd(between_images(case.full), one, other)
     np.testing.assert_allclose(found, [np.linalg.norm(apart)], rtol=1e-10)
-    trace = empirical_ntk(case.model, case.images, "trace", precision="float64")
+    trace = empirical_ntk(case.model, case.images, Request("trace", precision="float64"))
     np.testing.assert_allclose(mmd(trace.values, one, other), found, rtol=1e-10)
 
 
@@ -233,7 +234,7 @@ def test_flow_is_the_training_of_a_linear_model(rng):
     targets = one_hot(np.arange(3), CLASSES)
     weights = np.asarray(model.params["weight"])
     residual = images @ weights.T - targets
-    kernel = empirical_ntk(model, images, "full", precision="float64")
+    kernel = empirical_ntk(model, images, Request("full", precision="float64"))
     seen = diagnostics.residual_spectrum(kernel, residual)
     steps, time = 20_000, 0.4
     for _ in range(steps):
@@ -241,7 +242,7 @@ def test_flow_is_the_training_of_a_linear_model(rng):
     left = np.sum((images @ weights.T - targets) ** 2)
     found = diagnostics.flow(seen, np.array([0.0, time]))
     np.testing.assert_allclose(found.error, [np.sum(residual**2), left], rtol=1e-3)
-    scalar = empirical_ntk(model, images, "trace", precision="float64")
+    scalar = empirical_ntk(model, images, Request("trace", precision="float64"))
     again = diagnostics.flow(diagnostics.residual_spectrum(scalar, residual), np.array([0.0, time]))
     np.testing.assert_allclose(again.error, found.error, rtol=1e-8)
 

@@ -8,10 +8,9 @@ from jax import numpy as jnp
 from kernel import gradients as squares
 from kernel.dynamics import folded, folding
 from kernel.errors import KernelError
-from kernel.gradients import along, lengths_and_products, norms, squared_length, total
+from kernel.gradients import lengths_and_products, squared_length, total
 from kernel.model import Model
-from kernel.param_groups import Unit, units
-from kernel.taps import ELEMENTWISE
+from kernel.param_groups import ParamGroup, param_groups
 from tests.kernel.engine_networks import (
     CLASSES,
     NETWORKS,
@@ -35,6 +34,10 @@ def rows(count=COUNT):
 def gradients(name):
     """(images, parameters), by jax alone."""
     return np.einsum("icp,ic->ip", flat_jacobian(name, COUNT), rows())
+
+
+def lengths_of(*arguments, **options):
+    return lengths_and_products(*arguments, **options).lengths
 
 
 def close(ours, theirs, rtol=1e-11):
@@ -66,8 +69,7 @@ def test_a_linear_network_by_hand(rng):
     x, d = rng.normal(size=(7, 4)), rng.normal(size=(7, 3))
     direction = {"weight": jnp.asarray(rng.normal(size=(3, 4)))}
     close(total(own, x, d)["weight"], d.T @ x)
-    close(along(own, x, direction), x @ direction["weight"].T)
-    close(norms(own, x, d), (x**2).sum(1) * (d**2).sum(1))
+    close(lengths_of(own, x, d), (x**2).sum(1) * (d**2).sum(1))
     lengths, products, logits = lengths_and_products(own, x, d, direction)
     close(logits, x @ np.asarray(own.params["weight"]).T)
     close(lengths, (x**2).sum(1) * (d**2).sum(1))
@@ -88,31 +90,29 @@ def test_all_are_those_of_the_jacobian(name, how):
     summed = total(own, images(COUNT), rows(), chunk=4)
     flat = np.concatenate([np.asarray(summed[k]).ravel() for k in sorted(summed)])
     close(flat, expected.sum(axis=0))
-    close(norms(own, images(COUNT), rows(), chunk=4), (expected**2).sum(axis=1))
-    cosines = np.cos(np.arange(expected.shape[1]))
-    changes = along(own, images(COUNT), shaped(own, cosines), chunk=4)
-    close(changes, flat_jacobian(name, COUNT) @ cosines)
+    close(lengths_of(own, images(COUNT), rows(), chunk=4), (expected**2).sum(axis=1))
     close_both(own, expected, chunk=4)
 
 
 @pytest.mark.parametrize(
     ("name", "form"),
     [
-        ("Convolutions", "patches"),
-        ("Convolutions", "pixels"),
-        ("Volumes", "pixels"),
+        ("Convolutions", "factors"),
+        ("Volumes", "factors"),
         ("Sequences", "rows"),
-        ("Sequences", "patches"),
+        ("Sequences", "factors"),
         ("Words", "rows"),
     ],
 )
 def test_lengths_are_the_same_in_every_form(name, form, monkeypatch):
-    own = Unit.forms.__get__
+    own = ParamGroup.forms.__get__
     monkeypatch.setattr(
-        Unit, "forms", property(lambda unit: (form,) if form in own(unit) else ("rows",))
+        ParamGroup, "forms", property(lambda unit: (form,) if form in own(unit) else ("rows",))
     )
-    assert form in {part.form for part in squares.cheapest(units(model(name), IMAGE))}
-    close(norms(model(name), images(COUNT), rows(), chunk=4), (gradients(name) ** 2).sum(axis=1))
+    assert form in {part.form for part in squares.cheapest(param_groups(model(name), IMAGE))}
+    close(
+        lengths_of(model(name), images(COUNT), rows(), chunk=4), (gradients(name) ** 2).sum(axis=1)
+    )
     close_both(model(name), gradients(name), chunk=4)
 
 
@@ -120,7 +120,7 @@ def test_one_image_at_a_time_is_the_same(monkeypatch):
     """Of layers whose gradients are large: shared, normalised, with parameters of their own."""
     monkeypatch.setattr(squares, "SINGLY", -1)
     # of a shape that nothing was compiled for
-    found = norms(model("Sequences"), images(COUNT), rows(), chunk=3)
+    found = lengths_of(model("Sequences"), images(COUNT), rows(), chunk=3)
     close(found, (gradients("Sequences") ** 2).sum(axis=1))
     close_both(model("Sequences"), gradients("Sequences"), chunk=3)
 
@@ -147,20 +147,15 @@ def test_folded_gradients(buckets):
 
 def test_the_cheaper_form_is_chosen_by_counting():
     """A convolution of many positions by its gradient, layers at one position by both sides."""
-    found = units(model("Convolutions"), IMAGE)
-    parts = {part.unit.sites[0]: part for part in squares.cheapest(found)}
+    found = param_groups(model("Convolutions"), IMAGE)
+    parts = {part.group.sites[0]: part for part in squares.cheapest(found)}
     for part in parts.values():
-        unit = part.unit
-        cost = {"pixels": squares.ALONE}
-        work = {
-            form: unit.forming(form, 1)
-            + unit.contracting(form, 1, False, cost.get(form, ELEMENTWISE))
-            for form in unit.forms
-        }
+        own = part.group
+        work = {form: own.forming(form, 1) + own.contracting(form, 1, False) for form in own.forms}
         assert work[part.form] == min(work.values())
     forms = {name: part.form for name, part in parts.items()}
     assert forms["same"] == "rows"
-    assert forms["whole"] == forms["head"] == "patches"
+    assert forms["whole"] == forms["head"] == "factors"
 
 
 # chunks
@@ -170,17 +165,18 @@ def test_the_cheaper_form_is_chosen_by_counting():
 def test_neither_chunks_nor_order_matter(chunk):
     own, order = model("Words"), np.array([3, 0, 4, 1, 2])
     x, d = images(COUNT), rows()
-    whole = norms(own, x, d, chunk=5)
-    close(norms(own, x[order], d[order], chunk=chunk), whole[order])
+    whole = lengths_of(own, x, d, chunk=5)
+    close(lengths_of(own, x[order], d[order], chunk=chunk), whole[order])
     ours, theirs = total(own, x[order], d[order], chunk=chunk), total(own, x, d, chunk=5)
     for name in theirs:
         close(ours[name], theirs[name])
-    close(along(own, x[order], theirs, chunk=chunk), along(own, x, theirs, chunk=5)[order])
 
 
 def test_progress_goes_up_to_all_images():
     told = []
-    norms(model("Words"), images(COUNT), rows(), chunk=2, progress=lambda *now: told.append(now))
+    lengths_of(
+        model("Words"), images(COUNT), rows(), chunk=2, progress=lambda *now: told.append(now)
+    )
     assert told[-1] == (COUNT, COUNT)
     assert [done for done, _ in told] == sorted(done for done, _ in told)
 
@@ -196,12 +192,12 @@ def test_what_is_compiled_serves_other_weights_and_sets(rng):
         own = Model(function, {"w": jnp.asarray(rng.normal(size=(4, 3)))}, {})
         x, d = rng.normal(size=(count, 4)), rng.normal(size=(count, 3))
         direction = total(own, x, d, chunk=4)
-        along(own, x, direction, chunk=4)
+        lengths_and_products(own, x, d, direction, chunk=4)
         squares.squares(function, *_of(own), own.params, {}, x[:2], d[:2])
-        norms(own, x, d, chunk=4)
+        lengths_of(own, x, d, chunk=4)
 
     def _of(own):
-        return squares.cheapest(units(own, jax.ShapeDtypeStruct((4,), "float64"))), False
+        return squares.cheapest(param_groups(own, jax.ShapeDtypeStruct((4,), "float64"))), False
 
     use(6)
     first = len(traced)
@@ -223,11 +219,11 @@ def test_the_dtype_is_that_of_the_parameters(dtype):
     x = images(COUNT).astype("float32" if dtype == "float64" else "float64")
     summed = total(cast, x, rows())
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(summed)} == {dtype}
-    lengths = norms(cast, x, rows())
+    lengths = lengths_of(cast, x, rows())
     assert lengths.dtype == np.float64
     error = np.abs(lengths / (gradients("Volumes") ** 2).sum(axis=1) - 1).max()
     assert error < 1e-5
-    assert along(cast, x, summed).dtype == np.float64
+    assert lengths_and_products(cast, x, rows(), summed).products.dtype == np.float64
 
 
 # memory
@@ -250,7 +246,7 @@ def test_no_gradients_of_a_whole_chunk_are_made(how):
     """Every array of the program is smaller than images times the parameters."""
     own, chunk = KINDS[how]("Convolutions"), 64
     parameters = sum(leaf.size for leaf in jax.tree.leaves(own.params))
-    parts = squares.cheapest(units(own, IMAGE))
+    parts = squares.cheapest(param_groups(own, IMAGE))
     program = jax.make_jaxpr(
         lambda x, d: squares.squares(own.function, parts, False, *own[1:], x, d)
     )(images(chunk), rows(chunk))
@@ -268,14 +264,12 @@ def test_images_that_are_not_finite_are_named(how):
     x[[1, 4]] = np.nan
     direction = jax.tree.map(jnp.ones_like, own.params)
     for work in (
-        lambda: norms(own, x, rows(), chunk=2),
+        lambda: lengths_of(own, x, rows(), chunk=2),
         lambda: lengths_and_products(own, x, rows(), direction, chunk=2),
         lambda: total(own, x, rows(), chunk=2),
     ):
         with pytest.raises(KernelError, match=r"images \[1\].* the first of them holds values"):
             work()
-    with pytest.raises(KernelError, match=r"images \[1\].* the first of them holds values"):
-        along(own, x, direction, chunk=2)
     how_folded = folding(own, IMAGE, 16, np.random.default_rng(0))
     with pytest.raises(KernelError, match=r"images \[1\]"):
         folded(own, x, rows(), how_folded, chunk=2)
@@ -290,7 +284,7 @@ def test_weights_that_are_not_finite_are_named():
 
 def test_a_sum_that_is_not_finite_though_its_parts_are(rng, monkeypatch):
     own = linear_model(2, 2, rng)
-    monkeypatch.setattr("kernel.gradients.norms", lambda *_, **__: np.ones(2))
+    monkeypatch.setattr("kernel.gradients.lengths_and_products", lambda *_, **__: np.ones(2))
     with pytest.raises(KernelError, match="2 images are finite and their sum is not"):
         total(own, np.full((2, 2), 1e200), np.full((2, 2), 1e200), chunk=2)
 
@@ -305,7 +299,7 @@ def test_a_sum_that_is_not_finite_though_its_parts_are(rng, monkeypatch):
         ({"model": Model(plain("Words").function, {}, {})}, "no trainable parameter"),
     ],
 )
-@pytest.mark.parametrize("of", [norms, total])
+@pytest.mark.parametrize("of", [lengths_of, total])
 def test_what_has_no_gradient(of, change, message):
     given = {"model": model("Words"), "images": images(COUNT), "cotangents": rows()} | change
     with pytest.raises(KernelError, match=message):
@@ -315,10 +309,11 @@ def test_what_has_no_gradient(of, change, message):
 def test_a_direction_that_is_not_one(rng):
     own = mlp(4, 3, 2, rng)
     x, good = rng.normal(size=(2, 4)), dict(own.params)
-    for of in (along, lambda one, x, v: lengths_and_products(one, x, np.ones((2, 2)), v)):
-        with pytest.raises(KernelError, match="the direction is PyTreeDef"):
-            of(own, x, {"first.weight": good["first.weight"]})
-        with pytest.raises(KernelError, match=r"shape \(3,\) and its parameter \(2,\)"):
-            of(own, x, good | {"second.bias": good["first.bias"]})
-        with pytest.raises(KernelError, match="direction holds NaN"):
-            of(own, x, good | {"second.bias": good["second.bias"] * np.nan})
+    wrong = (
+        ({"first.weight": good["first.weight"]}, "the direction is PyTreeDef"),
+        (good | {"second.bias": good["first.bias"]}, r"shape \(3,\) and its parameter \(2,\)"),
+        (good | {"second.bias": good["second.bias"] * np.nan}, "direction holds NaN"),
+    )
+    for direction, message in wrong:
+        with pytest.raises(KernelError, match=message):
+            lengths_and_products(own, x, np.ones((2, 2)), direction)

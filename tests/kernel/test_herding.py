@@ -8,12 +8,10 @@ from scipy.special import entr, log_softmax, softmax
 
 from kernel.covariance import Covariance, Features, Kernel
 from kernel.errors import KernelError
-from kernel.estimate import seconds_a_look
 from kernel.herding import (
     COLDEST,
     WARMEST,
     Clustered,
-    Coverage,
     Herding,
     coverage,
     embedding,
@@ -348,15 +346,3 @@ def test_of_duplicates_in_float32_nothing_is_left(rng):
     scale = seen.scores().max()
     assert scale > 0
     assert (seen.scores()[same] <= 1e-5 * scale).all()
-
-
-def test_a_look_is_timed_though_gains_are_remembered(monkeypatch):
-    summed, gains = [], Coverage.gains
-
-    def counted(self, weights, radius):
-        summed.append(len(weights))
-        return gains(self, weights, radius)
-
-    monkeypatch.setattr(Coverage, "gains", counted)
-    assert seconds_a_look("uherding", Options(temperature=0.4), 3, 40, 50) > 0
-    assert len(summed) == 2  # one compiles, one is timed

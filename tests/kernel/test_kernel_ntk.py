@@ -8,7 +8,7 @@ from kernel.errors import KernelError
 from kernel.model import Model
 from kernel.ntk import empirical_ntk
 from kernel.options import KINDS, PROBES, Request
-from kernel.plan import cast, chunk_bytes, plan, problem_of
+from kernel.plan import cast, plan_kernel, problem_of
 from kernel.taps import per_example_gradients
 from tests.kernel_cases import linear_model, mlp
 
@@ -37,9 +37,9 @@ def test_linear_model_has_the_gram_matrix_of_its_inputs(rng):
     images = rng.normal(size=(6, 4))
     model = linear_model(4, 3, rng)
     for kind in ("single", "sum", "trace"):
-        kernel = empirical_ntk(model, images, kind, precision="float64")
+        kernel = empirical_ntk(model, images, Request(kind, precision="float64"))
         np.testing.assert_allclose(kernel.values, images @ images.T, rtol=1e-12)
-    full = empirical_ntk(model, images, "full", precision="float64").values
+    full = empirical_ntk(model, images, Request("full", precision="float64")).values
     expected = np.einsum("ij,cd->icjd", images @ images.T, np.eye(3))
     np.testing.assert_allclose(full, expected, rtol=1e-12)
 
@@ -53,7 +53,7 @@ def test_kinds_against_neural_tangents(kind, shape, rng):
     theta = nt.empirical_ntk_fn(
         lambda params, x: model.function(params, model.frozen, x), trace_axes=(), implementation=1
     )(jnp.asarray(images), None, model.params)
-    kernel = empirical_ntk(model, images, kind, rng=seeded(), precision="float64", chunk=5)
+    kernel = empirical_ntk(model, images, Request(kind, precision="float64", chunk=5), rng=seeded())
     np.testing.assert_allclose(kernel.values, contract(np.asarray(theta), kind), rtol=1e-11)
 
 
@@ -62,7 +62,7 @@ def test_invariant_to_chunks_groups_and_order(kind, rng):
     model = mlp(5, 8, 3, rng)
     images = rng.normal(size=(11, 5))
     settings = {"kind": kind, "precision": "float64"}
-    reference = empirical_ntk(model, images, **settings, rng=seeded(), chunk=11).values
+    reference = empirical_ntk(model, images, Request(chunk=11, **settings), rng=seeded()).values
     image = jax.ShapeDtypeStruct((5,), "float64")
     # the arrays have 8, 40, 3 and 24 entries: whole, one at a time, in parts
     for chunk, columns in ((1, 75), (4, 40), (64, 7)):
@@ -70,20 +70,23 @@ def test_invariant_to_chunks_groups_and_order(kind, rng):
         problem = problem_of(model, image, 11, 11, request, seeded())
         width = len(problem.directions.projections)
         kept = (11 + 2 * min(chunk, 11)) * 8 * columns * (width if kind == "full" else 1)
-        budget = problem.result_bytes + chunk_bytes(problem, min(chunk, 11), width) + kept
+        budget = problem.result_bytes + problem.chunk_bytes(min(chunk, 11), width) + kept
         memory = {"chunk": chunk, "memory_gib": budget / 2**30}
-        assert len(plan(problem, budget / 2**30, min(chunk, 11)).passes) > (columns < 75)
-        split = empirical_ntk(model, images, **settings, rng=seeded(), **memory)
+        own = Request(**settings, **memory)
+        assert len(plan_kernel(model, image, 11, own, seeded()).passes) > (columns < 75)
+        split = empirical_ntk(model, images, own, rng=seeded())
         np.testing.assert_allclose(split.values, reference, rtol=1e-12)
     order = rng.permutation(11)
-    permuted = empirical_ntk(model, images[order], **settings, rng=seeded()).values
+    permuted = empirical_ntk(model, images[order], Request(**settings), rng=seeded()).values
     expected = reference[order][:, order] if kind != "full" else reference[order][:, :, order]
     np.testing.assert_allclose(permuted, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_symmetric_and_positive_semi_definite(kind, rng):
-    values = empirical_ntk(mlp(4, 3, 2, rng), rng.normal(size=(20, 4)), kind, rng=rng).values
+    values = empirical_ntk(
+        mlp(4, 3, 2, rng), rng.normal(size=(20, 4)), Request(kind), rng=rng
+    ).values
     rows = values.reshape(int(np.sqrt(values.size)), -1)
     np.testing.assert_allclose(rows, rows.T, rtol=1e-6, atol=1e-5)
     assert np.linalg.eigvalsh(rows).min() > -1e-4 * np.trace(rows) / len(rows)
@@ -92,8 +95,8 @@ def test_symmetric_and_positive_semi_definite(kind, rng):
 def test_float32_is_close_to_float64(rng):
     model = mlp(6, 32, 3, rng)
     images = rng.normal(size=(9, 6))
-    exact = empirical_ntk(model, images, "trace", precision="float64")
-    quick = empirical_ntk(model, images, "trace", precision="float32")
+    exact = empirical_ntk(model, images, Request("trace", precision="float64"))
+    quick = empirical_ntk(model, images, Request("trace", precision="float32"))
     assert quick.precision == "float32"
     assert quick.values.dtype == np.float64
     np.testing.assert_allclose(quick.values, exact.values, rtol=1e-4, atol=1e-5)
@@ -114,7 +117,7 @@ def test_compiles_once_for_new_weights_and_other_numbers_of_images(rng):
 
     for examples in (9, 14, 30):
         model = Model(counted, {"weight": jnp.asarray(rng.normal(size=(2, 3)))}, {})
-        empirical_ntk(model, rng.normal(size=(examples, 3)), chunk=8)
+        empirical_ntk(model, rng.normal(size=(examples, 3)), Request(chunk=8))
         after.append(len(traces))
     assert after == after[:1] * 3
 
@@ -124,8 +127,7 @@ def test_progress_ends_where_the_plan_said(rng):
     empirical_ntk(
         mlp(3, 4, 2, rng),
         rng.normal(size=(10, 3)),
-        "trace",
-        chunk=4,
+        Request("trace", chunk=4),
         progress=lambda *a: seen.append(a),
     )
     done, totals = np.array(seen).T
@@ -160,16 +162,17 @@ def test_cast_keeps_integers(rng):
     ],
 )
 def test_bad_requests(change, message, rng, unchecked_types):
-    request = {"images": np.ones((2, 3)), "kind": "single", **change}
+    options = {"images": np.ones((2, 3)), "rng": None, **change}
+    images, own = options.pop("images"), options.pop("rng")
     with pytest.raises(KernelError, match=message):
-        empirical_ntk(mlp(3, 4, 2, rng), request.pop("images"), request.pop("kind"), **request)
+        empirical_ntk(mlp(3, 4, 2, rng), images, Request(**options), rng=own)
 
 
 def test_not_finite_gradients_name_the_images(rng):
     images = rng.normal(size=(8, 3))
     images[5, 1] = np.nan
     with pytest.raises(KernelError, match=r"images \[5\]"):
-        empirical_ntk(mlp(3, 4, 2, rng), images, chunk=3)
+        empirical_ntk(mlp(3, 4, 2, rng), images, Request(chunk=3))
 
 
 def test_a_network_with_nothing_to_train_is_refused():

@@ -1,5 +1,7 @@
 """Rows, pieces, factors and whole kernels of tiny networks against jax's own Jacobian."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -7,13 +9,13 @@ from jax import numpy as jnp
 from jaxtyping import Array
 
 from kernel.compat import nt
-from kernel.contract import Store
-from kernel.jacobian import Factor, Part, alone, compute, pair
+from kernel.contract import AnchorRows, Scratch
+from kernel.jacobian import KroneckerFactors, contract_factors, contract_own_factors, differentiate
 from kernel.ntk import empirical_ntk
 from kernel.options import PROBES, Request
-from kernel.param_groups import Unit, units
-from kernel.plan import chunk_bytes, plan, problem_of
-from kernel.taps import Product, per_example_gradients
+from kernel.param_groups import Block, ParamGroup, param_groups
+from kernel.plan import plan_kernel, problem_of
+from kernel.taps import per_example_gradients
 from tests.kernel.engine_networks import (
     CLASSES,
     NETWORKS,
@@ -32,7 +34,7 @@ IMAGE = jax.ShapeDtypeStruct(SHAPE, "float64")
 def chunk_of(name, parts, *, square=True, together=False, without=False, projections=None):
     own = plain(name) if without else model(name)
     given = np.eye(CLASSES) if projections is None else projections
-    return compute(
+    return differentiate(
         own,
         tuple(parts),
         jnp.asarray(images(COUNT)),
@@ -42,13 +44,13 @@ def chunk_of(name, parts, *, square=True, together=False, without=False, project
     )
 
 
-def layout(name: str, unit: Unit, rows: np.ndarray) -> dict[str, Array]:
+def layout(name: str, unit: ParamGroup, rows: np.ndarray) -> dict[str, Array]:
     """The parameters' gradients, in their own shapes, from (images, classes, columns)."""
-    if isinstance(unit.rule, Product):
+    if unit.rule is not None:
         rule = unit.rule
         return jax.vmap(jax.vmap(rule.shaped))(jnp.asarray(rows))
     params = model(name).params
-    names = [sorted(params)[place] for place in unit.places]
+    names = [sorted(params)[place] for place in unit.leaf_idx]
     ends = np.cumsum([params[n].size for n in names])
     pieces = np.split(rows, ends[:-1], axis=2)
     shapes = [(*rows.shape[:2], *params[n].shape) for n in names]
@@ -65,7 +67,7 @@ def close(ours, theirs) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_rows_are_the_jacobian(name):
     expected = jacobian(name, COUNT)
-    parts = [Part(unit, "rows", unit.outputs) for unit in units(model(name), IMAGE)]
+    parts = [Block(unit, "rows", unit.outputs) for unit in param_groups(model(name), IMAGE)]
     chunk = chunk_of(name, parts)
     assert np.asarray(chunk.finite).all()
     assert chunk.factors == ()
@@ -73,8 +75,8 @@ def test_rows_are_the_jacobian(name):
     start = 0
     for part in parts:
         rows = np.asarray(chunk.rows)[:, :, start : start + part.columns]
-        assert rows.shape[2] == part.unit.columns
-        own = layout(name, part.unit, rows)
+        assert rows.shape[2] == part.group.columns
+        own = layout(name, part.group, rows)
         assert not set(own) & set(seen)  # each parameter belongs to one unit
         seen |= own
         start += part.columns
@@ -96,8 +98,8 @@ def test_gradients_of_one_projection_are_those_of_per_example_gradients():
 
 def test_without_taps_rows_are_the_leaves_in_order():
     own = plain("Volumes")
-    parts = [Part(unit, "rows", unit.outputs) for unit in units(own, IMAGE)]
-    assert [part.unit.places for part in parts] == [(i,) for i in range(len(parts))]
+    parts = [Block(unit, "rows", unit.outputs) for unit in param_groups(own, IMAGE)]
+    assert [part.group.leaf_idx for part in parts] == [(i,) for i in range(len(parts))]
     rows = chunk_of("Volumes", parts, without=True).rows
     close(rows, flat_jacobian("Volumes", COUNT))
 
@@ -105,19 +107,19 @@ def test_without_taps_rows_are_the_leaves_in_order():
 @pytest.mark.parametrize("name", ["Convolutions", "Volumes"])
 def test_pieces_of_every_unit_are_its_columns_each_once(name):
     """Products of gradients do not depend on the order of columns: they must add up."""
-    found = units(model(name), IMAGE)
+    found = param_groups(model(name), IMAGE)
     parts, whole = [], []
     for unit in found:
         own = max(1, unit.outputs // 3)  # one that divides them or not
         pieces = -(-unit.outputs // own)
         assert pieces > 1
-        parts += [Part(unit, "rows", own, piece) for piece in range(pieces)]
-        whole.append(Part(unit, "rows", unit.outputs))
+        parts += [Block(unit, "rows", own, piece) for piece in range(pieces)]
+        whole.append(Block(unit, "rows", unit.outputs))
     rows = np.asarray(chunk_of(name, parts).rows)
     full = np.asarray(chunk_of(name, whole).rows)
     start = first = 0
     for unit in found:
-        width = sum(part.columns for part in parts if part.unit == unit)
+        width = sum(part.columns for part in parts if part.group == unit)
         cut = rows[:, :, start : start + width].reshape(-1, width)
         own = full[:, :, first : first + unit.columns].reshape(-1, unit.columns)
         # as multisets of columns, padding apart
@@ -130,60 +132,57 @@ def test_pieces_of_every_unit_are_its_columns_each_once(name):
     assert (start, first) == (rows.shape[2], full.shape[2])
 
 
-def factorable(name: str):
-    for unit in units(model(name), IMAGE):
-        yield from ((unit, form) for form in unit.forms if form != "rows")
+def factorable(name: str) -> list[ParamGroup]:
+    return [group for group in param_groups(model(name), IMAGE) if "factors" in group.forms]
 
 
 @pytest.mark.parametrize(
     ("name", "square"),
-    [(name, True) for name in NETWORKS] + [("Volumes", False), ("Words", False)],
+    [("Convolutions", True), ("Sequences", True), ("Volumes", True), ("Volumes", False)],
 )
 def test_factors_are_the_products_of_rows(name, square):
-    """Also of the sizes that a unit says it keeps, and between images in other places."""
+    """Also of the sizes that a group says it keeps, and between different images."""
     projections = np.random.default_rng(0).normal(size=(2, CLASSES))
-    cases = list(factorable(name))
-    assert cases
-    factored = chunk_of(
-        name,
-        [Part(unit, form, unit.outputs) for unit, form in cases],
-        square=square,
-        projections=projections,
-    )
-    rowed = chunk_of(
-        name,
-        [Part(unit, "rows", unit.outputs) for unit, _ in cases],
-        square=square,
-        projections=projections,
+    groups = factorable(name)
+    assert groups
+    factored, rowed = (
+        chunk_of(
+            name,
+            [Block.whole(group, form) for group in groups],
+            square=square,
+            projections=projections,
+        )
+        for form in ("factors", "rows")
     )
     assert factored.rows.shape == (COUNT, 2 if square else 1, 0)
     start = 0
     rows = np.asarray(rowed.rows)
     split = rows if square else rows.reshape(COUNT, 2, -1)
-    for (unit, form), factor in zip(cases, factored.factors, strict=True):
-        assert unit.rule is not None
-        own = split[:, :, start : start + unit.columns]
+    for group, factors in zip(groups, factored.factors, strict=True):
+        assert group.rule is not None
+        bias = group.rule.bias is not None
+        own = split[:, :, start : start + group.columns]
         own = own if square else own.reshape(COUNT, 1, -1)
-        start += unit.columns
+        start += group.columns
         expected = np.einsum("irp,jsp->irjs", own, own)
-        assert factor.inputs.size + factor.cotangents.size == COUNT * unit.kept(form, 2)
-        got = np.asarray(pair(unit.rule, form, factor, factor))
-        close(got, expected)
-        close(alone(unit.rule, form, factor), np.einsum("irp,isp->irs", own, own))
-        lead = (slice(None),) * (factor.inputs.ndim - (2 if isinstance(unit.rule, Product) else 1))
-        some = Factor(factor.inputs[(*lead, slice(1))], factor.cotangents[:, :1])
-        rest = Factor(factor.inputs[(*lead, slice(1, 4))], factor.cotangents[:, 1:])
-        close(pair(unit.rule, form, some, rest), expected[:1, :, 1:])
+        assert factors.inputs.size + factors.cotangents.size == COUNT * group.kept("factors", 2)
+        close(contract_factors(bias, factors, factors), expected)
+        close(contract_own_factors(bias, factors), np.einsum("irp,isp->irs", own, own))
+        some, rest = (
+            KroneckerFactors(factors.inputs[:, cut], factors.cotangents[:, cut])
+            for cut in (slice(1), slice(1, 4))
+        )
+        close(contract_factors(bias, some, rest), expected[:1, :, 1:])
 
 
 def forced(monkeypatch, form: str) -> None:
     """Every unit that can be had in this form is, at any price."""
-    own = Unit.forms.__get__
+    own = ParamGroup.forms.__get__
 
     def forms(unit):
         return (form,) if form in own(unit) else ("rows",)
 
-    monkeypatch.setattr(Unit, "forms", property(forms))
+    monkeypatch.setattr(ParamGroup, "forms", property(forms))
 
 
 def expected_kernel(name: str, count: int, kind: str) -> np.ndarray:
@@ -203,14 +202,11 @@ def expected_kernel(name: str, count: int, kind: str) -> np.ndarray:
     ("name", "form", "kind", "chunk", "share"),
     [
         ("Convolutions", "rows", "trace", 7, 0.1),
-        ("Convolutions", "patches", "full", 7, 2.0),
-        ("Convolutions", "pixels", "single", 64, 0.8),
+        ("Convolutions", "factors", "full", 7, 2.0),
         ("Volumes", "rows", "full", 3, 0.3),
-        ("Volumes", "patches", "rademacher", 2, 4.0),
-        ("Volumes", "pixels", "full", 3, 4.0),
-        ("Sequences", "patches", "sum", 4, 0.9),
+        ("Volumes", "factors", "rademacher", 2, 4.0),
+        ("Sequences", "factors", "sum", 4, 0.9),
         ("Sequences", "rows", "single", 1, 0.3),
-        ("Words", "patches", "trace", 3, 2.0),
         ("Words", "rows", "rademacher", 7, 0.5),
     ],
 )
@@ -221,22 +217,20 @@ def test_kernels_in_every_form_and_little_memory(name, form, kind, chunk, share,
     request = Request(kind, precision="float64", chunk=chunk)
     problem = problem_of(model(name), IMAGE, count, count, request, np.random.default_rng(7))
     width = len(problem.directions.projections)
-    columns = sum(unit.columns for unit in problem.units)
+    columns = sum(unit.columns for unit in problem.groups)
     own = min(chunk, count)
     held = count + 2 * own  # of those in chunks too
     kept = int(share * columns * (width if kind == "full" else 1)) * held * 8
-    memory = (problem.result_bytes + chunk_bytes(problem, own, width) + kept) / 2**30
-    made = plan(problem, memory, own)
-    forms = {part.form for one in made.passes for part in one.parts}
+    memory = (problem.result_bytes + problem.chunk_bytes(own, width) + kept) / 2**30
+    request = replace(request, memory_gib=memory)
+    made = plan_kernel(model(name), IMAGE, count, request, np.random.default_rng(7))
+    forms = {part.form for one in made.passes for part in one.blocks}
     assert form in forms
     assert len(made.passes) > 1 or share > 0.8
     kernel = empirical_ntk(
         model(name),
         images(count),
-        kind,
-        precision="float64",
-        chunk=chunk,
-        memory_gib=memory,
+        request,
         rng=np.random.default_rng(7),
     )
     close(kernel.values, expected_kernel(name, count, kind))
@@ -244,10 +238,11 @@ def test_kernels_in_every_form_and_little_memory(name, form, kind, chunk, share,
 
 def test_tiles_smaller_than_the_set_add_up(monkeypatch):
     """The last tile is padded, on the diagonal and off it."""
-    monkeypatch.setattr("kernel.contract._tile", lambda factor, anchors: 3)
-    forced(monkeypatch, "patches")
-    kernel = empirical_ntk(model("Words"), images(7), "full", precision="float64", chunk=7)
-    close(kernel.values, expected_kernel("Words", 7, "full"))
+    monkeypatch.setattr("kernel.contract._tile_images", lambda factors, anchors: 3)
+    forced(monkeypatch, "factors")
+    request = Request("full", precision="float64", chunk=7)
+    kernel = empirical_ntk(model("Volumes"), images(7), request)
+    close(kernel.values, expected_kernel("Volumes", 7, "full"))
 
 
 def test_the_whole_agrees_with_neural_tangents():
@@ -255,20 +250,20 @@ def test_the_whole_agrees_with_neural_tangents():
     theta = nt.empirical_ntk_fn(
         lambda params, x: own.function(params, own.frozen, x), trace_axes=(), implementation=1
     )(jnp.asarray(images(3)), None, own.params)
-    kernel = empirical_ntk(model("Volumes"), images(3), "full", precision="float64")
+    kernel = empirical_ntk(model("Volumes"), images(3), Request("full", precision="float64"))
     close(kernel.values, np.asarray(theta).transpose(0, 2, 1, 3))
 
 
-FORMS = ("rows", "pixels", "patches")
+FORMS = ("rows", "factors", "factors")
 
 
 def test_a_store_of_anchors_meets_others_and_knows_their_diagonal():
     parts = tuple(
-        Part(unit, form, unit.outputs)
-        for unit, form in zip(units(model("Volumes"), IMAGE), FORMS, strict=True)
+        Block(unit, form, unit.outputs)
+        for unit, form in zip(param_groups(model("Volumes"), IMAGE), FORMS, strict=True)
     )
     chunk = chunk_of("Volumes", parts)
-    store = Store(3, parts)
+    store = AnchorRows(3, parts, Scratch())
     store.put(0, chunk)  # what lies past the third is left
     theta = expected_kernel("Volumes", COUNT, "full").reshape(COUNT * CLASSES, -1)
     gram, cross = np.zeros((9, 9)), np.zeros((9, 2 * CLASSES))

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from kernel.covariance import Cross, Features, Kernel
 from kernel.criteria import mlmoc
 from kernel.errors import KernelError
-from kernel.ntk import Sizes, decide, empirical_ntk, query_kernel
+from kernel.ntk import empirical_ntk
 from kernel.options import Request
-from kernel.plan import GIB
+from kernel.plan import GIB, Plan, Sizes, plan_query
 from kernel.posterior import posterior
 from tests.kernel.engine_networks import images as image_set
 from tests.kernel.engine_networks import model as tapped
-from tests.kernel_cases import linear_model, mlp, random_problem
+from tests.kernel_cases import linear_model, mlp, planned_query, random_problem
 
 FEATURES, CLASSES = 5, 3
 IMAGE = jax.ShapeDtypeStruct((FEATURES,), "float64")
@@ -33,35 +33,39 @@ def request(kind: str = "trace", **changes) -> Request:
     return Request(kind, **{"precision": "float64", "chunk": 4} | changes)
 
 
+def plan(sizes: Sizes, own: Request) -> Plan:
+    return plan_query(MODEL, IMAGE, sizes, own, np.random.default_rng(0))
+
+
 @pytest.mark.parametrize("kind", ["single", "rademacher", "full"])
 @pytest.mark.parametrize("sample", [None, 3])
 @pytest.mark.parametrize("sketch", [None, 20])
 def test_the_form_follows_from_what_is_asked(kind, sample, sketch):
-    decision = decide(MODEL, IMAGE, Sizes(10, 50, sample, sketch), request(kind))
+    decision = plan(Sizes(10, 50, sample), request(kind, sketch=sketch))
     expected = "dense" if sample is None else "cross"
     expected = expected if sketch is None else "features"
     assert decision.form == ("full" if kind == "full" else expected)
     assert decision.keep
-    assert decision.peak_gib == max(decision.kernel_gib, decision.posterior_gib)
+    assert decision.peak_gib * GIB == max(decision.kernel_bytes, decision.posterior_bytes)
     assert 0 < decision.peak_gib <= 4
     assert decision.work > 0
 
 
 def test_s_is_streamed_where_it_does_not_fit():
-    sizes = Sizes(10, 20_000, 2_000, 20)
-    kept = decide(MODEL, IMAGE, sizes, request("single"))
+    sizes = Sizes(10, 20_000, 2_000)
+    kept = plan(sizes, request("single", sketch=20))
     assert kept.keep
     assert kept.peak_gib > 2_000 * 20_000 * 8 / GIB  # S alone
-    tight = decide(MODEL, IMAGE, sizes, request("single", memory_gib=0.8 * kept.peak_gib))
+    tight = plan(sizes, request("single", sketch=20, memory_gib=0.8 * kept.peak_gib))
     assert not tight.keep
     assert tight.form == "features"
     assert tight.peak_gib < 0.8 * kept.peak_gib
 
 
 def test_a_sample_takes_less_than_the_whole_kernel():
-    whole = decide(MODEL, IMAGE, Sizes(50, 3_000), request())
-    some = decide(MODEL, IMAGE, Sizes(50, 3_000, 200), request())
-    assert some.kernel_gib < whole.kernel_gib / 5
+    whole = plan(Sizes(50, 3_000), request())
+    some = plan(Sizes(50, 3_000, 200), request())
+    assert some.kernel_bytes < whole.kernel_bytes / 5
     assert some.peak_gib < whole.peak_gib / 2
     assert some.work < whole.work / 5
 
@@ -74,11 +78,11 @@ def test_a_sample_takes_less_than_the_whole_kernel():
     st.floats(0.01, 1.2),
 )
 def test_what_is_decided_fits_and_what_is_refused_says_what_would(kind, sample, sketch, share):
-    sizes = Sizes(20, 300, sample, sketch)
-    memory = share * decide(MODEL, IMAGE, sizes, request(kind)).peak_gib
+    sizes, own = Sizes(20, 300, sample), {"kind": kind, "sketch": sketch}
+    memory = share * plan(sizes, request(**own)).peak_gib
     for _ in range(3):  # a kernel that fits then has a posterior that must
         try:
-            decision = decide(MODEL, IMAGE, sizes, request(kind, memory_gib=memory))
+            decision = plan(sizes, request(**own, memory_gib=memory))
         except KernelError as error:
             found = re.search(r"give ([\d.e+-]+) GiB", str(error))
             assert found
@@ -99,28 +103,31 @@ def test_what_is_decided_fits_and_what_is_refused_says_what_would(kind, sample, 
         (Sizes(5, 5, 0), {}, "a reference sample of 0 candidates"),
         (Sizes(5, 5), {"chunk": 0}, "chunk must be at least 1"),
         (Sizes(5, 5), {"kind": "tracy"}, "unknown kernel kind 'tracy'"),
-        (Sizes(10, 900, None, 20), {"memory_gib": 0.001}, "or lower the sketch, or score fewer"),
+        (
+            Sizes(10, 900),
+            {"sketch": 20, "memory_gib": 0.001},
+            "or lower the sketch, or score fewer",
+        ),
         (Sizes(10, 900), {"memory_gib": 0.001}, "use a sketch"),
     ],
 )
 def test_what_cannot_be_decided(sizes, changes, message, unchecked_types):
     with pytest.raises(KernelError, match=message):
-        decide(MODEL, IMAGE, sizes, request(**changes))
+        plan(sizes, request(**changes))
 
 
-def ask(own=MODEL, given=None, **options):
+def ask(own=MODEL, given=None, sketch=None, **options):
     given = vectors() if given is None else given
-    return query_kernel(
-        own, given, LABELLED, request("rademacher"), rng=np.random.default_rng(3), **options
-    )
+    asked = request("rademacher", sketch=sketch)
+    return planned_query(own, given, LABELLED, asked, np.random.default_rng(3), **options)
 
 
 @pytest.mark.parametrize("kind", ["trace", "full"])
 def test_without_a_sample_it_is_the_kernel(kind):
-    found, decision = query_kernel(MODEL, vectors(), LABELLED, request(kind))
+    found, decision = planned_query(MODEL, vectors(), LABELLED, request(kind))
     assert isinstance(found, Kernel)
     assert decision.form == ("full" if kind == "full" else "dense")
-    expected = empirical_ntk(MODEL, vectors(), kind, precision="float64").values
+    expected = empirical_ntk(MODEL, vectors(), Request(kind, precision="float64")).values
     np.testing.assert_allclose(found.values, expected, rtol=1e-12)
 
 
@@ -147,18 +154,15 @@ def test_products_of_features_are_the_sketched_kernel():
     dense = empirical_ntk(
         MODEL,
         vectors(),
-        "rademacher",
-        sketch=20,
-        precision="float64",
+        Request("rademacher", sketch=20, precision="float64"),
         rng=np.random.default_rng(3),
     ).values
     np.testing.assert_allclose(features.values @ features.values.T, dense, rtol=1e-10)
 
 
 def test_a_sketch_of_the_full_kernel_is_whole():
-    found, decision = query_kernel(
-        MODEL, vectors(), LABELLED, request("full"), sketch=30, rng=np.random.default_rng(3)
-    )
+    asked = request("full", sketch=30)
+    found, decision = planned_query(MODEL, vectors(), LABELLED, asked, np.random.default_rng(3))
     assert decision.form == "full"
     assert found.values.shape == (LABELLED + CANDIDATES, CLASSES) * 2
     rows = found.values.reshape((LABELLED + CANDIDATES) * CLASSES, -1)
@@ -188,7 +192,7 @@ def test_scores_do_not_depend_on_the_form(reference, rng):
 
 def test_float32_is_the_precision_of_the_result(rng):
     own = linear_model(FEATURES, CLASSES, rng)
-    cross, _ = query_kernel(own, vectors(), LABELLED, Request("single"), sample=np.array([0, 1]))
+    cross, _ = planned_query(own, vectors(), LABELLED, Request("single"), sample=np.array([0, 1]))
     assert isinstance(cross, Cross)
     assert cross.precision == "float32"
     assert cross.values.dtype == np.float32

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from jax import numpy as jnp
 
 from bridge.program import Node, Ref, Weight, rule
-from kernel.jacobian import Factor, alone, pair
-from kernel.taps import Lookup, Product, Window
+from kernel.jacobian import KroneckerFactors, contract_factors, contract_own_factors
+from kernel.taps import AffineRule, Window
 
 # every geometry is compiled anew: few of them, the same ones every time, and none to shrink
 RANDOM = settings(
@@ -40,14 +40,14 @@ def geometries(draw, groups=(1, 1, 2, 3), ranks=(1, 2, 3)):
     return (bias, inputs, outputs), (kernel, stride, edges, dilation, own), (copies, inputs, *sizes)
 
 
-def layer_of(case) -> tuple[Product, tuple[int, ...]]:
+def layer_of(case) -> tuple[AffineRule, tuple[int, ...]]:
     """Outside of the strategy, because run-time checks of types draw random numbers."""
     names, window, shape = case
     bias, inputs, outputs = names
-    return Product("w", bias, inputs, outputs, Window(*window)), shape
+    return AffineRule("w", bias, inputs, outputs, Window(*window)), shape
 
 
-def output_shape(layer: Product, shape: tuple[int, ...]) -> tuple[int, ...]:
+def output_shape(layer: AffineRule, shape: tuple[int, ...]) -> tuple[int, ...]:
     w = layer.window
     assert w is not None
     sizes = (
@@ -57,7 +57,7 @@ def output_shape(layer: Product, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (shape[0], layer.outputs, *sizes)
 
 
-def gradients(layer: Product, x: np.ndarray, cotangent: np.ndarray) -> dict[str, np.ndarray]:
+def gradients(layer: AffineRule, x: np.ndarray, cotangent: np.ndarray) -> dict[str, np.ndarray]:
     """∂⟨δ, conv(x)⟩/∂w and ∂/∂b by a loop over every product in the definition of convolution."""
     w = layer.window
     assert w is not None
@@ -120,15 +120,14 @@ def test_pieces_put_together_are_the_whole(case, size, seed):
     assert not biases[:, layer.outputs :].any()
 
 
-def factors(layer: Product, form: str, images, deltas, square: bool) -> Factor:
+def factors(layer: AffineRule, images, deltas, square: bool) -> KroneckerFactors:
     """As `kernel.jacobian` lays them out, from single images."""
-    shape = layer.pixels if form == "pixels" else lambda x: layer.patches(x)[0].T
-    left = np.stack([np.asarray(shape(jnp.asarray(x))) for x in images], axis=-2)
+    left = np.stack([np.asarray(layer.patches(jnp.asarray(x))[0].T) for x in images], axis=-2)
     right = np.stack([np.asarray(layer.cotangents(jnp.asarray(d))) for d in deltas])
     right = right.transpose(3, 0, 1, 2)  # (positions, images, projections, outputs)
     if not square:
         right = right.reshape(*right.shape[:2], 1, -1)
-    return Factor(left, right)
+    return KroneckerFactors(left, right)
 
 
 @pytest.mark.parametrize("square", [False, True])
@@ -149,31 +148,10 @@ def test_factors_give_the_products_of_rows(square, case, ours, others, projectio
         sets.append((images, deltas, flat))
     (a, da, rows), (b, db, more) = sets
     expected = np.einsum("irp,jsp->irjs", rows, more)
-    for form in ("patches", "pixels"):
-        one, other = (factors(layer, form, *own, square) for own in ((a, da), (b, db)))
-        close(pair(layer, form, one, other), expected)
-        close(alone(layer, form, one), np.einsum("irp,isp->irs", rows, rows))
-
-
-@pytest.mark.parametrize("square", [False, True])
-@pytest.mark.parametrize("padding", [-1, 2])
-@pytest.mark.parametrize("projections", [1, 3])
-def test_an_embedding_is_a_product_with_the_places_looked_up(square, padding, projections, rng):
-    layer, width, positions = Lookup("t", 4, padding), 3, 6
-    places = rng.integers(4, size=(positions, 5))  # tokens repeat within an image
-    places[0], places[1] = 2, places[2]
-    deltas = rng.normal(size=(positions, 5, projections, width))
-    tables = np.zeros((5, projections, 4, width))
-    for t, i in np.ndindex(positions, 5):
-        if places[t, i] != padding:
-            tables[i, :, places[t, i]] += deltas[t, i]
-    rows = tables.reshape(5, projections if square else 1, -1)
-    laid = deltas if square else deltas.reshape(positions, 5, 1, -1)
-    one, other = Factor(places[:, :3], laid[:, :3]), Factor(places[:, 3:], laid[:, 3:])
-    expected = np.einsum("irp,jsp->irjs", rows, rows)
-    close(pair(layer, "patches", one, other), expected[:3, :, 3:])
-    whole = alone(layer, "patches", Factor(places, laid))
-    close(whole, np.einsum("irp,isp->irs", rows, rows))
+    one, other = (factors(layer, *own, square) for own in ((a, da), (b, db)))
+    bias = layer.bias is not None
+    close(contract_factors(bias, one, other), expected)
+    close(contract_own_factors(bias, one), np.einsum("irp,isp->irs", rows, rows))
 
 
 SHAPES = {"w": (4, 3, 2, 2), "b": (4,), "m": (4, 6), "t": (7, 5)}
@@ -189,26 +167,24 @@ X, W, B, M = Ref("x"), Weight("w"), Weight("b"), Weight("m")
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (node("aten.linear.default", X, M), Product("m", None, 6, 4)),
-        (node("aten.linear.default", X, M, B), Product("m", "b", 6, 4)),
-        (node("aten.linear.default", X, M, Weight("frozen")), Product("m", None, 6, 4)),
+        (node("aten.linear.default", X, M), AffineRule("m", None, 6, 4)),
+        (node("aten.linear.default", X, M, B), AffineRule("m", "b", 6, 4)),
+        (node("aten.linear.default", X, M, Weight("frozen")), AffineRule("m", None, 6, 4)),
         (
             node("aten.conv2d.default", X, W, B, (2, 1), (1, 0), (1, 3), 2),
-            Product("w", "b", 6, 4, Window((2, 2), (2, 1), ((1, 1), (0, 0)), (1, 3), 2)),
+            AffineRule("w", "b", 6, 4, Window((2, 2), (2, 1), ((1, 1), (0, 0)), (1, 3), 2)),
         ),
         (
             node("aten.conv2d.padding", X, W, None, (1, 1), "same", groups=1),
-            Product("w", None, 3, 4, Window((2, 2), (1, 1), ((0, 1), (0, 1)), (1, 1))),
+            AffineRule("w", None, 3, 4, Window((2, 2), (1, 1), ((0, 1), (0, 1)), (1, 1))),
         ),
-        (node("aten.embedding.default", Weight("t"), X), Lookup("t", 7, -1)),
-        (node("aten.embedding.default", Weight("t"), X, 3), Lookup("t", 7, 3)),
-        (node("aten.embedding.default", Weight("t"), X, padding_idx=2), Lookup("t", 7, 2)),
         (node("aten.linear.default", X, Weight("frozen"), B), None),
         (node("aten.linear.default", X, Ref("made"), B), None),
         (node("aten.linear.default", M, M), None),
         (node("aten.linear.default", X, M, Ref("made")), None),
         (node("aten.linear.default", X, B, B), None),
         (node("aten.mul.Tensor", X, M), None),
+        (node("aten.embedding.default", Weight("t"), X), None),
     ],
 )
 def test_which_nodes_are_products(given, expected):
@@ -217,7 +193,7 @@ def test_which_nodes_are_products(given, expected):
 
 def test_a_window_as_large_as_its_image_has_one_place():
     window = Window((2, 3), (1, 1), ((0, 0), (1, 0)), (1, 1))
-    layer = Product("w", None, 2, 5, window)
+    layer = AffineRule("w", None, 2, 5, window)
     x = jnp.arange(2.0 * 2 * 2).reshape(1, 2, 2, 2)
     patches = layer.patches(x)
     assert patches.shape == (1, layer.features, 1)

@@ -10,13 +10,13 @@ from kernel import contract, ntk
 from kernel import plan as plan_module
 from kernel.contract import Scratch, key_of
 from kernel.covariance import Cross, Features, Kernel
-from kernel.jacobian import Part
+from kernel.jacobian import Block
 from kernel.model import Model, directions
-from kernel.ntk import query_kernel
 from kernel.options import Request
-from kernel.param_groups import units
-from kernel.plan import Pass, Plan, Problem, Progress, plan, problem_of
+from kernel.param_groups import param_groups
+from kernel.plan import Pass, Plan, Problem, Progress, plan_problem, problem_of
 from tests.kernel.engine_networks import CLASSES, SHAPE, images, model
+from tests.kernel_cases import planned_query
 
 COUNT, ANCHORS, CHUNK, THREADS = 9, 5, 4, 2
 SHARE = CHUNK // THREADS
@@ -25,20 +25,20 @@ IMAGE = jax.ShapeDtypeStruct(SHAPE, "float64")
 
 def problem(anchors: int) -> Problem:
     request = Request("full", precision="float64")
-    return problem_of(model("Words"), IMAGE, COUNT, anchors, request)
+    return problem_of(model("Volumes"), IMAGE, COUNT, anchors, request)
 
 
 def several_passes(own: Problem) -> Plan:
     """Factors and rows together, then a layer in two pieces."""
-    words, kinds, head = units(model("Words"), IMAGE)
-    assert [unit.sites for unit in (words, kinds, head)] == [("words",), ("kinds",), ("head",)]
+    widen, volume, head = param_groups(model("Volumes"), IMAGE)
+    assert [own.sites for own in (widen, volume, head)] == [("widen",), ("volume",), ("head",)]
     every = (0, CLASSES)
     passes = (
-        Pass((Part(words, "patches", words.outputs), Part(kinds, "rows", kinds.outputs)), every),
-        Pass((Part(head, "rows", 2, 0),), every),
-        Pass((Part(head, "rows", 2, 1),), every),
+        Pass((Block.whole(volume, "factors"), Block.whole(widen)), every),
+        Pass((Block(head, "rows", 2, 0),), every),
+        Pass((Block(head, "rows", 2, 1),), every),
     )
-    return plan(own, 1.0, CHUNK)._replace(passes=passes)
+    return plan_problem(own, Request(chunk=CHUNK), "full")._replace(passes=passes)
 
 
 class Interruption:
@@ -73,54 +73,54 @@ def two_cores(monkeypatch):
 
 @pytest.fixture
 def chunks(monkeypatch) -> Counted:
-    counted = Counted(contract.compute)
-    monkeypatch.setattr(contract, "compute", counted)
+    counted = Counted(contract.differentiate)
+    monkeypatch.setattr(contract, "differentiate", counted)
     return counted
 
 
-def swept(
+def contracted(
     anchors: int, scratch: Scratch | None, after: int | None = None, own: Model | None = None
 ):
     wanted = problem(anchors)
     made, stop = several_passes(wanted), Interruption(after)
-    values = contract.sweep(
-        own or model("Words"), images(COUNT), wanted, made, Progress(wanted, made, stop), scratch
+    values = contract.contract(
+        own or model("Volumes"), images(COUNT), made, Progress(made, stop), scratch or Scratch()
     )
     assert stop.share == pytest.approx(1)  # what was done before is told too
     return values, stop.calls
 
 
 @pytest.mark.parametrize("anchors", [ANCHORS, COUNT])
-def test_a_sweep_goes_on_from_every_chunk(anchors, chunks, tmp_path):
-    expected, calls = swept(anchors, Scratch(tmp_path / "whole", "key"))
+def test_a_kernel_goes_on_from_every_chunk(anchors, chunks, tmp_path):
+    expected, calls = contracted(anchors, Scratch(tmp_path / "whole", "key"))
     whole, chunks.calls = chunks.calls, 0
     assert whole == 3 * (-(-anchors // SHARE) + -(-(COUNT - anchors) // SHARE))
     for after in range(1, calls + 1):
         folder = tmp_path / str(after)
         with pytest.raises(KeyboardInterrupt):
-            swept(anchors, Scratch(folder, "key"), after)
-        found, _ = swept(anchors, Scratch(folder, "key"))
+            contracted(anchors, Scratch(folder, "key"), after)
+        found, _ = contracted(anchors, Scratch(folder, "key"))
         for ours, theirs in zip(found, expected, strict=True):
             np.testing.assert_array_equal(ours, theirs)
         # the first of a pass tells its shapes again, and some had begun and were not handed over
         assert whole <= chunks.calls <= whole + 1 + THREADS + 1
         chunks.calls = 0
-    plainly, _ = swept(anchors, None)
+    plainly, _ = contracted(anchors, None)
     for ours, theirs in zip(plainly, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12 * np.abs(expected[0]).max())
 
 
-def test_a_sweep_that_is_interrupted_again_and_again(chunks, tmp_path):
-    expected, calls = swept(ANCHORS, Scratch(tmp_path / "whole", "key"))
+def test_a_kernel_that_is_interrupted_again_and_again(chunks, tmp_path):
+    expected, calls = contracted(ANCHORS, Scratch(tmp_path / "whole", "key"))
     stopped = 0
     for after in range(1, calls):
         try:
-            swept(ANCHORS, Scratch(tmp_path / "one", "key"), after)
+            contracted(ANCHORS, Scratch(tmp_path / "one", "key"), after)
         except KeyboardInterrupt:
             stopped += 1
     assert stopped > 5
     chunks.calls = 0
-    found, _ = swept(ANCHORS, Scratch(tmp_path / "one", "key"))
+    found, _ = contracted(ANCHORS, Scratch(tmp_path / "one", "key"))
     assert chunks.calls <= 2
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -128,13 +128,13 @@ def test_a_sweep_that_is_interrupted_again_and_again(chunks, tmp_path):
 
 def test_another_key_starts_afresh(chunks, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        swept(ANCHORS, Scratch(tmp_path / "one", "key"), 12)
-    own = model("Words")
+        contracted(ANCHORS, Scratch(tmp_path / "one", "key"), 12)
+    own = model("Volumes")
     other = own._replace(params={n: 2 * p for n, p in own.params.items()})
-    expected, _ = swept(ANCHORS, Scratch(tmp_path / "other", "key"), own=other)
+    expected, _ = contracted(ANCHORS, Scratch(tmp_path / "other", "key"), own=other)
     whole = 3 * (3 + 2)
     chunks.calls = 0
-    found, _ = swept(ANCHORS, Scratch(tmp_path / "one", "another key"), own=other)
+    found, _ = contracted(ANCHORS, Scratch(tmp_path / "one", "another key"), own=other)
     assert chunks.calls == whole
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -142,7 +142,7 @@ def test_another_key_starts_afresh(chunks, tmp_path):
 
 def test_what_is_left_is_no_larger_than_the_kernel(tmp_path):
     """Rows of finished passes are deleted, and the sums before the last."""
-    (values, diagonal), _ = swept(ANCHORS, Scratch(tmp_path / "one", "key"))
+    (values, diagonal), _ = contracted(ANCHORS, Scratch(tmp_path / "one", "key"))
     kept = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert kept == ["2-diagonal.npy", "2-values.npy", "state.json"]
     size = sum(path.stat().st_size for path in (tmp_path / "one").iterdir())
@@ -150,14 +150,15 @@ def test_what_is_left_is_no_larger_than_the_kernel(tmp_path):
 
 
 def test_sketches_go_on_from_every_chunk(monkeypatch, tmp_path):
-    counted = Counted(contract.sketched)
-    monkeypatch.setattr(contract, "sketched", counted)
+    counted = Counted(contract.sketch_gradients)
+    monkeypatch.setattr(contract, "sketch_gradients", counted)
     own = problem(COUNT)._replace(directions=directions("trace", CLASSES))
+    made = plan_problem(own, Request(sketch=5, chunk=CHUNK), "features")
 
     def run(name: str, key: str = "key", after: int | None = None):
         stop, rng = Interruption(after), np.random.default_rng(1)
         scratch = Scratch(tmp_path / name, key)
-        found = contract.sketches(model("Words"), images(COUNT), own, 5, CHUNK, rng, stop, scratch)
+        found = contract.sketches(model("Volumes"), images(COUNT), made, rng, stop, scratch)
         return tuple(np.array(array) for array in found), stop.calls
 
     expected, calls = run("whole")
@@ -184,26 +185,23 @@ def arrays(given: Kernel | Features | Cross) -> list[np.ndarray]:
 @pytest.mark.parametrize("form", ["dense", "cross", "features"])
 def test_a_query_goes_on_where_it_stood(form, monkeypatch, tmp_path):
     monkeypatch.setattr(ntk, "LONG", 0.0)
-    counted = Counted(contract.sketched if form == "features" else contract.compute)
+    counted = Counted(contract.sketch_gradients if form == "features" else contract.differentiate)
     if form == "features":
-        monkeypatch.setattr(contract, "sketched", counted)
+        monkeypatch.setattr(contract, "sketch_gradients", counted)
     else:
-        monkeypatch.setattr(contract, "compute", counted)
-    options = {
-        "dense": {},
-        "cross": {"sample": np.array([4, 1])},
-        "features": {"sketch": 6},
-    }[form]
+        monkeypatch.setattr(contract, "differentiate", counted)
+    options = {"sample": np.array([4, 1])} if form == "cross" else {}
+    sketch = 6 if form == "features" else None
 
     def query(folder: Path | None, after: int | None = None, factor: float = 1.0):
-        own = model("Words")
+        own = model("Volumes")
         scaled = own._replace(params={n: factor * p for n, p in own.params.items()})
-        given, decision = query_kernel(
+        given, decision = planned_query(
             scaled,
             images(COUNT),
             3,
-            Request("rademacher", precision="float64", chunk=CHUNK),
-            rng=np.random.default_rng(2),
+            Request("rademacher", precision="float64", sketch=sketch, chunk=CHUNK),
+            np.random.default_rng(2),
             progress=Interruption(after),
             folder=folder,
             **options,
@@ -229,7 +227,7 @@ def test_a_query_goes_on_where_it_stood(form, monkeypatch, tmp_path):
 
 def test_a_short_query_leaves_nothing(tmp_path):
     folder = tmp_path / "query"
-    query_kernel(model("Words"), images(4), 2, Request(chunk=2), folder=folder)
+    planned_query(model("Volumes"), images(4), 2, Request(chunk=2), folder=folder)
     assert not folder.exists()
 
 

@@ -19,28 +19,26 @@ from torch import nn
 
 from bridge import portable
 from bridge.trace import mirror
-from kernel.contract import Scratch, sketches, sweep
+from kernel.contract import Scratch, contract, sketches
 from kernel.errors import KernelError
 from kernel.ntk import empirical_ntk
 from kernel.options import Request
-from kernel.plan import Pass, Progress, check_processes, mesh, mesh_unless_host, plan, problem_of
-from kernel.sharded import sharded_sketches, sharded_sweep
-from tests.kernel.sharded_worker import CASES
+from kernel.plan import Pass, Progress
+from kernel.sharded import (
+    check_processes,
+    contract_sharded,
+    device_batches,
+    mesh,
+    mesh_unless_host,
+    sketches_sharded,
+)
+from tests.kernel.sharded_worker import CASES, plan_for
 from tests.kernel_cases import mlp
 
 ROOT = Path(__file__).parents[2]
 
 
-class Words(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.table, self.head = nn.Embedding(9, 3, padding_idx=0), nn.Linear(3, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(torch.tanh(self.table(x.long())).mean(1))
-
-
-def save_networks(folder: Path) -> None:
+def save_network(folder: Path) -> None:
     torch.manual_seed(0)
     conv = nn.Sequential(
         nn.Conv2d(2, 3, 3, padding=1),
@@ -52,8 +50,6 @@ def save_networks(folder: Path) -> None:
         nn.Linear(16, 3),
     ).eval()
     portable.save(mirror(conv, np.zeros((2, 2, 6, 6), np.float32)), folder / "conv.safetensors")
-    words = mirror(Words().eval(), np.zeros((2, 6), np.float32))
-    portable.save(words, folder / "embedding.safetensors")
 
 
 def start(devices: int, *arguments: str) -> subprocess.Popen[str]:
@@ -75,7 +71,7 @@ def finish(process: subprocess.Popen[str]) -> None:
 @pytest.mark.slow
 def test_many_devices_give_what_one_gives(tmp_path):
     """One test, so that one process computes all cases also where tests are spread."""
-    save_networks(tmp_path)
+    save_network(tmp_path)
     finish(start(8, "devices", str(tmp_path), str(tmp_path / "found.json")))
     found = json.loads((tmp_path / "found.json").read_text())
     for case in [*CASES, "together"]:
@@ -119,23 +115,21 @@ def test_two_processes_give_the_kernel_of_one(tmp_path):
 @pytest.mark.parametrize("anchors", [4, 11])
 def test_one_device_of_a_mesh_gives_the_kernel_of_the_host(kind, anchors, rng):
     model, images = mlp(3, 4, 2, rng), rng.normal(size=(11, 3))
-    image = jax.ShapeDtypeStruct((3,), "float64")
-    problem = problem_of(model, image, 11, anchors, Request(kind, precision="float64"))
-    made = plan(problem, 1.0, 3)
-    own = (model, images, problem, made, Progress(problem, made, None))
-    for found, expected in zip(sharded_sweep(*own, mesh()), sweep(*own), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+    made = plan_for(model, images, Request(kind, precision="float64", chunk=3), anchors)
+    own = (model, images, made, Progress(made, None))
+    found = contract_sharded(*own, mesh(), Scratch())
+    for one, other in zip(found, contract(*own, Scratch()), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
 
 
 def test_sketches_of_a_mesh_of_one_device(rng):
     model, images = mlp(3, 4, 2, rng), rng.normal(size=(7, 3))
-    image = jax.ShapeDtypeStruct((3,), "float64")
-    problem = problem_of(model, image, 7, 7, Request("trace", precision="float64"))
-    own = (model, images, problem, 5, 3)
+    request = Request("trace", precision="float64", sketch=5, chunk=3)
+    own = (model, images, plan_for(model, images, request, 7))
     seen = []
     signs = (np.random.default_rng(3), lambda *report: seen.append(report))
-    found = sharded_sketches(*own, *signs, mesh())
-    expected = sketches(*own, np.random.default_rng(3))
+    found = sketches_sharded(*own, *signs, mesh(), Scratch())
+    expected = sketches(*own, np.random.default_rng(3), None, Scratch())
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-12)
     np.testing.assert_allclose(found.logits, model.function(*model[1:], images), rtol=1e-12)
@@ -159,39 +153,36 @@ def interrupt_after(reports: int):
 
 
 @pytest.mark.parametrize(("anchors", "reports"), [(6, 4), (9, 2)])
-def test_a_sweep_goes_on_after_the_last_finished_pass(anchors, reports, tmp_path, rng):
+def test_passes_go_on_after_the_last_finished_pass(anchors, reports, tmp_path, rng):
     model, images = mlp(3, 4, 2, rng), rng.normal(size=(9, 3))
-    image = jax.ShapeDtypeStruct((3,), "float64")
-    problem = problem_of(model, image, 9, anchors, Request("sum", precision="float64"))
-    made = plan(problem, 1.0, 9)
-    parts = made.passes[0].parts
+    made = plan_for(model, images, Request("sum", precision="float64", chunk=9), anchors)
+    parts = made.passes[0].blocks
     assert len(parts) == 4
     made = made._replace(passes=tuple(Pass((part,), (0, 1)) for part in parts))
-    own = (model, images, problem, made)
-    expected = sharded_sweep(*own, Progress(problem, made, None), mesh())
+    own = (model, images, made)
+    expected = contract_sharded(*own, Progress(made, None), mesh(), Scratch())
     # a pass that is taken up has two reports: the third is interrupted, then the fourth
     for before in (2 * reports, 2 * 2 + reports):
-        progress = Progress(problem, made, interrupt_after(before + 1))
+        progress = Progress(made, interrupt_after(before + 1))
         with pytest.raises(Interrupted):
-            sharded_sweep(*own, progress, mesh(), scratch=Scratch(tmp_path, "key"))
+            contract_sharded(*own, progress, mesh(), Scratch(tmp_path, "key"))
     seen = []
-    progress = Progress(problem, made, lambda *report: seen.append(report))
-    found = sharded_sweep(*own, progress, mesh(), scratch=Scratch(tmp_path, "key"))
+    progress = Progress(made, lambda *report: seen.append(report))
+    found = contract_sharded(*own, progress, mesh(), Scratch(tmp_path, "key"))
     assert len(seen) == 3 * 2 + reports
     assert seen[-1][0] == pytest.approx(seen[-1][1])
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def test_sketches_go_on_after_the_last_finished_wave(tmp_path, rng):
+def test_sketches_go_on_after_the_last_finished_batch(tmp_path, rng):
     model, images = mlp(3, 4, 2, rng), rng.normal(size=(7, 3))
-    image = jax.ShapeDtypeStruct((3,), "float64")
-    problem = problem_of(model, image, 7, 7, Request("sum", precision="float64"))
-    own = (model, images, problem, 5, 3)
+    request = Request("sum", precision="float64", sketch=5, chunk=3)
+    own = (model, images, plan_for(model, images, request, 7))
 
     def run(report, scratch=None):
         seed = np.random.default_rng(3)
-        return sharded_sketches(*own, seed, report, mesh(1), scratch)
+        return sketches_sharded(*own, seed, report, mesh(1), scratch or Scratch())
 
     expected = run(None)
     with pytest.raises(Interrupted):
@@ -208,7 +199,7 @@ def test_as_many_devices_as_exist(devices, rng):
     with pytest.raises(KernelError, match=rf"{devices} devices were asked for and \d+ exist"):
         mesh(devices)
     with pytest.raises(KernelError, match="exist"):
-        empirical_ntk(mlp(3, 4, 2, rng), rng.normal(size=(4, 3)), devices=devices)
+        empirical_ntk(mlp(3, 4, 2, rng), rng.normal(size=(4, 3)), Request(devices=devices))
 
 
 def test_every_process_has_a_device():
@@ -220,3 +211,33 @@ def test_every_process_has_a_device():
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="a GPU is never left to NumPy")
 def test_one_cpu_is_left_to_numpy():
     assert mesh_unless_host(1) is None
+
+
+@pytest.mark.parametrize(
+    ("images", "chunk", "devices"), [(1, 4, 8), (7, 2, 3), (64, 8, 8), (65, 8, 8), (500, 16, 4)]
+)
+def test_device_batches_hold_every_image_once(images, chunk, devices):
+    found = device_batches(3, 3 + images, chunk, devices)
+    rows = [
+        row
+        for batch in found
+        for device in range(devices)
+        for row in range(*batch.share(device, 2).indices(10_000))
+    ]
+    assert rows == list(range(6, 6 + 2 * images))
+    (size,) = {len(batch.idx) for batch in found}  # one shape is compiled
+    assert size % devices == 0
+    assert size <= devices * chunk
+    assert len(found) == -(-images // (devices * chunk))
+    for batch in found:
+        assert batch.idx[: batch.images].tolist() == list(range(batch.start, batch.stop))
+        assert (batch.idx[batch.images :] == 2 + images).all()
+
+
+def test_few_images_more_are_no_new_shape():
+    sizes = {len(device_batches(0, images, 64, 8)[0].idx) for images in range(100, 500, 10)}
+    assert len(sizes) <= 8
+
+
+def test_no_images_are_no_batches():
+    assert device_batches(5, 5, 4, 2) == []

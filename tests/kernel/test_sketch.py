@@ -6,7 +6,7 @@ import pytest
 
 from kernel.jacobian import fold, random_signs
 from kernel.ntk import empirical_ntk
-from kernel.options import KINDS
+from kernel.options import KINDS, Request
 from kernel.taps import per_example_gradients
 from tests.kernel_cases import mlp
 
@@ -33,7 +33,10 @@ def test_the_kernel_is_the_contraction_of_sketched_gradients():
     signs = random_signs(jacobian.shape[1], 40, np.random.default_rng(5))
     folded = np.asarray(fold(jnp.asarray(jacobian), jnp.asarray(signs), 40))
     kernel = empirical_ntk(
-        model, images, sketch=40, rng=np.random.default_rng(5), precision="float64", chunk=4
+        model,
+        images,
+        Request(sketch=40, precision="float64", chunk=4),
+        rng=np.random.default_rng(5),
     )
     np.testing.assert_allclose(kernel.values, folded @ folded.T, rtol=1e-12)
 
@@ -45,7 +48,7 @@ def test_positive_semi_definite_and_the_same_whatever_the_chunk_and_the_order(ki
     def sketched(x, chunk):
         rng = np.random.default_rng(3)
         return empirical_ntk(
-            model, x, kind, sketch=50, rng=rng, precision="float64", chunk=chunk
+            model, x, Request(kind, sketch=50, precision="float64", chunk=chunk), rng=rng
         ).values
 
     reference = sketched(images, 9)
@@ -59,7 +62,7 @@ def test_positive_semi_definite_and_the_same_whatever_the_chunk_and_the_order(ki
 
 def test_right_on_average_with_an_error_of_one_over_the_root_of_its_dimensions():
     model, images = problem()
-    exact = empirical_ntk(model, images, precision="float64").values
+    exact = empirical_ntk(model, images, Request(precision="float64")).values
     lengths = np.sqrt(np.outer(np.diag(exact), np.diag(exact)))
     draws = 200
     for buckets in (16, 64):
@@ -68,10 +71,8 @@ def test_right_on_average_with_an_error_of_one_over_the_root_of_its_dimensions()
                 empirical_ntk(
                     model,
                     images,
-                    sketch=buckets,
+                    Request(sketch=buckets, precision="float64", chunk=9),
                     rng=np.random.default_rng(seed),
-                    precision="float64",
-                    chunk=9,
                 ).values
                 - exact
                 for seed in range(draws)
@@ -87,17 +88,14 @@ def test_right_on_average_with_an_error_of_one_over_the_root_of_its_dimensions()
 
 def test_rademacher_is_right_on_average_for_trace():
     model, images = problem()
-    exact = empirical_ntk(model, images, "trace", precision="float64").values
+    exact = empirical_ntk(model, images, Request("trace", precision="float64")).values
     draws = np.stack(
         [
             empirical_ntk(
                 model,
                 images,
-                "rademacher",
-                probes=2,
+                Request("rademacher", probes=2, precision="float64", chunk=9),
                 rng=np.random.default_rng(seed),
-                precision="float64",
-                chunk=9,
             ).values
             for seed in range(200)
         ]

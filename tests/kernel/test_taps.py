@@ -12,7 +12,7 @@ from bridge.parity import certify
 from bridge.trace import mirror
 from kernel.model import Model
 from kernel.ntk import empirical_ntk
-from kernel.options import KINDS
+from kernel.options import KINDS, Request
 from kernel.taps import Tapped, per_example_gradients, tap_gradients
 from tests.small_networks import CLASSES, NETWORKS, SHAPE, build
 
@@ -142,7 +142,9 @@ def test_kernels_from_taps_are_those_of_grad(kind: str) -> None:
     model = twin.model()
     plain = without_taps(model)
     ours, theirs = (
-        empirical_ntk(m, images, kind, precision="float64", rng=np.random.default_rng(0)).values
+        empirical_ntk(
+            m, images, Request(kind, precision="float64"), rng=np.random.default_rng(0)
+        ).values
         for m in (model, plain)
     )
     np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12 * np.abs(theirs).max())

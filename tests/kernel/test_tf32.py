@@ -8,11 +8,11 @@ from kernel.covariance import Cross, Kernel
 from kernel.errors import KernelError
 from kernel.jacobian import Chunk
 from kernel.model import dtype_of, rounding_of
-from kernel.ntk import Sizes, decide, empirical_ntk
+from kernel.ntk import TF32_IMAGES, empirical_ntk, tf32_error
 from kernel.options import PRECISIONS, Precision, Request
-from kernel.plan import cast, mesh
+from kernel.plan import Sizes, cast, plan_query
 from kernel.posterior import DETERMINED, posterior
-from kernel.sharded import BLOCK, arithmetic, contract_on, product_error
+from kernel.sharded import contract_on, mesh
 from tests.kernel_cases import mlp, random_problem
 
 no_gpu = pytest.mark.skipif(jax.default_backend() == "gpu", reason="refused without a GPU only")
@@ -21,8 +21,8 @@ no_gpu = pytest.mark.skipif(jax.default_backend() == "gpu", reason="refused with
 @pytest.mark.gpu
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="TF32 is arithmetic of GPUs")
 def test_tf32_is_close_and_no_closer_than_its_eleven_bits(rng):
-    model, images = mlp(64, 256, 3, rng), rng.normal(size=(BLOCK, 64))
-    error = product_error(model, images, Request("trace"))
+    model, images = mlp(64, 256, 3, rng), rng.normal(size=(TF32_IMAGES, 64))
+    error = tf32_error(model, images, Request("trace"))
     # 2⁻¹¹ is the rounding of one factor; that of float32 is far below
     assert 1e-6 < error < 2**-10
 
@@ -31,17 +31,19 @@ def test_tf32_is_close_and_no_closer_than_its_eleven_bits(rng):
 def test_tf32_is_refused_without_a_gpu(rng):
     model, images = mlp(3, 4, 2, rng), rng.normal(size=(5, 3))
     with pytest.raises(KernelError, match=r"TF32 is arithmetic of NVIDIA GPUs .* use float32"):
-        product_error(model, images, Request())
+        tf32_error(model, images, Request())
 
 
 @pytest.mark.parametrize("kind", ["rademacher", "full"])
 def test_error_of_float32_against_float64(kind, rng):
-    model, images = mlp(6, 5, 3, rng), rng.normal(size=(BLOCK + 6, 6))
+    model, images = mlp(6, 5, 3, rng), rng.normal(size=(TF32_IMAGES + 6, 6))
     request = Request(kind, chunk=16)
     seeds = [np.random.default_rng(3) for _ in range(3)]
-    error = product_error(model, images, request, seeds[0], quick="float32", exact="float64")
+    error = tf32_error(model, images, request, seeds[0], precisions=("float32", "float64"))
     one, other = (
-        empirical_ntk(model, images[:BLOCK], kind, rng=seed, precision=precision).values
+        empirical_ntk(
+            model, images[:TF32_IMAGES], Request(kind, precision=precision), rng=seed
+        ).values
         for seed, precision in zip(seeds[1:], ("float32", "float64"), strict=True)
     )
     expected = np.linalg.norm(one - other) / np.linalg.norm(other)
@@ -52,12 +54,7 @@ def test_error_of_float32_against_float64(kind, rng):
 
 def test_an_arithmetic_has_no_error_against_itself(rng):
     model, images = mlp(3, 4, 2, rng), rng.normal(size=(5, 3))
-    assert product_error(model, images, Request(), quick="float32", exact="float32") == 0
-
-
-def test_unknown_arithmetic():
-    with pytest.raises(KernelError, match="unknown arithmetic 'bfloat16'; known: float32"):
-        arithmetic("bfloat16")
+    assert tf32_error(model, images, Request(), precisions=("float32", "float32")) == 0
 
 
 @pytest.mark.parametrize(("products", "word"), [("highest", "HIGHEST"), ("tensorfloat32", "HIGH")])
@@ -73,13 +70,13 @@ def test_products_are_compiled_for_a_gpu_in_what_was_asked_for(products, word):
 def test_a_kernel_in_tf32_is_refused_without_a_gpu(rng):
     model, images = mlp(3, 4, 2, rng), rng.normal(size=(5, 3))
     with pytest.raises(KernelError, match="TF32 is arithmetic of NVIDIA GPUs"):
-        empirical_ntk(model, images, precision="tf32")
+        empirical_ntk(model, images, Request(precision="tf32"))
 
 
 def test_a_sketch_in_tf32_is_refused(rng):
     model, images = mlp(3, 4, 2, rng), rng.normal(size=(5, 3))
     with pytest.raises(KernelError, match="a sketch has none: use float32"):
-        empirical_ntk(model, images, precision="tf32", sketch=4, rng=rng)
+        empirical_ntk(model, images, Request(precision="tf32", sketch=4), rng=rng)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -95,7 +92,7 @@ def test_the_engine_multiplies_in_the_precision_of_the_request(precision, rng, m
     # as on a GPU; a processor multiplies in float32 whatever it is told
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     model, images = mlp(3, 4, 2, rng), rng.normal(size=(5, 3))
-    kernel = empirical_ntk(model, images, "trace", precision=precision)
+    kernel = empirical_ntk(model, images, Request("trace", precision=precision))
     assert set(seen) == {"tensorfloat32" if precision == "tf32" else "highest"}
     assert kernel.precision == precision
 
@@ -103,13 +100,13 @@ def test_the_engine_multiplies_in_the_precision_of_the_request(precision, rng, m
 @pytest.mark.gpu
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="TF32 is arithmetic of GPUs")
 def test_a_kernel_in_tf32_differs_from_float32_by_the_error_that_is_told(rng):
-    model, images = mlp(64, 256, 3, rng), rng.normal(size=(BLOCK, 64))
+    model, images = mlp(64, 256, 3, rng), rng.normal(size=(TF32_IMAGES, 64))
     quick, exact = (
-        empirical_ntk(model, images, "trace", precision=precision).values
+        empirical_ntk(model, images, Request("trace", precision=precision)).values
         for precision in ("tf32", "float32")
     )
     found = np.linalg.norm(quick - exact) / np.linalg.norm(exact)
-    np.testing.assert_allclose(found, product_error(model, images, Request("trace")), rtol=0.1)
+    np.testing.assert_allclose(found, tf32_error(model, images, Request("trace")), rtol=0.1)
 
 
 def test_arrays_of_tf32_are_of_float32(rng):
@@ -117,13 +114,12 @@ def test_arrays_of_tf32_are_of_float32(rng):
     assert cast(model, "tf32").params["first.bias"].dtype == "float32"
     image = jax.ShapeDtypeStruct((3,), "float32")
     # features, a kernel between anchors and all, and a whole one
-    for sizes in (Sizes(4, 50, None, 5), Sizes(4, 50, 9), Sizes(4, 50)):
+    for sizes, sketch in ((Sizes(4, 50), 5), (Sizes(4, 50, 9), None), (Sizes(4, 50), None)):
         quick, single, double = (
-            decide(model, image, sizes, Request(precision=name))
+            plan_query(model, image, sizes, Request(precision=name, sketch=sketch)).kernel_bytes
             for name in ("tf32", "float32", "float64")
         )
-        assert quick == single
-        assert quick.kernel_gib < double.kernel_gib
+        assert quick == single < double
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

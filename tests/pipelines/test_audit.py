@@ -229,13 +229,13 @@ def test_a_loss_that_look_ahead_is_not_for_is_named(tmp_path):
 
 
 def test_a_kernel_that_does_not_fit_is_left_out_and_named(whole, monkeypatch, capsys):
-    real = audit_run.decide
+    real = audit_run.plan_query
 
-    def small_machine(model, image, sizes, request):
+    def small_machine(model, image, sizes, request, rng):
         gib = 1e-9 if request.kind == "full" else 1.0
-        return real(model, image, sizes, dataclasses.replace(request, memory_gib=gib))
+        return real(model, image, sizes, dataclasses.replace(request, memory_gib=gib), rng)
 
-    monkeypatch.setattr(audit_run, "decide", small_machine)
+    monkeypatch.setattr(audit_run, "plan_query", small_machine)
     found = measure(dataclasses.replace(whole.config, kinds=("single", "full"), repeats=1))
     assert {row.kind for row in found.rows} == {"single", NO_KERNEL}
     report.show(found, Console(width=200))

@@ -99,7 +99,7 @@ def test_every_way_of_making_a_batch(options, batch, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("arguments", [("--strategy", "margin"), ("--cycles", 0)])
 def test_without_a_kernel(arguments, monkeypatch, tmp_path):
-    monkeypatch.setattr(dry_run, "estimate", lambda *_: pytest.fail("nothing is to be timed"))
+    monkeypatch.setattr(dry_run, "estimate_cost", lambda *_: pytest.fail("nothing is to be timed"))
     said = shown(monkeypatch, tmp_path, *arguments)
     assert "No kernel is computed." in said
     assert "the last query" not in said
@@ -142,7 +142,7 @@ def test_the_refusal_says_how_much(monkeypatch, tmp_path, capsys):
 
 
 def test_the_kernel_refuses_before_anything_is_timed(monkeypatch, tmp_path):
-    monkeypatch.setattr(dry_run, "estimate", lambda *_, **__: pytest.fail("it was timed"))
+    monkeypatch.setattr(dry_run, "estimate_cost", lambda *_, **__: pytest.fail("it was timed"))
     config = RunConfig(
         dataset="digits",
         network="tests.own_network:make",

@@ -11,11 +11,10 @@ from torch import nn
 
 from bridge.trace import mirror
 from kernel.covariance import Features, Kernel
-from kernel.footprint import posterior_bytes
 from kernel.lookahead import outlook
-from kernel.ntk import Sizes, decide
 from kernel.options import CRITERIA, STREAMED, Request
-from kernel.posterior import posterior
+from kernel.plan import Sizes, plan_query
+from kernel.posterior import posterior, posterior_bytes
 from pipelines.config import RunConfig
 from pipelines.core.errors import PipelineError
 from pipelines.query import query
@@ -161,9 +160,9 @@ def test_a_run_is_refused_before_it_begins():
 def test_s_is_not_held_for_a_criterion_that_reads_the_kernel(sketch):
     model = mlp(5, 8, 3, np.random.default_rng(0))
     image = jax.ShapeDtypeStruct((5,), "float64")
-    request = Request("trace", precision="float64", chunk=4)
+    request = Request("trace", precision="float64", sketch=sketch, chunk=4)
     held, streamed = (
-        decide(model, image, Sizes(10, 2000, None, sketch, s), request) for s in (False, True)
+        plan_query(model, image, Sizes(10, 2000, None, s), request) for s in (False, True)
     )
     assert held.keep
     assert not streamed.keep
@@ -184,10 +183,9 @@ def test_memory_is_within_what_is_predicted(criterion, form, rng):
         labelled,
         candidates,
         classes=classes,
-        dimensions=dimensions,
-        precision="float64",
+        features=dimensions,
         keep=False,
-        beside=True,
+        streamed=True,
     )
     tracemalloc.start()
     try:
@@ -198,5 +196,5 @@ def test_memory_is_within_what_is_predicted(criterion, form, rng):
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert predicted.given + peak <= predicted.peak
-    assert predicted.peak < predicted.given + 2 * candidates**2 * 8
+    assert given.values.nbytes + peak <= predicted
+    assert predicted < given.values.nbytes + 2 * candidates**2 * 8

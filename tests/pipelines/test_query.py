@@ -9,8 +9,8 @@ from bridge.errors import ParityError
 from bridge.trace import mirror
 from bridge.twin import At, Places, twin
 from kernel.errors import KernelError
+from kernel.ntk import tf32_error
 from kernel.options import KINDS
-from kernel.sharded import product_error
 from pipelines.core.errors import PipelineError
 from pipelines.query import query
 from pipelines.strategies import STRATEGIES, needing
@@ -115,9 +115,9 @@ def test_the_error_of_tf32_is_told_where_it_is_used(model, images, monkeypatch):
     assert "tf32_error" not in exact.diagnostics
 
     def narrower(*arguments):  # what a processor can do
-        return product_error(*arguments, quick="float32", exact="float64")
+        return tf32_error(*arguments, precisions=("float32", "float64"))
 
-    monkeypatch.setattr("pipelines.strategies.lookahead.product_error", narrower)
+    monkeypatch.setattr("pipelines.strategies.lookahead.tf32_error", narrower)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     settings = KernelConfig(kind="rademacher", precision="tf32")
     assert (

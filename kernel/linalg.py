@@ -1,0 +1,234 @@
+"""Dense linear algebra where the arrays are: NumPy and SciPy on a CPU, JAX elsewhere.
+
+On a CPU nothing compiles, and large products go tile by tile, a single-threaded BLAS call each, on
+all cores: a BLAS that divides one product between threads waits, spinning, for the slowest of them
+(4.3 times the processor time of a whole kernel on a busy machine). On other devices arrays are
+padded with zeros to multiples of a block (a factor with the identity), so that few shapes are
+compiled. Which of the two is decided where arrays are placed; from then on their type says it.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+from jaxtyping import Array, Float
+from threadpoolctl import threadpool_limits
+
+from kernel import x64  # noqa: F401
+
+# Labelled rows and candidates are padded to multiples of these.
+LABELLED = 256
+CANDIDATES = 512
+# A tile of rows of S has at most this many entries: 128 MiB of float64.
+_TILE_ENTRIES = 2**24
+# Rows updated at a time on a CPU by an outer product: the product stays in the cache.
+_CACHED_ROWS = 32
+_LINE = 64  # bytes; JAX takes over arrays that begin on one without a copy
+
+Matrix = np.ndarray | Array
+
+
+def on_host() -> bool:
+    """Whether matrices stay in NumPy: the default device is a CPU."""
+    return jax.default_backend() == "cpu"
+
+
+def padded(size: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-size // multiple) * multiple
+
+
+def tile_rows(width: int) -> int:
+    """Rows of a tile of this padded width: a power of two, 64 to 512."""
+    rows = 512
+    while rows > 64 and rows * width > _TILE_ENTRIES:
+        rows //= 2
+    return rows
+
+
+def aligned_zeros(rows: int, columns: int) -> Float[np.ndarray, "rows columns"]:
+    """Zeros in memory that JAX can read without copying them."""
+    memory = np.zeros(rows * columns * 8 + _LINE, np.uint8)
+    start = -memory.ctypes.data % _LINE
+    return memory[start : start + rows * columns * 8].view(np.float64).reshape(rows, columns)
+
+
+def to_device(array: Matrix, shape: tuple[int, ...], dtype: str = "float64") -> Array:
+    """On JAX's default device, with zeros appended up to `shape`."""
+    if isinstance(array, Array):
+        widths = [(0, wanted - size) for wanted, size in zip(shape, array.shape, strict=True)]
+        return jnp.pad(array.astype(dtype), widths)
+    whole = np.zeros(shape, dtype)
+    whole[tuple(slice(size) for size in array.shape)] = array
+    return jnp.asarray(whole)
+
+
+class Lower(NamedTuple):
+    """A lower Cholesky factor.
+
+    Attributes:
+        values: on a CPU (rows, rows); on a device padded with the identity.
+        rows: without the padding.
+    """
+
+    values: Matrix
+    rows: int
+
+    @property
+    def pivots(self) -> Float[np.ndarray, " rows"]:
+        """Squares of the diagonal: what was left of each row when its turn came."""
+        return np.asarray(self.values.diagonal())[: self.rows] ** 2
+
+
+def lower_factor(matrix: Float[np.ndarray, "rows rows"], shift: float, host: bool) -> Lower | None:
+    """The factor of matrix + shift·I; None where there is none."""
+    rows = len(matrix)
+    if host:
+        shifted = np.array(matrix, np.float64)
+        shifted.flat[:: rows + 1] += shift
+        try:
+            return Lower(np.linalg.cholesky(shifted), rows)
+        except np.linalg.LinAlgError:
+            return None
+    size = padded(rows, LABELLED)
+    whole = np.eye(size)
+    whole[:rows, :rows] = matrix
+    whole.flat[: rows * (size + 1) : size + 1] += shift
+    factor = jnp.linalg.cholesky(jnp.asarray(whole))
+    return Lower(factor, rows) if bool(jnp.isfinite(factor).all()) else None
+
+
+def solve_lower(factor: Lower, right: Matrix) -> Matrix:
+    """C⁻¹B. On a device `right` has the rows of the padded factor, and so has the result."""
+    if isinstance(factor.values, np.ndarray):
+        if factor.rows == 1:  # BLAS would wake its threads for it
+            return right / factor.values[0, 0]
+        return _solve_columns(factor.values, np.asarray(right, np.float64))
+    return _solve(factor.values, jnp.asarray(right, jnp.float64))
+
+
+def row_blocks(rows: int, size: int) -> list[tuple[int, int]]:
+    """Start and stop of consecutive blocks of at most `size` rows."""
+    return [(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def subtract_outer(
+    matrix: Matrix, left: Float[np.ndarray, "rows rank"], right: Float[np.ndarray, "columns rank"]
+) -> Matrix:
+    """Matrix − left rightᵀ, in the memory of `matrix`, which is gone afterwards."""
+    if not isinstance(matrix, np.ndarray):
+        rank = padded(left.shape[1], 8)
+        return _subtract_outer(
+            matrix,
+            to_device(left, (matrix.shape[0], rank)),
+            to_device(right, (matrix.shape[1], rank)),
+        )
+    rank = left.shape[1]
+    size = _CACHED_ROWS if rank == 1 else tile_rows(len(right))
+    product = np.empty((min(size, len(matrix)), len(right)))
+    for start in range(0, len(matrix), size):
+        rows = matrix[start : start + size]
+        out = product[: len(rows)]
+        if rank == 1:
+            np.multiply(left[start : start + size], right[:, 0], out=out)
+        else:
+            np.matmul(left[start : start + size], right.T, out=out)
+        rows -= out
+    return matrix
+
+
+@jax.jit
+def _solve(factor, right):
+    return jax.scipy.linalg.solve_triangular(factor, right, lower=True)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _subtract_outer(matrix, left, right):
+    return matrix - left @ right.T
+
+
+# Rows of a tile: a product large enough for BLAS, small enough to share out.
+TILE = 512
+
+
+def add_gram(
+    values: Float[np.ndarray, "rows rows"], rows: Float[np.ndarray, "rows columns"]
+) -> None:
+    """Values += rows rowsᵀ: products in the dtype of the rows, half of them by symmetry."""
+    count = len(rows)
+    # at least some tiles a core, however few rows there are
+    tile = max(1, min(TILE, -(-count // (2 * cores()))))
+
+    def add(i: int, j: int) -> None:
+        block = rows[i : i + tile] @ rows[j : j + tile].T
+        values[i : i + tile, j : j + tile] += block
+        if i != j:
+            values[j : j + tile, i : i + tile] += block.T
+
+    starts = range(0, count, tile)
+    _in_threads([(i, j) for i in starts for j in starts if j >= i], add)
+
+
+def add_products(
+    values: Float[np.ndarray, "rows others"],
+    rows: Float[np.ndarray, "rows columns"],
+    others: Float[np.ndarray, "others columns"],
+) -> None:
+    """Values += rows othersᵀ, products in the dtype of the rows."""
+    tile = max(1, min(TILE, -(-len(rows) // (2 * cores()))))
+
+    def add(i: int) -> None:
+        values[i : i + tile] += rows[i : i + tile] @ others.T
+
+    _in_threads([(i,) for i in range(0, len(rows), tile)], add)
+
+
+def subtract_gram(
+    matrix: Float[np.ndarray, "rows rows"], a: Float[np.ndarray, "inner rows"]
+) -> None:
+    """Matrix −= AᵀA in place; `matrix` is symmetric and may be a part of a larger array."""
+    tile = max(1, min(TILE, -(-len(matrix) // (2 * cores()))))
+
+    def subtract(i: int, j: int) -> None:
+        block = a[:, i : i + tile].T @ a[:, j : j + tile]
+        matrix[i : i + tile, j : j + tile] -= block
+        if i != j:
+            matrix[j : j + tile, i : i + tile] -= block.T
+
+    starts = range(0, len(matrix), tile)
+    _in_threads([(i, j) for i in starts for j in starts if j >= i], subtract)
+
+
+def _solve_columns(
+    factor: Float[np.ndarray, "inner inner"], right: Float[np.ndarray, "inner rows"]
+) -> Float[np.ndarray, "inner rows"]:
+    """C⁻¹B for a lower triangular C, some columns of B at a time, each column in one piece."""
+    solved = np.empty(right.shape[::-1]).T  # as LAPACK returns them
+
+    def solve(start: int) -> None:
+        own = slice(start, start + TILE)
+        solved[:, own] = scipy.linalg.solve_triangular(
+            factor, right[:, own], lower=True, check_finite=False
+        )
+
+    _in_threads([(start,) for start in range(0, right.shape[1], TILE)], solve)
+    return solved
+
+
+def cores() -> int:
+    """Of this machine, those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _in_threads(tiles: list[tuple[int, ...]], work: Callable[..., None]) -> None:
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(cores()) as pool:
+        for done in [pool.submit(work, *tile) for tile in tiles]:
+            done.result()

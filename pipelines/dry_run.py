@@ -135,8 +135,8 @@ def _kernel(
         rows["batch"] = _batch(config)
     if sample is not None:
         rows["change summed over"] = f"{sample:,} candidates"
-    if sketch is not None:
-        rows["sketch"] = f"{sketch:,} dimensions"
+    if settings.sketch is not None:
+        rows["sketch"] = f"{settings.sketch:,} dimensions"
     return rows
 
 

@@ -1,27 +1,12 @@
-"""S, the posterior covariance of the candidates: kept, or computed again whenever it is read.
+"""Posterior covariance S of the candidates, and the forms of a kernel that it is made of.
 
-From rows of S, or from features Φ or rows of K, and A = C⁻¹K_LU with S = Φ_UΦ_Uᵀ − AᵀA, to what
-every criterion reads: tiles S[x, :] for reference points x of a sample and all candidates at once,
-always of one shape, and single columns S[:, q] (docs/mathematics.md, 1).
-
-Dense linear algebra in float64 where the arrays are: NumPy and SciPy on a CPU, JAX elsewhere.
-
-From matrices to factors, solutions and updates in place. On a CPU nothing compiles, and BLAS does
-half the work for a matrix times its own transpose. On other devices arrays are padded with zeros to
-multiples of a block (a factor with the identity), so that few shapes are ever compiled. Which of
-the two is decided once, where arrays are placed; from then on their type says it.
-
-What S is streamed from: features or rows of K, and A, which grows by a row for every label.
-
-From Φ_U and A = C⁻¹K_LU to rows S[x, :] = φ_x Φ_Uᵀ − a_xᵀA, in the dtype of the features, or from
-K_UU and A to S[x, :] = K[x, :] − a_xᵀA in float64; by NumPy on a CPU and by JAX, padded, elsewhere
-(docs/mathematics.md, 1).
-
-The three forms in which a posterior is given a kernel, read through one set of blocks.
-
-From a dense kernel, features whose inner products are the kernel, or a kernel between anchors and
-everything, to the blocks that conditioning needs: K_LL, K_LU by columns, the candidates' diagonal
-and rows of K_UU. "Rows" are examples, or example-class pairs of the kind `full`.
+A posterior is given a dense kernel, features whose inner products are the kernel, or the kernel
+between anchors and all images; `Blocks` reads each of them as K_LL, K_LU by columns, the
+candidates' diagonal and rows of K_UU. "Rows" are examples, or example-class pairs of the kind
+`full`. S is kept, or streamed: S[x, :] = φ_x Φ_Uᵀ − a_xᵀA from features in their own dtype, S[x, :]
+= K[x, :] − a_xᵀA from a kernel in float64, with A = C⁻¹K_LU (docs/mathematics.md, 1). Criteria read
+tiles S[x, :] of one shape, for the reference points x of a sample and all candidates, and single
+columns S[:, q].
 """
 
 from collections.abc import Callable, Iterator

@@ -1,43 +1,15 @@
-"""Variance reduction and loss reduction, to first order: one product with S each.
+"""Look-ahead criteria: scores of all candidates at once, from the posterior.
 
-From a posterior to one score a candidate (docs/mathematics.md, 3).
+Labelling x' with y' moves the prediction at x by W[x,x']·R_x' with W = S/(s+λ), so nothing is
+solved candidate by candidate (docs/mathematics.md, 3, with the errata).
 
-What a look-ahead criterion can be asked for, checked when it is made.
-
-What every outlook has: its posterior, and what is read of it.
-
-What criteria that sweep over S share: weights, sums over the sample, and what is left out.
-
-From a posterior and a function of tiles of S to one number a candidate.
-
-MaxDet: the batch that the kernel, given the labels so far, says is the most varied.
-
-From a posterior to the candidate with the most remaining variance, again and again: pivoted
-Cholesky on S, which is greedy for log det(S_BB + λI) and reads only the columns of what is picked
-(Holzmüller et al. 2023; docs/mathematics.md, 3).
-
-From logits to the labels that candidates are expected to get.
-
-Expected error reduction: how sure would the network be of all candidates, after each label?
-
-From a posterior to minus the expected sum of entropies, for all candidates and labels at once
-(Roy and McCallum 2001 with log loss; docs/mathematics.md, 3).
-
-Most likely model output change: how far would retraining with each candidate move the network?
-
-From a posterior to one score a candidate, for all candidates at once. Labelling x' with y' moves
-the prediction at x by W[x,x']·R_x' with W = S/(s+λ), so that nothing is solved for a candidate by
-itself ([L] Eqs. 12 and 13; docs/mathematics.md, 3, with the errata).
-
-Expected model output change: MLMOC's sum, expected over the label a candidate might get.
-
-From a posterior and label probabilities to one score a candidate ([L] §3.2, after Freytag et al.
-2014; docs/mathematics.md, 3).
-
-Flips: of how many candidates would the predicted class be another, after each label?
-
-From a posterior to counts, for all candidates at once. What the published code of [L] maximises;
-against clusters' labels it is NTKCPL (Wen et al. 2023; docs/mathematics.md, 3).
+- `mlmoc`: most likely model output change ([L] Eqs. 12 and 13);
+- `emoc`: the same, expected over the label ([L] §3.2, after Freytag et al. 2014);
+- `eer`: expected error reduction, by entropies after each label (Roy and McCallum 2001);
+- `flip`: how many candidates' argmax changes, which the published code of [L] maximises; against
+  labels of clusters it is NTKCPL (Wen et al. 2023);
+- `ev_gp`, `loss_change`: variance reduction, and loss reduction to first order;
+- `max_det`: pivoted Cholesky on S, greedy for log det(S_BB + λI) (Holzmüller et al. 2023).
 """
 
 from collections.abc import Callable

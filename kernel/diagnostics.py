@@ -1,36 +1,10 @@
-"""How far the gains of single images add up to the gain of them together: the ratio R of [D].
+"""Diagnostics of a kernel and of training dynamics ([P]; [D]; docs/mathematics.md, 2 and 6).
 
-From norms and inner products of loss gradients to Δ({u}|S) and Δ(Q|S), with
-Δ(Q|S) = ‖g_S + g_Q‖² − ‖g_S‖², and R(Q|S) = Σ_u Δ({u}|S) / Δ(Q|S). Where R is near 1, the b best
-images are the best b images.
-
-How well a scalar-valued kernel K stands for the full one: K ⊗ I_C against Θ.
-
-From a full kernel to the scalar-valued kinds, all contractions of it, their distance from it, and
-kernel regression with either (docs/mathematics.md, 2; [P]).
-
-What the images of a set do to each other in training: G_MSE and alignment, of any sets at once.
-
-From a kernel and one vector over the classes for each image to the matrix M_ij = v_iᵀΘ_ij v_j, over
-which both are sums: with residuals f − y, G_MSE; with labels y, the alignment A. Or, without
-a kernel, from the network itself for one set ([D]; docs/mathematics.md, 6).
-
-The bound on the error of generalisation that [D] sets beside the training dynamics.
-
-From the kernel of a labelled set and its labels to B = sqrt(2 Tr[YᵀΘ⁻¹Y] / n) (Arora et al. 2019,
-then [D]), with what tells how far to trust it: the eigenvalues at both ends.
-
-How fast a kernel lets the error on its images fall, and between what limits.
-
-From a kernel and the residual of its images to Tr[RᵀR] as training goes on in the linearised
-network, by the eigenvalues of the kernel: under gradient flow, and under gradient descent with a
-rate ([D] Eqs. 16 and 17; what is taken from it and what is derived, docs/mathematics.md, 6).
-
-Kendall's rank correlation between two measures of the same sets, with a bootstrap interval.
-
-How far two samples of images are apart, as the kernel sees it: maximum mean discrepancy.
-
-From a kernel and sets of its images to ‖mean of φ over the one − mean over the other‖ in its RKHS.
+Distances of scalar-valued kernels K ⊗ I_C from the full Θ, and regression with either; the
+approximation ratio R(Q|S) = Σ_u Δ({u}|S) / Δ(Q|S); G_MSE and alignment of sets, from a kernel or
+from the network; the bound B = sqrt(2 Tr[YᵀΘ⁻¹Y] / n) (Arora et al. 2019); the decay of the
+residual under gradient flow and descent ([D] Eqs. 16 and 17); Kendall's τ-b with a bootstrap
+interval; MMD in the kernel's RKHS.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,18 +1,9 @@
-"""Loss gradients in few dimensions, by which images are compared without keeping a gradient.
+"""dynamicAL: the gain in training dynamics of one more image ([D], Eq. 8).
 
-From images and a cotangent for each to rows of k numbers whose inner products are, on average,
-those of their gradients (`kernel.jacobian`).
-
-How much one more image would add to the training dynamics: dynamicAL's criterion ([D], Eq. 8).
-
-From logits and labels to the loss's cotangents, and from a network, candidates and the summed
-gradient of the labelled set to Δ(x_u) = ‖g_u‖² + γ g_u·g_S for every candidate under its
-pseudo-label: one pass gives both terms, for every γ (docs/mathematics.md, 6).
-
-A batch whose gradients differ from each other: a variant of dynamicAL that is not the paper's.
-
-From the candidates' scores and gradients, folded or whole, to picks, each score less what a pick
-already has of it (docs/mathematics.md, 6).
+Δ(x_u) = ‖g_u‖² + γ g_u·g_S for every candidate under its pseudo-label; one pass gives both terms,
+for every γ (docs/mathematics.md, 6). Gradients folded to k dimensions compare images without
+keeping a gradient; the batch mode `dissimilar`, which is not the paper's, takes from each score
+what the picks already have of it.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What the kernel side refuses, and why."""
+"""Exceptions of the kernel side."""
 
 from collections.abc import Sequence
 

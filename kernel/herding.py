@@ -1,24 +1,10 @@
-"""MaxHerding and UHerding: label what covers most of what is not covered yet, or not certain.
+"""Herding on the empirical NTK: MaxHerding, UHerding and NTKCPL.
 
-From a kernel, its posterior and the labels to the gain in (uncertainty) coverage of every
-candidate: Bae, Oliveira, Sutherland, ECCV 2024 and ICLR 2025, on the empirical NTK
-(docs/mathematics.md, 3, which says where this departs from them).
-
-How far predictions can be trusted: a temperature, and how uncertain it leaves each candidate.
-
-From the labelled block of the kernel to a temperature by leave-one-out kernel regression, and from
-logits to the uncertainty of each candidate (docs/mathematics.md, 3).
-
-NTKCPL: label what would bring the most predictions in line with clusters of the candidates.
-
-From a kernel, its posterior and the labels to how many candidates would be predicted to be of their
-cluster's class, after each label: the empirical risk under clusters' pseudo-labels of Wen, Pizarro
-and Williams 2023 (docs/mathematics.md, 3, which says how the clusters here are made).
-
-Coverage: how near is each candidate to something labelled, by the normalised kernel?
-
-From a kernel to k̂(x,x') = k(x,x')/√(k(x,x)k(x',x')), its largest value m(x) to anything labelled or
-picked, and what each further pick would add to it (docs/mathematics.md, 3).
+Coverage is measured by k̂(x,x') = k(x,x')/√(k(x,x)k(x',x')) and its largest value m(x) to anything
+labelled or picked; UHerding weighs it by the uncertainty of calibrated probabilities, their
+temperature found by leave-one-out kernel regression on the labelled block (Bae, Oliveira,
+Sutherland, ECCV 2024 and ICLR 2025). NTKCPL scores agreement with pseudo-labels of clusters (Wen,
+Pizarro, Williams 2023). Where these depart from the papers: docs/mathematics.md, 3.
 """
 
 from collections.abc import Sequence

@@ -1,19 +1,13 @@
-"""The analytic NTK of a network of infinite width between labelled images and candidates.
+"""The analytic NTK of a network of infinite width, between labelled images and candidates.
 
-From an architecture and images to a kernel in a form that a posterior takes, by tiles of pairs of
-images (Arora et al. 2019; Novak et al. 2020). Because the network ends in a mean over pixels, the
-covariances of all pairs of pixels of two images are needed: time and memory grow with
-images² · pixels², so that small images are the only ones that a CPU gets through.
+Computed by neural-tangents in tiles of pairs of images (Arora et al. 2019; Novak et al. 2020).
+Because the network ends in a mean over pixels, the covariances of all pairs of pixels of two images
+are needed: time and memory grow with images² · pixels², feasible on a CPU for small images alone.
 
-The networks of the papers at infinite width, as neural-tangents has them.
-
-From a network's name and its depth to its layers: the same convolutions, strides, padding and
-residual sums as in `trainer.networks`, without BatchNorm, which has no analytic kernel, and with
-means in the place of maxima, which have none either. Widths do not matter: they are infinite.
-
-Parametrised as the kernel of Jacot, Gabriel, Hongler (2018): weights W_std/√fan-in and biases b_std
-times standard normal parameters; W_std is √2 for convolutions and 1 for the last layer, b_std 0.1
-wherever the network of finite width has a bias.
+The architectures are those of `trainer.networks` without BatchNorm, which has no analytic kernel,
+and with means in place of maxima. Parametrised as in Jacot, Gabriel, Hongler (2018): weights
+W_std/√fan-in and biases b_std times standard normal parameters; W_std is √2 for convolutions and 1
+for the last layer, b_std 0.1 wherever the network of finite width has a bias.
 """
 
 import warnings

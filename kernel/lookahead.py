@@ -1,15 +1,9 @@
-"""Look-ahead criteria: from a posterior to scores of all candidates, and on after every label.
+"""Look-ahead by criterion: scores of all candidates, and again after every further label.
 
-Look-ahead without blocks: the system with one more label solved whole, candidate by candidate.
-
-From a kernel to the scores of `kernel.criteria`, the same to rounding, by the way that [L]
-compares its own with: O(L³ + MLC) for every candidate, L labels, M reference points, C classes.
-
-What a look-ahead criterion sees from where the labels are now, and after each further one.
-
-From a criterion's name, a kernel and its posterior to an object with scores for all candidates,
-that labels are absorbed into: batches, conditioned batches and the mode without training all
-use it.
+An outlook has a criterion's scores for one state of the labels and absorbs labels into the next:
+batches, conditioned batches and the mode without training all use it. `mlmoc_augmented` is the same
+criterion without blocks, the augmented system solved candidate by candidate in O(L³ + MLC) (L
+labels, M reference points, C classes), which [L] compares its own way with.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,24 +1,10 @@
 """The posterior of kernel regression on the labelled set, at every candidate.
 
-From kernel blocks, targets and logits to S (what remains to be learnt at each candidate and how
-candidates move together), D (what the linearised network would still change by fitting its labels)
-and G = f_U + D. One Cholesky factor and one triangular solve, in float64, for all
-candidates (docs/mathematics.md, 1).
-
-Conditioning on the labelled set: A, what it explains of the candidates, D and S.
-
-From a kernel's blocks and the Cholesky factor of K_LL to A = C⁻¹K_LU, the diagonal of AᵀA,
-D = AᵀC⁻¹(Y − f_L) and S = K_UU − AᵀA, by NumPy on a CPU and by JAX, padded, elsewhere.
-
-A Cholesky factor of the labelled block that can be trusted, or the reason why there is none.
-
-From K_LL and a ridge to the factor with the smallest jitter of a ladder whose pivots all exceed the
-rounding of the entries (docs/mathematics.md, 3, *Singular kernels*).
-
-Absorbing labels without training: the posterior as if they had been in the labelled set.
-
-From a posterior, candidates B and their labels to the posterior given those too. With
-FFᵀ = S_BB + λI and V = S[:,B]F⁻ᵀ: G += VF⁻¹(Y_B − G_B), S −= VVᵀ. One at a time, as a block and
+S (what remains to be learnt at each candidate and how candidates move together), D (what the
+linearised network would still change by fitting its labels) and G = f_U + D, by one Cholesky factor
+of K_LL with the smallest jitter of a ladder that can be trusted, and one triangular solve, in
+float64 (docs/mathematics.md, 1 and 3). Absorbing labels of candidates B without training, with FFᵀ
+= S_BB + λI and V = S[:,B]F⁻ᵀ: G += VF⁻¹(Y_B − G_B), S −= VVᵀ. One at a time, as a block and
 factorising anew agree to rounding, in any order.
 """
 

@@ -1,21 +1,32 @@
-"""List of commands: python -m pipelines."""
+"""Commands: `python -m pipelines` lists them, `python -m pipelines NAME` runs `pipelines.NAME`."""
 
 import ast
+import runpy
+import sys
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.core.terminal import plainly
 from trainer.data import DATASETS
+from trainer.errors import lookup
 
 FOLDER = Path(__file__).parent
 
 
 def main() -> None:
-    """Print every command with the first line of its docstring, importing none of them."""
-    console = Console()
+    """Run the command that is named, or print the list of them, importing none."""
     packages = sorted(path.parent.name for path in FOLDER.glob("*/__main__.py"))
-    for title, names in (("Active learning on", [*DATASETS]), ("Also", ["demo", *packages])):
+    groups = (("Active learning on", [*DATASETS]), ("Also", ["demo", *packages]))
+    if sys.argv[1:] and sys.argv[1] not in ("-h", "--help"):
+        name = sys.argv.pop(1)
+        with plainly():
+            lookup(dict.fromkeys(name for _, names in groups for name in names), name, "command")
+        runpy.run_module(f"pipelines.{name}", run_name="__main__", alter_sys=True)
+        return
+    console = Console()
+    for title, names in groups:
         table = Table("python -m …", "", title=title, title_justify="left", box=None)
         for name in names:
             table.add_row(f"pipelines.{name}", _first_line(name))

@@ -77,6 +77,14 @@ sys.exit(status)
     assert ended.stdout.splitlines()[-1] == "imported:"
 
 
+def test_an_unknown_command_is_answered_with_the_nearest(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["pipelines", "mnits"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("pipelines", run_name="__main__")
+    assert stop.value.code == terminal.FAILED
+    assert "did you mean 'mnist'?" in capsys.readouterr().err
+
+
 def test_help_is_readable(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         command(monkeypatch, "--help", script="mnist")

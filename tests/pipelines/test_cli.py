@@ -2,6 +2,7 @@ import errno
 import importlib
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path

@@ -191,9 +191,7 @@ def test_a_network_that_casts_by_itself_is_held_to_what_it_keeps() -> None:
     assert outcome.logits_float64 < outcome.tolerance_float64
     # Rounding to float32 shows: a few logits may agree by luck, all gradients do not.
     assert 1e-12 < outcome.gradients < outcome.tolerance_gradients
-    assert any(
-        "goes to a lower precision at test_bridge_certificate" in r for r in outcome.exceptions
-    )
+    assert any("goes to a lower precision at test_certificate" in r for r in outcome.exceptions)
 
 
 def test_an_operator_whose_derivative_torch_rounds_is_named() -> None:

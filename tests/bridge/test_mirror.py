@@ -218,7 +218,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "noise": (
         lambda: Net(lambda self, x: self.head(x.flatten(1) + torch.randn_like(x.flatten(1)))),
-        r"test_bridge_mirror\.py:\d+.*aten\.randn_like\.default draws random numbers",
+        r"test_mirror\.py:\d+.*aten\.randn_like\.default draws random numbers",
     ),
     "branch on data": (lambda: Net(mean_branch), r"depends on the values of the images"),
     "fixed batch": (

@@ -204,14 +204,14 @@ def looped(self: Any, x: Tensor) -> Tensor:
 
 # What torch2jax by itself takes one side of, never returns from, forgets, or makes an assertion of.
 EXPLICIT: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
-    "branch on data": (two_sides, r"\(test_bridge_routes\.py:\d+: return x if .*depends on the va"),
+    "branch on data": (two_sides, r"\(test_routes\.py:\d+: return x if .*depends on the va"),
     "item": (lambda self, x: x * torch.mean(x).item(), r"depends on the values of the images"),
     "noise": (lambda self, x: x + torch.randn_like(x), r"draws random numbers in eval mode"),
     "changed buffer": (changed, r"forward changes seen, so that its logits depend"),
     "fixed batch": (lambda self, x: x.reshape(2, *SHAPE), r"torch2jax cannot run the network"),
     "function it lacks": (
         lambda self, x: F.softplus(x),
-        r"\(test_bridge_routes\.py:\d+: .*NotImplementedError: Unhandled function call",
+        r"\(test_routes\.py:\d+: .*NotImplementedError: Unhandled function call",
     ),
     "assertion": (
         lambda self, x: F.max_pool2d(x, 2, ceil_mode=True),

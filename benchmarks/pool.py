@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import tyro
 from scipy.stats import rankdata
@@ -26,7 +25,7 @@ from kernel.covariance import Given
 from kernel.criteria import mlmoc
 from kernel.ntk import query_kernel
 from kernel.options import Request
-from kernel.plan import Plan, Sizes, plan_query
+from kernel.plan import Plan
 from kernel.posterior import Posterior, absorb, posterior
 from pipelines.strategies.base import reference_sample
 from trainer import data
@@ -80,18 +79,15 @@ def measure(settings: Settings, candidates: int) -> Run:
     known = slice(settings.labelled)
     sample = reference_sample(candidates, settings.sample, rng)
     request = Request(sketch=settings.sketch, memory_gib=settings.memory_gib)
-    image = jax.ShapeDtypeStruct(images.shape[1:], "float32")
     stages: dict[str, Stage] = {}
     watch = lambda name, work: _noted(stages, name, work)
     # what is compiled once a run is compiled here, on a few images
     rng_of_few = np.random.default_rng(settings.seed)
-    few = plan_query(model, image, Sizes(1, 63), request, rng_of_few)
-    query_kernel(model, images[:64], few, rng=rng_of_few)
+    query_kernel(model, images[:64], 1, request, rng=rng_of_few)
     answers, memory = watch("predict", lambda: logits(network, images).astype(np.float64))
-    sizes = Sizes(settings.labelled, candidates, None if sample is None else len(sample))
-    plan = plan_query(model, image, sizes, request, rng)
-    kernel, _ = watch(
-        "gradients", lambda: query_kernel(model, images, plan, sample=sample, rng=rng)
+    (kernel, plan), _ = watch(
+        "gradients",
+        lambda: query_kernel(model, images, settings.labelled, request, sample=sample, rng=rng),
     )
     scores = _sampled(watch, kernel, plan, targets, answers, sample, settings.labelled)
     agreement = None

@@ -19,13 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int64
+from scipy.special import softmax
 
 from kernel.covariance import Block, Covariance
 from kernel.errors import KernelError
 from kernel.linalg import CANDIDATES
 from kernel.options import REFERENCES, Options
 from kernel.posterior import Posterior, absorb_block
-from kernel.probabilities import label_probabilities, one_hot
+from kernel.simplex import simplex_projection
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,22 @@ def seen_by_variance(posterior: Posterior, options: Options) -> Determinant:
     refuse_full("max_det", posterior)
     none = np.zeros((0, len(posterior.variance)))
     return Determinant(posterior, options, posterior.variance, none)
+
+
+def one_hot(logits: Float[np.ndarray, "rows classes"]) -> Float[np.ndarray, "rows classes"]:
+    """The label of the largest logit; of the first of several."""
+    return np.eye(logits.shape[1])[logits.argmax(axis=1)]
+
+
+def label_probabilities(
+    logits: Float[np.ndarray, "rows classes"], options: Options
+) -> Float[np.ndarray, "rows classes"]:
+    """p(c|x) by the rule `options.labels`."""
+    if options.labels == "one_hot":
+        return one_hot(logits)
+    if options.labels == "softmax":
+        return softmax(options.beta * logits, axis=1)
+    return simplex_projection(logits)
 
 
 def eer(posterior: Posterior, options: Options) -> Float[np.ndarray, " candidates"]:

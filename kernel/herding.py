@@ -21,13 +21,20 @@ from scipy.optimize import minimize_scalar
 from scipy.special import entr, log_softmax, softmax
 
 from kernel.covariance import Block, Blocks, Covariance, Cross, Features, Given
-from kernel.criteria import Seen, agreeing, rebased, refuse_full, settled, total
+from kernel.criteria import (
+    Seen,
+    agreeing,
+    label_probabilities,
+    rebased,
+    refuse_full,
+    settled,
+    total,
+)
 from kernel.errors import KernelError
 from kernel.linalg import row_blocks
 from kernel.model import rounding_of
 from kernel.options import Options
 from kernel.posterior import Posterior, absorb_block, prior
-from kernel.probabilities import label_probabilities
 
 # Of a network whose logits are about 0 or 1: from odds of e²⁰ to odds of e^0.2.
 COLDEST, WARMEST = 0.05, 5.0

@@ -24,6 +24,7 @@ from kernel.criteria import (
     flip,
     loss_change,
     mlmoc,
+    one_hot,
     rebased,
     seen_by_variance,
 )
@@ -32,7 +33,6 @@ from kernel.herding import max_herding, ntkcpl, uherding
 from kernel.options import CRITERIA, REFERENCES, Options
 from kernel.plan import Report
 from kernel.posterior import DETERMINED, Posterior, absorb_block, trusted_factor
-from kernel.probabilities import one_hot
 
 
 def mlmoc_augmented(

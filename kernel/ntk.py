@@ -20,7 +20,7 @@ from kernel.errors import KernelError
 from kernel.linalg import add_gram
 from kernel.model import Model, dtype_of
 from kernel.options import Precision, Request
-from kernel.plan import Plan, Progress, Report, cast, plan_kernel
+from kernel.plan import Plan, Progress, Report, Sizes, cast, plan_kernel, plan_query
 from kernel.sharded import contract_sharded, matmul_precision, mesh_unless_host, sketches_sharded
 
 # Multiplications from which finished chunks are worth the disk: some ten seconds on two cores.
@@ -67,6 +67,44 @@ def empirical_ntk(
 def query_kernel(
     model: Model,
     images: Float[np.ndarray, "examples ..."],
+    labelled: int,
+    request: Request,
+    *,
+    sample: Int64[np.ndarray, " sample"] | None = None,
+    streamed: bool = False,
+    rng: np.random.Generator | None = None,
+    progress: Report | None = None,
+    folder: Path | None = None,
+) -> tuple[Given, Plan]:
+    """Plan the kernel of a query, and compute it.
+
+    Args:
+        model: the network, evaluated with frozen statistics.
+        images: the labelled images, then the candidates.
+        labelled: how many are labelled.
+        request: how the kernel is computed.
+        sample: candidates over which changes are summed; all if None.
+        streamed: S may be computed when it is read (`Sizes`).
+        rng: where random projections and the signs of a sketch come from.
+        progress: as for `compute_kernel`.
+        folder: as for `compute_kernel`.
+
+    Raises:
+        KernelError: as `plan_query` and `compute_kernel`.
+    """
+    sampled = None if sample is None else len(sample)
+    sizes = Sizes(labelled, len(images) - labelled, sampled, streamed)
+    image = jax.ShapeDtypeStruct(images.shape[1:], dtype_of(request.precision))
+    plan = plan_query(model, image, sizes, request, rng)
+    kernel = compute_kernel(
+        model, images, plan, sample=sample, rng=rng, progress=progress, folder=folder
+    )
+    return kernel, plan
+
+
+def compute_kernel(
+    model: Model,
+    images: Float[np.ndarray, "examples ..."],
     plan: Plan,
     *,
     sample: Int64[np.ndarray, " sample"] | None = None,
@@ -74,7 +112,7 @@ def query_kernel(
     progress: Report | None = None,
     folder: Path | None = None,
 ) -> Given:
-    """The kernel that a posterior is made of.
+    """The kernel that a posterior is made of, as it was planned.
 
     Args:
         model: the network, evaluated with frozen statistics.

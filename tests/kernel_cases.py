@@ -1,16 +1,10 @@
 """Small models and random problems that the kernel's tests share."""
 
-from typing import Any
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from kernel.covariance import Cross, Features, Given, Kernel
-from kernel.model import Model, dtype_of
-from kernel.ntk import query_kernel
-from kernel.options import Request
-from kernel.plan import Plan, Sizes, plan_query
+from kernel.model import Model
 
 
 def linear_model(features: int, classes: int, rng: np.random.Generator) -> Model:
@@ -82,19 +76,3 @@ def random_problem(labelled: int, candidates: int, classes: int, rng: np.random.
     """Targets and logits of the labelled images, logits of the candidates."""
     targets = one_hot(rng.integers(classes, size=labelled), classes)
     return targets, rng.normal(size=(labelled, classes)), rng.normal(size=(candidates, classes))
-
-
-def planned_query(
-    model: Model,
-    images: np.ndarray,
-    labelled: int,
-    request: Request,
-    rng: np.random.Generator | None = None,
-    sample: np.ndarray | None = None,
-    **options: Any,
-) -> tuple[Given, Plan]:
-    """The kernel of a query and its plan."""
-    image = jax.ShapeDtypeStruct(images.shape[1:], dtype_of(request.precision))
-    sizes = Sizes(labelled, len(images) - labelled, None if sample is None else len(sample))
-    plan = plan_query(model, image, sizes, request, rng)
-    return query_kernel(model, images, plan, sample=sample, rng=rng, **options), plan

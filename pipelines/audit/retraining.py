@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from rich.console import Console
 from torch import nn
@@ -19,9 +18,8 @@ from torch import nn
 from bridge.module import restore
 from bridge.weights import Weights
 from bridge.weights import read as read_weights
-from kernel.model import Model, dtype_of
+from kernel.model import Model
 from kernel.ntk import query_kernel
-from kernel.plan import Sizes, plan_query
 from kernel.posterior import Posterior, posterior
 from pipelines.audit.config import AuditConfig
 from pipelines.core import json_io, record
@@ -400,9 +398,7 @@ def predict(
         KernelError: a kernel that does not fit in the memory, is not finite or is singular.
     """
     labelled = len(labels)
-    image = jax.ShapeDtypeStruct(images.shape[1:], dtype_of(settings.precision))
-    plan = plan_query(model, image, Sizes(labelled, len(images) - labelled), settings, rng)
-    kernel = query_kernel(model, images, plan, rng=rng)
+    kernel, plan = query_kernel(model, images, labelled, settings, rng=rng)
     outputs = logits.astype(np.float64)
     fitted = posterior(
         kernel,

@@ -20,7 +20,7 @@ from bridge.weights import Contents, Weights, pack, replace, unpack
 from kernel.covariance import Cross, Features, Given, Kernel
 from kernel.errors import KernelError
 from kernel.model import dtype_of
-from kernel.ntk import query_kernel
+from kernel.ntk import compute_kernel
 from kernel.options import CRITERIA, Options
 from kernel.plan import Plan, Sizes, plan_query
 from pipelines.core.errors import PipelineError
@@ -511,7 +511,7 @@ def build_state(
             other_logits = logits(network, others)
     both = np.concatenate([labelled, candidates])
     with progress("kernel") as advance, named_images(both, range(tests)):
-        kernel = query_kernel(
+        kernel = compute_kernel(
             mirror.model(),
             np.concatenate([own, others]),
             plan,

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import softmax
 from torch import nn
 
-from kernel.probabilities import simplex_projection
+from kernel.simplex import simplex_projection
 from pipelines.core.errors import PipelineError
 from pipelines.core.progress import Stages, named_images
 from pipelines.strategies import Method, methods_of, needs_mirror, needs_of

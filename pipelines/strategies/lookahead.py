@@ -10,17 +10,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from torch import nn
 
 from kernel.covariance import Features, Given
 from kernel.herding import Herding
 from kernel.lookahead import Outlook, outlook
-from kernel.model import dtype_of
 from kernel.ntk import query_kernel, tf32_error
 from kernel.options import GREEDY, STREAMED
-from kernel.plan import Plan, Sizes, plan_query
+from kernel.plan import Plan
 from kernel.posterior import posterior
 from pipelines.core.errors import PipelineError
 from pipelines.core.progress import Advance, named_images
@@ -171,20 +169,14 @@ def _empirical_kernel(
         if settings.precision == "tf32":
             error = tf32_error(mirror.model(), images, settings, error_rng)
             rounded["tf32_error"] = error
-        sizes = Sizes(
-            len(context.labelled),
-            len(context.candidates),
-            None if sample is None else len(sample),
-            streamed,
-        )
-        image = jax.ShapeDtypeStruct(images.shape[1:], dtype_of(settings.precision))
-        plan = plan_query(mirror.model(), image, sizes, settings, kernel_rng)
         with named_images(both):
-            kernel = query_kernel(
+            kernel, plan = query_kernel(
                 mirror.model(),
                 images,
-                plan,
+                len(context.labelled),
+                settings,
                 sample=sample,
+                streamed=streamed,
                 rng=kernel_rng,
                 progress=advance,
                 folder=context.resources.folder,

@@ -12,11 +12,11 @@ from skactiveml.pool import MonteCarloEER
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from kernel.covariance import Kernel
+from kernel.criteria import label_probabilities, one_hot
 from kernel.errors import KernelError
 from kernel.lookahead import outlook
 from kernel.options import CRITERIA, LABEL_RULES, REFERENCES, Options
 from kernel.posterior import posterior
-from kernel.probabilities import label_probabilities, one_hot
 from tests.kernel.literal_lookahead import expected_change, expected_entropy, flips, random_literal
 from tests.kernel_cases import all_forms, full_kernel, random_features, random_problem
 

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from kernel.covariance import Cross, Features, Kernel
 from kernel.criteria import mlmoc
 from kernel.errors import KernelError
-from kernel.ntk import empirical_ntk
+from kernel.ntk import empirical_ntk, query_kernel
 from kernel.options import Request
 from kernel.plan import GIB, Plan, Sizes, plan_query
 from kernel.posterior import posterior
 from tests.kernel.engine_networks import images as image_set
 from tests.kernel.engine_networks import model as tapped
-from tests.kernel_cases import linear_model, mlp, planned_query, random_problem
+from tests.kernel_cases import linear_model, mlp, random_problem
 
 FEATURES, CLASSES = 5, 3
 IMAGE = jax.ShapeDtypeStruct((FEATURES,), "float64")
@@ -119,12 +119,12 @@ def test_what_cannot_be_decided(sizes, changes, message, unchecked_types):
 def ask(own=MODEL, given=None, sketch=None, **options):
     given = vectors() if given is None else given
     asked = request("rademacher", sketch=sketch)
-    return planned_query(own, given, LABELLED, asked, np.random.default_rng(3), **options)
+    return query_kernel(own, given, LABELLED, asked, rng=np.random.default_rng(3), **options)
 
 
 @pytest.mark.parametrize("kind", ["trace", "full"])
 def test_without_a_sample_it_is_the_kernel(kind):
-    found, decision = planned_query(MODEL, vectors(), LABELLED, request(kind))
+    found, decision = query_kernel(MODEL, vectors(), LABELLED, request(kind))
     assert isinstance(found, Kernel)
     assert decision.form == ("full" if kind == "full" else "dense")
     expected = empirical_ntk(MODEL, vectors(), Request(kind, precision="float64")).values
@@ -162,7 +162,7 @@ def test_products_of_features_are_the_sketched_kernel():
 
 def test_a_sketch_of_the_full_kernel_is_whole():
     asked = request("full", sketch=30)
-    found, decision = planned_query(MODEL, vectors(), LABELLED, asked, np.random.default_rng(3))
+    found, decision = query_kernel(MODEL, vectors(), LABELLED, asked, rng=np.random.default_rng(3))
     assert decision.form == "full"
     assert found.values.shape == (LABELLED + CANDIDATES, CLASSES) * 2
     rows = found.values.reshape((LABELLED + CANDIDATES) * CLASSES, -1)
@@ -192,7 +192,7 @@ def test_scores_do_not_depend_on_the_form(reference, rng):
 
 def test_float32_is_the_precision_of_the_result(rng):
     own = linear_model(FEATURES, CLASSES, rng)
-    cross, _ = planned_query(own, vectors(), LABELLED, Request("single"), sample=np.array([0, 1]))
+    cross, _ = query_kernel(own, vectors(), LABELLED, Request("single"), sample=np.array([0, 1]))
     assert isinstance(cross, Cross)
     assert cross.precision == "float32"
     assert cross.values.dtype == np.float32

@@ -12,11 +12,11 @@ from kernel.contract import Scratch, key_of
 from kernel.covariance import Cross, Features, Kernel
 from kernel.jacobian import Block
 from kernel.model import Model, directions
+from kernel.ntk import query_kernel
 from kernel.options import Request
 from kernel.param_groups import param_groups
 from kernel.plan import Pass, Plan, Problem, Progress, plan_problem, problem_of
 from tests.kernel.engine_networks import CLASSES, SHAPE, images, model
-from tests.kernel_cases import planned_query
 
 COUNT, ANCHORS, CHUNK, THREADS = 9, 5, 4, 2
 SHARE = CHUNK // THREADS
@@ -196,12 +196,12 @@ def test_a_query_goes_on_where_it_stood(form, monkeypatch, tmp_path):
     def query(folder: Path | None, after: int | None = None, factor: float = 1.0):
         own = model("Volumes")
         scaled = own._replace(params={n: factor * p for n, p in own.params.items()})
-        given, decision = planned_query(
+        given, decision = query_kernel(
             scaled,
             images(COUNT),
             3,
             Request("rademacher", precision="float64", sketch=sketch, chunk=CHUNK),
-            np.random.default_rng(2),
+            rng=np.random.default_rng(2),
             progress=Interruption(after),
             folder=folder,
             **options,
@@ -227,7 +227,7 @@ def test_a_query_goes_on_where_it_stood(form, monkeypatch, tmp_path):
 
 def test_a_short_query_leaves_nothing(tmp_path):
     folder = tmp_path / "query"
-    planned_query(model("Volumes"), images(4), 2, Request(chunk=2), folder=folder)
+    query_kernel(model("Volumes"), images(4), 2, Request(chunk=2), folder=folder)
     assert not folder.exists()
 
 

@@ -113,7 +113,7 @@ def test_a_query_by_the_rule_of_its_loss(loss, rng):
     result = query(network, images, {2: 0, 5: 1}, 4, "badge", options=QueryOptions(loss=loss))
     logits, features = predictions(network, images, find_head(network, images))
     if loss == "l2":
-        from kernel.probabilities import simplex_projection as rule
+        from kernel.simplex import simplex_projection as rule
     else:
         from scipy.special import softmax
 

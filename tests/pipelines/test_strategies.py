@@ -7,7 +7,7 @@ from scipy.optimize import minimize
 from skactiveml.pool import uncertainty_scores
 from torch import nn
 
-from kernel.probabilities import simplex_projection
+from kernel.simplex import simplex_projection
 from pipelines.core.errors import PipelineError
 from pipelines.strategies import STRATEGIES
 from pipelines.strategies.base import QueryContext, probabilities, top

@@ -1,15 +1,7 @@
-"""Class probabilities of logits, by the rules of the look-ahead criteria. Imports no JAX."""
+"""Euclidean projection on the probability simplex. Imports no JAX."""
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import softmax
-
-from kernel.options import CriterionOptions
-
-
-def one_hot(logits: Float[np.ndarray, "rows classes"]) -> Float[np.ndarray, "rows classes"]:
-    """The label of the largest logit; of the first of several."""
-    return np.eye(logits.shape[1])[logits.argmax(axis=1)]
 
 
 def simplex_projection(
@@ -29,14 +21,3 @@ def simplex_projection(
     support = (descending * ranks > excess).sum(axis=1)
     shift = excess[np.arange(len(logits)), support - 1] / support
     return np.maximum(logits - shift[:, None], 0.0)
-
-
-def label_probabilities(
-    logits: Float[np.ndarray, "rows classes"], options: CriterionOptions
-) -> Float[np.ndarray, "rows classes"]:
-    """p(c|x) by the rule `options.labels`."""
-    if options.labels == "one_hot":
-        return one_hot(logits)
-    if options.labels == "softmax":
-        return softmax(options.beta * logits, axis=1)
-    return simplex_projection(logits)

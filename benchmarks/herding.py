@@ -15,8 +15,8 @@ import tyro
 from benchmarks.lookahead import problem
 from benchmarks.measuring import Times, load, machine, markdown, turns, write
 from kernel.covariance import Features
-from kernel.herding import Herding
-from kernel.lookahead import outlook
+from kernel.herding import HerdingState
+from kernel.lookahead import acquisition_state
 from kernel.options import Options
 from kernel.posterior import posterior
 
@@ -44,7 +44,7 @@ class Settings:
     json: Path | None = None
 
 
-def start(settings: Settings) -> Herding:
+def start(settings: Settings) -> HerdingState:
     """Before the first pick."""
     rng = np.random.default_rng(settings.seed)
     examples = settings.labelled + settings.pool
@@ -55,12 +55,12 @@ def start(settings: Settings) -> Herding:
     sample = rng.choice(settings.pool, settings.sample, replace=False)
     kernel = Features(features, "float32")
     made = posterior(kernel, *given, sample=sample, keep=False)
-    seen = outlook("uherding", kernel, made, Options(temperature=0.4), targets=given[0])
-    assert isinstance(seen, Herding)
+    seen = acquisition_state("uherding", kernel, made, Options(temperature=0.4), targets=given[0])
+    assert isinstance(seen, HerdingState)
     return seen
 
 
-def picked(seen: Herding, count: int, followed: bool) -> list[int]:
+def picked(seen: HerdingState, count: int, followed: bool) -> list[int]:
     """A batch, in one of the two ways."""
     seen, places = replace(seen), []  # remembers nothing
     for _ in range(count):

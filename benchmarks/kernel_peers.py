@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from benchmarks.measuring import seconds
-from kernel.compat import nt
+from kernel.infinite import nt
 from kernel.model import Model
 
 CHUNKS = (8, 16, 32)  # images at a time that are tried

@@ -21,7 +21,7 @@ from benchmarks.measuring import Memory, apart, load, machine, markdown, watched
 from benchmarks.pool_figure import draw
 from benchmarks.pool_tables import FULL_STAGES, Run, Stage, summary
 from bridge.trace import mirror
-from kernel.covariance import Given
+from kernel.covariance import AnyKernel
 from kernel.criteria import mlmoc
 from kernel.ntk import query_kernel
 from kernel.options import Request
@@ -103,7 +103,7 @@ def measure(settings: Settings, candidates: int) -> Run:
 
 def _sampled(
     watch: Callable[[str, Callable[[], Any]], tuple[Any, Memory]],
-    kernel: Given,
+    kernel: AnyKernel,
     plan: Plan,
     targets: np.ndarray,
     answers: np.ndarray,
@@ -122,7 +122,7 @@ def _sampled(
 
 
 def _posterior(
-    kernel: Given,
+    kernel: AnyKernel,
     targets: np.ndarray,
     answers: np.ndarray,
     sample: np.ndarray | None,

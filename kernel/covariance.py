@@ -1,12 +1,8 @@
-"""Posterior covariance S of the candidates, and the forms of a kernel that it is made of.
+"""S, the posterior covariance of the candidates: kept, or computed again whenever it is read.
 
-A posterior is given a dense kernel, features whose inner products are the kernel, or the kernel
-between anchors and all images; `Blocks` reads each of them as K_LL, K_LU by columns, the
-candidates' diagonal and rows of K_UU. "Rows" are examples, or example-class pairs of the kind
-`full`. S is kept, or streamed: S[x, :] = φ_x Φ_Uᵀ − a_xᵀA from features in their own dtype, S[x, :]
-= K[x, :] − a_xᵀA from a kernel in float64, with A = C⁻¹K_LU (docs/mathematics.md, 1). Criteria read
-tiles S[x, :] of one shape, for the reference points x of a sample and all candidates, and single
-columns S[:, q].
+Every criterion reads tiles S[x, :] for reference points x of a sample and all candidates at once,
+always of one shape, or single columns S[:, q]. A kernel comes in three forms: dense, as features
+whose inner products it is, or between anchors and all examples (docs/mathematics.md, 1).
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +21,6 @@ from kernel.linalg import (
     LABELLED,
     Matrix,
     add_gram,
-    aligned_zeros,
     padded,
     row_blocks,
     subtract_gram,
@@ -37,7 +32,7 @@ from kernel.options import Precision
 
 
 class Source(NamedTuple):
-    """What S follows from when it is not kept.
+    """What S is streamed from when it is not kept.
 
     Attributes:
         features: Φ_U, (candidates, dimensions), rows padded on a device; with `order` rows of
@@ -58,9 +53,9 @@ class Source(NamedTuple):
         """Whether S is made by NumPy."""
         return isinstance(self.a, np.ndarray)
 
-    def has(self, places: Int64[np.ndarray, " chosen"]) -> bool:
+    def has(self, idx: Int64[np.ndarray, " chosen"]) -> bool:
         """Whether rows of S of these candidates follow from it."""
-        return self.order is None or bool((self.order[places] >= 0).all())
+        return self.order is None or bool((self.order[idx] >= 0).all())
 
 
 def capacity(labelled: int) -> int:
@@ -68,41 +63,42 @@ def capacity(labelled: int) -> int:
     return padded(labelled + 1, LABELLED)
 
 
-def streamed_rows(source: Source, places: Int64[np.ndarray, " chosen"]) -> Matrix:
-    """S[places, :]: on a CPU in the dtype of A, (chosen, candidates); else padded, in float64."""
+def streamed_rows(source: Source, idx: Int64[np.ndarray, " chosen"]) -> Matrix:
+    """S[idx, :]: on a CPU in the dtype of A, (chosen, candidates); else padded, in float64."""
     if not source.host:
         if source.order is None:
-            return _rows(source.features, source.a, places)
-        prior = np.asarray(source.features)[source.order[places]]
-        return _less(to_device(prior, (len(places), source.a.shape[1])), source.a, places)
+            return _rows(source.features, source.a, idx)
+        prior = np.asarray(source.features)[source.order[idx]]
+        return _less(to_device(prior, (len(idx), source.a.shape[1])), source.a, idx)
     features, a = np.asarray(source.features), np.asarray(source.a)[: source.used]
     if source.order is None:
-        rows = features[places] @ features.T
+        rows = features[idx] @ features.T
     else:
-        rows = features[source.order[places]].astype(np.float64)
-    rows -= a[:, places].T @ a
+        rows = features[source.order[idx]].astype(np.float64)
+    # (27) S[x,:] = φ_x Φ_Uᵀ − a_xᵀA, or K[x,:] − a_xᵀA
+    rows -= a[:, idx].T @ a
     return rows
 
 
 @jax.jit
-def _rows(features, a, places):
+def _rows(features, a, idx):
     """Products in the dtype of the features."""
-    rows = features[places] @ features.T - a[:, places].T @ a
+    rows = features[idx] @ features.T - a[:, idx].T @ a
     return rows.astype(jnp.float64)
 
 
 @jax.jit
-def _less(prior, a, places):
-    return prior - a[:, places].T @ a
+def _less(prior, a, idx):
+    return prior - a[:, idx].T @ a
 
 
 def kept_rows(source: Source, sample: Int64[np.ndarray, " sample"]) -> Matrix:
     """S[sample, :] whole, in float64, from features; rows padded on a device."""
     if source.host:
         return _host_kept(source, sample)
-    places = np.zeros(padded(len(sample), CANDIDATES), np.int64)
-    places[: len(sample)] = sample
-    return streamed_rows(source, places)
+    idx = np.zeros(padded(len(sample), CANDIDATES), np.int64)
+    idx[: len(sample)] = sample
+    return streamed_rows(source, idx)
 
 
 def _host_kept(source: Source, sample: np.ndarray) -> np.ndarray:
@@ -144,16 +140,16 @@ def _rows_set(a, rows, start):
 _Carry = TypeVar("_Carry")
 
 
-class Block(NamedTuple):
+class Tile(NamedTuple):
     """Some rows of S.
 
     Attributes:
-        places: the candidates that the rows belong to; 0 for rows of padding.
+        idx: the candidates that the rows belong to; 0 for rows of padding.
         mask: 1 for rows of S, 0 for padding.
-        values: S[places, :], with zeros past the last candidate.
+        values: S[idx, :], with zeros past the last candidate.
     """
 
-    places: Int64[np.ndarray, " rows"]
+    idx: Int64[np.ndarray, " rows"]
     mask: Float[np.ndarray, " rows"]
     values: Float[Array, "rows width"]
 
@@ -187,41 +183,35 @@ class Covariance:
 
     @property
     def width(self) -> int:
-        """Columns of a block: U and its padding."""
+        """Columns of a tile: U and its padding."""
         return padded(self.candidates, CANDIDATES)
 
     def pad(self, array: Float[np.ndarray, "candidates ..."]) -> Float[Array, "width ..."]:
-        """An array with a row for each candidate, made as long as a block is wide."""
+        """An array with a row for each candidate, made as long as a tile is wide."""
         return to_device(array, (self.width, *array.shape[1:]))
 
-    def blocks(self, rows: int | None = None) -> Iterator[Block]:
-        """All rows of the sample in order, in blocks of one shape, the last one padded.
-
-        The next block may be written into the memory of this one: finish with it first, or use
-        `sweep`, which does.
+    def tiles(self, rows: int | None = None) -> Iterator[Tile]:
+        """All rows of the sample in order, in tiles of one shape, the last one padded.
 
         Args:
-            rows: of a block; by the width if None, so that pools of nearly one size share it.
+            rows: of a tile; by the width if None, so that pools of nearly one size share it.
         """
         self._check()
         size = rows or tile_rows(self.width)
-        buffer: np.ndarray | None = None
         for start in range(0, len(self.sample), size):
             chosen = self.sample[start : start + size]
             mask = (np.arange(size) < len(chosen)).astype(np.float64)
-            places = np.zeros(size, np.int64)
-            places[: len(chosen)] = chosen
-            values = self._rows(start, places, len(chosen))
+            idx = np.zeros(size, np.int64)
+            idx[: len(chosen)] = chosen
+            values = self._rows(start, idx, len(chosen))
             if isinstance(values, np.ndarray):
-                buffer = aligned_zeros(size, self.width) if buffer is None else buffer
-                buffer[: len(chosen), : self.candidates] = values
-                values = jnp.asarray(buffer)
-            yield Block(places, mask, values)
+                values = to_device(values, (size, self.width))
+            yield Tile(idx, mask, values)
 
-    def sweep(self, step: Callable[[_Carry, Block], _Carry], carry: _Carry) -> _Carry:
-        """Fold `step` over all blocks; each is finished before the next is made."""
-        for block in self.blocks():
-            carry = jax.block_until_ready(step(carry, block))
+    def fold(self, step: Callable[[_Carry, Tile], _Carry], carry: _Carry) -> _Carry:
+        """Fold `step` over all tiles; each is finished before the next is made."""
+        for tile in self.tiles():
+            carry = jax.block_until_ready(step(carry, tile))
         return carry
 
     def dense(self) -> Float[np.ndarray, "sample candidates"]:
@@ -229,17 +219,15 @@ class Covariance:
         self._check()
         if self.kept is not None:
             return np.array(self.kept)[: len(self.sample), : self.candidates]
-        parts = [
-            np.asarray(block.values)[block.mask > 0, : self.candidates] for block in self.blocks()
-        ]
+        parts = [np.asarray(tile.values)[tile.mask > 0, : self.candidates] for tile in self.tiles()]
         return np.concatenate(parts)
 
-    def column(self, place: int) -> Float[np.ndarray, " candidates"]:
+    def column(self, candidate: int) -> Float[np.ndarray, " candidates"]:
         """S[:, q] over all candidates."""
-        return self.columns(np.array([place]))[:, 0]
+        return self.columns(np.array([candidate]))[:, 0]
 
-    def columns(self, places: Int64[np.ndarray, " chosen"]) -> Float[np.ndarray, "candidates _"]:
-        """S[:, places] over all candidates.
+    def columns(self, idx: Int64[np.ndarray, " chosen"]) -> Float[np.ndarray, "candidates _"]:
+        """S[:, idx] over all candidates.
 
         Raises:
             KernelError: a column that is neither kept nor follows from features.
@@ -247,38 +235,38 @@ class Covariance:
         self._check()
         within = np.full(self.candidates, -1)
         within[self.sample] = np.arange(len(self.sample))
-        rows = within[places]
+        rows = within[idx]
         if self.kept is not None and (rows >= 0).all():
             # S is symmetric; a copy, for S is about to be updated in place
             return np.array(self.kept[rows])[:, : self.candidates].T
-        if self.source is None or not self.source.has(places):
+        if self.source is None or not self.source.has(idx):
             raise KernelError(
-                f"candidates {places[rows < 0][:5].tolist()} are outside the reference sample, and "
+                f"candidates {idx[rows < 0][:5].tolist()} are outside the reference sample, and "
                 "this kernel holds columns of the sample only: put them into the sample, or use a "
                 "sketch, whose features give every column."
             )
-        rows_of_s = np.asarray(streamed_rows(self.source, places), np.float64)
+        rows_of_s = np.asarray(streamed_rows(self.source, idx), np.float64)
         return rows_of_s[:, : self.candidates].T
 
-    def among(self, places: Int64[np.ndarray, " chosen"]) -> Float[np.ndarray, "sample chosen"]:
-        """S[sample, places], of any candidates."""
+    def among(self, idx: Int64[np.ndarray, " chosen"]) -> Float[np.ndarray, "sample chosen"]:
+        """S[sample, idx], of any candidates."""
         self._check()
         if self.kept is not None:
-            return np.array(self.kept[:, places], np.float64)[: len(self.sample)]
+            return np.array(self.kept[:, idx], np.float64)[: len(self.sample)]
         assert self.source is not None
         source = self.source
         if source.host and source.order is None:
             # of the sample alone: whole columns would read the features of all candidates
             own, a = np.asarray(source.features), np.asarray(source.a)[: source.used]
-            values = own[self.sample] @ own[places].T - a[:, self.sample].T @ a[:, places]
+            values = own[self.sample] @ own[idx].T - a[:, self.sample].T @ a[:, idx]
             return values.astype(np.float64)
-        if source.has(places):
-            return self.columns(places)[self.sample]
+        if source.has(idx):
+            return self.columns(idx)[self.sample]
         a = np.asarray(source.a)
         # by symmetry the rows of the sample hold it
         assert source.order is not None
-        own = np.asarray(source.features)[source.order[self.sample]][:, places]
-        return own.astype(np.float64) - a[:, self.sample].T @ a[:, places]
+        own = np.asarray(source.features)[source.order[self.sample]][:, idx]
+        return own.astype(np.float64) - a[:, self.sample].T @ a[:, idx]
 
     def downdated(self, v: Float[np.ndarray, "candidates rank"]) -> "Covariance":
         """S − VVᵀ, in place: this covariance is consumed and refuses to be read again."""
@@ -305,14 +293,14 @@ class Covariance:
                 "that absorb returned, or compute the posterior anew."
             )
 
-    def _rows(self, start: int, places: np.ndarray, chosen: int) -> Matrix:
-        """Rows of a block; on a device with its padding."""
+    def _rows(self, start: int, idx: np.ndarray, chosen: int) -> Matrix:
+        """Rows of a tile; on a device with its padding."""
         held = self.kept if self.kept is not None else self.source
         if isinstance(held, np.ndarray):
             return held[start : start + chosen]
         if isinstance(held, Source):
-            return streamed_rows(held, places[:chosen] if held.host else places)
-        within = np.minimum(np.arange(start, start + len(places)), len(self.sample) - 1)
+            return streamed_rows(held, idx[:chosen] if held.host else idx)
+        within = np.minimum(np.arange(start, start + len(idx)), len(self.sample) - 1)
         return _taken(held, within)
 
 
@@ -368,38 +356,40 @@ class Cross(NamedTuple):
     precision: Precision
 
 
-Given = Kernel | Features | Cross
+AnyKernel = Kernel | Features | Cross
 
 
 @dataclass(frozen=True)
-class Blocks:
-    """What conditioning reads of a kernel, whatever its form.
+class KernelBlocks:
+    """Blocks of a kernel, whatever its form.
+
+    "Rows" are examples, or example-class pairs of the kind `full`.
 
     Attributes:
-        given: the kernel.
+        kernel: in any form.
         labelled: rows of the labelled set.
         each: rows of one example: the classes for the kind `full`, else 1.
     """
 
-    given: Given
+    kernel: AnyKernel
     labelled: int
     each: int
 
     @property
     def matrix(self) -> Matrix:
         """The array given, pairs of a full kernel flattened to rows; a view."""
-        values = self.given.values
+        values = self.kernel.values
         return values.reshape(len(values) * self.each, -1) if values.ndim == 4 else values
 
     @property
     def candidates(self) -> int:
         """Rows of the candidates."""
-        last = 0 if isinstance(self.given, Features) else 1
+        last = 0 if isinstance(self.kernel, Features) else 1
         return self.matrix.shape[last] - self.labelled
 
     def labelled_block(self) -> Float[np.ndarray, "labelled labelled"]:
         """K_LL."""
-        if isinstance(self.given, Features):
+        if isinstance(self.kernel, Features):
             rows = self.matrix[: self.labelled]
             return np.asarray(rows @ rows.T, np.float64)
         return np.asarray(self.matrix[: self.labelled, : self.labelled], np.float64)
@@ -407,7 +397,7 @@ class Blocks:
     def cross(self, start: int, stop: int) -> Matrix:
         """K_L,x for the candidates' rows from start to stop, in float64."""
         own = slice(self.labelled + start, self.labelled + stop)
-        if isinstance(self.given, Features):
+        if isinstance(self.kernel, Features):
             block = self.matrix[: self.labelled] @ self.matrix[own].T
         else:
             block = self.matrix[: self.labelled, own]
@@ -415,9 +405,9 @@ class Blocks:
 
     def diagonal(self) -> Float[np.ndarray, " candidates"]:
         """k(x, x) of the candidates' rows."""
-        if isinstance(self.given, Cross):
-            return np.array(self.given.diagonal[self.labelled :], np.float64)
-        if isinstance(self.given, Kernel):
+        if isinstance(self.kernel, Cross):
+            return np.array(self.kernel.diagonal[self.labelled :], np.float64)
+        if isinstance(self.kernel, Kernel):
             return np.array(self.matrix.diagonal()[self.labelled :], np.float64)
         squares = np.empty(self.candidates)
         step = max(1, _FINITE_ENTRIES // self.matrix.shape[1])
@@ -431,7 +421,7 @@ class Blocks:
         self, sample: np.ndarray, start: int, stop: int
     ) -> Float[np.ndarray, "chosen candidates"]:
         """K_x,U for the sample's rows from start to stop; of a dense or a cross kernel."""
-        chosen = np.arange(start, stop) if isinstance(self.given, Cross) else sample[start:stop]
+        chosen = np.arange(start, stop) if isinstance(self.kernel, Cross) else sample[start:stop]
         return np.asarray(self.matrix[self.labelled + chosen, self.labelled :], np.float64)
 
 

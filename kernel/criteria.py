@@ -1,19 +1,19 @@
-"""Look-ahead criteria: scores of all candidates at once, from the posterior.
+"""Look-ahead criteria: scores of all candidates from a posterior, in tiles of S.
 
-Labelling x' with y' moves the prediction at x by W[x,x']·R_x' with W = S/(s+λ), so nothing is
-solved candidate by candidate (docs/mathematics.md, 3, with the errata).
+Labelling x' with y' moves the prediction at x by W[x,x'] (y' − G_x') with W = S / (s + λ), so that
+nothing is solved for a candidate by itself (docs/mathematics.md, 3, with the errata).
 
 - `mlmoc`: most likely model output change ([L] Eqs. 12 and 13);
 - `emoc`: the same, expected over the label ([L] §3.2, after Freytag et al. 2014);
 - `eer`: expected error reduction, by entropies after each label (Roy and McCallum 2001);
-- `flip`: how many candidates' argmax changes, which the published code of [L] maximises; against
-  labels of clusters it is NTKCPL (Wen et al. 2023);
+- `flip`: how many candidates' argmax changes, which the published code of [L] maximises;
 - `ev_gp`, `loss_change`: variance reduction, and loss reduction to first order;
-- `max_det`: pivoted Cholesky on S, greedy for log det(S_BB + λI) (Holzmüller et al. 2023).
+- `MaxDetState`: pivoted Cholesky on S, greedy for log det(S_BB + λI) (Holzmüller et al. 2023).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,17 +21,19 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int64
 from scipy.special import softmax
 
-from kernel.covariance import Block, Covariance
+from kernel.covariance import Covariance
 from kernel.errors import KernelError
 from kernel.linalg import CANDIDATES
 from kernel.options import REFERENCES, Options
 from kernel.posterior import Posterior, absorb_block
 from kernel.simplex import simplex_projection
 
+_State = TypeVar("_State", bound="AcquisitionState")
+
 
 @dataclass(frozen=True)
-class Seen:
-    """The state that outlooks share.
+class AcquisitionState:
+    """A criterion given the labels so far, into which further labels are absorbed.
 
     Attributes:
         posterior: given the labels so far. Its `logits` are those that expected labels and changes
@@ -44,7 +46,7 @@ class Seen:
 
     @property
     def predictions(self) -> Float[np.ndarray, "candidates classes"]:
-        """G."""
+        """G, of the linearised network fitted to the labels so far."""
         return self.posterior.predictions
 
     @property
@@ -57,10 +59,108 @@ class Seen:
         """Candidates that the labels so far determine."""
         return self.posterior.determined
 
+    def scores(self) -> Float[np.ndarray, " candidates"]:
+        """One score a candidate, higher = query first; the lowest for one that is determined."""
+        raise NotImplementedError
+
+    def absorb(
+        self: _State, candidates: Int64[np.ndarray, " chosen"], label_rows: Float[np.ndarray, "_ _"]
+    ) -> _State:
+        """The state with the true labels of some candidates; from then on changes are those of G.
+
+        Args:
+            candidates: their indices.
+            label_rows: one-hot, (chosen, classes).
+
+        Returns:
+            A new state; this one is consumed, as its posterior is.
+
+        Raises:
+            KernelError: as `kernel.posterior.absorb_block`.
+        """
+        absorbed = absorb_block(self.posterior, candidates, label_rows)
+        return replace(self, posterior=rebased(absorbed))
+
+    def assume(self: _State, candidates: Int64[np.ndarray, " chosen"]) -> _State:
+        """The state as if candidates had their expected labels: how a batch is conditioned.
+
+        Args, Returns, Raises: as `absorb`.
+        """
+        expected = one_hot(self.posterior.logits[candidates])
+        return replace(self, posterior=absorb_block(self.posterior, candidates, expected))
+
 
 def rebased(posterior: Posterior) -> Posterior:
     """With G in the place of the network's logits: what changes refer to once it is out of date."""
     return posterior._replace(logits=posterior.predictions, drift=np.zeros_like(posterior.drift))
+
+
+@dataclass(frozen=True)
+class PointwiseState(AcquisitionState):
+    """A criterion that is a function of the posterior.
+
+    Attributes:
+        score: the function.
+    """
+
+    score: Callable[[Posterior, Options], Float[np.ndarray, " candidates"]]
+
+    def scores(self) -> Float[np.ndarray, " candidates"]:
+        """One score a candidate."""
+        return self.score(self.posterior, self.options)
+
+
+@dataclass(frozen=True)
+class MaxDetState(AcquisitionState):
+    """MaxDet by pivoted Cholesky on S.
+
+    Attributes:
+        remaining: s of every candidate, given what was assumed too.
+        rows: of the Cholesky factor of what was assumed, at all candidates.
+    """
+
+    remaining: Float[np.ndarray, " candidates"]
+    rows: Float[np.ndarray, "picked candidates"]
+
+    @classmethod
+    def start(cls, posterior: Posterior, options: Options) -> "MaxDetState":
+        """Nothing is assumed yet.
+
+        Raises:
+            KernelError: the full kernel.
+        """
+        refuse_full("max_det", posterior)
+        none = np.zeros((0, len(posterior.variance)))
+        return cls(posterior, options, posterior.variance, none)
+
+    def scores(self) -> Float[np.ndarray, " candidates"]:
+        """Remaining variance; 0 where it is rounding."""
+        # (21) s_x' given what is picked
+        return np.where(self.remaining < self.posterior.floor, 0.0, self.remaining)
+
+    def absorb(
+        self, candidates: Int64[np.ndarray, " chosen"], label_rows: Float[np.ndarray, "_ _"]
+    ) -> "MaxDetState":
+        """With true labels; what was assumed is forgotten."""
+        absorbed = absorb_block(self.posterior, candidates, label_rows)
+        return MaxDetState.start(rebased(absorbed), self.options)
+
+    def assume(self, candidates: Int64[np.ndarray, " chosen"]) -> "MaxDetState":
+        """A row of the factor for each: no label is needed, and S stays as it is."""
+        after = self
+        for candidate in candidates:
+            after = after._with(int(candidate))
+        return after
+
+    def _with(self, candidate: int) -> "MaxDetState":
+        if self.remaining[candidate] < self.posterior.floor[candidate]:
+            return self
+        column = self.posterior.covariance.column(candidate)
+        column = column - self.rows.T @ self.rows[:, candidate]
+        # s in float64, where columns may be streamed in less
+        row = column / np.sqrt(self.remaining[candidate] + self.posterior.ridge)
+        rows = np.concatenate([self.rows, row[None]])
+        return replace(self, remaining=self.remaining - row**2, rows=rows)
 
 
 def refuse_full(criterion: str, posterior: Posterior) -> None:
@@ -80,6 +180,7 @@ def inverses(posterior: Posterior) -> Float[np.ndarray, " candidates"]:
     """1/(s+λ), so that W = S · this; 0 for determined candidates, whose label moves nothing."""
     determined = posterior.determined
     noisy = posterior.variance + posterior.ridge
+    # (6) W = S / (s + λ), by column
     return np.where(determined, 0.0, 1.0 / np.where(determined, 1.0, noisy))
 
 
@@ -88,7 +189,7 @@ def share(posterior: Posterior) -> float:
     return len(posterior.logits) / len(posterior.sample)
 
 
-def settled(
+def lowest_if_determined(
     posterior: Posterior, scores: Float[np.ndarray, " candidates"]
 ) -> Float[np.ndarray, " candidates"]:
     """Scores that can be below 0, with the lowest of all for determined candidates."""
@@ -99,11 +200,12 @@ def settled(
 
 
 def total(
-    covariance: Covariance, step: Callable[[Array, Block], Array]
+    covariance: Covariance, add: Callable[..., Array], *arrays: Array | float
 ) -> Float[np.ndarray, " candidates"]:
-    """Fold `step` over S, from zeros, one number a candidate."""
+    """Fold `add(sums, *tile, *arrays)` over S, from zeros, one number a candidate."""
     start = jnp.zeros(covariance.width)
-    return np.asarray(covariance.sweep(step, start))[: covariance.candidates]
+    sums = covariance.fold(lambda sums, tile: add(sums, *tile, *arrays), start)
+    return np.asarray(sums)[: covariance.candidates]
 
 
 def by_columns(
@@ -125,57 +227,6 @@ def by_columns(
         return criterion(jax.lax.dynamic_slice_in_dim(values, start, CANDIDATES, axis=1), *own)
 
     return jax.lax.map(some, jnp.arange(0, width, CANDIDATES)).reshape(width)
-
-
-@dataclass(frozen=True)
-class Determinant(Seen):
-    """The outlook of MaxDet.
-
-    Attributes:
-        left: s of every candidate, given what was assumed too.
-        rows: of the Cholesky factor of what was assumed, at all candidates.
-    """
-
-    left: Float[np.ndarray, " candidates"]
-    rows: Float[np.ndarray, "picked candidates"]
-
-    def scores(self) -> Float[np.ndarray, " candidates"]:
-        """Remaining variance; 0 where it is rounding."""
-        return np.where(self.left < self.posterior.floor, 0.0, self.left)
-
-    def absorb(
-        self, candidates: Int64[np.ndarray, " chosen"], label_rows: Float[np.ndarray, "_ _"]
-    ) -> "Determinant":
-        """With true labels; what was assumed is forgotten."""
-        return seen_by_variance(
-            rebased(absorb_block(self.posterior, candidates, label_rows)), self.options
-        )
-
-    def assume(self, candidates: Int64[np.ndarray, " chosen"]) -> "Determinant":
-        """A row of the factor for each: no label is needed, and S stays as it is."""
-        after = self
-        for place in candidates:
-            after = after._with(int(place))
-        return after
-
-    def _with(self, place: int) -> "Determinant":
-        if self.left[place] < self.posterior.floor[place]:
-            return self
-        column = self.posterior.covariance.column(place) - self.rows.T @ self.rows[:, place]
-        # s in float64, where columns may be streamed in less
-        row = column / np.sqrt(self.left[place] + self.posterior.ridge)
-        return replace(self, left=self.left - row**2, rows=np.concatenate([self.rows, row[None]]))
-
-
-def seen_by_variance(posterior: Posterior, options: Options) -> Determinant:
-    """The outlook of MaxDet.
-
-    Raises:
-        KernelError: the full kernel.
-    """
-    refuse_full("max_det", posterior)
-    none = np.zeros((0, len(posterior.variance)))
-    return Determinant(posterior, options, posterior.variance, none)
 
 
 def one_hot(logits: Float[np.ndarray, "rows classes"]) -> Float[np.ndarray, "rows classes"]:
@@ -210,16 +261,15 @@ def eer(posterior: Posterior, options: Options) -> Float[np.ndarray, " candidate
     p = covariance.pad(label_probabilities(posterior.logits, options))
     inverse = covariance.pad(inverses(posterior))
 
-    def step(sums: Array, block: Block) -> Array:
-        return _add_eer(sums, *block, scaled, p, inverse, options.beta)
-
-    return settled(posterior, -share(posterior) * total(covariance, step))
+    return lowest_if_determined(
+        posterior, -share(posterior) * total(covariance, _add_eer, scaled, p, inverse, options.beta)
+    )
 
 
 @jax.jit
 def _add_eer(
     sums: Float[Array, " width"],
-    places: Int64[Array, " rows"],
+    idx: Int64[Array, " rows"],
     mask: Float[Array, " rows"],
     values: Float[Array, "rows width"],
     scaled: Float[Array, "width classes"],
@@ -234,7 +284,7 @@ def _add_eer(
     from those over all, taken relative to the largest; for the largest class itself they are summed
     without it, relative to the second, for otherwise all digits would cancel.
     """
-    own = scaled[places]
+    own = scaled[idx]
     classes = own.shape[1]
 
     def criterion(s, g, p, scale):
@@ -280,6 +330,7 @@ def _add_eer(
             down, alone = jnp.where(above, lower, 1.0), jnp.where(above, 1.0, lower)
             whole = others * down + alone
             mean = (down * (tilted - up * others) + (moved - up) * alone) / whole
+            # (17) Σ_c p(c|x') Σ_x H(softmax(β(G_x + W[x,x'] (e_c − G_x')))), H = ln Z − T/Z
             return expected + p[:, c] * (mask @ (jnp.log(whole) - mean))
 
         return jax.lax.fori_loop(0, classes, label, jnp.zeros(s.shape[1]))
@@ -305,6 +356,7 @@ def mlmoc(posterior: Posterior, reference: str = "network") -> Float[np.ndarray,
     """
     if reference not in REFERENCES:
         raise KernelError(f"unknown reference {reference!r}; known: {', '.join(REFERENCES)}.")
+    # (5) R = onehot(ŷ) − G
     residual = one_hot(posterior.logits) - posterior.predictions
     drift = posterior.drift if reference == "network" else np.zeros_like(posterior.drift)
     scale = share(posterior)
@@ -322,6 +374,7 @@ def mlmoc(posterior: Posterior, reference: str = "network") -> Float[np.ndarray,
     if reference == "network":
         changes = _drifting_changes(posterior.covariance, drift, residual, inverse)
     else:
+        # (14) ‖R_x'‖ ‖S[:,x']‖₁ / (s_x' + λ)
         changes = np.linalg.norm(residual, axis=1) * inverse * absolute_sums(posterior.covariance)
     return np.where(posterior.determined, 0.0, scale * changes)
 
@@ -337,25 +390,18 @@ def _drifting_changes(
     squares = jnp.sum(moves**2, axis=1)
     drifts = covariance.pad(drift)
 
-    def step(sums: Array, block: Block) -> Array:
-        return _add_changes(sums, *block, drifts, moves, squares)
-
-    return total(covariance, step)
+    return total(covariance, _add_changes, drifts, moves, squares)
 
 
 def absolute_sums(covariance: Covariance) -> Float[np.ndarray, " candidates"]:
     """‖S[:,x']‖₁ over the sample."""
-
-    def step(sums: Array, block: Block) -> Array:
-        return _add_absolute(sums, block.mask, block.values)
-
-    return total(covariance, step)
+    return total(covariance, _add_absolute)
 
 
 @jax.jit
 def _add_changes(
     sums: Float[Array, " width"],
-    places: Int64[Array, " rows"],
+    idx: Int64[Array, " rows"],
     mask: Float[Array, " rows"],
     values: Float[Array, "rows width"],
     drifts: Float[Array, "width classes"],
@@ -363,7 +409,8 @@ def _add_changes(
     squares: Float[Array, " width"],
 ) -> Float[Array, " width"]:
     """The square of ‖D_x + S[x,x'] m_x'‖ expanded, so that no array has three axes."""
-    own = drifts[places]
+    own = drifts[idx]
+    # (13) Σ_x sqrt(‖D_x‖² + 2 W[x,x'] (D Rᵀ)[x,x'] + W[x,x']² ‖R_x'‖²)
     changes = jnp.sum(own**2, axis=1)[:, None] + values * (2 * own @ moves.T + values * squares)
     # rounding alone can bring a square below 0
     return sums + mask @ jnp.sqrt(jnp.maximum(changes, 0.0))
@@ -371,7 +418,10 @@ def _add_changes(
 
 @jax.jit
 def _add_absolute(
-    sums: Float[Array, " width"], mask: Float[Array, " rows"], values: Float[Array, "rows width"]
+    sums: Float[Array, " width"],
+    idx: Int64[Array, " rows"],
+    mask: Float[Array, " rows"],
+    values: Float[Array, "rows width"],
 ) -> Float[Array, " width"]:
     return sums + mask @ jnp.abs(values)
 
@@ -419,16 +469,14 @@ def emoc(posterior: Posterior, options: Options) -> Float[np.ndarray, " candidat
     inverse = inverses(posterior)
     squares = _residual_squares(posterior.predictions)
     if options.reference == "linearised":
+        # (16) (‖S[:,x']‖₁ / (s_x' + λ)) Σ_c p(c|x') ‖e_c − G_x'‖
         expected = np.einsum("xc,xc->x", p, np.sqrt(squares))
         return share(posterior) * expected * inverse * absolute_sums(posterior.covariance)
     pad = posterior.covariance.pad
     drifts, predictions = pad(posterior.drift), pad(posterior.predictions)
     columnwise = predictions, pad(p), pad(squares), pad(inverse)
 
-    def step(sums: Array, block: Block) -> Array:
-        return _add_emoc(sums, *block, drifts, *columnwise)
-
-    changes = share(posterior) * total(posterior.covariance, step)
+    changes = share(posterior) * total(posterior.covariance, _add_emoc, drifts, *columnwise)
     return np.where(posterior.determined, 0.0, changes)
 
 
@@ -442,7 +490,7 @@ def _residual_squares(
 @jax.jit
 def _add_emoc(
     sums: Float[Array, " width"],
-    places: Int64[Array, " rows"],
+    idx: Int64[Array, " rows"],
     mask: Float[Array, " rows"],
     values: Float[Array, "rows width"],
     drifts: Float[Array, "width classes"],
@@ -452,7 +500,7 @@ def _add_emoc(
     inverse: Float[Array, " width"],
 ) -> Float[Array, " width"]:
     """Squares of norms expanded: no array has rows, columns and classes."""
-    own = drifts[places]
+    own = drifts[idx]
     still = jnp.sum(own**2, axis=1)[:, None]
 
     def criterion(s, g, p, square, scale):
@@ -460,6 +508,7 @@ def _add_emoc(
         towards = own @ g.T  # N = D Gᵀ
 
         def label(c, expected):
+            # (15) Σ_c p(c|x') Σ_x sqrt(‖D_x‖² + 2W(D[x,c] − (D Gᵀ)[x,x']) + W²‖e_c − G_x'‖²)
             change = still + w * (2 * (own[:, c][:, None] - towards) + w * square[:, c])
             return expected + p[:, c] * (mask @ jnp.sqrt(jnp.maximum(change, 0.0)))
 
@@ -499,16 +548,13 @@ def agreeing(
     pad = posterior.covariance.pad
     predictions, moved, classes = pad(posterior.predictions), pad(moves), pad(wanted * 1.0)
 
-    def step(sums: Array, block: Block) -> Array:
-        return _add_flips(sums, *block, predictions, classes, moved)
-
-    return share(posterior) * total(posterior.covariance, step)
+    return share(posterior) * total(posterior.covariance, _add_flips, predictions, classes, moved)
 
 
 @jax.jit
 def _add_flips(
     sums: Float[Array, " width"],
-    places: Int64[Array, " rows"],
+    idx: Int64[Array, " rows"],
     mask: Float[Array, " rows"],
     values: Float[Array, "rows width"],
     predictions: Float[Array, "width classes"],
@@ -516,7 +562,7 @@ def _add_flips(
     moves: Float[Array, "width classes"],
 ) -> Float[Array, " width"]:
     """A running maximum over the classes; the first of several, as argmax has it."""
-    own, aim = predictions[places], wanted[places][:, None]
+    own, aim = predictions[idx], wanted[idx][:, None]
 
     def criterion(s, move):
         def after(k):
@@ -529,6 +575,7 @@ def _add_flips(
 
         start = (after(0), jnp.zeros(s.shape, jnp.int64))
         _, best = jax.lax.fori_loop(1, own.shape[1], larger, start)
+        # (18) #{x: argmax(G_x + W[x,x'] R_x') = the class of reference at x}
         return mask @ (best == aim)
 
     return sums + by_columns(criterion, values, moves)
@@ -546,10 +593,8 @@ def ev_gp(posterior: Posterior, options: Options) -> Float[np.ndarray, " candida
     """
     refuse_full("ev_gp", posterior)
 
-    def step(sums: Array, block: Block) -> Array:
-        return _add_squares(sums, block.mask, block.values)
-
-    return share(posterior) * inverses(posterior) * total(posterior.covariance, step)
+    # (19) Σ_x S[x,x']² / (s_x' + λ)
+    return share(posterior) * inverses(posterior) * total(posterior.covariance, _add_squares)
 
 
 def loss_change(posterior: Posterior, options: Options) -> Float[np.ndarray, " candidates"]:
@@ -566,16 +611,17 @@ def loss_change(posterior: Posterior, options: Options) -> Float[np.ndarray, " c
     residual = one_hot(posterior.logits) - posterior.predictions
     own = posterior.covariance.pad(residual)
 
-    def step(sums: Array, block: Block) -> Array:
-        return _add_falls(sums, *block, own)
-
-    falls = share(posterior) * inverses(posterior) * total(posterior.covariance, step)
-    return settled(posterior, falls)
+    # (20) −R_x'·(Wᵀd)_x' with d = −R
+    falls = share(posterior) * inverses(posterior) * total(posterior.covariance, _add_falls, own)
+    return lowest_if_determined(posterior, falls)
 
 
 @jax.jit
 def _add_squares(
-    sums: Float[Array, " width"], mask: Float[Array, " rows"], values: Float[Array, "rows width"]
+    sums: Float[Array, " width"],
+    idx: Int64[Array, " rows"],
+    mask: Float[Array, " rows"],
+    values: Float[Array, "rows width"],
 ) -> Float[Array, " width"]:
     return sums + mask @ values**2
 
@@ -583,10 +629,10 @@ def _add_squares(
 @jax.jit
 def _add_falls(
     sums: Float[Array, " width"],
-    places: Int64[Array, " rows"],
+    idx: Int64[Array, " rows"],
     mask: Float[Array, " rows"],
     values: Float[Array, "rows width"],
     residual: Float[Array, "width classes"],
 ) -> Float[Array, " width"]:
-    pulled = values.T @ (mask[:, None] * residual[places])
+    pulled = values.T @ (mask[:, None] * residual[idx])
     return sums + (pulled * residual).sum(axis=1)

@@ -1,4 +1,4 @@
-"""Exceptions of the kernel side."""
+"""Errors of the kernel side: refusals with what would help."""
 
 from collections.abc import Sequence
 
@@ -17,27 +17,33 @@ class NotFiniteError(KernelError):
     """Gradients that hold NaN or infinity.
 
     Attributes:
-        places: of their images, in the set that was given or as whoever gave it numbers them.
+        images: positions in the set given, or the caller's names.
         where: in the network, in words.
     """
 
     def __init__(
-        self, places: Sequence[int | str], where: str, numbered: str = "places in the set given"
+        self, images: Sequence[int | str], where: str, naming: str = "places in the set given"
     ):
-        """Name the images, a few of them, and the place in the network."""
-        self.places, self.where = list(places), where
-        more = f" and {len(self.places) - _NAMED} more" if len(self.places) > _NAMED else ""
-        named = ", ".join(map(str, self.places[:_NAMED]))
+        """Name the images, a few of them, and the layer.
+
+        Args:
+            images: positions or names.
+            where: in the network, in words.
+            naming: says in words what the names are.
+        """
+        self.images, self.where = list(images), where
+        more = f" and {len(self.images) - _NAMED} more" if len(self.images) > _NAMED else ""
+        named = ", ".join(map(str, self.images[:_NAMED]))
         super().__init__(
-            f"the gradients of images [{named}]{more} ({numbered}) are not finite: {where}. Look "
+            f"the gradients of images [{named}]{more} ({naming}) are not finite: {where}. Look "
             "for NaN or huge values in those images, or in the network's weights."
         )
 
-    def renamed(self, names: Sequence[int | str], numbered: str) -> "NotFiniteError":
-        """The same of images that whoever gave them numbers otherwise.
+    def renamed(self, names: Sequence[int | str], naming: str) -> "NotFiniteError":
+        """The same error with the caller's names.
 
         Args:
-            names: of the images of the set, by place.
-            numbered: what these names are, in words.
+            names: of all images of the set, by position.
+            naming: says in words what these names are.
         """
-        return NotFiniteError([names[int(place)] for place in self.places], self.where, numbered)
+        return NotFiniteError([names[int(image)] for image in self.images], self.where, naming)

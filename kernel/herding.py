@@ -1,10 +1,8 @@
-"""Herding on the empirical NTK: MaxHerding, UHerding and NTKCPL.
+"""MaxHerding and UHerding: label what covers most of what is not covered yet, or not certain.
 
-Coverage is measured by k̂(x,x') = k(x,x')/√(k(x,x)k(x',x')) and its largest value m(x) to anything
-labelled or picked; UHerding weighs it by the uncertainty of calibrated probabilities, their
-temperature found by leave-one-out kernel regression on the labelled block (Bae, Oliveira,
-Sutherland, ECCV 2024 and ICLR 2025). NTKCPL scores agreement with pseudo-labels of clusters (Wen,
-Pizarro, Williams 2023). Where these depart from the papers: docs/mathematics.md, 3.
+The gain in (uncertainty) coverage of every candidate (Bae, Oliveira, Sutherland, ECCV 2024 and ICLR
+2025), on the normalised empirical NTK; uncertainty at a temperature calibrated by leave-one-out
+kernel regression (docs/mathematics.md, 3, which says where this departs from them).
 """
 
 from collections.abc import Sequence
@@ -20,14 +18,12 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize_scalar
 from scipy.special import entr, log_softmax, softmax
 
-from kernel.covariance import Block, Blocks, Covariance, Cross, Features, Given
+from kernel.covariance import AnyKernel, Covariance, KernelBlocks
 from kernel.criteria import (
-    Seen,
-    agreeing,
+    AcquisitionState,
     label_probabilities,
     rebased,
     refuse_full,
-    settled,
     total,
 )
 from kernel.errors import KernelError
@@ -45,9 +41,7 @@ def leave_one_out(
     targets: Float[np.ndarray, "labelled classes"],
     ridge: float,
 ) -> Float[np.ndarray, "labelled classes"]:
-    """What kernel regression on the other labels says of each labelled image.
-
-    y_i − (M⁻¹Y)_i / (M⁻¹)_ii with M = K_LL + λI (Rasmussen and Williams 2006, Eq. 5.12).
+    """Leave-one-out predictions of kernel regression (Rasmussen and Williams 2006, Eq. 5.12).
 
     Args:
         k_ll: the labelled block.
@@ -56,10 +50,11 @@ def leave_one_out(
     """
     factor = cho_factor(k_ll + ridge * np.eye(len(k_ll)), lower=True)
     inverse = cho_solve(factor, np.eye(len(k_ll)))
+    # (26) y_i − (M⁻¹Y)_i / (M⁻¹)_ii with M = K_LL + λI
     return targets - inverse @ targets / inverse.diagonal()[:, None]
 
 
-def temperature(
+def calibrated_temperature(
     logits: Float[np.ndarray, "labelled classes"], targets: Float[np.ndarray, "labelled classes"]
 ) -> float:
     """T between `COLDEST` and `WARMEST` that makes softmax(f/T) most likely (Guo et al. 2017)."""
@@ -73,154 +68,24 @@ def temperature(
 
 
 def uncertainty(
-    logits: Float[np.ndarray, "candidates classes"], options: Options, warmth: float | None
+    logits: Float[np.ndarray, "candidates classes"], options: Options, temperature: float | None
 ) -> Float[np.ndarray, " candidates"]:
     """1 − (p₁ − p₂), or the entropy in nats.
 
     Args:
         logits: from which p follows.
         options: which of the two, and the rule of p where there is no temperature.
-        warmth: T of softmax(f/T); None takes the rule `options.labels`.
+        temperature: T of softmax(f/T); None takes the rule `options.labels`.
     """
-    if warmth is None:
+    if temperature is None:
         p = label_probabilities(logits, options)
     else:
-        p = softmax(logits / warmth, axis=1)
+        p = softmax(logits / temperature, axis=1)
     if options.uncertainty == "entropy":
         return entr(p).sum(axis=1)
     descending = -np.sort(-p, axis=1)
-    # 1 − p₁ as the sum of the others, of which small ones are not lost to rounding
+    # (29) u = 1 − (p₁ − p₂), 1 − p₁ as the sum of the others: small ones are not lost to rounding
     return descending[:, 1:].sum(axis=1) + descending[:, 1:2].sum(axis=1)
-
-
-# Anchors of the embedding.
-COLUMNS = 256
-# Of each image.
-COORDINATES = 32
-# Clusters a class.
-_FINE = 10
-
-
-@dataclass(frozen=True)
-class Clustered(Seen):
-    """The outlook of NTKCPL.
-
-    Attributes:
-        places: coordinates of the candidates.
-        clusters: the cluster of each.
-        known: coordinates of everything labelled.
-        known_clusters: the cluster of each.
-        known_classes: the class of each.
-    """
-
-    places: Float[np.ndarray, "candidates coordinates"]
-    clusters: Int64[np.ndarray, " candidates"]
-    known: Float[np.ndarray, "known coordinates"]
-    known_clusters: Int64[np.ndarray, " known"]
-    known_classes: Int64[np.ndarray, " known"]
-
-    def scores(self) -> Float[np.ndarray, " candidates"]:
-        """How many candidates would agree with their cluster; 0 for a determined candidate."""
-        wanted = self.pseudo_labels()
-        return settled(self.posterior, agreeing(self.posterior, self._rows(wanted), wanted))
-
-    def pseudo_labels(self) -> Int64[np.ndarray, " candidates"]:
-        """The class of the nearest labelled image of the same cluster.
-
-        In a cluster that has none, the class that most of its candidates are predicted to be of.
-        """
-        predicted = self.posterior.logits.argmax(axis=1)
-        wanted = np.empty(len(predicted), np.int64)
-        for cluster in np.unique(self.clusters):
-            own, labelled = self.clusters == cluster, self.known_clusters == cluster
-            if labelled.any():
-                gaps = self.places[own][:, None] - self.known[labelled]
-                nearest = (gaps**2).sum(axis=2).argmin(axis=1)
-                wanted[own] = self.known_classes[labelled][nearest]
-            else:
-                wanted[own] = np.bincount(predicted[own]).argmax()
-        return wanted
-
-    def absorb(
-        self, candidates: Int64[np.ndarray, " chosen"], label_rows: Float[np.ndarray, "_ _"]
-    ) -> "Clustered":
-        """With true labels, which clusters follow too."""
-        return replace(
-            self,
-            posterior=rebased(absorb_block(self.posterior, candidates, label_rows)),
-            known=np.concatenate([self.known, self.places[candidates]]),
-            known_clusters=np.concatenate([self.known_clusters, self.clusters[candidates]]),
-            known_classes=np.concatenate([self.known_classes, label_rows.argmax(axis=1)]),
-        )
-
-    def assume(self, candidates: Int64[np.ndarray, " chosen"]) -> "Clustered":
-        """With the labels of their clusters."""
-        expected = self._rows(self.pseudo_labels()[candidates])
-        return replace(self, posterior=absorb_block(self.posterior, candidates, expected))
-
-    def _rows(self, classes: np.ndarray) -> np.ndarray:
-        return np.eye(self.posterior.logits.shape[1])[classes]
-
-
-def ntkcpl(
-    kernel: Given,
-    posterior: Posterior,
-    targets: Float[np.ndarray, "labelled classes"],
-    options: Options,
-) -> Clustered:
-    """Cluster labelled images and candidates together, by k-means.
-
-    Raises:
-        KernelError: the full kernel.
-    """
-    from sklearn.cluster import KMeans  # seconds, which no other criterion needs
-
-    refuse_full("ntkcpl", posterior)
-    labelled = len(targets)
-    rng = np.random.default_rng(options.seed)
-    coordinates = embedding(kernel, labelled, posterior.sample, rng)
-    different = len(np.unique(coordinates.round(8), axis=0))
-    count = options.clusters or _FINE * targets.shape[1]
-    count = max(1, min(count, different, len(coordinates) // 2))
-    means = KMeans(count, random_state=int(rng.integers(2**31)))
-    clusters = means.fit_predict(coordinates).astype(np.int64)
-    return Clustered(
-        posterior,
-        options,
-        places=coordinates[labelled:],
-        clusters=clusters[labelled:],
-        known=coordinates[:labelled],
-        known_clusters=clusters[:labelled],
-        known_classes=targets.argmax(axis=1),
-    )
-
-
-def embedding(
-    kernel: Given, labelled: int, sample: Int64[np.ndarray, " sample"], rng: np.random.Generator
-) -> Float[np.ndarray, "examples coordinates"]:
-    """Coordinates whose inner products are nearly the normalised kernel, of all examples.
-
-    From its columns at some anchors, drawn among the labelled images and the sample (Nyström; the
-    directions in which the anchors differ most).
-    """
-    count = labelled + len(sample)
-    chosen = np.sort(rng.choice(count, min(COLUMNS, count), replace=False))
-    examples = np.concatenate([np.arange(labelled), labelled + sample])[chosen]
-    values = kernel.values
-    if isinstance(kernel, Features):
-        rows = np.asarray(values[examples] @ values.T, np.float64)
-        wide = np.asarray(values)
-        diagonal = np.einsum("ij,ij->i", wide, wide, dtype=np.float64)
-    elif isinstance(kernel, Cross):
-        rows, diagonal = np.asarray(values[chosen], np.float64), kernel.diagonal
-    else:
-        rows, diagonal = np.asarray(values[examples]), values.diagonal()
-    roots = np.where(diagonal > 0, 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0)), 0.0)
-    rows = rows * roots[examples][:, None] * roots
-    among = rows[:, examples]
-    powers, vectors = np.linalg.eigh((among + among.T) / 2)
-    kept = np.flatnonzero(powers > 1e-6 * powers[-1])[-COORDINATES:]
-    return rows.T @ (vectors[:, kept] / np.sqrt(powers[kept]))
 
 
 # The radius while no two labelled images are known to differ.
@@ -230,7 +95,7 @@ _COLUMNS = 4096
 
 @dataclass(frozen=True)
 class Coverage:
-    """What is covered.
+    """How near each candidate is to something labelled or picked, by the normalised kernel.
 
     Attributes:
         blocks: the kernel.
@@ -244,7 +109,7 @@ class Coverage:
         absorbed: candidates labelled since.
     """
 
-    blocks: Blocks
+    blocks: KernelBlocks
     before: Covariance
     roots: Float[np.ndarray, " candidates"]
     labelled_roots: Float[np.ndarray, " labelled"]
@@ -252,29 +117,29 @@ class Coverage:
     apart: float
     absorbed: Int64[np.ndarray, " absorbed"]
 
-    def picked(self, places: Int64[np.ndarray, " chosen"]) -> "Coverage":
+    def picked(self, candidates: Int64[np.ndarray, " chosen"]) -> "Coverage":
         """With more that is picked; the radius stays."""
         sample = self.before.sample
-        near = self._similar(places).max(axis=1, initial=-np.inf)
+        near = self._similar(candidates).max(axis=1, initial=-np.inf)
         nearest = self.nearest.copy()
         nearest[sample] = np.maximum(nearest[sample], near)
         return replace(self, nearest=nearest)
 
-    def labelled(self, places: Int64[np.ndarray, " chosen"]) -> "Coverage":
+    def labelled(self, candidates: Int64[np.ndarray, " chosen"]) -> "Coverage":
         """With more that is labelled, candidates of the sample: the radius follows."""
         apart = self.apart
         sample = self.before.sample
-        everything = np.concatenate([self.absorbed, places])
-        place_of = np.full(len(self.roots), -1)
-        place_of[sample] = np.arange(len(sample))
-        among = self._similar(places)
-        for column, place in enumerate(places):
-            old = self.blocks.cross(int(place), int(place) + 1)
-            old = np.asarray(old)[:, 0] * self.labelled_roots * self.roots[place]
-            known = place_of[everything[everything != place]]
+        everything = np.concatenate([self.absorbed, candidates])
+        row_of = np.full(len(self.roots), -1)
+        row_of[sample] = np.arange(len(sample))
+        among = self._similar(candidates)
+        for column, candidate in enumerate(candidates):
+            old = self.blocks.cross(int(candidate), int(candidate) + 1)
+            old = np.asarray(old)[:, 0] * self.labelled_roots * self.roots[candidate]
+            known = row_of[everything[everything != candidate]]
             new = among[known[known >= 0], column]
             apart = min(apart, _apart(np.concatenate([old, new]), self.rounding))
-        return replace(self.picked(places), apart=apart, absorbed=everything)
+        return replace(self.picked(candidates), apart=apart, absorbed=everything)
 
     def gains(
         self, weights: Float[np.ndarray, " candidates"], radius: str | float | None
@@ -323,12 +188,12 @@ class Coverage:
         pad = self.before.pad
         roots, padded = pad(self.roots), [(pad(m), pad(u)) for m, u in terms]
 
-        def step(sums: Array, block: Block) -> Array:
+        def add(sums: Array, *tile: Array) -> Array:
             for nearest, weights in padded:
-                sums = _add(sums, *block, roots, nearest, weights, rate)
+                sums = _add_gains(sums, *tile, roots, nearest, weights, rate)
             return sums
 
-        return total(rows, step) / len(self.before.sample)
+        return total(rows, add) / len(self.before.sample)
 
     def sigma(self, radius: str | float | None) -> float | None:
         """The radius now; None where the kernel itself covers."""
@@ -336,18 +201,18 @@ class Coverage:
             return self.apart if np.isfinite(self.apart) else RADIUS
         return radius
 
-    def _similar(self, places: np.ndarray) -> np.ndarray:
+    def _similar(self, candidates: np.ndarray) -> np.ndarray:
         """k̂ between the sample and some candidates."""
-        values = self.before.among(places)
-        return values * self.roots[self.before.sample][:, None] * self.roots[places]
+        values = self.before.among(candidates)
+        return values * self.roots[self.before.sample][:, None] * self.roots[candidates]
 
     @property
     def rounding(self) -> float:
         """Of the kernel's entries, relative."""
-        return rounding_of(self.blocks.given.precision)
+        return rounding_of(self.blocks.kernel.precision)
 
 
-def coverage(kernel: Given, posterior: Posterior, labelled: int) -> Coverage:
+def coverage(kernel: AnyKernel, posterior: Posterior, labelled: int) -> Coverage:
     """By the labelled set.
 
     Args:
@@ -358,7 +223,7 @@ def coverage(kernel: Given, posterior: Posterior, labelled: int) -> Coverage:
     Raises:
         KernelError: S has taken the memory of the kernel.
     """
-    blocks = Blocks(kernel, labelled, 1)
+    blocks = KernelBlocks(kernel, labelled, 1)
     before = prior(blocks, posterior.covariance)
     roots, k_ll = _inverse_roots(blocks.diagonal()), blocks.labelled_block()
     own = _inverse_roots(k_ll.diagonal())
@@ -385,9 +250,9 @@ def _apart(similar: np.ndarray, rounding: float) -> float:
 
 
 @jax.jit
-def _add(
+def _add_gains(
     sums: Float[Array, " width"],
-    places: Int64[Array, " rows"],
+    idx: Int64[Array, " rows"],
     mask: Float[Array, " rows"],
     values: Float[Array, "rows width"],
     roots: Float[Array, " width"],
@@ -398,32 +263,35 @@ def _add(
     """`rate` is 2/σ², or 0 where the kernel itself covers."""
 
     def cover(similar):
+        # (25) k_σ = exp(−(2 − 2k̂)/σ²), or k̂ itself
         return jnp.where(rate > 0, jnp.exp(rate * (similar - 1)), similar)
 
-    similar = values * roots[places][:, None] * roots
-    gains = jnp.maximum(cover(similar) - cover(nearest[places])[:, None], 0.0)
-    return sums + (mask * weights[places]) @ gains
+    # (24) k̂(x,x') = k(x,x') / √(k(x,x) k(x',x'))
+    similar = values * roots[idx][:, None] * roots
+    gains = jnp.maximum(cover(similar) - cover(nearest[idx])[:, None], 0.0)
+    # (22) (1/M) Σ_x u(x) [k_σ(x,x') − m(x)]₊
+    return sums + (mask * weights[idx]) @ gains
 
 
 # Roundings of the kernel by which a gain may be off that is the difference of two.
-_SETTLED = 64
+_NEGLIGIBLE = 64
 
 
 @dataclass(frozen=True)
-class Herding(Seen):
-    """The outlook of both; it reads the kernel, and columns of S once a label is absorbed.
+class HerdingState(AcquisitionState):
+    """MaxHerding or UHerding; reads the kernel, and columns of S once a label is absorbed.
 
     Attributes:
         cover: what is covered.
         weights: u of every candidate; ones for MaxHerding.
-        warmth: T of the probabilities of u; None takes the rule of labels.
+        temperature: T of the probabilities of u; None takes the rule of labels.
         uncertain: whether u is the uncertainty of the predictions.
         known: the gains, where they follow from those before the last pick.
     """
 
     cover: Coverage
     weights: Float[np.ndarray, " candidates"]
-    warmth: float | None
+    temperature: float | None
     uncertain: bool
     known: Float[np.ndarray, " candidates"] | None = None
 
@@ -440,32 +308,32 @@ class Herding(Seen):
 
     def absorb(
         self, candidates: Int64[np.ndarray, " chosen"], label_rows: Float[np.ndarray, "_ _"]
-    ) -> "Herding":
+    ) -> "HerdingState":
         """With true labels: they cover, the radius follows, and u comes from the new G."""
         posterior = rebased(absorb_block(self.posterior, candidates, label_rows))
         weights = self.weights
         if self.uncertain:
-            weights = uncertainty(posterior.logits, self.options, self.warmth)
+            weights = uncertainty(posterior.logits, self.options, self.temperature)
         cover = self.cover.labelled(candidates)
         return replace(self, posterior=posterior, cover=cover, weights=weights, known=None)
 
-    def assume(self, candidates: Int64[np.ndarray, " chosen"]) -> "Herding":
+    def assume(self, candidates: Int64[np.ndarray, " chosen"]) -> "HerdingState":
         """They cover; nothing is learnt of labels, and S is not read."""
         cover = self.cover.picked(candidates)
         if 2 * len(cover.nearer(self.cover)) > len(cover.before.sample):
             return replace(self, cover=cover, known=None)  # no less work than all of them anew
         left = self.gains - cover.lost(self.cover, self.weights, self.options.radius)
         # a duplicate of the pick has nothing left: what there is, is rounding
-        settled = left <= _SETTLED * cover.rounding * self.gains
-        return replace(self, cover=cover, known=np.where(settled, 0.0, left))
+        negligible = left <= _NEGLIGIBLE * cover.rounding * self.gains
+        return replace(self, cover=cover, known=np.where(negligible, 0.0, left))
 
 
 def max_herding(
-    kernel: Given,
+    kernel: AnyKernel,
     posterior: Posterior,
     targets: Float[np.ndarray, "labelled classes"],
     options: Options,
-) -> Herding:
+) -> HerdingState:
     """Mean over x of [k_σ(x,x') − m(x)]₊.
 
     Raises:
@@ -473,15 +341,15 @@ def max_herding(
     """
     refuse_full("max_herding", posterior)
     cover = coverage(kernel, posterior, len(targets))
-    return Herding(posterior, options, cover, np.ones(len(posterior.logits)), None, False)
+    return HerdingState(posterior, options, cover, np.ones(len(posterior.logits)), None, False)
 
 
 def uherding(
-    kernel: Given,
+    kernel: AnyKernel,
     posterior: Posterior,
     targets: Float[np.ndarray, "labelled classes"],
     options: Options,
-) -> Herding:
+) -> HerdingState:
     """Mean over x of u(x) [k_σ(x,x') − m(x)]₊.
 
     Raises:
@@ -491,15 +359,16 @@ def uherding(
     refuse_full("uherding", posterior)
     if targets.shape[1] < 2:
         raise KernelError("uherding needs at least two classes to be uncertain between.")
-    warmth = options.temperature
-    if warmth is None and options.labels == "one_hot":
+    temperature = options.temperature
+    if temperature is None and options.labels == "one_hot":
         raise KernelError(
             "uherding without a temperature takes its uncertainty from the rule of labels, and "
             "one_hot leaves none: give a temperature, or the rule simplex or softmax."
         )
     cover = coverage(kernel, posterior, len(targets))
-    if isinstance(warmth, str):
+    if isinstance(temperature, str):
         k_ll = cover.blocks.labelled_block()
-        warmth = temperature(leave_one_out(k_ll, targets, posterior.ridge), targets)
-    weights = uncertainty(posterior.logits, options, warmth)
-    return Herding(posterior, options, cover, weights, warmth, True)
+        loo = leave_one_out(k_ll, targets, posterior.ridge)
+        temperature = calibrated_temperature(loo, targets)
+    weights = uncertainty(posterior.logits, options, temperature)
+    return HerdingState(posterior, options, cover, weights, temperature, True)

@@ -1,40 +1,76 @@
-"""The analytic NTK of a network of infinite width, between labelled images and candidates.
+"""Analytic NTKs of networks of infinite width, by tiles of pairs of images (Arora et al. 2019).
 
-Computed by neural-tangents in tiles of pairs of images (Arora et al. 2019; Novak et al. 2020).
-Because the network ends in a mean over pixels, the covariances of all pairs of pixels of two images
-are needed: time and memory grow with images² · pixels², feasible on a CPU for small images alone.
-
-The architectures are those of `trainer.networks` without BatchNorm, which has no analytic kernel,
-and with means in place of maxima. Parametrised as in Jacot, Gabriel, Hongler (2018): weights
-W_std/√fan-in and biases b_std times standard normal parameters; W_std is √2 for convolutions and 1
-for the last layer, b_std 0.1 wherever the network of finite width has a bias.
+The networks of the papers as neural-tangents has them: the same convolutions, strides, padding and
+residual sums as in `trainer.networks`, without BatchNorm, which has no analytic kernel, and with
+means in place of maxima, which have none either. Parametrised as Jacot, Gabriel, Hongler (2018):
+weights W_std/√fan-in and biases b_std times standard normal parameters. Because a network ends in a
+mean over pixels, the covariances of all pairs of pixels of two images are needed: time and memory
+grow with images² · pixels² (docs/mathematics.md, 4).
 """
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
 import jax
 import jax.core
 import jax.extend.core
 import numpy as np
+from jax.interpreters import ad
 from jaxtyping import Array, Float, Int64
 
-from kernel.compat import nt
 from kernel.contract import Scratch, key_of
-from kernel.covariance import Cross, Given, Kernel
+from kernel.covariance import AnyKernel, Cross, Kernel
 from kernel.errors import KernelError
 from kernel.plan import GIB, Report, enough
 
+_MOVED_TO_EXTEND = ("ClosedJaxpr", "Jaxpr", "JaxprEqn", "Literal", "Primitive", "Var")
+
+
+def _import_neural_tangents() -> Any:
+    """neural-tangents, with the names put back that it imports from JAX.
+
+    Its last release (0.6.5, 2023) imports names that have since moved or gone, and TensorFlow for a
+    sub-package that nothing here uses, which an empty module replaces. With that, stax kernels,
+    `nt.predict`, `nt.batch`, Jacobian contraction (implementation 1) and NTK-vector products (2)
+    work. Structured derivatives (3, and 0, which may choose them) do not: name an implementation.
+    """
+
+    def safe_map(function, *sequences):
+        lists = [list(sequence) for sequence in sequences]
+        if len({len(one) for one in lists}) > 1:
+            raise ValueError(f"sequences of unequal length: {[len(one) for one in lists]}")
+        return list(map(function, *lists))
+
+    for name in _MOVED_TO_EXTEND:
+        if not hasattr(jax.core, name):
+            setattr(jax.core, name, getattr(jax.extend.core, name))
+    if not hasattr(ad, "zeros_like_p"):
+        # only a key in a table of rules: no program of today's JAX contains this primitive
+        ad.zeros_like_p = jax.extend.core.Primitive("zeros_like")  # pyright: ignore[reportAttributeAccessIssue]
+    if "jax.util" not in sys.modules:
+        utilities: Any = ModuleType("jax.util", "names that neural-tangents imports from here")
+        utilities.safe_map = safe_map
+        utilities.safe_zip = lambda *sequences: safe_map(lambda *entries: entries, *sequences)
+        sys.modules["jax.util"] = utilities
+    experimental = "neural_tangents.experimental"
+    sys.modules.setdefault(experimental, ModuleType(experimental, "left out"))
+    import neural_tangents
+
+    return neural_tangents  # its own annotations do not fit the JAX of today
+
+
+nt = _import_neural_tangents()
 CONVOLUTION_STD, HEAD_STD, BIAS_STD = 2.0**0.5, 1.0, 0.1
 _EVERY_SECOND = nt.stax.Slice[:, ::2, ::2]
 
 
 class Architecture(NamedTuple):
-    """What of a network is left at infinite width.
+    """A network at infinite width: its kind and its depths.
 
     Attributes:
         name: a row of `ARCHITECTURES`.
@@ -222,7 +258,7 @@ def infinite_kernel(
     memory_gib: float = 4.0,
     progress: Report | None = None,
     folder: Path | None = None,
-) -> Given:
+) -> AnyKernel:
     """The kernel that a posterior is made of, in float64.
 
     Args:
@@ -244,12 +280,12 @@ def infinite_kernel(
     if sample is not None:
         anchors = np.concatenate([anchors[:labelled], labelled + sample])
     order = np.concatenate([anchors, np.setdiff1d(np.arange(cut.examples), anchors)])
-    values = _swept(architecture, images[order], cut, progress, folder)
+    values = _tiled_kernel(architecture, images[order], cut, progress, folder)
     if sample is None:
         return Kernel(values, "float64")
     back = np.argsort(order)
-    alone = _alone(architecture, images[order[len(anchors) :]])
-    diagonal = np.concatenate([values.diagonal(), alone])
+    others = _diagonal(architecture, images[order[len(anchors) :]])
+    diagonal = np.concatenate([values.diagonal(), others])
     return Cross(values[:, back], diagonal[back], "float64")
 
 
@@ -274,7 +310,7 @@ def infinite_rows(
         KernelError: as `infinite_kernel`.
     """
     cut = tiling(images, anchors, 0, memory_gib)
-    return _swept(architecture, images, cut, progress, None)
+    return _tiled_kernel(architecture, images, cut, progress, None)
 
 
 @cache
@@ -305,7 +341,7 @@ def _options() -> dict[str, int]:
     return {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
 
 
-def _swept(
+def _tiled_kernel(
     architecture: Architecture,
     images: np.ndarray,
     cut: Tiling,
@@ -342,14 +378,14 @@ def _swept(
     return values
 
 
-def _alone(architecture: Architecture, images: np.ndarray) -> np.ndarray:
+def _diagonal(architecture: Architecture, images: np.ndarray) -> np.ndarray:
     """Θ(x, x) of each image."""
     function, pixels = pairs(architecture, min(images.shape[2:])), _last_channels(images)
     return np.array([np.asarray(function(one[None], one[None]))[0, 0] for one in pixels])
 
 
 def _tile(pixels: np.ndarray, start: int, size: int) -> np.ndarray:
-    """So many images from one on, the last again where there are no more."""
+    """A tile of images, padded by repeating the last."""
     return pixels[np.minimum(np.arange(start, start + size), len(pixels) - 1)]
 
 

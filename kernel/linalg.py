@@ -29,7 +29,6 @@ CANDIDATES = 512
 _TILE_ENTRIES = 2**24
 # Rows updated at a time on a CPU by an outer product: the product stays in the cache.
 _CACHED_ROWS = 32
-_LINE = 64  # bytes; JAX takes over arrays that begin on one without a copy
 
 Matrix = np.ndarray | Array
 
@@ -50,13 +49,6 @@ def tile_rows(width: int) -> int:
     while rows > 64 and rows * width > _TILE_ENTRIES:
         rows //= 2
     return rows
-
-
-def aligned_zeros(rows: int, columns: int) -> Float[np.ndarray, "rows columns"]:
-    """Zeros in memory that JAX can read without copying them."""
-    memory = np.zeros(rows * columns * 8 + _LINE, np.uint8)
-    start = -memory.ctypes.data % _LINE
-    return memory[start : start + rows * columns * 8].view(np.float64).reshape(rows, columns)
 
 
 def to_device(array: Matrix, shape: tuple[int, ...], dtype: str = "float64") -> Array:

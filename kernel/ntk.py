@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from kernel.contract import Scratch, Sketches, contract, key_of, sketches
-from kernel.covariance import Cross, Features, Given, Kernel
+from kernel.covariance import AnyKernel, Cross, Features, Kernel
 from kernel.errors import KernelError
 from kernel.linalg import add_gram
 from kernel.model import Model, dtype_of
@@ -75,7 +75,7 @@ def query_kernel(
     rng: np.random.Generator | None = None,
     progress: Report | None = None,
     folder: Path | None = None,
-) -> tuple[Given, Plan]:
+) -> tuple[AnyKernel, Plan]:
     """Plan the kernel of a query, and compute it.
 
     Args:
@@ -111,7 +111,7 @@ def compute_kernel(
     rng: np.random.Generator | None = None,
     progress: Report | None = None,
     folder: Path | None = None,
-) -> Given:
+) -> AnyKernel:
     """The kernel that a posterior is made of, as it was planned.
 
     Args:

@@ -1,11 +1,9 @@
 """The posterior of kernel regression on the labelled set, at every candidate.
 
-S (what remains to be learnt at each candidate and how candidates move together), D (what the
-linearised network would still change by fitting its labels) and G = f_U + D, by one Cholesky factor
-of K_LL with the smallest jitter of a ladder that can be trusted, and one triangular solve, in
-float64 (docs/mathematics.md, 1 and 3). Absorbing labels of candidates B without training, with FFᵀ
-= S_BB + λI and V = S[:,B]F⁻ᵀ: G += VF⁻¹(Y_B − G_B), S −= VVᵀ. One at a time, as a block and
-factorising anew agree to rounding, in any order.
+S is what remains to be learnt at each candidate and how candidates move together, D what the
+linearised network would still change by fitting its labels, G = f_U + D. One Cholesky factor and
+one triangular solve, in float64, serve all candidates. A label is absorbed without training: one
+at a time, as a block and factorising anew agree to rounding, in any order (docs/mathematics.md, 1).
 """
 
 from collections.abc import Sequence
@@ -18,12 +16,12 @@ from jaxtyping import Bool, Float, Int64
 
 from kernel import linalg
 from kernel.covariance import (
-    Blocks,
+    AnyKernel,
     Covariance,
     Cross,
     Features,
-    Given,
     Kernel,
+    KernelBlocks,
     Source,
     capacity,
     check_finite,
@@ -50,7 +48,7 @@ SOLVED = 4096
 
 
 class Conditioned(NamedTuple):
-    """What the labelled set says about the candidates.
+    """Solutions with the factor of the labelled block.
 
     Attributes:
         a: A, padded on a device; with features in their dtype and with room to grow.
@@ -64,7 +62,7 @@ class Conditioned(NamedTuple):
 
 
 def condition(
-    blocks: Blocks, factor: Lower, residual: Float[np.ndarray, "labelled _"], *, grows: bool
+    blocks: KernelBlocks, factor: Lower, residual: Float[np.ndarray, "labelled _"], *, grows: bool
 ) -> Conditioned:
     """Solve for all candidates with the factor of K_LL + λI, where the factor is.
 
@@ -86,7 +84,9 @@ def condition(
     return Conditioned(a, np.asarray(explained)[:candidates], np.array(drift)[:candidates])
 
 
-def _condition(blocks: Blocks, factor: Lower, residual: np.ndarray, grows: bool) -> Conditioned:
+def _condition(
+    blocks: KernelBlocks, factor: Lower, residual: np.ndarray, grows: bool
+) -> Conditioned:
     """Some columns at a time: with features there is no (L,U) array in float64."""
     rows = capacity(blocks.labelled) if grows else blocks.labelled
     a = np.zeros((blocks.candidates, rows), _dtype(blocks)).T  # in the order of solutions
@@ -94,20 +94,27 @@ def _condition(blocks: Blocks, factor: Lower, residual: np.ndarray, grows: bool)
     drift = np.empty((blocks.candidates, residual.shape[1]))
     solved = np.asarray(solve_lower(factor, residual))
     for start, stop in row_blocks(blocks.candidates, SOLVED):
+        # (1) A = C⁻¹K_LU with CCᵀ = K_LL + λI
         columns = np.asarray(solve_lower(factor, blocks.cross(start, stop)))
         a[: blocks.labelled, start:stop] = columns
         explained[start:stop] = np.einsum("ij,ij->j", columns, columns)
+        # (3) D = AᵀC⁻¹(Y − f_L)
         drift[start:stop] = columns.T @ solved
     return Conditioned(a, explained, drift)
 
 
-def _dtype(blocks: Blocks) -> str:
+def _dtype(blocks: KernelBlocks) -> str:
     """Of A: with features it is multiplied beside them; else S is made of it in float64."""
-    return dtype_of(blocks.given.precision) if isinstance(blocks.given, Features) else "float64"
+    return dtype_of(blocks.kernel.precision) if isinstance(blocks.kernel, Features) else "float64"
 
 
 def posterior_covariance(
-    blocks: Blocks, a: Matrix, sample: Int64[np.ndarray, " sample"], *, keep: bool, in_place: bool
+    blocks: KernelBlocks,
+    a: Matrix,
+    sample: Int64[np.ndarray, " sample"],
+    *,
+    keep: bool,
+    in_place: bool,
 ) -> Covariance:
     """S between the sample's rows and all candidates, where A is.
 
@@ -121,7 +128,7 @@ def posterior_covariance(
     candidates = blocks.candidates
     if not keep:
         return streamed(blocks, a, sample, blocks.labelled)
-    if not isinstance(blocks.given, Features):
+    if not isinstance(blocks.kernel, Features):
         if isinstance(a, np.ndarray):
             kept = _kept(blocks, a, sample, in_place)
         else:
@@ -131,25 +138,25 @@ def posterior_covariance(
 
 
 def streamed(
-    blocks: Blocks, a: Matrix, sample: Int64[np.ndarray, " sample"], used: int
+    blocks: KernelBlocks, a: Matrix, sample: Int64[np.ndarray, " sample"], used: int
 ) -> Covariance:
     """S that is made of the kernel and A whenever it is read; K_UU itself without rows of A.
 
     Args:
         blocks: the kernel, scalar-valued; it must stay as it is.
         a: A, (at least used, candidates), where S is to be made; padded on a device.
-        sample: places of the candidates whose rows are read.
+        sample: candidates whose rows are read.
         used: rows of A.
     """
     candidates = blocks.candidates
     own = blocks.matrix[blocks.labelled :]
     order = None
-    if isinstance(blocks.given, Features):
+    if isinstance(blocks.kernel, Features):
         if isinstance(a, np.ndarray):
             own = np.asarray(own)
         else:
             own = to_device(own, (a.shape[1], own.shape[1]), _dtype(blocks))
-    elif isinstance(blocks.given, Kernel):
+    elif isinstance(blocks.kernel, Kernel):
         own, order = own[:, blocks.labelled :], np.arange(candidates)
     else:
         own, order = own[:, blocks.labelled :], np.full(candidates, -1)
@@ -157,7 +164,7 @@ def streamed(
     return Covariance(sample, candidates, None, Source(own, a, used, order))
 
 
-def prior(blocks: Blocks, covariance: Covariance) -> Covariance:
+def prior(blocks: KernelBlocks, covariance: Covariance) -> Covariance:
     """K_UU of a scalar-valued kernel, read as S is: what it was before there were labels.
 
     Args:
@@ -186,11 +193,12 @@ def prior(blocks: Blocks, covariance: Covariance) -> Covariance:
     return streamed(blocks, nothing, covariance.sample, 0)
 
 
-def _kept(blocks: Blocks, a: np.ndarray, rows: np.ndarray, in_place: bool) -> np.ndarray:
+def _kept(blocks: KernelBlocks, a: np.ndarray, rows: np.ndarray, in_place: bool) -> np.ndarray:
     matrix = np.asarray(blocks.matrix)
-    every = isinstance(blocks.given, Kernel) and np.array_equal(rows, np.arange(len(a.T)))
+    every = isinstance(blocks.kernel, Kernel) and np.array_equal(rows, np.arange(len(a.T)))
     if every and in_place and matrix.dtype == np.float64 and matrix.flags.writeable:
         own = matrix[blocks.labelled :, blocks.labelled :]
+        # (2) S = K_UU − AᵀA
         subtract_gram(own, a)
         return own
     if every:
@@ -204,11 +212,11 @@ def _kept(blocks: Blocks, a: np.ndarray, rows: np.ndarray, in_place: bool) -> np
     return kept
 
 
-def _device_kept(blocks: Blocks, a: jax.Array, rows: np.ndarray) -> jax.Array:
+def _device_kept(blocks: KernelBlocks, a: jax.Array, rows: np.ndarray) -> jax.Array:
     size = padded(len(rows), CANDIDATES)
     k_mu = to_device(blocks.candidate_rows(rows, 0, len(rows)), (size, a.shape[1]))
-    places = np.concatenate([rows, np.zeros(size - len(rows), np.int64)])
-    return _schur(k_mu, a, places)
+    idx = np.concatenate([rows, np.zeros(size - len(rows), np.int64)])
+    return _schur(k_mu, a, idx)
 
 
 @jax.jit
@@ -217,8 +225,8 @@ def _explained(a, solved):
 
 
 @jax.jit
-def _schur(k_mu, a, places):
-    return k_mu - a[:, places].T @ a
+def _schur(k_mu, a, idx):
+    return k_mu - a[:, idx].T @ a
 
 
 JITTERS = (0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
@@ -288,7 +296,7 @@ DETERMINED: dict[Precision, float] = {"float32": 1e-5, "float64": 1e-10, "tf32":
 
 
 class Posterior(NamedTuple):
-    """What the labelled set leaves open at the candidates.
+    """The posterior at the candidates.
 
     For the kind `full`, "rows" are candidate-class pairs and S couples them all; for a
     scalar-valued kernel rows are candidates. All arrays are float64.
@@ -317,6 +325,7 @@ class Posterior(NamedTuple):
     @property
     def predictions(self) -> Float[np.ndarray, "candidates classes"]:
         """G = f_U + D, the linearised network fitted to the labelled set."""
+        # (4) G = f_U + D
         return self.logits + self.drift
 
     @property
@@ -326,7 +335,7 @@ class Posterior(NamedTuple):
 
 
 def posterior(
-    kernel: Given,
+    kernel: AnyKernel,
     targets: Float[np.ndarray, "labelled classes"],
     labelled_logits: Float[np.ndarray, "_ _"],
     candidate_logits: Float[np.ndarray, "_ _"],
@@ -345,7 +354,7 @@ def posterior(
         targets: Y, one-hot labels, unscaled.
         labelled_logits: f_L, (labelled, classes).
         candidate_logits: f_U, (candidates, classes).
-        sample: places among the candidates over which changes are summed; all if None. Of a scalar
+        sample: candidates over which changes are summed; all if None. Of a scalar
             kernel only these rows of S are held; of `full` S is held whole. For a kernel between
             anchors, the candidates that are anchors.
         keep: hold S in memory, (sample, candidates) float64; False makes its rows of features, or
@@ -354,7 +363,7 @@ def posterior(
             on a CPU and without a sample. Spares a second U×U matrix.
         ridge: λ ≥ 0 in units of the kernel; jitter is added only when λ does not make K_LL
             factorable to the precision its entries have.
-        identifiers: how messages name the labelled images; their places if None.
+        identifiers: how messages name the labelled images; their positions if None.
 
     Raises:
         KernelError: shapes that do not fit, an empty labelled set, entries that are not finite, a
@@ -368,7 +377,7 @@ def posterior(
         raise KernelError(
             "the posterior of a full kernel cannot be streamed: keep S, or use another kind."
         )
-    blocks = Blocks(kernel, labelled * (classes if full else 1), classes if full else 1)
+    blocks = KernelBlocks(kernel, labelled * (classes if full else 1), classes if full else 1)
     k_ll = blocks.labelled_block()
     names = list(range(labelled)) if identifiers is None else list(identifiers)
     factor, jitter = trusted_factor(k_ll, ridge, kernel.precision, names, linalg.on_host())
@@ -422,11 +431,11 @@ def posterior_bytes(
     each, host = classes if form == "full" else 1, linalg.on_host()
     rows, columns = labelled * each, candidates * each
     chosen = columns if sample is None or form == "full" else sample
-    given = (rows + columns) ** 2 * _WIDE
+    kernel = (rows + columns) ** 2 * _WIDE
     if form == "features":
-        given = (rows + columns) * features * itemsize * (1 if host else 2)
+        kernel = (rows + columns) * features * itemsize * (1 if host else 2)
     elif form == "cross":
-        given = (rows + chosen) * (rows + columns) * itemsize + (rows + columns) * _WIDE
+        kernel = (rows + chosen) * (rows + columns) * itemsize + (rows + columns) * _WIDE
     if not host:
         rows = padded(rows, LABELLED)
         columns, chosen = padded(columns, CANDIDATES), padded(chosen, CANDIDATES)
@@ -445,13 +454,13 @@ def posterior_bytes(
     if streamed:
         scoring += solving + 512 * (rows + columns) * _WIDE
     small = 4 * candidates * (classes + 1) * _WIDE
-    return given + covariance + a + small + max(solving, scoring)
+    return kernel + covariance + a + small + max(solving, scoring)
 
 
 def _check_inputs(
-    kernel: Given, targets, labelled_logits, candidate_logits, sample, ridge
+    kernel: AnyKernel, targets, labelled_logits, candidate_logits, sample, ridge
 ) -> Int64[np.ndarray, " sample"]:
-    """Check what was given; the sample, all candidates if there is none."""
+    """Check shapes and entries; the sample, all candidates if there is none."""
     labelled, classes = targets.shape
     candidates = len(candidate_logits)
     if labelled == 0:
@@ -477,13 +486,13 @@ def _check_inputs(
             f"logits of shapes {labelled_logits.shape} and {candidate_logits.shape} do not fit "
             f"targets of shape {targets.shape}."
         )
-    given = (kernel.values, targets, labelled_logits, candidate_logits)
-    for name, array in zip(("kernel", "targets", "labelled logits", "logits"), given, strict=True):
+    arrays = (kernel.values, targets, labelled_logits, candidate_logits)
+    for name, array in zip(("kernel", "targets", "labelled logits", "logits"), arrays, strict=True):
         check_finite(name, array)
     return chosen
 
 
-def _shape(kernel: Given, examples: int, classes: int, anchors: int) -> tuple[int, ...]:
+def _shape(kernel: AnyKernel, examples: int, classes: int, anchors: int) -> tuple[int, ...]:
     if isinstance(kernel, Features):
         return (examples, kernel.values.shape[1])
     if isinstance(kernel, Cross):
@@ -516,19 +525,19 @@ def absorb_block(
     The ridge applies to them as to the labelled set. A candidate that is determined when its turn
     comes (a duplicate of a labelled image, of one absorbed before, or that one again) changes
     nothing: its variance is rounding, and what it would say is already known. Candidates keep
-    their places; one that was absorbed without a ridge is determined.
+    their positions; one that was absorbed without a ridge is determined.
 
     Args:
         posterior: is consumed. Its S is updated in place; afterwards it refuses to be used, while
             its other arrays stay as they are.
-        candidates: their places.
+        candidates: their positions.
         label_rows: y, one-hot, (chosen, classes).
 
     Returns:
         The posterior given these labels too; `drift` holds what they added, `logits` stay.
 
     Raises:
-        KernelError: places or labels that do not fit; entries that are not finite; a candidate
+        KernelError: positions or labels that do not fit; entries that are not finite; a candidate
             whose column of S is neither held nor follows from features.
     """
     _check_labels(posterior, candidates, label_rows)
@@ -540,6 +549,7 @@ def absorb_block(
     if not taken.any():
         return posterior
     open_factor = Lower(factor[taken][:, taken], int(taken.sum()))
+    # (28) G += VF⁻¹(Y_B − G_B), S −= VVᵀ with FFᵀ = S_BB + λI and V = S[:,B]F⁻ᵀ
     v = np.asarray(solve_lower(open_factor, columns[:, taken].T)).T
     step = np.asarray(solve_lower(open_factor, residual[taken]))
     return posterior._replace(
@@ -562,13 +572,13 @@ def _open_factor(
     np.fill_diagonal(block, posterior.variance[rows])
     factor = np.zeros_like(block)
     taken = np.zeros(len(rows), bool)
-    for place, floor in enumerate(posterior.floor[rows]):
-        left = block[place:, place] - factor[place:] @ factor[place]
+    for i, floor in enumerate(posterior.floor[rows]):
+        left = block[i:, i] - factor[i:] @ factor[i]
         if left[0] < floor:
             continue
-        taken[place] = True
+        taken[i] = True
         left[0] += posterior.ridge
-        factor[place:, place] = left / np.sqrt(left[0])
+        factor[i:, i] = left / np.sqrt(left[0])
     return factor, taken
 
 

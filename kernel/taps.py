@@ -309,18 +309,18 @@ _NAMED = 5  # of the weights
 
 
 def not_finite(
-    model: Model, images: np.ndarray, places: list[int], projections: np.ndarray
+    model: Model, images: np.ndarray, bad: list[int], projections: np.ndarray
 ) -> NotFiniteError:
     """The error for images whose gradients are not finite.
 
     Args:
         model: the network.
         images: all of them.
-        places: of the bad ones.
+        bad: positions of those.
         projections: one v a row.
     """
-    where = _layer(model, jnp.asarray(images[places[0]]), jnp.asarray(projections, images.dtype))
-    return NotFiniteError(places, where)
+    where = _layer(model, jnp.asarray(images[bad[0]]), jnp.asarray(projections, images.dtype))
+    return NotFiniteError(bad, where)
 
 
 def _layer(model: Model, image: Array, projections: Array) -> str:

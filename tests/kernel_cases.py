@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from kernel.covariance import Cross, Features, Given, Kernel
+from kernel.covariance import AnyKernel, Cross, Features, Kernel
 from kernel.model import Model
 
 
@@ -57,7 +57,7 @@ def random_features(examples: int, dimensions: int, rng: np.random.Generator) ->
 
 def all_forms(
     features: Features, labelled: int, sample: np.ndarray
-) -> dict[str, tuple[Given, bool]]:
+) -> dict[str, tuple[AnyKernel, bool]]:
     """One kernel in every form that a posterior takes, and whether S is kept."""
     values = np.asarray(features.values) @ np.asarray(features.values).T
     anchors = np.concatenate([np.arange(labelled), labelled + sample])

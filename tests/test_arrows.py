@@ -38,9 +38,9 @@ def modules(path: Path) -> set[str]:
 @pytest.mark.parametrize("package", FORBIDDEN)
 def test_no_arrow_points_back(package):
     for path in sorted((ROOT / package).rglob("*.py")):
-        if path == ROOT / "kernel" / "compat.py":
-            continue  # the one place for neural-tangents
         wrong = {name for name in imports(path) if name.split(".")[0] in FORBIDDEN[package]}
+        if path == ROOT / "kernel" / "infinite.py":
+            wrong -= {"neural_tangents"}
         if path.parent.name == "bridge" and path.stem in ("check", "checking"):
             # a command line, which builds the network that it checks
             wrong -= {"trainer", "trainer.config", "trainer.errors", "trainer.networks"}
@@ -70,10 +70,10 @@ def test_whatever_computes_with_jax_sets_it_to_64_bits():
     assert not {n for n in computing if "kernel.x64" not in reached[n] | {n}}
 
 
-def test_only_compat_touches_neural_tangents():
+def test_only_kernels_of_infinite_width_touch_neural_tangents():
     for package in FORBIDDEN:
         for path in (ROOT / package).rglob("*.py"):
-            if path.name != "compat.py":
+            if path != ROOT / "kernel" / "infinite.py":
                 assert not any(name.startswith("neural_tangents") for name in imports(path)), path
 
 
@@ -82,7 +82,7 @@ def test_only_compat_touches_neural_tangents():
     [
         ("trainer.fit", "jax"),
         ("kernel.lookahead", "torch"),
-        ("kernel.compat", "torch"),
+        ("kernel.infinite", "torch"),
         ("bridge.mirror", "torch"),
         ("bridge.weights", "torch"),
         ("bridge.portable", "torch"),

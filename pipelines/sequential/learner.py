@@ -13,8 +13,8 @@ import numpy as np
 from scipy.special import entr
 
 from bridge.weights import Weights
-from kernel.covariance import Cross, Features, Given, Kernel
-from kernel.lookahead import outlook, rebased
+from kernel.covariance import AnyKernel, Cross, Features, Kernel
+from kernel.lookahead import acquisition_state, rebased
 from kernel.options import CRITERIA, Options
 from kernel.posterior import Posterior, absorb_block, posterior
 from pipelines.sequential.config import STRATEGIES
@@ -41,7 +41,7 @@ class Linearisation:
         ridge: λ, in units of the kernel.
     """
 
-    kernel: Given
+    kernel: AnyKernel
     targets: np.ndarray
     labelled_logits: np.ndarray
     logits: np.ndarray
@@ -51,7 +51,7 @@ class Linearisation:
     ridge: float = 0.0
 
     def posterior(self) -> Posterior:
-        """Given the labelled set; changes refer to G from the start.
+        """AnyKernel the labelled set; changes refer to G from the start.
 
         Raises:
             KernelError: as `kernel.posterior.posterior`.
@@ -89,8 +89,8 @@ class Linearisation:
 
 
 def _submatrix(
-    kernel: Given, rows: np.ndarray, anchors: int, labelled: int, sample: np.ndarray
-) -> Given:
+    kernel: AnyKernel, rows: np.ndarray, anchors: int, labelled: int, sample: np.ndarray
+) -> AnyKernel:
     """The kernel of some of its images; the first of them are the anchors of a `Cross`."""
     if isinstance(kernel, Features):
         return Features(kernel.values[rows], kernel.precision)
@@ -144,11 +144,11 @@ class SequentialState:
 
 
 class Acquisition(Protocol):
-    """Scores of a strategy given the labels so far; `kernel.lookahead.Outlook` is one."""
+    """Scores of a strategy given the labels so far; `kernel.lookahead.AcquisitionState` is one."""
 
     @property
     def posterior(self) -> Posterior:
-        """Given the labels so far."""
+        """AnyKernel the labels so far."""
         ...
 
     def scores(self) -> np.ndarray:
@@ -160,7 +160,7 @@ class Acquisition(Protocol):
         ...
 
 
-MakeAcquisition = Callable[[Given, Posterior, np.ndarray], Acquisition]
+MakeAcquisition = Callable[[AnyKernel, Posterior, np.ndarray], Acquisition]
 """Kernel, posterior and the one-hot labels of the labelled set → the strategy's acquisition."""
 
 
@@ -210,7 +210,7 @@ def acquisition_of(
     """
     lookup(dict.fromkeys(STRATEGIES), strategy, "sequential strategy")
     if strategy in CRITERIA:
-        return lambda kernel, posterior, targets: outlook(
+        return lambda kernel, posterior, targets: acquisition_state(
             strategy, kernel, posterior, options, targets=targets
         )
     seed = int(rng.integers(2**63))
@@ -220,7 +220,7 @@ def acquisition_of(
             return np.random.default_rng(seed).random(len(predictions))
         return _UNCERTAINTY[strategy](probabilities(predictions, loss))
 
-    def make(kernel: Given, posterior: Posterior, targets: np.ndarray) -> Acquisition:
+    def make(kernel: AnyKernel, posterior: Posterior, targets: np.ndarray) -> Acquisition:
         del kernel, targets
         return PredictionScores(posterior, score)
 

@@ -17,7 +17,7 @@ from bridge.mirror import Mirror
 from bridge.module import weights_of
 from bridge.parity import certify
 from bridge.weights import Contents, Weights, pack, replace, unpack
-from kernel.covariance import Cross, Features, Given, Kernel
+from kernel.covariance import AnyKernel, Cross, Features, Kernel
 from kernel.errors import KernelError
 from kernel.model import dtype_of
 from kernel.ntk import compute_kernel
@@ -426,7 +426,7 @@ def _arrays(state: SequentialState) -> tuple[dict[str, np.ndarray], str]:
     return arrays, form
 
 
-def _kernel(form: str, precision: Any, arrays: dict[str, np.ndarray]) -> Given:
+def _kernel(form: str, precision: Any, arrays: dict[str, np.ndarray]) -> AnyKernel:
     if form == "cross":
         return Cross(arrays["kernel"], arrays["diagonal"], precision)
     return _FORMS[form](arrays["kernel"], precision)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scipy.linalg import cho_factor, cho_solve
 
-from kernel.covariance import Given
+from kernel.covariance import AnyKernel
 from kernel.criteria import mlmoc
 from kernel.infinite import ARCHITECTURES, Architecture, infinite_kernel, infinite_rows
 from kernel.posterior import Posterior, posterior
@@ -37,7 +37,7 @@ class AnalyticKernel(NamedTuple):
     """
 
     architecture: Architecture
-    kernel: Given
+    kernel: AnyKernel
     sample: np.ndarray | None
 
 

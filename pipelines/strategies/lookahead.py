@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from kernel.covariance import Features, Given
-from kernel.herding import Herding
-from kernel.lookahead import Outlook, outlook
+from kernel.covariance import AnyKernel, Features
+from kernel.criteria import AcquisitionState
+from kernel.herding import HerdingState
+from kernel.lookahead import acquisition_state
 from kernel.ntk import query_kernel, tf32_error
 from kernel.options import GREEDY, STREAMED
 from kernel.plan import Plan
@@ -91,11 +92,12 @@ def look_ahead(
     }
     with context.progress("score") as advance:
         options = ahead.criterion_options(settings.reference, int(cluster_rng.integers(2**31)))
-        seen = outlook(criterion, kernel, result, options, targets=targets)
-        if isinstance(seen, Herding):
-            diagnostics |= {"temperature": seen.warmth, "radius": seen.cover.sigma(ahead.radius)}
+        state = acquisition_state(criterion, kernel, result, options, targets=targets)
+        if isinstance(state, HerdingState):
+            radius = state.cover.sigma(ahead.radius)
+            diagnostics |= {"temperature": state.temperature, "radius": radius}
         found = pick(
-            seen,
+            state,
             criterion,
             batch_size,
             ahead,
@@ -126,7 +128,7 @@ class EmpiricalKernel(NamedTuple):
             asked together all read the network's.
     """
 
-    kernel: Given
+    kernel: AnyKernel
     plan: Plan
     sample: np.ndarray | None
     diagnostics: dict[str, Any]
@@ -252,7 +254,7 @@ class _Remaining:
 
 
 def pick(
-    outlook: Outlook,
+    state: AcquisitionState,
     criterion: str,
     batch_size: int,
     config: LookAheadConfig,
@@ -264,7 +266,7 @@ def pick(
     """Choose a batch one pick, or a few, after another.
 
     Args:
-        outlook: of the criterion; is consumed.
+        state: of the criterion; is consumed.
         criterion: its name.
         batch_size: how many to pick.
         config: how.
@@ -288,35 +290,37 @@ def pick(
     while (remaining := batch_size - len(left.positions)) > 0:
         count = min(step, remaining)
         if mode == "hybrid" and criterion in GREEDY:
-            best = _greedily(outlook, left, count, candidates)
+            best = _greedily(state, left, count, candidates)
         else:
-            best = left.take(_scores(outlook, candidates), count)
+            best = left.take(_scores(state, candidates), count)
         advance(len(left.positions), batch_size)
         if remaining == count:
             break
         if mode == "conditioned":
-            outlook = outlook.assume(best)
+            state = state.assume(best)
         else:
             assert oracle is not None
-            rows, own = _ask(oracle, candidates[best], outlook.predictions.shape[1])
-            outlook, answers = outlook.absorb(best, rows), answers + own
+            rows, own = _ask(oracle, candidates[best], state.predictions.shape[1])
+            state, answers = state.absorb(best, rows), answers + own
     diagnostics: dict[str, Any] = {"batch": mode}
     if mode == "hybrid":
         diagnostics |= {"interval": config.interval, "answers": answers}
     return Batch(np.array(left.positions, np.int64), left.scores, diagnostics)
 
 
-def _greedily(outlook: Outlook, left: _Remaining, count: int, candidates: np.ndarray) -> np.ndarray:
+def _greedily(
+    state: AcquisitionState, left: _Remaining, count: int, candidates: np.ndarray
+) -> np.ndarray:
     """Some picks, each counting for the next, before their labels are asked for."""
     best = np.zeros(0, np.int64)
     for _ in range(count):
-        best = np.concatenate([best, left.take(_scores(outlook, candidates), 1)])
-        outlook = outlook.assume(best[-1:])
+        best = np.concatenate([best, left.take(_scores(state, candidates), 1)])
+        state = state.assume(best[-1:])
     return best
 
 
-def _scores(outlook: Outlook, candidates: np.ndarray) -> np.ndarray:
-    scores = np.asarray(outlook.scores(), np.float64)
+def _scores(state: AcquisitionState, candidates: np.ndarray) -> np.ndarray:
+    scores = np.asarray(state.scores(), np.float64)
     check_numbers(scores, candidates)
     return scores
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kernel.covariance import Features
-from kernel.lookahead import outlook
+from kernel.lookahead import acquisition_state
 from kernel.options import CRITERIA, Options
 from kernel.posterior import posterior
 from pipelines.core.errors import PipelineError
@@ -21,7 +21,7 @@ POSTERIOR = ("mlmoc", "emoc", "eer", "flip", "ev_gp", "loss_change")
 def chosen(criterion, config, batch_size, problem, given, ask=None, seed=0):
     result = posterior(given, *problem, ridge=RIDGE)
     options = config.criterion_options("network", 0)
-    seen = outlook(criterion, given, result, options, targets=problem[0])
+    seen = acquisition_state(criterion, given, result, options, targets=problem[0])
     told = []
     found = pick(
         seen,
@@ -59,7 +59,7 @@ def test_top_is_the_highest_scores(criterion, rng):
     problem, features = made(rng)
     found = chosen(criterion, LookAheadConfig(batch="top"), 4, problem, features)
     result = posterior(features, *problem, ridge=RIDGE)
-    scores = outlook(criterion, features, result, targets=problem[0]).scores()
+    scores = acquisition_state(criterion, features, result, targets=problem[0]).scores()
     np.testing.assert_array_equal(found.scores, scores)
     np.testing.assert_array_equal(np.sort(scores[found.positions]), np.sort(scores)[-4:])
     assert found.diagnostics == {"batch": "top"}
@@ -76,7 +76,7 @@ def test_conditioning_is_refactorising_after_each_pick(criterion, rng):
     for _ in range(4):
         now, given = moved(problem, features, picks, expected_labels[picks])
         result = posterior(given, *now, ridge=RIDGE)
-        scores = outlook(criterion, given, result, targets=now[0]).scores()
+        scores = acquisition_state(criterion, given, result, targets=now[0]).scores()
         scores[picks] = -np.inf
         picks.append(int(np.lexsort((order, -scores))[0]))
         np.testing.assert_allclose(found.scores[picks[-1]], scores[picks[-1]], rtol=1e-6)
@@ -100,7 +100,7 @@ def test_hybrid_is_absorbing_by_hand(criterion, interval, rng):
     config = LookAheadConfig(batch="hybrid", interval=interval)
     found = chosen(criterion, config, 5, problem, features, ask)
     result = posterior(features, *problem, ridge=RIDGE)
-    seen = outlook(criterion, features, result, Options(), targets=problem[0])
+    seen = acquisition_state(criterion, features, result, Options(), targets=problem[0])
     order = np.random.default_rng(0).permutation(CANDIDATES)
     places: list[int] = []
     while len(places) < 5:
@@ -125,7 +125,7 @@ def test_after_true_labels_changes_are_those_of_the_linearised_network(criterion
     """Literal look-ahead from a network that already predicts G."""
     problem = random_literal(LABELLED, CANDIDATES, CLASSES, RIDGE, 7)
     result = posterior(*problem.given, ridge=RIDGE)
-    seen = outlook(criterion, problem.kernel, result, targets=problem.targets)
+    seen = acquisition_state(criterion, problem.kernel, result, targets=problem.targets)
     picks, labels = np.array([3, 8]), one_hot(np.array([1, 2]), CLASSES)
     seen = seen.absorb(picks, labels)
     rows = [*range(LABELLED), *(LABELLED + picks), *range(LABELLED, LABELLED + CANDIDATES)]
@@ -149,7 +149,7 @@ def test_after_true_labels_changes_are_those_of_the_linearised_network(criterion
         np.testing.assert_allclose(seen.scores(), expected, rtol=1e-6, atol=1e-9)
     else:
         fresh = posterior(*again.given, ridge=RIDGE)
-        expected = outlook(criterion, again.kernel, fresh, targets=g_l).scores()
+        expected = acquisition_state(criterion, again.kernel, fresh, targets=g_l).scores()
         np.testing.assert_allclose(seen.scores(), expected, rtol=1e-6)
 
 
@@ -166,7 +166,7 @@ def _nearest_on_the_simplex(row: np.ndarray) -> np.ndarray:
 def test_a_label_equal_to_the_prediction_moves_no_prediction(criterion, rng):
     problem, features = made(rng)
     result = posterior(features, *problem, ridge=RIDGE)
-    seen = outlook(criterion, features, result, targets=problem[0])
+    seen = acquisition_state(criterion, features, result, targets=problem[0])
     before = seen.predictions.copy()
     after = seen.absorb(np.array([4]), before[[4]])
     np.testing.assert_allclose(after.predictions, before, atol=1e-12)
@@ -181,7 +181,7 @@ def test_contradictory_labels_of_duplicates(criterion, ridge, rng):
     features.values[LABELLED + 6] = features.values[LABELLED + 2]
     problem[2][6] = problem[2][2]
     result = posterior(features, *problem, ridge=ridge)
-    seen = outlook(criterion, features, result, targets=problem[0])
+    seen = acquisition_state(criterion, features, result, targets=problem[0])
     labels = np.eye(CLASSES)[:2]
     after = seen.absorb(np.array([2, 6]), labels)
     assert np.isfinite(after.scores()).all()
@@ -200,7 +200,7 @@ def test_a_label_for_what_is_labelled_already(criterion, rng):
     problem, features = made(rng)
     features.values[LABELLED + 6] = features.values[1]
     result = posterior(features, *problem)
-    seen = outlook(criterion, features, result, targets=problem[0])
+    seen = acquisition_state(criterion, features, result, targets=problem[0])
     before = seen.predictions.copy()
     after = seen.absorb(np.array([6]), np.eye(CLASSES)[[0]])
     np.testing.assert_array_equal(after.predictions, before)

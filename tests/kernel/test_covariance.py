@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kernel import linalg
-from kernel.covariance import Blocks, Cross, Features
+from kernel.covariance import Cross, Features, KernelBlocks
 from kernel.criteria import mlmoc
 from kernel.errors import KernelError
 from kernel.linalg import padded, subtract_gram, subtract_outer, tile_rows
@@ -113,10 +113,10 @@ def test_blocks_cover_the_sample_in_one_shape(form, rows, route, rng):
     ).covariance
     dense = covariance.dense()
     found = []
-    for block in covariance.blocks(rows):
-        assert block.values.shape == (rows or tile_rows(512), 512)
-        assert (np.asarray(block.values)[block.mask > 0, candidates:] == 0).all()
-        found.append((block.places[block.mask > 0], np.array(block.values)[block.mask > 0]))
+    for tile in covariance.tiles(rows):
+        assert tile.values.shape == (rows or tile_rows(512), 512)
+        assert (np.asarray(tile.values)[tile.mask > 0, candidates:] == 0).all()
+        found.append((tile.idx[tile.mask > 0], np.array(tile.values)[tile.mask > 0]))
     np.testing.assert_array_equal(np.concatenate([places for places, _ in found]), sample)
     values = np.concatenate([values for _, values in found])[:, :candidates]
     np.testing.assert_allclose(values, dense, atol=1e-12)
@@ -254,7 +254,7 @@ def test_the_prior_is_the_kernel(form, route, rng):
     given, keep = all_forms(features, labelled, sample)[form]
     problem = random_problem(labelled, candidates, 2, rng)
     result = posterior(given, *problem, sample=sample, keep=keep)
-    before = prior(Blocks(given, labelled, 1), result.covariance)
+    before = prior(KernelBlocks(given, labelled, 1), result.covariance)
     own = k[labelled:, labelled:]
     np.testing.assert_allclose(before.dense(), own[sample], rtol=1e-10, atol=1e-12)
     places = np.array([3, 0, 12])
@@ -265,4 +265,4 @@ def test_the_prior_is_the_kernel(form, route, rng):
         consumed = posterior(given, *problem, consume=True)
         if isinstance(consumed.covariance.kept, np.ndarray):
             with pytest.raises(KernelError, match="S has taken the memory of the kernel"):
-                prior(Blocks(given, labelled, 1), consumed.covariance)
+                prior(KernelBlocks(given, labelled, 1), consumed.covariance)

@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from kernel.covariance import Kernel
 from kernel.criteria import label_probabilities, one_hot
 from kernel.errors import KernelError
-from kernel.lookahead import outlook
+from kernel.lookahead import acquisition_state
 from kernel.options import CRITERIA, LABEL_RULES, REFERENCES, Options
 from kernel.posterior import posterior
 from tests.kernel.literal_lookahead import expected_change, expected_entropy, flips, random_literal
@@ -28,8 +28,8 @@ FORMS = ("dense", "features kept", "features streamed", "cross", "dense streamed
 def look(criterion, problem, **options):
     """Scores of a literal problem."""
     result = posterior(*problem.given, ridge=problem.ridge)
-    seen = outlook(criterion, problem.kernel, result, Options(**options), targets=problem.targets)
-    return seen.scores()
+    given = (problem.kernel, result, Options(**options))
+    return acquisition_state(criterion, *given, targets=problem.targets).scores()
 
 
 @pytest.mark.parametrize("labels", LABEL_RULES)
@@ -129,7 +129,8 @@ def test_eer_against_scikit_activeml():
     fitted = posterior(*problem.given, ridge=0.4)
     own = fitted._replace(logits=fitted.predictions, drift=0 * fitted.drift)
     options = Options(labels="softmax", beta=beta)
-    scores = outlook("eer", problem.kernel, own, options, targets=problem.targets).scores()
+    state = acquisition_state("eer", problem.kernel, own, options, targets=problem.targets)
+    scores = state.scores()
     places = np.arange(labelled + candidates)[:, None].astype(float)
     y = np.concatenate([problem.targets.argmax(1), np.full(candidates, np.nan)])
     classifier = SklearnClassifier(NtkRegression(problem, beta), classes=np.arange(classes))
@@ -153,7 +154,7 @@ def test_every_form_and_a_sample_of_all(criterion, form, rng):
     def scores(name, sample):
         given, keep = all_forms(features, labelled, every if sample is None else sample)[name]
         made = posterior(given, *problem, sample=sample, keep=keep)
-        seen = outlook(criterion, given, made, targets=problem[0])
+        seen = acquisition_state(criterion, given, made, targets=problem[0])
         assert seen.determined[3]
         return seen.scores()
 
@@ -182,7 +183,7 @@ def test_duplicates_among_candidates_score_alike(criterion, rng):
     targets, f_l, f_u = random_problem(4, 8, 3, rng)
     f_u[5] = f_u[2]
     result = posterior(features, targets, f_l, f_u, ridge=0.2)
-    scores = outlook(criterion, features, result, targets=targets).scores()
+    scores = acquisition_state(criterion, features, result, targets=targets).scores()
     np.testing.assert_allclose(scores[5], scores[2], rtol=1e-9, atol=1e-12)
 
 
@@ -192,7 +193,7 @@ def test_the_full_kernel_is_refused(criterion, rng):
     kernel = full_kernel(7, 2, rng)
     result = posterior(kernel, *problem)
     with pytest.raises(KernelError, match=rf"{criterion} is computed on a scalar-valued kernel"):
-        outlook(criterion, kernel, result, targets=problem[0]).scores()
+        acquisition_state(criterion, kernel, result, targets=problem[0]).scores()
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -201,7 +202,8 @@ def test_all_determined(criterion, rng):
     features.values[2] = features.values[0]
     problem = random_problem(2, 1, 2, rng)
     result = posterior(features, *problem)
-    assert outlook(criterion, features, result, targets=problem[0]).scores().tolist() == [0]
+    state = acquisition_state(criterion, features, result, targets=problem[0])
+    assert state.scores().tolist() == [0]
 
 
 def test_unknown_names(rng, unchecked_types):

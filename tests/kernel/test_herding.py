@@ -11,15 +11,14 @@ from kernel.errors import KernelError
 from kernel.herding import (
     COLDEST,
     WARMEST,
-    Clustered,
-    Herding,
+    HerdingState,
+    calibrated_temperature,
     coverage,
-    embedding,
     leave_one_out,
-    temperature,
     uncertainty,
 )
-from kernel.lookahead import outlook
+from kernel.lookahead import acquisition_state
+from kernel.ntkcpl import NTKCPLState, embedding
 from kernel.options import Options
 from kernel.posterior import posterior
 from tests.kernel_cases import all_forms, one_hot, random_features, random_problem
@@ -62,8 +61,8 @@ def test_a_greedy_batch_and_labels_after_it(criterion, radius, form, rng):
     given, keep = all_forms(features, LABELLED, sample)[form]
     result = posterior(given, targets, f_l, f_u, sample=sample, keep=keep, ridge=0.3)
     options = Options(radius=radius, temperature=0.4)
-    seen = outlook(criterion, given, result, options, targets=targets)
-    assert isinstance(seen, Herding)
+    seen = acquisition_state(criterion, given, result, options, targets=targets)
+    assert isinstance(seen, HerdingState)
     similar, covered = cosines(features), list(range(LABELLED))
     sigma = smallest_distance(similar, covered) if radius == "adaptive" else radius
 
@@ -102,7 +101,7 @@ def test_herding_a_batch_reads_no_column_of_s(rng):
     features = random_features(LABELLED + CANDIDATES, 9, rng)
     problem = random_problem(LABELLED, CANDIDATES, CLASSES, rng)
     result = posterior(features, *problem, keep=False, ridge=0.1)
-    seen = outlook("uherding", features, result, targets=problem[0])
+    seen = acquisition_state("uherding", features, result, targets=problem[0])
     result.covariance._lease.updates += 1  # whoever reads S now is refused
     for _ in range(3):
         seen = seen.assume(np.array([int(seen.scores().argmax())]))
@@ -116,7 +115,7 @@ def test_the_kernel_must_not_have_been_consumed(rng):
     problem = random_problem(LABELLED, CANDIDATES, CLASSES, rng)
     result = posterior(kernel, *problem, consume=True)
     with pytest.raises(KernelError, match="S has taken the memory of the kernel"):
-        outlook("uherding", kernel, result, targets=problem[0])
+        acquisition_state("uherding", kernel, result, targets=problem[0])
 
 
 def test_duplicates_of_labelled_images_are_no_scale(rng):
@@ -148,22 +147,22 @@ def test_the_temperature_is_the_likeliest(rng):
     def surprise(t):
         return -(y * log_softmax(logits / t, axis=1)).sum()
 
-    found = temperature(logits, y)
+    found = calibrated_temperature(logits, y)
     grid = np.geomspace(COLDEST, WARMEST, 4001)
     assert found == pytest.approx(grid[np.argmin([surprise(t) for t in grid])], rel=2e-3)
-    assert temperature(y, y) == pytest.approx(COLDEST, rel=1e-3)
-    assert temperature(-y, y) == pytest.approx(WARMEST, rel=1e-3)
+    assert calibrated_temperature(y, y) == pytest.approx(COLDEST, rel=1e-3)
+    assert calibrated_temperature(-y, y) == pytest.approx(WARMEST, rel=1e-3)
     # and it is what the outlook works with
     features = random_features(LABELLED + CANDIDATES, 9, rng)
     problem = random_problem(LABELLED, CANDIDATES, CLASSES, rng)
-    seen = outlook(
+    seen = acquisition_state(
         "uherding", features, posterior(features, *problem, ridge=0.5), targets=problem[0]
     )
-    assert isinstance(seen, Herding)
+    assert isinstance(seen, HerdingState)
     k = np.asarray(features.values[:LABELLED] @ features.values[:LABELLED].T)
     own = leave_one_out(k, problem[0], 0.5)
 
-    assert seen.warmth == pytest.approx(temperature(own, problem[0]))
+    assert seen.temperature == pytest.approx(calibrated_temperature(own, problem[0]))
 
 
 @pytest.mark.parametrize("labels", ["simplex", "softmax"])
@@ -190,10 +189,11 @@ def test_uherding_refuses_what_is_never_uncertain(rng):
     result = posterior(features, *problem, ridge=0.1)
     options = Options(labels="one_hot", temperature=None)
     with pytest.raises(KernelError, match="one_hot leaves none"):
-        outlook("uherding", features, result, options, targets=problem[0])
+        acquisition_state("uherding", features, result, options, targets=problem[0])
     one = random_problem(2, 4, 1, rng)
+    made = posterior(features, *one, ridge=0.1)
     with pytest.raises(KernelError, match="at least two classes"):
-        outlook("uherding", features, posterior(features, *one, ridge=0.1), targets=one[0])
+        acquisition_state("uherding", features, made, targets=one[0])
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -205,7 +205,7 @@ def test_max_det_is_greedy_for_the_determinant(form, rng):
     result = posterior(given, *problem, sample=sample, keep=keep, ridge=0.2)
     k = np.asarray(features.values @ features.values.T)
     rows = list(range(LABELLED))
-    seen = outlook("max_det", given, result, targets=problem[0])
+    seen = acquisition_state("max_det", given, result, targets=problem[0])
     for _ in range(4):
         whole = np.linalg.slogdet(k[np.ix_(rows, rows)] + 0.2 * np.eye(len(rows)))[1]
         left = [c for c in range(CANDIDATES) if LABELLED + c not in rows]
@@ -225,7 +225,7 @@ def test_max_det_passes_over_duplicates(rng):
     features = random_features(LABELLED + CANDIDATES, 30, rng)
     features.values[LABELLED + 4] = features.values[LABELLED + 7]
     problem = random_problem(LABELLED, CANDIDATES, CLASSES, rng)
-    seen = outlook("max_det", features, posterior(features, *problem), targets=problem[0])
+    seen = acquisition_state("max_det", features, posterior(features, *problem), targets=problem[0])
     after = seen.assume(np.array([7])).scores()
     assert after[4] == 0
     assert after[7] == 0
@@ -251,8 +251,8 @@ def test_ntkcpl_counts_agreement_with_clusters(rng):
     targets = one_hot(group[:LABELLED], 3)
     f_l, f_u = rng.normal(size=(LABELLED, 3)), rng.normal(size=(CANDIDATES, 3))
     result = posterior(features, targets, f_l, f_u, ridge=0.5)
-    seen = outlook("ntkcpl", features, result, Options(clusters=3), targets=targets)
-    assert isinstance(seen, Clustered)
+    seen = acquisition_state("ntkcpl", features, result, Options(clusters=3), targets=targets)
+    assert isinstance(seen, NTKCPLState)
     wanted = group[LABELLED:]
     np.testing.assert_array_equal(seen.pseudo_labels(), wanted)
     k = values @ values.T
@@ -277,8 +277,8 @@ def test_a_cluster_without_labels_is_of_the_class_it_is_predicted_to_be(rng):
     f_u = one_hot(np.array([1, 1, 2, 1]), 3)
     targets = one_hot(np.array([0]), 3)
     result = posterior(features, targets, targets, f_u, ridge=0.5)
-    seen = outlook("ntkcpl", features, result, Options(clusters=2), targets=targets)
-    assert isinstance(seen, Clustered)
+    seen = acquisition_state("ntkcpl", features, result, Options(clusters=2), targets=targets)
+    assert isinstance(seen, NTKCPLState)
     assert seen.pseudo_labels().tolist() == [1, 1, 1, 1]
 
 
@@ -290,8 +290,8 @@ def many(form: str, rng: np.random.Generator, criterion: str = "uherding", width
     given, keep = all_forms(features, 20, sample)[form]
     result = posterior(given, *problem, sample=sample, keep=keep, ridge=0.3)
     options = Options(radius="adaptive", temperature=0.4)
-    seen = outlook(criterion, given, result, options, targets=problem[0])
-    assert isinstance(seen, Herding)
+    seen = acquisition_state(criterion, given, result, options, targets=problem[0])
+    assert isinstance(seen, HerdingState)
     return seen
 
 
@@ -338,7 +338,7 @@ def test_of_duplicates_in_float32_nothing_is_left(rng):
     given = Features(values, "float32")
     problem = random_problem(20, 300, CLASSES, rng)
     result = posterior(given, *problem, keep=False, ridge=0.3)
-    seen = outlook("max_herding", given, result, targets=problem[0])
+    seen = acquisition_state("max_herding", given, result, targets=problem[0])
     for place in (3, 50, 4):
         seen.scores()
         seen = seen.assume(np.array([place]))

@@ -1,5 +1,9 @@
 """Kernels of infinite width against finite networks, closed forms and themselves."""
 
+import subprocess
+import sys
+
+import jax
 import numpy as np
 import pytest
 import torch
@@ -15,6 +19,7 @@ from kernel.infinite import (
     Architecture,
     infinite_kernel,
     infinite_rows,
+    nt,
     tiling,
 )
 from trainer.networks import build
@@ -275,3 +280,16 @@ def test_other_networks_have_no_depths():
 
     others = (nn.Identity(), torchvision.models.resnet18(), torchvision.models.resnet50())
     assert all(depths_of(other) is None for other in others)
+
+
+def test_analytic_and_empirical_kernels_agree_in_the_wide_limit():
+    init, apply, kernel = nt.stax.serial(nt.stax.Dense(4096), nt.stax.Relu(), nt.stax.Dense(1))
+    images = jax.random.normal(jax.random.key(0), (4, 6))
+    _, params = init(jax.random.key(1), (-1, 6))
+    empirical = nt.empirical_ntk_fn(apply, implementation=1)(images, None, params)
+    np.testing.assert_allclose(empirical, kernel(images, None, "ntk"), rtol=0.15, atol=0.05)
+
+
+def test_tensorflow_is_not_imported():
+    code = "import sys, kernel.infinite; sys.exit('tensorflow' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

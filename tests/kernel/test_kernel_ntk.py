@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernel.compat import nt
 from kernel.errors import KernelError
+from kernel.infinite import nt
 from kernel.model import Model
 from kernel.ntk import empirical_ntk
 from kernel.options import KINDS, PROBES, Request

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernel.compat import nt
 from kernel.covariance import Kernel
 from kernel.criteria import mlmoc
 from kernel.errors import KernelError
+from kernel.infinite import nt
 from kernel.ntk import empirical_ntk
 from kernel.options import REFERENCES, Request
 from kernel.posterior import posterior

@@ -8,8 +8,8 @@ import pytest
 from jax import numpy as jnp
 from jaxtyping import Array
 
-from kernel.compat import nt
 from kernel.contract import AnchorRows, Scratch
+from kernel.infinite import nt
 from kernel.jacobian import KroneckerFactors, contract_factors, contract_own_factors, differentiate
 from kernel.ntk import empirical_ntk
 from kernel.options import PROBES, Request

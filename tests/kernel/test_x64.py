@@ -31,7 +31,7 @@ for module in {MODULES}:
 # Those that others import import JAX themselves, before anybody else does.
 LATER = f"""
 import importlib, sys
-for module in ["kernel.compat", "kernel.model"]:
+for module in ["kernel.infinite", "kernel.model"]:
     importlib.import_module(module)
 {CHECK}
 """

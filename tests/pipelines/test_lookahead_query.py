@@ -11,7 +11,7 @@ from torch import nn
 
 from bridge.trace import mirror
 from kernel.covariance import Features, Kernel
-from kernel.lookahead import outlook
+from kernel.lookahead import acquisition_state
 from kernel.options import CRITERIA, STREAMED, Request
 from kernel.plan import Sizes, plan_query
 from kernel.posterior import posterior, posterior_bytes
@@ -190,7 +190,7 @@ def test_memory_is_within_what_is_predicted(criterion, form, rng):
     tracemalloc.start()
     try:
         result = posterior(given, *problem, keep=False, ridge=1.0)
-        seen = outlook(criterion, given, result, targets=problem[0])
+        seen = acquisition_state(criterion, given, result, targets=problem[0])
         seen = seen.assume(np.array([int(seen.scores().argmax())]))
         seen.scores()
         _, peak = tracemalloc.get_traced_memory()

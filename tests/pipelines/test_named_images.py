@@ -49,7 +49,7 @@ def test_gradients_are_renamed_and_where_they_fail_is_still_said():
         named_images(np.array([30, 10]), tests=[7, 8]),
     ):
         raise kernel.errors.NotFiniteError([1, 3], "the logits are not")
-    assert told.value.places == [10, "test image 8"]
+    assert told.value.images == [10, "test image 8"]
     message = "gradients of images [10, test image 8] (numbered as in the data set) are not finite"
     assert f"{message}: the logits are not." in str(told.value)
 

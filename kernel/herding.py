@@ -188,7 +188,7 @@ class Coverage:
         pad = self.before.pad
         roots, padded = pad(self.roots), [(pad(m), pad(u)) for m, u in terms]
 
-        def add(sums: Array, *tile: Array) -> Array:
+        def add(sums: Array, *tile: Array | np.ndarray) -> Array:
             for nearest, weights in padded:
                 sums = _add_gains(sums, *tile, roots, nearest, weights, rate)
             return sums

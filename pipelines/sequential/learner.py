@@ -14,7 +14,8 @@ from scipy.special import entr
 
 from bridge.weights import Weights
 from kernel.covariance import AnyKernel, Cross, Features, Kernel
-from kernel.lookahead import acquisition_state, rebased
+from kernel.criteria import rebased
+from kernel.lookahead import acquisition_state
 from kernel.options import CRITERIA, Options
 from kernel.posterior import Posterior, absorb_block, posterior
 from pipelines.sequential.config import STRATEGIES

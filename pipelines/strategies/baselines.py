@@ -208,8 +208,7 @@ def ntk_no_blocks(context: QueryContext, batch_size: int, rng: np.random.Generat
         scores = mlmoc_augmented(
             given.kernel,
             np.eye(context.labelled_logits.shape[1])[context.labels],
-            context.labelled_logits.astype(np.float64),
-            context.candidate_logits.astype(np.float64),
+            np.concatenate([context.labelled_logits, context.candidate_logits]).astype(np.float64),
             sample=given.sample,
             scored=scored,
             ridge=settings.ridge,

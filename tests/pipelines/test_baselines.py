@@ -185,9 +185,10 @@ def test_without_blocks_is_mlmoc(reference, ridge, rng):
         result = posterior(kernel, *given, sample=sample, keep=keep, ridge=ridge)
         whole = mlmoc(result, reference)
         asked = {"sample": sample, "ridge": ridge, "reference": reference}
-        alone = mlmoc_augmented(kernel, *given, **asked)
+        both = (given[0], np.concatenate(given[1:]))
+        alone = mlmoc_augmented(kernel, *both, **asked)
         np.testing.assert_allclose(alone, whole, rtol=1e-8)
-        some = mlmoc_augmented(kernel, *given, **asked, scored=np.array([7, 2]))
+        some = mlmoc_augmented(kernel, *both, **asked, scored=np.array([7, 2]))
         np.testing.assert_allclose(some, whole[[7, 2]], rtol=1e-8)
 
 
@@ -196,14 +197,15 @@ def test_without_blocks_a_duplicate_is_determined_too(rng):
     features[7] = features[2]
     features[9] = features[8]
     kernel, given = Kernel(features @ features.T, "float64"), random_problem(4, 6, 3, rng)
-    alone = mlmoc_augmented(kernel, *given)
+    alone = mlmoc_augmented(kernel, given[0], np.concatenate(given[1:]))
     assert alone[3] == 0.0
     np.testing.assert_allclose(alone, mlmoc(posterior(kernel, *given)), rtol=1e-8)
     assert np.count_nonzero(alone) == 5
 
 
 def test_without_blocks_refuses(rng):
-    given = random_problem(2, 3, 2, rng)
+    targets, *logits = random_problem(2, 3, 2, rng)
+    given = (targets, np.concatenate(logits))
     with pytest.raises(KernelError, match="scalar-valued kernels and this one is full"):
         mlmoc_augmented(full_kernel(5, 2, rng), *given)
     with pytest.raises(KernelError, match="unknown reference 'mean'"):

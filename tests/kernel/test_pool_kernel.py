@@ -1,6 +1,7 @@
 """Which form a query's kernel has, and that every form is the same kernel."""
 
 import re
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,7 +30,7 @@ def vectors(seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(LABELLED + CANDIDATES, FEATURES))
 
 
-def request(kind: str = "trace", **changes) -> Request:
+def request(kind: Any = "trace", **changes: Any) -> Request:
     return Request(kind, **{"precision": "float64", "chunk": 4} | changes)
 
 

@@ -1,6 +1,7 @@
 """Work that is interrupted, wherever it is, goes on to bitwise the same end."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -190,7 +191,7 @@ def test_a_query_goes_on_where_it_stood(form, monkeypatch, tmp_path):
         monkeypatch.setattr(contract, "sketch_gradients", counted)
     else:
         monkeypatch.setattr(contract, "differentiate", counted)
-    options = {"sample": np.array([4, 1])} if form == "cross" else {}
+    options: Any = {"sample": np.array([4, 1])} if form == "cross" else {}
     sketch = 6 if form == "features" else None
 
     def query(folder: Path | None, after: int | None = None, factor: float = 1.0):

@@ -590,6 +590,7 @@ def _measure(
         same = np.shape(ours) == theirs.shape  # or they would be broadcast
         gap = _gap(np.asarray(ours, float), theirs) if same else np.inf
         difference = float(np.max(gap, initial=0))
+        # (15) max|a − b| / max(max|a|, 10⁻⁶ · the largest max|a| of its kind)
         error = difference / max(scales[name], floor)
         errors[name] = error if error == error else np.inf  # a NaN is a disagreement
         if not error <= tolerance:

@@ -75,7 +75,7 @@ def streamed_rows(source: Source, idx: Int64[np.ndarray, " chosen"]) -> Matrix:
         rows = features[idx] @ features.T
     else:
         rows = features[source.order[idx]].astype(np.float64)
-    # (27) S[x,:] = φ_x Φ_Uᵀ − a_xᵀA, or K[x,:] − a_xᵀA
+    # (31) S[x,:] = φ_x Φ_Uᵀ − a_xᵀA, or K[x,:] − a_xᵀA
     rows -= a[:, idx].T @ a
     return rows
 

@@ -135,7 +135,7 @@ class MaxDetState(AcquisitionState):
 
     def scores(self) -> Float[np.ndarray, " candidates"]:
         """Remaining variance; 0 where it is rounding."""
-        # (21) s_x' given what is picked
+        # (24) s_x' given what is picked
         return np.where(self.remaining < self.posterior.floor, 0.0, self.remaining)
 
     def absorb(
@@ -330,7 +330,7 @@ def _add_eer(
             down, alone = jnp.where(above, lower, 1.0), jnp.where(above, 1.0, lower)
             whole = others * down + alone
             mean = (down * (tilted - up * others) + (moved - up) * alone) / whole
-            # (17) Σ_c p(c|x') Σ_x H(softmax(β(G_x + W[x,x'] (e_c − G_x')))), H = ln Z − T/Z
+            # (20) Σ_c p(c|x') Σ_x H(softmax(β(G_x + W[x,x'] (e_c − G_x')))), H = ln Z − T/Z
             return expected + p[:, c] * (mask @ (jnp.log(whole) - mean))
 
         return jax.lax.fori_loop(0, classes, label, jnp.zeros(s.shape[1]))
@@ -374,7 +374,7 @@ def mlmoc(posterior: Posterior, reference: str = "network") -> Float[np.ndarray,
     if reference == "network":
         changes = _drifting_changes(posterior.covariance, drift, residual, inverse)
     else:
-        # (14) ‖R_x'‖ ‖S[:,x']‖₁ / (s_x' + λ)
+        # (17) ‖R_x'‖ ‖S[:,x']‖₁ / (s_x' + λ)
         changes = np.linalg.norm(residual, axis=1) * inverse * absolute_sums(posterior.covariance)
     return np.where(posterior.determined, 0.0, scale * changes)
 
@@ -410,7 +410,7 @@ def _add_changes(
 ) -> Float[Array, " width"]:
     """The square of ‖D_x + S[x,x'] m_x'‖ expanded, so that no array has three axes."""
     own = drifts[idx]
-    # (13) Σ_x sqrt(‖D_x‖² + 2 W[x,x'] (D Rᵀ)[x,x'] + W[x,x']² ‖R_x'‖²)
+    # (16) Σ_x sqrt(‖D_x‖² + 2 W[x,x'] (D Rᵀ)[x,x'] + W[x,x']² ‖R_x'‖²)
     changes = jnp.sum(own**2, axis=1)[:, None] + values * (2 * own @ moves.T + values * squares)
     # rounding alone can bring a square below 0
     return sums + mask @ jnp.sqrt(jnp.maximum(changes, 0.0))
@@ -469,7 +469,7 @@ def emoc(posterior: Posterior, options: Options) -> Float[np.ndarray, " candidat
     inverse = inverses(posterior)
     squares = _residual_squares(posterior.predictions)
     if options.reference == "linearised":
-        # (16) (‖S[:,x']‖₁ / (s_x' + λ)) Σ_c p(c|x') ‖e_c − G_x'‖
+        # (19) (‖S[:,x']‖₁ / (s_x' + λ)) Σ_c p(c|x') ‖e_c − G_x'‖
         expected = np.einsum("xc,xc->x", p, np.sqrt(squares))
         return share(posterior) * expected * inverse * absolute_sums(posterior.covariance)
     pad = posterior.covariance.pad
@@ -508,7 +508,7 @@ def _add_emoc(
         towards = own @ g.T  # N = D Gᵀ
 
         def label(c, expected):
-            # (15) Σ_c p(c|x') Σ_x sqrt(‖D_x‖² + 2W(D[x,c] − (D Gᵀ)[x,x']) + W²‖e_c − G_x'‖²)
+            # (18) Σ_c p(c|x') Σ_x sqrt(‖D_x‖² + 2W(D[x,c] − (D Gᵀ)[x,x']) + W²‖e_c − G_x'‖²)
             change = still + w * (2 * (own[:, c][:, None] - towards) + w * square[:, c])
             return expected + p[:, c] * (mask @ jnp.sqrt(jnp.maximum(change, 0.0)))
 
@@ -575,7 +575,7 @@ def _add_flips(
 
         start = (after(0), jnp.zeros(s.shape, jnp.int64))
         _, best = jax.lax.fori_loop(1, own.shape[1], larger, start)
-        # (18) #{x: argmax(G_x + W[x,x'] R_x') = the class of reference at x}
+        # (21) #{x: argmax(G_x + W[x,x'] R_x') = the class of reference at x}
         return mask @ (best == aim)
 
     return sums + by_columns(criterion, values, moves)
@@ -593,7 +593,7 @@ def ev_gp(posterior: Posterior, options: Options) -> Float[np.ndarray, " candida
     """
     refuse_full("ev_gp", posterior)
 
-    # (19) Σ_x S[x,x']² / (s_x' + λ)
+    # (22) Σ_x S[x,x']² / (s_x' + λ)
     return share(posterior) * inverses(posterior) * total(posterior.covariance, _add_squares)
 
 
@@ -611,7 +611,7 @@ def loss_change(posterior: Posterior, options: Options) -> Float[np.ndarray, " c
     residual = one_hot(posterior.logits) - posterior.predictions
     own = posterior.covariance.pad(residual)
 
-    # (20) −R_x'·(Wᵀd)_x' with d = −R
+    # (23) −R_x'·(Wᵀd)_x' with d = −R
     falls = share(posterior) * inverses(posterior) * total(posterior.covariance, _add_falls, own)
     return lowest_if_determined(posterior, falls)
 

@@ -203,6 +203,7 @@ def interactions(
     images, classes = v.shape
     # Θ_ij v_j as one product for each j, then v_iᵀ of it
     turned = np.einsum("xjd,jd->xj", values.reshape(images * classes, images, classes), v)
+    # (44) M_xx' = v_xᵀ Θ(x,x') v_x'
     return np.einsum("icj,ic->ij", turned.reshape(images, classes, images), v)
 
 
@@ -285,6 +286,7 @@ def bound(
     ids = list(range(images)) if names is None else [int(name) for name in names]
     factor, jitter = trusted_factor(matrix, 0.0, kernel.precision, ids, host=True)
     solved = np.asarray(solve_lower(factor, right))
+    # (45) B = sqrt(2 Tr[YᵀΘ⁻¹Y] / n)
     value = float(np.sqrt(2 * np.sum(solved**2) / images))
     return Bound(value, *extremes(kernel), jitter)
 
@@ -375,6 +377,7 @@ def flow(seen: ResidualSpectrum, times: Float[np.ndarray, " times"]) -> Envelope
     if (times < 0).any():
         raise KernelError(f"there is a time of {times.min():g}: training has none below 0.")
     t = np.asarray(times, np.float64)
+    # (48) 𝓔(t) = Tr[Rᵀe^{−2Θt}R] = Σ_i c_i e^{−2λ_i t}
     error = np.exp(-2 * t[:, None] * seen.values) @ seen.shares
     if seen.total == 0:
         return Envelope(error, np.zeros_like(t), np.zeros_like(t))
@@ -407,6 +410,7 @@ def descent(seen: ResidualSpectrum, rate: float, steps: Int[np.ndarray, " times"
     if (steps < 0).any():
         raise KernelError(f"there is a step {steps.min()}: training has none below 0.")
     t = np.asarray(steps, np.float64)
+    # (49) 𝓔_t² = Tr[Rᵀ(I − ηΘ)^{2t}R]
     error = ((1 - rate * seen.values) ** (2 * t[:, None])) @ seen.shares
     fall = rate * seen.alignment
     return Envelope(error, seen.total - 2 * t * fall, seen.total - np.where(t > 0, fall, 0.0))
@@ -513,7 +517,7 @@ def mmd(
     if not all(size.all() for size in sizes):
         raise KernelError("a sample is empty, and has no mean: put at least one image into each.")
     weights = one / sizes[0] - other / sizes[1]
-    # what is 0 exactly may come out below it by rounding
+    # (46) ‖mean of φ over S − mean over T‖; an exact 0 may come out below it by rounding
     return np.sqrt(np.maximum(np.einsum("si,si->s", weights @ values, weights), 0.0))
 
 
@@ -571,6 +575,7 @@ def ratios(
     """
     above = sets @ np.asarray(deltas, np.float64)
     below = gains_together(squares, inner, sets)
+    # (47) R(Q|S) = Σ_{u ∈ Q} Δ({u}|S) / Δ(Q|S)
     each = np.divide(above, below, out=np.full(len(below), np.nan), where=below != 0)
     known = each[np.isfinite(each)]
     together = float(below.sum())

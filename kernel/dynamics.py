@@ -57,6 +57,7 @@ class Measured(NamedTuple):
         """
         if not gamma >= 0:
             raise KernelError(f"gamma must be 0 or more, or infinite, not {gamma}.")
+        # (42) Δ(x_u) = ‖g_u‖² + γ g_u·g_S
         return self.inner if math.isinf(gamma) else self.norms + gamma * self.inner
 
 
@@ -191,6 +192,7 @@ def dissimilar(
     final = np.array(scores)
     places = np.zeros(batch_size, np.int64)
     for number in range(batch_size):
+        # (43) Δ(x) − |Δ(x)| max_q cos²(g_x, g_q)
         final = np.where(left, scores - np.abs(scores) * shared, final)
         ranked = np.where(left, final, -np.inf)
         ties = np.flatnonzero(left & (ranked == ranked.max()))

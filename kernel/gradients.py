@@ -201,6 +201,7 @@ def _pulled(
 def squared_length(direction: Params) -> float:
     """‖v‖² over all parameters, in float64: of `total`, the training dynamics G(S)."""
     flat = (np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(direction))
+    # (41) G(S) = ‖g_S‖²
     return float(sum(own @ own for own in flat))
 
 

@@ -50,7 +50,7 @@ def leave_one_out(
     """
     factor = cho_factor(k_ll + ridge * np.eye(len(k_ll)), lower=True)
     inverse = cho_solve(factor, np.eye(len(k_ll)))
-    # (26) y_i − (M⁻¹Y)_i / (M⁻¹)_ii with M = K_LL + λI
+    # (30) y_i − (M⁻¹Y)_i / (M⁻¹)_ii with M = K_LL + λI
     return targets - inverse @ targets / inverse.diagonal()[:, None]
 
 
@@ -263,13 +263,13 @@ def _add_gains(
     """`rate` is 2/σ², or 0 where the kernel itself covers."""
 
     def cover(similar):
-        # (25) k_σ = exp(−(2 − 2k̂)/σ²), or k̂ itself
+        # (28) k_σ = exp(−(2 − 2k̂)/σ²), or k̂ itself
         return jnp.where(rate > 0, jnp.exp(rate * (similar - 1)), similar)
 
-    # (24) k̂(x,x') = k(x,x') / √(k(x,x) k(x',x'))
+    # (27) k̂(x,x') = k(x,x') / √(k(x,x) k(x',x'))
     similar = values * roots[idx][:, None] * roots
     gains = jnp.maximum(cover(similar) - cover(nearest[idx])[:, None], 0.0)
-    # (22) (1/M) Σ_x u(x) [k_σ(x,x') − m(x)]₊
+    # (25) (1/M) Σ_x u(x) [k_σ(x,x') − m(x)]₊
     return sums + (mask * weights[idx]) @ gains
 
 

@@ -103,6 +103,7 @@ def _convolution(stride: int = 1, window: int = 3, bias: bool = True) -> Any:
 
     `SAME` with a stride would take 1, 3, 5, … of an even number of positions.
     """
+    # (40) f = (W_std/√fan-in) ω·h + b_std β
     layer = nt.stax.Conv(
         1,
         (window, window),

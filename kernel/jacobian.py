@@ -281,6 +281,7 @@ def contract_factors(
     inputs = jnp.einsum("tif,ujf->tiuj", one.inputs, other.inputs)
     cotangents = jnp.einsum("tiro,ujso->tirujs", one.cotangents, other.cotangents)
     products = inputs + 1 if bias else inputs
+    # (12) Σ_tt' (a_t·a'_t' + 1)(δ_t·δ'_t'), the 1 for a bias
     return jnp.sum(products[:, :, None, :, :, None] * cotangents, axis=(0, 3))
 
 
@@ -338,6 +339,7 @@ def fold_into(
 
     def add(turn: Array, sums: Array) -> Array:
         # a loop over slices: XLA's CPU backend is several times slower at the sum of a reshape
+        # (13) φ_j = Σ_{i ≡ j mod k} σ_i g_i
         some = jax.lax.dynamic_slice_in_dim(rows, turn * buckets, buckets, 1)
         return sums + some * jax.lax.dynamic_slice_in_dim(signs, turn * buckets, buckets)
 

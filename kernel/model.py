@@ -62,13 +62,17 @@ def directions(
     if probes < 1:
         raise KernelError(f"probes must be at least 1, not {probes}.")
     if kind == "single":
+        # (7) ∇f¹(x)·∇f¹(x')
         return Directions(np.eye(1, classes), 1.0, False)
     if kind == "sum":
+        # (8) the kernel of Σ_c f_c/√C
         return Directions(np.ones((1, classes)), 1.0 / classes, False)
     if kind == "rademacher":
         signs = given(rng, "the kind rademacher").choice((-1.0, 1.0), size=(probes, classes))
+        # (10) the mean over m vectors r of rᵀΘr / C
         return Directions(signs, 1.0 / (probes * classes), False)
     if kind == "trace":
+        # (9) (1/C) Σ_c Θ_cc
         return Directions(np.eye(classes), 1.0 / classes, False)
     return Directions(np.eye(classes), 1.0, True)
 

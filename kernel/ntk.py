@@ -218,6 +218,7 @@ def gram(rows: Float[jax.Array | np.ndarray, "rows columns"]) -> Float[np.ndarra
     """J Jᵀ in float64, contracted in J's own dtype, on the device that there is."""
     if jax.default_backend() == "cpu":
         values = np.zeros((len(rows), len(rows)))
+        # (11) Θ = JJᵀ
         add_gram(values, np.asarray(rows))
         return values
     there = jnp.asarray(rows)  # rows that NumPy holds would be multiplied by the host

@@ -50,7 +50,7 @@ class NTKCPLState(AcquisitionState):
     def scores(self) -> Float[np.ndarray, " candidates"]:
         """How many candidates would agree with their cluster; 0 for a determined candidate."""
         wanted = self.pseudo_labels()
-        # (23) #{x: argmax(G_x + W[x,x'] (e_ỹ' − G_x')) = ỹ_x}
+        # (26) #{x: argmax(G_x + W[x,x'] (e_ỹ' − G_x')) = ỹ_x}
         return lowest_if_determined(
             self.posterior, agreeing(self.posterior, self._rows(wanted), wanted)
         )

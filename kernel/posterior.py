@@ -549,7 +549,7 @@ def absorb_block(
     if not taken.any():
         return posterior
     open_factor = Lower(factor[taken][:, taken], int(taken.sum()))
-    # (28) G += VF⁻¹(Y_B − G_B), S −= VVᵀ with FFᵀ = S_BB + λI and V = S[:,B]F⁻ᵀ
+    # (32) G += VF⁻¹(Y_B − G_B), S −= VVᵀ with FFᵀ = S_BB + λI and V = S[:,B]F⁻ᵀ
     v = np.asarray(solve_lower(open_factor, columns[:, taken].T)).T
     step = np.asarray(solve_lower(open_factor, residual[taken]))
     return posterior._replace(

@@ -301,6 +301,7 @@ def tap_gradients(
     for site in wanted:
         own = site_gradients(function, site, params, frozen, inputs[site], cotangents[site])
         for name in set(names).intersection(own):
+            # (14) ∂(v · f(x))/∂θ = Σ_{s uses θ} (∂h_s(θ, u_s)/∂θ)ᵀ δ_s
             gradients[name] = gradients[name] + own[name][0]
     return gradients
 

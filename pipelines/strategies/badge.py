@@ -42,6 +42,7 @@ class Embeddings(NamedTuple):
             self.errors @ self.errors[position],
             self.features @ self.features[position],
         )
+        # (36) d² = ‖q_x‖²‖h_x‖² + ‖q_c‖²‖h_c‖² − 2(q_x·q_c)(h_x·h_c)
         return squared_distances(self.squares, errors * features, self.squares[position])
 
 

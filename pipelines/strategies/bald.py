@@ -29,6 +29,7 @@ def bald(context: QueryContext, batch_size: int, rng: np.random.Generator) -> Qu
             total = total + p
             uncertain += entr(p).sum(axis=1)
             advance(number + 1, samples)
+        # (38) H(mean_t p_t) − mean_t H(p_t)
         scores = entr(total / samples).sum(axis=1) - uncertain / samples
     # never below 0 but for rounding, as entropy is concave
     diagnostics = {"samples": samples, "dropout_layers": len(dropout_layers(context.network))}

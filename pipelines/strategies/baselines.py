@@ -172,6 +172,7 @@ def stepped(
         target = torch.tensor([label], device=image.device)
         value = mean_loss(forward(network, image), target, loss)
         gradients = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
+    # (39) θ − ηg
     return {
         name: p.detach() if gradient is None else p.detach() - rate * gradient
         for (name, p), gradient in zip(trained.items(), gradients, strict=True)

@@ -25,6 +25,7 @@ def coreset(context: QueryContext, batch_size: int, rng: np.random.Generator) ->
     labelled, candidates = context.features()
     with context.progress("select"):
         found = farthest(labelled, candidates, batch_size, rng)
+        # (37) min_c ‖h_x − h_c‖
         distances = np.sqrt(found.distances)
         left = np.delete(distances, found.positions)
         radius = float(left.max()) if len(left) else 0.0

@@ -17,7 +17,7 @@ from bridge.mirror import Mirror
 from bridge.module import restore
 from bridge.parity import Certificate, Layer, compare
 from bridge.trace import mirror
-from bridge.twin import made_by
+from bridge.twin import build_twin
 from bridge.weights import read
 from kernel.estimate import Cost, estimate_cost
 from kernel.model import dtype_of
@@ -193,7 +193,7 @@ def check(settings: "Check", console: Console) -> int:
 def _mirrored(settings: "Check", network: nn.Module, probe: np.ndarray) -> Mirror:
     if settings.twin is None:
         return mirror(network, probe, route=settings.route)
-    return made_by(load(settings.twin, "twin"), network, probe)
+    return build_twin(load(settings.twin, "twin"), network, probe)
 
 
 def _shape(text: str) -> tuple[int, int, int]:

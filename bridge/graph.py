@@ -30,7 +30,7 @@ def fold(
     constants: Mapping[fx.Node, torch.Tensor],
     is_random: Callable[[fx.Node], bool],
 ) -> dict[fx.Node, Any]:
-    """The value of each call that depends on constants alone, and the constants' own.
+    """Values of the calls that depend on constants alone, and of the constants.
 
     Args:
         graph: functional: no call writes into its arguments.
@@ -60,8 +60,8 @@ def operator_name(node: fx.Node) -> str:
     return f"{getattr(target, '__module__', '')}.{getattr(target, '__name__', target)}".lstrip("_")
 
 
-def check(nodes: list[fx.Node]) -> None:
-    """Refuse everything that is random, coupled, without a fixed size or unknown, all at once.
+def refuse_unsupported(nodes: list[fx.Node]) -> None:
+    """Refuse calls that are random, couple the batch, have no fixed size or no row, all at once.
 
     Raises:
         BridgeError: a call draws random numbers, uses batch statistics or selects by a mask, or
@@ -101,17 +101,17 @@ def _example(node: fx.Node) -> str:
 
 def _parameters(arguments: Any) -> str:
     """The parameters of an ATen schema in Python's notation; `self` is called x."""
-    words, keywords = [], False
+    signature, keywords = [], False
     for argument in arguments:
         if argument.kwarg_only and not keywords:
             keywords = True
-            words.append("*")
+            signature.append("*")
         default = f"={argument.default_value!r}" if argument.has_default_value() else ""
-        words.append(("x" if argument.name == "self" else argument.name) + default)
-    return ", ".join(words)
+        signature.append(("x" if argument.name == "self" else argument.name) + default)
+    return ", ".join(signature)
 
 
-# The argument of an operator without which it draws nothing.
+# Operators that draw random numbers only if this argument is set.
 _DRAWS_IF = {
     "aten.rrelu.default": "training",
     "aten.scaled_dot_product_attention.default": "dropout_p",
@@ -132,12 +132,13 @@ def is_random(node: fx.Node) -> bool:
 def _argument(node: fx.Node, name: str) -> Any:
     """An argument of a call, or its default."""
     assert isinstance(node.target, torch._ops.OpOverload)
-    places = {argument.name: i for i, argument in enumerate(node.target._schema.arguments)}
+    arguments = node.target._schema.arguments
+    position = [argument.name for argument in arguments].index(name)
     if name in node.kwargs:
         return node.kwargs[name]
-    if places[name] < len(node.args):
-        return node.args[places[name]]
-    return node.target._schema.arguments[places[name]].default_value
+    if position < len(node.args):
+        return node.args[position]
+    return arguments[position].default_value
 
 
 def _impurity(node: fx.Node, op: str) -> str:
@@ -154,7 +155,7 @@ def _impurity(node: fx.Node, op: str) -> str:
     if _selects_by_mask(node, op):
         return (
             "a mask selects as many values as it happens to hold; keep the shape, with "
-            "torch.where(mask, x, 0), or select by whole numbers"
+            "torch.where(mask, x, 0), or select by integer indices"
         )
     return ""
 
@@ -166,13 +167,13 @@ def _selects_by_mask(node: fx.Node, op: str) -> bool:
     x, indices, *values = node.args
     assert isinstance(x, fx.Node)
     assert isinstance(indices, (list, tuple))
-    given = [index for index in indices if isinstance(index, fx.Node)]
-    masks = [index for index in given if index.meta["val"].dtype == torch.bool]
+    tensors = [index for index in indices if isinstance(index, fx.Node)]
+    masks = [index for index in tensors if index.meta["val"].dtype == torch.bool]
     if not masks or op == "aten.index.Tensor":
         return bool(masks)
     assert isinstance(values[0], fx.Node)
     behind = x.meta["val"].ndim - (len(indices) - 1) - masks[0].meta["val"].ndim
-    return len(given) > 1 or values[0].meta["val"].ndim > behind
+    return len(tensors) > 1 or values[0].meta["val"].ndim > behind
 
 
 def module_path(node: fx.Node) -> str:
@@ -224,7 +225,7 @@ def user_line(text: str) -> str:
     return f" ({os.path.basename(path)}:{line}: {code.strip()})"
 
 
-# Arguments that say where memory lies, which means nothing in JAX.
+# Devices and memory layouts, which are no arguments in JAX.
 _LAYOUT = (torch.device, torch.layout, torch.memory_format)
 
 
@@ -236,7 +237,7 @@ class Lifted(NamedTuple):
         tensors: every parameter and buffer of the module and every constant of its graph, by
             canonical name: a tied one has the first of its names.
         trainable: names of the parameters that have a gradient.
-        constants: names of what is not in the module's state dict.
+        constants: names of the tensors that are not in the module's state dict.
     """
 
     program: Program
@@ -246,7 +247,7 @@ class Lifted(NamedTuple):
 
 
 def lift(module: nn.Module, images: torch.Tensor) -> Lifted:
-    """The program of a module on the CPU, in eval mode, that the caller does not need again.
+    """The program of a module on the CPU, in eval mode; the module may be changed.
 
     Raises:
         BridgeError: the module cannot be exported, uses an operator without a row, depends on
@@ -266,7 +267,7 @@ def lift(module: nn.Module, images: torch.Tensor) -> Lifted:
     persistent = module.state_dict().keys()
     constants = {name for name in tensors if name not in persistent}
     weights: dict[fx.Node, Any] = {}
-    held: dict[fx.Node, torch.Tensor] = {}
+    graph_constants: dict[fx.Node, torch.Tensor] = {}
     placeholders = {node.name: node for node in graph.nodes if node.op == "placeholder"}
     images_name = ""
     for spec in signature.input_specs:
@@ -282,12 +283,12 @@ def lift(module: nn.Module, images: torch.Tensor) -> Lifted:
                     f"the network holds {spec.target!r}, a {type(constant).__name__}, and uses it "
                     "in forward; only tensors can be mirrored"
                 )
-            held[node] = constant
+            graph_constants[node] = constant
 
-    _whole_batch_norm(graph)
-    folded = fold(graph, held, is_random)
+    _restore_batch_norm(graph)
+    folded = fold(graph, graph_constants, is_random)
     live = _live(graph, folded)
-    check(live)
+    refuse_unsupported(live)
     for node in [source for user in live for source in user.all_input_nodes if source in folded]:
         weights[node] = folded[node]
         if isinstance(folded[node], torch.Tensor):
@@ -314,13 +315,13 @@ def lift(module: nn.Module, images: torch.Tensor) -> Lifted:
 
 
 def _exported(module: nn.Module, images: torch.Tensor) -> tuple[ExportedProgram, bool]:
-    """The graph for any batch, or else for a batch of one image, and which of the two."""
+    """The graph for any batch size, or else for one image; and whether it is the second."""
     try:
         return _export(module, images, {0: torch.export.Dim.DYNAMIC}), False
     except BatchSizeError as refusal:
         try:
             alone = _export(module, images[:1], {})
-        except ExportError:  # what is wrong for one image is wrong for the batch size
+        except ExportError:  # the batch size is not the only fault
             raise refusal from None
         (output,) = alone.graph.output_node().all_input_nodes
         if output.meta["val"].ndim != 2 or output.meta["val"].shape[0] != 1:
@@ -343,25 +344,25 @@ def _export(module: nn.Module, images: torch.Tensor, free: dict[int, Any]) -> Ex
             raise explain(error) from error
 
 
-def _whole_batch_norm(graph: fx.Graph) -> None:
-    """Put eval-mode BatchNorm, which loses its name when made functional, back as one output."""
+def _restore_batch_norm(graph: fx.Graph) -> None:
+    """Put `aten.batch_norm` in place of the functional form of BatchNorm in eval mode."""
     for node in list(graph.nodes):
         if node.target != torch.ops.aten._native_batch_norm_legit_no_training.default:
             continue
         *tensors, momentum, eps = node.args
         with graph.inserting_before(node):
-            whole = graph.call_function(
+            restored = graph.call_function(
                 torch.ops.aten.batch_norm.default, (*tensors, False, momentum, eps, False)
             )
-        whole.meta = {**node.meta, "val": node.meta["val"][0]}
+        restored.meta = {**node.meta, "val": node.meta["val"][0]}
         for output in list(node.users):
-            output.replace_all_uses_with(whole)
+            output.replace_all_uses_with(restored)
             graph.erase_node(output)
         graph.erase_node(node)
 
 
 def _live(graph: fx.Graph, folded: Mapping[fx.Node, Any]) -> list[fx.Node]:
-    """The calls that the logits depend on, but for those that are folded, in order."""
+    """The calls that the logits depend on, without those that are folded, in order."""
     needed: set[fx.Node] = set()
     stack = [graph.output_node()]
     while stack:
@@ -386,7 +387,7 @@ def _node(node: fx.Node, weights: Mapping[fx.Node, Any], exact: bool) -> Node:
         return None if isinstance(value, _LAYOUT) else value
 
     op, args = operator_name(node), node.args
-    if op.startswith("aten.squeeze."):  # which axes go is known now, and is never the batch
+    if op.startswith("aten.squeeze."):  # the axes are known here, and never the batch's
         op, args = "aten.squeeze.dims", (args[0], _unit_axes(*args))
     return Node(
         name=node.name,
@@ -399,7 +400,7 @@ def _node(node: fx.Node, weights: Mapping[fx.Node, Any], exact: bool) -> Node:
 
 
 def _unit_axes(node: Any, dims: Any = None) -> tuple[int, ...]:
-    """Axes of size 1, among those that are named; the batch has a symbol for a size."""
+    """Axes of size 1 among `dims`; the size of the batch is a symbol."""
     shape = node.meta["val"].shape
     named = range(len(shape)) if dims is None else [dims] if isinstance(dims, int) else dims
     axes = sorted({axis % len(shape) for axis in named})

@@ -22,12 +22,12 @@ class Mirror:
 
     Attributes:
         function: `function(params, frozen, x)` → logits (batch, classes); pure, and the same
-            object after `with_weights` and `astype`, so that what JAX compiled for it is kept.
+            object after `with_weights` and `astype`, so that JAX does not compile it again.
         params: trainable parameters by the names of torch's state dict, tied ones once.
         frozen: buffers, parameters without gradient and constants; never differentiated.
         constants: names in `frozen` that are in no state dict, so that no weight file has them.
-        route: how the function came about: `torch.export`, `torch2jax` or `twin`. Only the first
-            is a `Program`, whose layers can be observed and tapped.
+        route: `torch.export`, `torch2jax` or `twin`. Only the first gives a `Program`, whose layers
+            can be observed and tapped.
     """
 
     function: Function
@@ -43,7 +43,7 @@ class Mirror:
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """The nodes that directly consume a trainable parameter, in order; none without taps."""
+        """The nodes that directly consume a trainable parameter, in order; empty without taps."""
         return tuple(s for s in self.program.sites if s.parameters) if self.program else ()
 
     def apply(self, params: dict[str, Array], x: Array) -> Array:
@@ -68,14 +68,14 @@ class Mirror:
         Raises:
             BridgeError: a name is missing or unknown, or a shape differs; all are listed.
         """
-        given = {**weights.params, **weights.buffers}
-        held = {**self.params, **{k: v for k, v in self.frozen.items() if k not in self.constants}}
-        faults = [f"{name} is missing" for name in held if name not in given]
-        faults += [f"{name} is not in the mirror" for name in given if name not in held]
+        new = {**weights.params, **weights.buffers}
+        old = {**self.params, **{k: v for k, v in self.frozen.items() if k not in self.constants}}
+        faults = [f"{name} is missing" for name in old if name not in new]
+        faults += [f"{name} is not in the mirror" for name in new if name not in old]
         faults += [
-            f"{name} has shape {given[name].shape}, the mirror's has {held[name].shape}"
-            for name in held
-            if name in given and given[name].shape != held[name].shape
+            f"{name} has shape {new[name].shape}, the mirror's has {old[name].shape}"
+            for name in old
+            if name in new and new[name].shape != old[name].shape
         ]
         if faults:
             raise BridgeError(
@@ -83,13 +83,13 @@ class Mirror:
                 + "; ".join(faults)
                 + ". Mirror the network that they were saved from."
             )
-        new = {name: jnp.array(given[name], copy=True) for name in held}
+        arrays = {name: jnp.array(new[name], copy=True) for name in old}
         return replace(
             self,
-            params={name: new[name] for name in self.params},
-            frozen={name: new.get(name, array) for name, array in self.frozen.items()},
+            params={name: arrays[name] for name in self.params},
+            frozen={name: arrays.get(name, array) for name, array in self.frozen.items()},
         )
 
     def model(self) -> Model:
-        """The mirror as the kernels take it."""
+        """The mirror as a `kernel.model.Model`."""
         return Model(self.function, self.params, self.frozen)

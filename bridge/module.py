@@ -1,4 +1,4 @@
-"""A PyTorch module at the bridge: its checks, its copy on the CPU, its arrays out and in again."""
+"""A PyTorch module's checks, its copy on the CPU, and its arrays, read and written."""
 
 import copy
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from bridge.weights import Weights, save
 from kernel import x64  # noqa: F401
 
 
-class Held(NamedTuple):
+class ModuleArrays(NamedTuple):
     """The arrays of a module; none shares memory with it.
 
     Attributes:
@@ -31,17 +31,17 @@ class Held(NamedTuple):
     constants: frozenset[str]
 
 
-def held_arrays(module: nn.Module) -> Held:
+def module_arrays(module: nn.Module) -> ModuleArrays:
     """Copies of a module's parameters and buffers, as a mirror keeps them."""
     params, frozen = {}, {}
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         array = jnp.array(to_numpy(tensor), copy=True)
         (params if tensor.requires_grad else frozen)[name] = array
-    return Held(params, frozen, frozenset(frozen).difference(module.state_dict()))
+    return ModuleArrays(params, frozen, frozenset(frozen).difference(module.state_dict()))
 
 
 def canonical_names(module: nn.Module) -> dict[str, str]:
-    """Every name of a parameter or buffer to the first name of the same tensor."""
+    """For each name of a parameter or buffer, the first name of the same tensor."""
     names: dict[int, str] = {}
     every = [
         *module.named_parameters(remove_duplicate=False),
@@ -62,7 +62,9 @@ def check_eval(module: nn.Module) -> None:
         )
 
 
-def on_cpu(module: nn.Module, example: np.ndarray | torch.Tensor) -> tuple[nn.Module, torch.Tensor]:
+def copy_to_cpu(
+    module: nn.Module, example: np.ndarray | torch.Tensor
+) -> tuple[nn.Module, torch.Tensor]:
     """A copy of the module, and the images in its dtype, both on the CPU."""
     images = torch.tensor(example) if isinstance(example, np.ndarray) else example.detach().cpu()
     if images.ndim < 2 or images.shape[0] < 2:
@@ -117,22 +119,22 @@ def check_output(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return logits
 
 
-def check_memory(module: nn.Module, example: np.ndarray | torch.Tensor) -> None:
-    """Refuse a network that answers otherwise when it has seen other images before.
+def check_stateless(module: nn.Module, example: np.ndarray | torch.Tensor) -> None:
+    """Refuse a network whose logits depend on the images it has seen before.
 
-    Two copies are given the same images, one of them after others: a counter and a cache both
-    show. Ask after randomness and batch statistics, which have messages of their own.
+    Two copies are given the same images, one of them after others, so that counters and caches
+    show. Call it after the checks of randomness and batch statistics, whose messages say more.
 
     Raises:
         BridgeError: the logits of the two differ by more than rounding.
     """
-    fresh, images = on_cpu(module, example)
-    used, _ = on_cpu(module, example)
+    fresh, images = copy_to_cpu(module, example)
+    used, _ = copy_to_cpu(module, example)
     check_output(used, images)
     values = torch.cos(torch.arange(images.numel(), dtype=torch.float64))
     others = values.reshape(images.shape).to(images.dtype)
     first, second = check_output(fresh, others).double(), check_output(used, others).double()
-    # Logits that are not finite are for the certificate to refuse.
+    # The certificate refuses logits that are not finite.
     scale = float(first.nan_to_num(0, 0, 0).abs().max().clamp(min=torch.finfo(images.dtype).tiny))
     allowed = scale * torch.finfo(images.dtype).eps ** 0.5
     if torch.allclose(first, second, rtol=0, atol=allowed, equal_nan=True):
@@ -155,18 +157,18 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
 
 
 def to_torch(array: np.ndarray) -> torch.Tensor:
-    """The opposite of `to_numpy`."""
+    """The inverse of `to_numpy`."""
     if array.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
     return torch.from_numpy(array.copy())
 
 
 def weights_of(module: nn.Module, provenance: Mapping[str, str] | None = None) -> Weights:
-    """A copy of what a module's state dict holds, tied tensors once."""
-    kept = module.state_dict().keys()
+    """Copies of the arrays in a module's state dict, tied ones once."""
+    persistent = module.state_dict().keys()
     return Weights(
         params={name: to_numpy(p) for name, p in module.named_parameters()},
-        buffers={name: to_numpy(b) for name, b in module.named_buffers() if name in kept},
+        buffers={name: to_numpy(b) for name, b in module.named_buffers() if name in persistent},
         provenance=dict(provenance or {}),
     )
 
@@ -177,7 +179,7 @@ def save_module(module: nn.Module, path: Path, provenance: Mapping[str, str] | N
     Args:
         module: what to save.
         path: where; a file that is there is replaced at once, or stays.
-        provenance: strings that say where the weights come from.
+        provenance: strings about the origin of the weights.
 
     Raises:
         BridgeError: the file cannot be written (a full disk, a folder that is not there).
@@ -192,9 +194,9 @@ def restore(module: nn.Module, weights: Weights) -> None:
         BridgeError: a name is missing or unknown, or a shape or dtype differs; all are listed,
             and the module is left as it was.
     """
-    kept = module.state_dict().keys()
+    persistent = module.state_dict().keys()
     targets: dict[str, torch.Tensor] = dict(module.named_parameters())
-    targets |= {name: b for name, b in module.named_buffers() if name in kept}
+    targets |= {name: b for name, b in module.named_buffers() if name in persistent}
     given = {name: to_torch(array) for name, array in {**weights.params, **weights.buffers}.items()}
     faults = [f"{name} is missing" for name in targets if name not in given]
     faults += [f"{name} is not in the network" for name in given if name not in targets]

@@ -37,7 +37,7 @@ from kernel.taps import image_gradients
 
 FORMAT = "ntk-lookahead certificate"
 VERSION = 1
-# What the record of a run leaves out.
+# Fields that the record of a run leaves out.
 DETAILS = ("layers", "gradient_errors", "disagreements")
 
 
@@ -63,30 +63,30 @@ class Layer:
 
 @dataclass(frozen=True)
 class Certificate:
-    """Largest errors of a mirror, each relative to the largest value of what was compared.
+    """Largest errors of a mirror, each relative to the largest value of the quantity compared.
 
     Attributes:
-        route: how the mirror came about: torch.export, torch2jax or twin.
+        route: of the mirror: torch.export, torch2jax or twin.
         examples: images in the probe.
         parameters: trainable arrays, all of whose gradients were compared.
         sites: calls in the mirror that consume a parameter or buffer; 0 on a route without taps.
-        compared: how many of them have a counterpart that torch showed; the rest are parts of one
-            call there, or several, and are covered by what follows them.
+        compared: sites with a counterpart among torch's calls; the rest are part of one call
+            there, or several, and are covered by what follows them.
         logits_float32: of the logits in float32.
         logits_float64: of the logits in float64.
         activations: of the sites' outputs in float64.
-        worst_activation: the site where it was seen.
+        worst_activation: the site with that error.
         gradients: of the per-example gradients of two images in float64, formed as the kernels
             form them: from taps, or by `vmap(grad)` on a route without.
-        worst_gradient: the parameter where it was seen.
+        worst_gradient: the parameter with that error.
         batch: of the logits of one image alone against the same in its batch, float64.
         tolerance_float32: largest error allowed for `logits_float32`.
         tolerance_float64: the same for `logits_float64`, `activations` and `batch`.
         tolerance_gradients: the same for `gradients`.
-        exceptions: why a tolerance is wider than the usual one, in words.
+        exceptions: reasons why a tolerance is wider than the default.
         layers: every site, in the order in which they run.
         gradient_errors: for each trainable parameter.
-        disagreements: what is past its tolerance, in the order in which it arises; empty for a
+        disagreements: errors past their tolerance, in the order of the computation; empty for a
             mirror that may be used.
     """
 
@@ -126,7 +126,7 @@ class Certificate:
         return self
 
     def summary(self) -> dict[str, Any]:
-        """The largest errors, without the list of layers: plain values for the record of a run."""
+        """The largest errors as plain values, without the lists in DETAILS."""
         return _plain(
             {
                 field.name: getattr(self, field.name)
@@ -162,7 +162,7 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-# How many images of the probe have their gradients compared: the dearest part of a certificate.
+# Images of the probe whose gradients are compared: the most expensive part of a certificate.
 GRADIENT_EXAMPLES = 2
 
 
@@ -171,9 +171,9 @@ class JaxOutputs(NamedTuple):
 
     Attributes:
         logits: (n, classes).
-        activations: the output of each site; none if the function has no taps.
-        leaks: for each site, and `""` for the logits, how far the rows of other images move when
-            image 0 does; 0 where axis 0 is not the batch.
+        activations: the output of each site; empty if the function has no taps.
+        leaks: for each site, and `""` for the logits, the largest directional derivative of the
+            other images' rows with respect to image 0; 0 where axis 0 is not the batch.
         alone: (m, classes), logits of each of the first m images in a batch of its own.
         gradients: of `alone @ direction`, for each trainable parameter (m, *shape).
     """
@@ -189,7 +189,7 @@ class JaxOutputs(NamedTuple):
 def jax_outputs(
     function: Function, params: Arrays, frozen: Arrays, x: Array, direction: Array
 ) -> JaxOutputs:
-    """Everything that is compared in float64.
+    """The mirror's side of everything that is compared in float64.
 
     Args:
         function: the mirror's function.
@@ -205,7 +205,7 @@ def jax_outputs(
         return function(params, frozen, images), {}
 
     tangent = jnp.zeros_like(x).at[0].set(jnp.cos(jnp.arange(x[0].size)).reshape(x[0].shape))
-    (together, activations), (moved, moves) = jax.jvp(observed, (x,), (tangent,))
+    (together, activations), (logits_tangent, tangents) = jax.jvp(observed, (x,), (tangent,))
     first = x[:GRADIENT_EXAMPLES]
     leaves = jax.vmap(lambda image: image_gradients(function, params, frozen, image, direction))(
         first
@@ -213,7 +213,10 @@ def jax_outputs(
     return JaxOutputs(
         logits=together,
         activations=activations,
-        leaks={name: _leak(move, len(x)) for name, move in {**moves, "": moved}.items()},
+        leaks={
+            name: _leak(tangent, len(x))
+            for name, tangent in {**tangents, "": logits_tangent}.items()
+        },
         alone=jax.vmap(lambda image: function(params, frozen, image[None])[0])(first),
         gradients=dict(zip(sorted(params), leaves, strict=True)),
     )
@@ -225,9 +228,9 @@ def jax_logits(function: Function, params: Arrays, frozen: Arrays, x: Array) -> 
     return function(params, frozen, x)
 
 
-def _leak(move: Any, examples: int) -> Array:
-    """Largest movement of the rows of images that stood still."""
-    rows = [leaf[1:] for leaf in jax.tree.leaves(move) if leaf.ndim and len(leaf) == examples]
+def _leak(tangents: Any, examples: int) -> Array:
+    """Largest tangent of the rows of images whose own tangent is 0."""
+    rows = [leaf[1:] for leaf in jax.tree.leaves(tangents) if leaf.ndim and len(leaf) == examples]
     sizes = [jnp.max(jnp.abs(row)) for row in rows if jnp.issubdtype(row.dtype, jnp.floating)]
     return jnp.max(jnp.stack(sizes)) if sizes else jnp.zeros(())
 
@@ -258,15 +261,10 @@ class TorchOutputs(NamedTuple):
     gradients: dict[str, np.ndarray]
 
 
-def on_cpu(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of the module on the CPU, every floating parameter and buffer in one dtype."""
-    return copy.deepcopy(module).cpu().to(dtype)
-
-
 def torch_logits(module: nn.Module, images: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     """Logits (n, classes) of a copy of the module in a dtype."""
     with torch.no_grad():
-        return to_numpy(_run(on_cpu(module, dtype), torch.tensor(images, dtype=dtype)))
+        return to_numpy(_run(_cast(module, dtype), torch.tensor(images, dtype=dtype)))
 
 
 def torch_outputs(
@@ -276,25 +274,25 @@ def torch_outputs(
     examples: int,
     one_by_one: bool = False,
 ) -> TorchOutputs:
-    """Run a float64 copy of the module and watch it.
+    """Run a float64 copy of the module and record its calls.
 
     Args:
         module: in eval mode.
         images: (n, channels, height, width).
         direction: (classes,); per-example gradients are those of `logits @ direction`.
         examples: how many images, m, to form gradients for.
-        one_by_one: run each image by itself for the calls, and stack what they return.
+        one_by_one: record the calls on each image by itself, and stack their outputs.
 
     Raises:
         BridgeError: the module cannot be run in float64.
     """
-    network = on_cpu(module, torch.float64)
+    network = _cast(module, torch.float64)
     x = torch.tensor(images, dtype=torch.float64)
     tensors = [*network.named_parameters(), *network.named_buffers()]
     names = {id(tensor): name for name, tensor in tensors}
-    outputs, calls = _watched(network, x, names)
+    outputs, calls = _recorded(network, x, names)
     if one_by_one:
-        alone = [_watched(network, image[None], names)[1] for image in x]
+        alone = [_recorded(network, image[None], names)[1] for image in x]
         calls = [
             Call(together[0].weights, np.stack([call.output for call in together]))
             for together in zip(*alone, strict=True)
@@ -311,13 +309,18 @@ def torch_outputs(
     return TorchOutputs(logits=to_numpy(outputs), calls=tuple(calls), gradients=rows)
 
 
-def _watched(
+def _cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of the module on the CPU, every floating parameter and buffer in one dtype."""
+    return copy.deepcopy(module).cpu().to(dtype)
+
+
+def _recorded(
     network: nn.Module, x: torch.Tensor, names: Mapping[int, str]
 ) -> tuple[torch.Tensor, list[Call]]:
-    watch = _Watch(names)
-    with watch, torch.no_grad():
+    recorder = _CallRecorder(names)
+    with recorder, torch.no_grad():
         logits = _run(network, x)
-    return logits, watch.calls
+    return logits, recorder.calls
 
 
 def _run(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -330,8 +333,8 @@ def _run(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
         ) from error
 
 
-class _Watch(TorchFunctionMode):
-    """Notes every torch call that is given a watched tensor and returns a new one."""
+class _CallRecorder(TorchFunctionMode):
+    """Records every torch call that takes a named tensor and returns a new one."""
 
     def __init__(self, names: Mapping[int, str]) -> None:
         super().__init__()
@@ -355,19 +358,19 @@ def weights_of_site(site: Site) -> tuple[str, ...]:
     return site.parameters + site.buffers
 
 
-def pairs(sites: list[Site], calls: Sequence[Call]) -> list[tuple[Site, Call]]:
-    """Sites with the torch calls they stand for: the k-th to consume the same weight."""
-    partners: dict[int, int] = {}
+def pair_sites(sites: list[Site], calls: Sequence[Call]) -> list[tuple[Site, Call]]:
+    """Pair the k-th site that consumes a weight with the k-th torch call that does."""
+    matched: dict[int, int] = {}
     for weight in {name for call in calls for name in call.weights}:
         ours = [i for i, site in enumerate(sites) if weight in weights_of_site(site)]
         theirs = [j for j, call in enumerate(calls) if weight in call.weights]
         if len(ours) == len(theirs):
-            partners |= dict(zip(ours, theirs, strict=True))
-    return [(sites[i], calls[j]) for i, j in sorted(partners.items())]
+            matched |= dict(zip(ours, theirs, strict=True))
+    return [(sites[i], calls[j]) for i, j in sorted(matched.items())]
 
 
 def check_weights(module: nn.Module, mirror: Mirror) -> None:
-    """The arrays of a mirror must be those of its network, bit for bit."""
+    """Refuse a mirror whose arrays are not those of its network, bit for bit."""
     trainable = {name for name, p in module.named_parameters() if p.requires_grad}
     if trainable != set(mirror.params):
         odd = ", ".join(sorted(trainable ^ set(mirror.params)))
@@ -375,10 +378,10 @@ def check_weights(module: nn.Module, mirror: Mirror) -> None:
             f"the network and the mirror differ in their trainable parameters: {odd}; mirror the "
             "network again after it was changed"
         )
-    held = {**mirror.params, **mirror.frozen}
+    arrays = {**mirror.params, **mirror.frozen}
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         theirs = to_numpy(tensor)
-        ours = np.asarray(held[name]) if name in held else None
+        ours = np.asarray(arrays[name]) if name in arrays else None
         if ours is None or ours.shape != theirs.shape:
             raise ParityError(
                 f"{name} is not in the mirror in the network's shape; mirror it again"
@@ -393,24 +396,24 @@ def check_weights(module: nn.Module, mirror: Mirror) -> None:
 FLOAT32 = 1e-4
 FLOAT64 = 1e-10
 GRADIENTS = 1e-10
-# Operators whose derivative torch itself computes in less than float64, and how far off it is.
+# Operators whose derivative torch computes in less than float64, and its relative error.
 _COARSE: Mapping[str, float] = {
     "aten.hardsigmoid.default": 1e-7,
     "aten.celu.default": 1e-7,
 }
-# Of a network that casts to float32 or less by itself, whatever dtype it is run in.
+# Tolerance of a network that casts to one of these by itself, whatever dtype it is run in.
 _LOW = ("float32", "float16", "bfloat16")
 _CAST = 1e-4
 
 
 class Tolerances(NamedTuple):
-    """The largest relative errors that are let through.
+    """The largest relative errors allowed.
 
     Attributes:
         float32: of logits in float32.
         values: of logits and of the outputs of layers in float64.
         gradients: of per-example gradients in float64.
-        reasons: why one is wider than the usual, in words.
+        reasons: why one is wider than the default.
     """
 
     float32: float
@@ -420,7 +423,7 @@ class Tolerances(NamedTuple):
 
 
 def tolerances(program: Program | None) -> Tolerances:
-    """Tolerances of a program; a mirror without one is held to the defaults."""
+    """Tolerances of a program; the defaults for a mirror without one."""
     values, gradients, reasons = FLOAT64, GRADIENTS, []
     for node in program.nodes if program else ():
         if node.op in _COARSE:
@@ -445,8 +448,8 @@ def _casts_down(node: Node) -> bool:
     return low and not makes and any(True for _ in references(node, Ref))
 
 
-# A layer or a gradient this much smaller than the largest of its kind is judged on that scale:
-# where the exact value is 0, what is left is rounding.
+# Errors are relative to at least this share of the largest quantity of the kind: where the exact
+# value is 0, only rounding is left.
 _FLOOR = 1e-6
 
 
@@ -482,11 +485,11 @@ def compare(module: nn.Module, mirror: Mirror, probe: np.ndarray) -> Certificate
     plain = torch_logits(module, probe, torch.float32)
     if not np.isfinite(plain).all():
         raise ParityError("the network's own logits for the probe are not finite; train it again")
-    direction = np.cos(1.0 + np.arange(plain.shape[1]))  # no two logits weighed alike
+    direction = np.cos(1.0 + np.arange(plain.shape[1]))  # no two logits have the same weight
     program = mirror.program
     one_by_one = program is not None and program.one_by_one
     theirs = torch_outputs(module, probe, direction, GRADIENT_EXAMPLES, one_by_one)
-    ours, ours32 = _evidence_of(mirror, probe, direction)
+    ours, ours32 = _mirror_outputs(mirror, probe, direction)
     if ours.logits.shape != theirs.logits.shape:
         raise ParityError(
             f"the mirror's logits have shape {ours.logits.shape}, the network's "
@@ -495,7 +498,7 @@ def compare(module: nn.Module, mirror: Mirror, probe: np.ndarray) -> Certificate
 
     sites = list(program.sites) if program else []
     sites = [site for site in sites if not mirror.constants.issuperset(weights_of_site(site))]
-    paired = pairs(sites, theirs.calls)
+    paired = pair_sites(sites, theirs.calls)
     allowed = tolerances(program)
     activations = _measure(
         [(site.name, ours.activations[site.name], call.output) for site, call in paired],
@@ -554,10 +557,10 @@ def compare(module: nn.Module, mirror: Mirror, probe: np.ndarray) -> Certificate
     )
 
 
-def _evidence_of(
+def _mirror_outputs(
     mirror: Mirror, probe: np.ndarray, direction: np.ndarray
 ) -> tuple[JaxOutputs, np.ndarray]:
-    """The JAX side: everything in float64, and the logits in float32."""
+    """The mirror's outputs in float64, and its logits in float32."""
     exact, single = mirror.astype(jnp.float64), mirror.astype(jnp.float32)
     ours = jax_outputs(
         mirror.function, exact.params, exact.frozen, jnp.asarray(probe, float), direction
@@ -569,7 +572,7 @@ def _evidence_of(
 
 
 class _Measured(NamedTuple):
-    """Relative errors by name, the largest, and in words those past their tolerance."""
+    """Relative errors by name, the largest of them, and a message for each past the tolerance."""
 
     errors: dict[str, float]
     worst: float
@@ -587,7 +590,7 @@ def _measure(
     floor = max(_FLOOR * max(scales.values(), default=0), np.finfo(float).tiny)
     errors, faults = {}, []
     for name, ours, theirs in items:
-        same = np.shape(ours) == theirs.shape  # or they would be broadcast
+        same = np.shape(ours) == theirs.shape  # not merely broadcastable
         gap = _gap(np.asarray(ours, float), theirs) if same else np.inf
         difference = float(np.max(gap, initial=0))
         # (15) max|a − b| / max(max|a|, 10⁻⁶ · the largest max|a| of its kind)
@@ -604,7 +607,7 @@ def _measure(
 
 
 def _gap(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """Absolute differences; equal infinities, as of an attention mask, do not differ."""
+    """Absolute differences; 0 between equal infinities, as of an attention mask."""
     with np.errstate(invalid="ignore"):
         return np.where(ours == theirs, 0.0, np.abs(ours - theirs))
 
@@ -619,9 +622,9 @@ def _measured(errors: dict[str, float], faults: list[str]) -> _Measured:
 
 
 def _without_false_pairs(activations: _Measured, tolerance: float) -> _Measured:
-    """Layers whose outputs differ although all that follows from them agrees were never a pair.
+    """The errors without layers that differ though everything after them agrees: no pairs.
 
-    A call of torch's may be several in the mirror, the first of which has its weight.
+    One call of torch's may be several in the mirror, the first of which consumes its weight.
     """
     kept = {name: e for name, e in activations.errors.items() if e <= tolerance}
     return _measured(kept, [])

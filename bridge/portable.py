@@ -1,4 +1,4 @@
-"""A mirror as one file, so that kernels are computed where torch is not installed.
+"""A mirror as one file, for kernels on machines without torch.
 
 The file is that of `bridge.weights` with the program in its metadata, as JSON with one spelling for
 each program. Nothing in it is executed or unpickled; every fault is found before anything runs.
@@ -27,7 +27,7 @@ def encode(program: Program) -> str:
     """The program as JSON.
 
     Raises:
-        BridgeError: an argument of a node is of a type that has no place in a file.
+        BridgeError: an argument of a node is of a type that the file cannot hold.
     """
     nodes = []
     for node in program.nodes:
@@ -35,27 +35,27 @@ def encode(program: Program) -> str:
             args = [encode_value(value) for value in node.args]
             kwargs = {key: encode_value(value) for key, value in node.kwargs.items()}
         except BridgeError as error:
-            raise BridgeError(f"{_place(node)}: {error}") from error
+            raise BridgeError(f"{_describe(node)}: {error}") from error
         nodes.append({**vars(node), "args": args, "kwargs": kwargs})
     sites = [dataclasses.asdict(site) for site in program.sites]
-    whole = {
+    contents = {
         "images": program.images,
         "output": program.output.node,
         "nodes": nodes,
         "sites": sites,
         "one_by_one": program.one_by_one,
     }
-    return json.dumps(whole, allow_nan=False)
+    return json.dumps(contents, allow_nan=False)
 
 
 def decode(text: str) -> Program:
-    """The program that `encode` wrote, in which `faults` may still find some.
+    """The program that `encode` wrote; check it by `faults`.
 
     Raises:
         BridgeError: the text is not of that form.
     """
     try:
-        whole = json.loads(text, parse_constant=_no_constant)
+        contents = json.loads(text, parse_constant=_no_constant)
         nodes = [
             Node(
                 name=_text(node.pop("name")),
@@ -65,7 +65,7 @@ def decode(text: str) -> Program:
                 module=_text(node.pop("module")),
                 source=_text(node.pop("source")),
             )
-            for node in map(dict, whole["nodes"])
+            for node in map(dict, contents["nodes"])
         ]
         sites = [
             Site(
@@ -76,23 +76,23 @@ def decode(text: str) -> Program:
                 node=_text(site["node"]),
                 source=_text(site["source"]),
             )
-            for site in whole["sites"]
+            for site in contents["sites"]
         ]
-        if not isinstance(whole["one_by_one"], bool):
-            raise TypeError(f"{whole['one_by_one']!r} is not true or false")
+        if not isinstance(contents["one_by_one"], bool):
+            raise TypeError(f"{contents['one_by_one']!r} is not true or false")
         return Program(
-            _text(whole["images"]),
+            _text(contents["images"]),
             tuple(nodes),
-            Ref(_text(whole["output"])),
+            Ref(_text(contents["output"])),
             tuple(sites),
-            whole["one_by_one"],
+            contents["one_by_one"],
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BridgeError(f"this is not the JSON of a program ({error!r})") from error
 
 
 def encode_value(value: Any) -> Any:
-    """An argument of a node as what JSON can hold."""
+    """An argument of a node as a value of JSON."""
     for key, kind in _NAMED.items():
         if isinstance(value, kind):
             return {key: value[0]}
@@ -109,7 +109,7 @@ def encode_value(value: Any) -> Any:
 
 
 def decode_value(value: Any) -> Any:
-    """The opposite of `encode_value`."""
+    """The inverse of `encode_value`."""
     if isinstance(value, list):
         return tuple(decode_value(part) for part in value)
     if not isinstance(value, dict):
@@ -125,18 +125,18 @@ def faults(program: Program, trainable: Collection[str], frozen: Collection[str]
     known = {program.images}
     for node in program.nodes:
         if node.op not in OPERATORS:
-            yield f"{node.op} in {_place(node)} has no row in bridge.ops"
+            yield f"{node.op} in {_describe(node)} has no row in bridge.ops"
         for ref in references(node, Ref):
             if ref.node not in known:
-                yield f"{_place(node)} refers to {ref.node!r}, which no node before it is called"
+                yield f"{_describe(node)} refers to {ref.node!r}, which no node before it is called"
         for weight in references(node, Weight):
             if weight.name not in trainable and weight.name not in frozen:
-                yield f"{_place(node)} uses the array {weight.name!r}, which is not there"
+                yield f"{_describe(node)} uses the array {weight.name!r}, which is not there"
         for dtype in references(node, DType):
             if dtype.name != IMAGES and not _is_dtype(dtype.name):
-                yield f"{_place(node)} uses the dtype {dtype.name!r}, which JAX does not have"
+                yield f"{_describe(node)} uses the dtype {dtype.name!r}, which JAX does not have"
         if node.name in known:
-            yield f"{_place(node)} has the name of another"
+            yield f"{_describe(node)} has the name of another"
         known.add(node.name)
     if program.output.node not in known:
         yield f"the output {program.output.node!r} is not a node"
@@ -144,14 +144,14 @@ def faults(program: Program, trainable: Collection[str], frozen: Collection[str]
 
 
 def _site_faults(program: Program, trainable: Collection[str]) -> Iterator[str]:
-    """Sites follow from the nodes: those that consume an array, in order."""
+    """A fault if the sites are not the nodes that consume an array, in order."""
     consumers = {
         node.name: (
             tuple(w.name for w in references(node, Weight) if w.name in trainable),
             tuple(w.name for w in references(node, Weight) if w.name not in trainable),
         )
         for node in program.nodes
-        if any(True for _ in references(node, Weight))
+        if next(references(node, Weight), None)
     }
     sites = {site.node: (site.parameters, site.buffers) for site in program.sites}
     names = {site.name for site in program.sites}
@@ -159,7 +159,7 @@ def _site_faults(program: Program, trainable: Collection[str]) -> Iterator[str]:
         yield "its sites are not the nodes that consume an array"
 
 
-def _place(node: Node) -> str:
+def _describe(node: Node) -> str:
     layer = f"layer {node.module!r}" if node.module else "the network's own forward"
     return f"node {node.name!r} of {layer}" + (f" ({node.source})" if node.source else "")
 
@@ -193,7 +193,7 @@ def save(mirror: Mirror, path: Path, provenance: Mapping[str, str] | None = None
     Args:
         mirror: of the route `torch.export`.
         path: where.
-        provenance: strings that say where the weights come from.
+        provenance: strings about the origin of the weights.
 
     Raises:
         BridgeError: the mirror is not a list of operators, or the file cannot be written.
@@ -206,10 +206,10 @@ def save(mirror: Mirror, path: Path, provenance: Mapping[str, str] | None = None
             "the weights with with_weights"
         )
     text = encode(mirror.program)
-    kept = {name: array for name, array in mirror.frozen.items() if name not in mirror.constants}
+    buffers = {n: a for n, a in mirror.frozen.items() if n not in mirror.constants}
     groups: dict[str, Mapping[str, Any]] = {
         "parameter": mirror.params,
-        "buffer": kept,
+        "buffer": buffers,
         "constant": {n: a for n, a in mirror.frozen.items() if n in mirror.constants},
     }
     arrays = {

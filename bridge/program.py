@@ -21,7 +21,7 @@ from bridge.ops.pooling import per_axis
 from kernel.taps import AffineRule, Window
 
 IMAGES = "images"
-# How the names of arrays begin that are in no state dict but in the graph.
+# Prefix of the names of the graph's own constants, which are in no state dict.
 CONSTANT = "constant:"
 
 
@@ -48,7 +48,7 @@ class Node:
     """One operator call.
 
     `args` and `kwargs` are those of the ATen schema: numbers, strings, None, tuples of these,
-    and Ref, Weight and DType in place of what is only known when the program runs.
+    and Ref, Weight and DType for what is only known when the program runs.
     """
 
     name: str
@@ -64,8 +64,8 @@ class Site:
     """A node that directly consumes a weight.
 
     Attributes:
-        name: path of the module that the node belongs to, with `#2`, `#3`, … from its second
-            site on; the operator's name in place of a path where the call is in no submodule.
+        name: path of the node's module, with `#2`, `#3`, … from its second site on; the operator's
+            name where the call is in no submodule.
         op: ATen name of the operator.
         parameters: trainable parameters consumed, by their canonical names.
         buffers: other arrays consumed: buffers, parameters without gradient, constants.
@@ -101,7 +101,7 @@ _NAMES = ("x", "weight", "bias", "stride", "padding", "dilation", "groups")
 
 
 def rule(node: Node, shapes: Mapping[str, tuple[int, ...]]) -> AffineRule | None:
-    """The rule of a node, if it has one.
+    """The rule of `kernel.taps` for a node, if it has one.
 
     Args:
         node: of a program.
@@ -109,14 +109,14 @@ def rule(node: Node, shapes: Mapping[str, tuple[int, ...]]) -> AffineRule | None
     """
     if node.op not in _PRODUCTS:
         return None
-    given = dict(zip(_NAMES, node.args, strict=False)) | dict(node.kwargs)
-    weight, bias = given["weight"], given.get("bias")
+    arguments = dict(zip(_NAMES, node.args, strict=False)) | dict(node.kwargs)
+    weight, bias = arguments["weight"], arguments.get("bias")
     if not isinstance(weight, Weight) or weight.name not in shapes or weight == bias:
         return None
-    if not isinstance(given["x"], Ref) or not (bias is None or isinstance(bias, Weight)):
+    if not isinstance(arguments["x"], Ref) or not (bias is None or isinstance(bias, Weight)):
         return None
     shape = shapes[weight.name]
-    window = None if node.op == "aten.linear.default" else _window(given, shape)
+    window = None if node.op == "aten.linear.default" else _window(arguments, shape)
     return AffineRule(
         weight=weight.name,
         bias=bias.name if bias is not None and bias.name in shapes else None,
@@ -126,15 +126,15 @@ def rule(node: Node, shapes: Mapping[str, tuple[int, ...]]) -> AffineRule | None
     )
 
 
-def _window(given: dict[str, Any], shape: tuple[int, ...]) -> Window:
+def _window(arguments: dict[str, Any], shape: tuple[int, ...]) -> Window:
     kernel, rank = shape[2:], len(shape) - 2
-    dilation = per_axis(given.get("dilation", 1), rank)
+    dilation = per_axis(arguments.get("dilation", 1), rank)
     return Window(
         kernel=kernel,
-        stride=per_axis(given.get("stride", 1), rank),
-        edges=tuple(edges_of(given.get("padding", 0), kernel, dilation)),
+        stride=per_axis(arguments.get("stride", 1), rank),
+        edges=tuple(edges_of(arguments.get("padding", 0), kernel, dilation)),
         dilation=dilation,
-        groups=given.get("groups", 1),
+        groups=arguments.get("groups", 1),
     )
 
 
@@ -145,15 +145,15 @@ Arrays = Mapping[str, Array]
 class Program:
     """A pure function of (params, frozen, images) that holds no arrays itself.
 
-    It is hashed by identity: JAX's compilation caches live as long as the object, whatever
-    weights it is called with.
+    Hashed by identity: JAX's compilation caches live as long as the object, whatever weights it
+    is called with.
 
     Attributes:
         images: name under which nodes refer to the images.
         nodes: in the order in which they run.
-        output: what is returned.
+        output: the node that is returned.
         sites: every node that directly consumes a weight, in order.
-        one_by_one: the nodes were made for a batch of one image, because forward takes the size of
+        one_by_one: the nodes are those of a batch of one image, because forward takes the size of
             its batch as a plain number; a batch is mapped over, image by image.
     """
 
@@ -174,16 +174,16 @@ class Program:
         return logits(x)
 
     def activations(self, params: Arrays, frozen: Arrays, x: Array) -> tuple[Array, dict[str, Any]]:
-        """Logits, and the output of each site by its name; one by one, stacked over images."""
+        """Logits, and the output of each site by its name."""
         if not self.one_by_one:
             return self._observed(params, frozen, x)
         logits, outputs = jax.vmap(lambda image: self._observed(params, frozen, image[None]))(x)
         return logits[:, 0], outputs
 
     def perturbations(self, params: Arrays, frozen: Arrays, x: Array) -> dict[str, list[Array]]:
-        """Zeros for `tapped`: for each site with a trainable parameter, one an output.
+        """Zeros for `tapped`: one array for each output of each site with a trainable parameter.
 
-        Whole numbers, such as the places of a maximum, are left out.
+        Outputs of integers, such as the positions of a maximum, are left out.
         """
         _, outputs = jax.eval_shape(self._observed, params, frozen, x)
         return {
@@ -208,7 +208,7 @@ class Program:
         Args:
             params: trainable parameters by name.
             frozen: every other array by name.
-            perturbations: as from the method of that name, for the sites that are to be tapped.
+            perturbations: as from the method of that name, for the sites to tap.
             x: images, (batch, channels, height, width).
         """
         names = {site.node: site.name for site in self.sites if site.name in perturbations}
@@ -233,9 +233,9 @@ class Program:
         inputs: tuple[Any, ...],
         cotangents: list[Array],
     ) -> dict[str, Array]:
-        """The gradients of one site's own trainable parameters: the vjp of its operator alone.
+        """Gradients of one site's trainable parameters: the vjp of its operator alone.
 
-        A parameter that enters at several sites has the sum of what they give.
+        The gradient of a parameter that enters at several sites is the sum over them.
 
         Args:
             site: its name.
@@ -248,7 +248,7 @@ class Program:
         (node,) = [n for n in self.nodes if n.name == chosen.node]
         values = {ref.node: value for ref, value in zip(references(node, Ref), inputs, strict=True)}
 
-        dtype = params[chosen.parameters[0]].dtype  # that of the images, which are not here
+        dtype = params[chosen.parameters[0]].dtype  # that of the images
 
         def outputs(own: Arrays) -> list[Array]:
             output = _call(node, {**params, **own}, frozen, values, dtype)
@@ -296,7 +296,7 @@ def _differentiable(leaf: Any) -> bool:
 def _call(
     node: Node, params: Arrays, frozen: Arrays, values: Mapping[str, Any], dtype: DTypeLike
 ) -> Any:
-    """One operator; `dtype` is that of the images, which constants of the graph follow."""
+    """Run one operator; `dtype` is that of the images, to which the graph's constants are cast."""
 
     def resolve(value: Any) -> Any:
         if isinstance(value, Ref):

@@ -30,10 +30,10 @@ from bridge.mirror import Mirror
 from bridge.module import (
     canonical_names,
     check_eval,
-    check_memory,
     check_output,
-    held_arrays,
-    on_cpu,
+    check_stateless,
+    copy_to_cpu,
+    module_arrays,
     to_numpy,
 )
 
@@ -42,11 +42,11 @@ from bridge.module import (
 class Converted:
     """A module's forward as a pure function; one object whatever the weights.
 
-    Each trace runs a copy of the module, so that nothing that forward keeps reaches the next.
+    Each trace runs a copy of the module, so that no state of one forward reaches the next.
 
     Attributes:
         module: on the CPU; its own arrays are never used.
-        names: every name of its parameters and buffers to the canonical one.
+        names: for each name of its parameters and buffers, the canonical one.
     """
 
     module: nn.Module
@@ -57,17 +57,17 @@ class Converted:
         library = _library()
         arrays = {**frozen, **params}
         network = copy.deepcopy(self.module)
-        held: dict[str, Any] = {}
+        wrapped: dict[str, Any] = {}
         values: dict[str, Array] = {}
         for path, part in network.named_modules():
             for group in (part._parameters, part._buffers):
                 for name in [name for name, tensor in group.items() if tensor is not None]:
                     full = f"{path}.{name}" if path else name
                     values[full] = jnp.asarray(arrays[self.names[full]])
-                    group[name] = held[full] = library.Torchish(values[full])
-        with _completed(library.Torchish):
+                    group[name] = wrapped[full] = library.Torchish(values[full])
+        with _with_bool_len_iter(library.Torchish):
             logits = library.t2j_function(network)(jnp.asarray(x))
-        changed = [name for name in held if held[name].value is not values[name]]
+        changed = [name for name in wrapped if wrapped[name].value is not values[name]]
         if changed:
             raise BridgeError(
                 f"the network's forward changes {', '.join(changed)}, so that its logits depend on "
@@ -88,15 +88,15 @@ def convert(module: nn.Module, example: np.ndarray | torch.Tensor) -> Mirror:
             trainable parameters that it never uses.
     """
     _library()
-    network, images = on_cpu(module, example)
-    held = held_arrays(network)
+    network, images = copy_to_cpu(module, example)
+    arrays = module_arrays(network)
     function = Converted(network, canonical_names(network))
     dtype = to_numpy(images[:0]).dtype
     unused: set[str] = set()
     for count in (1, len(images)):
         x = jax.ShapeDtypeStruct((count, *images.shape[1:]), dtype)
         try:
-            jaxpr = jax.make_jaxpr(function)(held.params, held.frozen, x)
+            jaxpr = jax.make_jaxpr(function)(arrays.params, arrays.frozen, x)
         except BridgeError:
             raise
         except Exception as error:
@@ -110,14 +110,14 @@ def convert(module: nn.Module, example: np.ndarray | torch.Tensor) -> Mirror:
                 f"must be ({count}, classes); write what flattens the images with x.shape[0]"
             )
         needed = _needed(jaxpr.jaxpr)
-        invars = jaxpr.jaxpr.invars[: len(held.params)]  # a dict is flattened in sorted order
-        unused = {n for n, v in zip(sorted(held.params), invars, strict=True) if v not in needed}
+        invars = jaxpr.jaxpr.invars[: len(arrays.params)]  # a dict is flattened in sorted order
+        unused = {n for n, v in zip(sorted(arrays.params), invars, strict=True) if v not in needed}
     if unused:
         raise BridgeError(
             f"the logits do not depend on {len(unused)} trainable parameter(s): "
             f"{', '.join(sorted(unused))}; remove them, or freeze them with requires_grad_(False)"
         )
-    return Mirror(function, held.params, held.frozen, held.constants, route="torch2jax")
+    return Mirror(function, arrays.params, arrays.frozen, arrays.constants, route="torch2jax")
 
 
 def _library() -> ModuleType:
@@ -133,11 +133,11 @@ def _library() -> ModuleType:
 
 
 @contextmanager
-def _completed(torchish: type) -> Iterator[None]:
-    """Give torch2jax's stand-in for a tensor what Python silently makes up for it.
+def _with_bool_len_iter(torchish: type) -> Iterator[None]:
+    """Give torch2jax's stand-in for a tensor the methods that Python has defaults for.
 
-    Without these every tensor is true, so that a branch on the data takes one side, and a loop
-    over a tensor never ends, because JAX does not complain of an index past the end.
+    By default every object is true, so that a branch on the data would take one side, and a loop
+    over a tensor would never end, because JAX clamps an index past the end.
     """
     added = {
         "__bool__": lambda self: bool(self.value),
@@ -172,11 +172,11 @@ def _reason(error: Exception) -> str:
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     if "mk_rng" in text:
         return "it draws random numbers in eval mode"
-    return f"{type(error).__name__}: {text}" if text else f"{type(error).__name__}, without a word"
+    return f"{type(error).__name__}: {text}" if text else f"{type(error).__name__}, with no message"
 
 
 def _user_line(error: Exception) -> str:
-    """The last line in the traceback that is the user's, as ` (file:line: code)`."""
+    """The user's last line in the traceback, as ` (file:line: code)`."""
     libraries = tuple(f"{Path(str(m.__file__)).parent}/" for m in (torch, jax, _library()))
     frames = [
         frame
@@ -211,7 +211,7 @@ def mirror(module: nn.Module, example: np.ndarray | torch.Tensor, route: str = "
         raise BridgeError(f"unknown route {route!r}; known: {', '.join(ROUTES)}")
     check_eval(module)
     _check_python(module)
-    network, images = on_cpu(module, example)
+    network, images = copy_to_cpu(module, example)
     check_output(network, images)
     if route == "torch2jax":
         twin = convert(module, images)
@@ -219,20 +219,20 @@ def mirror(module: nn.Module, example: np.ndarray | torch.Tensor, route: str = "
         try:
             twin = _exported(network, images)
         except (ExportError, BatchSizeError) as refusal:
-            check_memory(module, example)  # which would be the reason of it
+            check_stateless(module, example)  # the likelier reason, if it is one
             if route == "torch.export" or isinstance(refusal, BatchSizeError):
                 raise
             return _converted(module, images, refusal)
-    check_memory(module, example)
+    check_stateless(module, example)
     return twin
 
 
 def _check_python(module: nn.Module) -> None:
     scripted = [name for name, p in module.named_modules() if isinstance(p, torch.jit.ScriptModule)]
     if scripted:
-        place = f"layer {scripted[0]!r}" if scripted[0] else "the network"
+        part = f"layer {scripted[0]!r}" if scripted[0] else "the network"
         raise BridgeError(
-            f"{place} is compiled by TorchScript, which keeps its operators to itself; mirror the "
+            f"{part} is compiled by TorchScript, which keeps its operators to itself; mirror the "
             "nn.Module that it was made from"
         )
 
@@ -252,10 +252,10 @@ def _exported(network: nn.Module, images: torch.Tensor) -> Mirror:
 
 
 def _lifted(network: nn.Module, images: torch.Tensor) -> Lifted:
-    """The program as float64 images see it: every other float dtype in it is the user's own word.
+    """The program, traced in float64: any other float dtype in it was written by the user.
 
-    Traced in float32, `dtype=x.dtype` and `torch.float32` could not be told apart, and constants
-    would be rounded. A network that is tied to its dtype is traced in that.
+    Traced in float32, `dtype=x.dtype` and `torch.float32` would look the same, and constants would
+    be rounded. A network that cannot run in float64 is traced in its own dtype.
     """
     try:
         return lift(copy.deepcopy(network).double(), images.double())
@@ -264,7 +264,7 @@ def _lifted(network: nn.Module, images: torch.Tensor) -> Lifted:
 
 
 def _name_the_images(network: nn.Module) -> None:
-    """Give a forward of `*args`, as wrappers have it, one argument: torch.export asks its name."""
+    """Give a forward of `*args`, as wrappers have it, one argument with a name for torch.export."""
     forward = network.forward
 
     def named(images: torch.Tensor) -> torch.Tensor:

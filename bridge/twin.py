@@ -22,112 +22,113 @@ from torch import nn
 from bridge.errors import BridgeError
 from bridge.mirror import Mirror
 from bridge.module import (
-    Held,
+    ModuleArrays,
     canonical_names,
     check_eval,
-    check_memory,
     check_output,
-    held_arrays,
-    on_cpu,
+    check_stateless,
+    copy_to_cpu,
+    module_arrays,
     to_numpy,
 )
 
-# How flax and most others lay out the weights of Linear, Conv2d and Conv1d; said first if it fits.
+# Axes by which flax and most others transpose the weights of Linear, Conv2d and Conv1d.
 _USUAL = ((1, 0), (2, 3, 1, 0), (2, 1, 0))
 
 
 @dataclass(frozen=True)
 class At:
-    """Where in the tree an array of torch goes, and how.
+    """The leaf that an array of torch fills, and how the array is laid out there.
 
     Attributes:
-        place: path of the leaf, such as `params/Conv_0/kernel` or `layers/0/weight`.
+        path: of the leaf, such as `params/Conv_0/kernel` or `layers/0/weight`.
         axes: the array is transposed by these, as by `numpy.transpose`; None leaves it.
         split: shape that the array is given before it is transposed, such as
             (classes, channels, height, width) for a Linear behind an NCHW flatten; with it, the
-            result takes whatever shape the place has.
+            result takes whatever shape the leaf has.
     """
 
-    place: str
+    path: str
     axes: tuple[int, ...] | None = None
     split: tuple[int, ...] | None = None
 
     def lay(self, array: Array, shape: tuple[int, ...]) -> Array:
-        """The array as the place has it, in a shape that `misfit` has passed."""
+        """The array in the layout and shape of its leaf, which `misfit` has checked."""
         array = array if self.split is None else array.reshape(self.split)
         return (array if self.axes is None else array.transpose(self.axes)).reshape(shape)
 
 
-Places = str | At | tuple[str | At, ...] | None
+Targets = str | At | tuple[str | At, ...] | None
 
 
-def wanted(
-    canonical: Mapping[str, str], held: Held, names: Mapping[str, Places]
+def name_map(
+    canonical: Mapping[str, str], arrays: ModuleArrays, names: Mapping[str, Targets]
 ) -> tuple[list[tuple[str, At]], list[str]]:
-    """Canonical names with the places that they are to fill, and what is wrong with the names.
+    """Pairs of a canonical name and the leaf it fills, and the faults of the names, in words.
 
     Args:
-        canonical: every name of the module's arrays to the first of the same array.
-        held: the arrays, by canonical name.
-        names: as a person writes them.
+        canonical: for each name of the module's arrays, the first name of the same array.
+        arrays: the module's.
+        names: as for `twin`.
     """
-    found, faults = [], []
-    for name, places in names.items():
+    pairs, faults = [], []
+    for name, targets in names.items():
         if name not in canonical:
-            faults.append(f"the network has no {name!r}{close(name, canonical)}")
-        elif places is None and canonical[name] in held.params:
+            faults.append(f"the network has no {name!r}{did_you_mean(name, canonical)}")
+        elif targets is None and canonical[name] in arrays.params:
             faults.append(f"{name} is trainable, so it cannot be left out")
-        elif places is not None:
-            each = places if isinstance(places, tuple) else (places,)
-            each = [At(place) if isinstance(place, str) else place for place in each]
-            found += [(canonical[name], at) for at in each]
+        elif targets is not None:
+            each = targets if isinstance(targets, tuple) else (targets,)
+            leaves = [At(target) if isinstance(target, str) else target for target in each]
+            pairs += [(canonical[name], leaf) for leaf in leaves]
     mapped = {canonical[name] for name in names if name in canonical}
-    for name, array in {**held.params, **held.frozen}.items():
-        if name not in mapped and name not in held.constants:
-            advice = "" if name in held.params else "; give it None if the function does without it"
-            faults.append(f"{name}, of shape {array.shape}, has no place{advice}")
-    return found, faults
+    for name, array in {**arrays.params, **arrays.frozen}.items():
+        if name not in mapped and name not in arrays.constants:
+            trainable = name in arrays.params
+            advice = "" if trainable else "; give it None if the function does without it"
+            faults.append(f"{name}, of shape {array.shape}, has no leaf{advice}")
+    return pairs, faults
 
 
 def misfit(name: str, array: Array, at: At, leaf: Any) -> list[str]:
-    """Why an array cannot go to its place, if so."""
+    """The reason why an array does not fit its leaf, in a list; an empty one if it does."""
     if not is_array(leaf):
-        return [f"{name}: {at.place} is a {type(leaf).__name__}, not an array"]
+        return [f"{name}: {at.path} is a {type(leaf).__name__}, not an array"]
     if _kind(array.dtype) != _kind(leaf.dtype):
-        return [f"{name} is {array.dtype}, {at.place} is {leaf.dtype}"]
-    shape, place = tuple(array.shape), tuple(leaf.shape)
+        return [f"{name} is {array.dtype}, {at.path} is {leaf.dtype}"]
+    shape, wanted = tuple(array.shape), tuple(leaf.shape)
     if at.split is not None and math.prod(at.split) != array.size:
         return [f"{name} has shape {shape}, which cannot be split as {at.split}"]
     before = shape if at.split is None else at.split
     if at.axes is not None and sorted(at.axes) != list(range(len(before))):
         return [f"{name} has shape {before}, which cannot be transposed by {at.axes}"]
     after = before if at.axes is None else tuple(before[axis] for axis in at.axes)
-    merged = at.split is not None and math.prod(after) == math.prod(place)
-    if merged or _long(after) == _long(place):
+    merged = at.split is not None and math.prod(after) == math.prod(wanted)
+    if merged or _squeezed(after) == _squeezed(wanted):
         return []
     how = f", {after} as {at}" if after != shape else ""
-    return [f"{name} has shape {shape}{how}, {at.place} has {place}{_suggestion(before, place)}"]
+    return [f"{name} has shape {shape}{how}, {at.path} has {wanted}{_suggestion(before, wanted)}"]
 
 
-def _suggestion(shape: tuple[int, ...], place: tuple[int, ...]) -> str:
-    """The transposition that would fit: the only one, or the usual one."""
+def _suggestion(shape: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    """Advice on a transposition: the only one that fits, or the usual one."""
     fits = [
         axes
         for axes in itertools.permutations(range(len(shape)))
-        if tuple(shape[axis] for axis in axes) == place
+        if tuple(shape[axis] for axis in axes) == wanted
     ]
     usual = [axes for axes in fits if axes in _USUAL]
     if len(fits) == 1:
         return f"; axes={fits[0]} would fit"
     if usual:
         return f"; axes={usual[0]} would fit, and is the usual one"
-    if math.prod(shape) == math.prod(place):
+    if math.prod(shape) == math.prod(wanted):
         return "; they have as many entries: say with split= and axes= how one becomes the other"
     return ""
 
 
 def is_array(leaf: Any) -> bool:
-    """True for a leaf that is an array to fill: no Python object, no key of jax.random."""
+    """True for an array of numbers: no Python object, no key of jax.random."""
     dtype = getattr(leaf, "dtype", None)
     return hasattr(leaf, "shape") and dtype is not None and _kind(dtype) != "other"
 
@@ -137,13 +138,13 @@ def _kind(dtype: Any) -> str:
     return next((name for name, kind in kinds.items() if jnp.issubdtype(dtype, kind)), "other")
 
 
-def _long(shape: Iterable[int]) -> tuple[int, ...]:
-    """A shape without its axes of size 1, which carry no order."""
+def _squeezed(shape: Iterable[int]) -> tuple[int, ...]:
+    """A shape without its axes of size 1."""
     return tuple(size for size in shape if size != 1)
 
 
-def close(name: str, known: Iterable[str]) -> str:
-    """Advice for a name that is not known: the one most like it, if any is."""
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Advice for an unknown name: the nearest known one, if any is near."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
@@ -153,14 +154,14 @@ LAYOUTS = ("NCHW", "NHWC")
 
 @dataclass(frozen=True, eq=False)
 class Twin:
-    """A function of a tree, called with torch's arrays; one object whatever the weights.
+    """A user's function of a tree, called with torch's arrays; one object whatever the weights.
 
     Attributes:
-        function: of the tree and the images, to logits.
-        leaves: of the tree; arrays of torch are put in place of some.
+        function: `function(tree, images)` → logits.
+        leaves: of the tree; None where an array of torch is filled in.
         structure: of the tree.
-        sources: for each leaf that is filled, by its number: torch's name, and how.
-        shapes: of these leaves.
+        sources: for each leaf that is filled, by its index, torch's name and the layout.
+        shapes: of these leaves, by index.
         axes: of the images, as the function takes them; None leaves them as torch has them.
     """
 
@@ -174,9 +175,9 @@ class Twin:
     def __call__(self, params: Mapping[str, Array], frozen: Mapping[str, Array], x: Array) -> Any:
         """Logits (batch, classes) of images (batch, channels, height, width)."""
         leaves = list(self.leaves)
-        for number, (name, at) in self.sources.items():
+        for index, (name, at) in self.sources.items():
             array = jnp.asarray(params[name] if name in params else frozen[name])
-            leaves[number] = at.lay(array, self.shapes[number])
+            leaves[index] = at.lay(array, self.shapes[index])
         images = jnp.asarray(x)
         tree = jax.tree.unflatten(self.structure, leaves)
         return self.function(tree, images if self.axes is None else images.transpose(self.axes))
@@ -187,11 +188,11 @@ def twin(
     example: np.ndarray | torch.Tensor,
     function: Callable[[Any, Array], Any],
     like: Any,
-    names: Mapping[str, Places],
+    names: Mapping[str, Targets],
     *,
     layout: str = "NCHW",
 ) -> Mirror:
-    """The mirror that a person wrote: their function, with the module's arrays put in their tree.
+    """The mirror that a user wrote: their function, with the module's arrays put into its tree.
 
     Certify it (`bridge.parity`) before it is used. It has no taps, so kernels go through
     `vmap(grad)`, which is slower and takes more memory.
@@ -202,42 +203,42 @@ def twin(
         function: `function(tree, images)` → logits (batch, classes), pure and in eval mode; all
             arrays that come from torch are in the tree.
         like: a tree as the function takes it: arrays or `jax.ShapeDtypeStruct` (as from
-            `jax.eval_shape`) at the places to fill; whatever else it holds is passed on.
-        names: for each name in the module's state dict its place in the tree, as a path or as an
-            `At` with a transposition; a tuple of places if it fills several, as a tied one may;
-            None for a buffer that the function does without, such as num_batches_tracked. A tied
-            parameter goes by any of its names.
+            `jax.eval_shape`) as the leaves to fill; other leaves are passed on.
+        names: for each name in the module's state dict the leaf that it fills, as a path or as an
+            `At` with a transposition; a tuple if it fills several, as a tied one may; None for a
+            buffer that the function does without, such as num_batches_tracked. A tied parameter
+            goes by any of its names.
         layout: of the images as the function takes them, one of `LAYOUTS`.
 
     Raises:
-        BridgeError: names without a place, places without a name, shapes or dtypes that do not
+        BridgeError: names without a leaf, leaves without a name, shapes or dtypes that do not
             fit, all of them listed; a module that no route takes; a function that cannot be run.
     """
     if layout not in LAYOUTS:
         raise BridgeError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}")
     check_eval(module)
-    network, images = on_cpu(module, example)
+    network, images = copy_to_cpu(module, example)
     logits = check_output(network, images)
-    held = held_arrays(network)
+    arrays = module_arrays(network)
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
-    spelt = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
     template = {i: leaf for i, (_, leaf) in enumerate(leaves) if is_array(leaf)}
-    targets, faults = wanted(canonical_names(network), held, names)
+    targets, faults = name_map(canonical_names(network), arrays, names)
     sources: dict[int, tuple[str, At]] = {}
     for name, at in targets:
-        number = spelt.index(at.place) if at.place in spelt else None
-        if number is None:
-            faults.append(f"{name}: the tree has no place {at.place!r}{close(at.place, spelt)}")
-        elif number in sources:
-            faults.append(f"{name}: {sources[number][0]} fills {at.place} already")
+        index = paths.index(at.path) if at.path in paths else None
+        if index is None:
+            faults.append(f"{name}: the tree has no leaf {at.path!r}{did_you_mean(at.path, paths)}")
+        elif index in sources:
+            faults.append(f"{name}: {sources[index][0]} fills {at.path} already")
         else:
-            sources[number] = (name, at)
-            array = held.params[name] if name in held.params else held.frozen[name]
-            faults += misfit(name, array, at, leaves[number][1])
+            sources[index] = (name, at)
+            array = arrays.params[name] if name in arrays.params else arrays.frozen[name]
+            faults += misfit(name, array, at, leaves[index][1])
     faults += [
-        f"nothing fills {spelt[number]}, which has shape {tuple(leaf.shape)}"
-        for number, leaf in template.items()
-        if number not in sources
+        f"nothing fills {paths[index]}, which has shape {tuple(leaf.shape)}"
+        for index, leaf in template.items()
+        if index not in sources
     ]
     if faults:
         raise BridgeError(
@@ -248,16 +249,16 @@ def twin(
         leaves=tuple(None if i in sources else leaf for i, (_, leaf) in enumerate(leaves)),
         structure=structure,
         sources=sources,
-        shapes={number: tuple(leaf.shape) for number, leaf in template.items()},
+        shapes={index: tuple(leaf.shape) for index, leaf in template.items()},
         axes=(0, *range(2, images.ndim), 1) if layout == "NHWC" else None,
     )
-    _check_function(mirrored, held.params, held.frozen, images, tuple(logits.shape))
-    check_memory(module, example)
-    return Mirror(mirrored, held.params, held.frozen, held.constants, route="twin")
+    _check_function(mirrored, arrays.params, arrays.frozen, images, tuple(logits.shape))
+    check_stateless(module, example)
+    return Mirror(mirrored, arrays.params, arrays.frozen, arrays.constants, route="twin")
 
 
-def made_by(function: Callable[..., object], module: nn.Module, images: np.ndarray) -> Mirror:
-    """Call a user's `function(module, images)`, which must return a mirror.
+def build_twin(function: Callable[..., object], module: nn.Module, images: np.ndarray) -> Mirror:
+    """The mirror that a user's `function(module, images)` returns.
 
     Raises:
         BridgeError: it is something else.

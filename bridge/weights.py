@@ -105,7 +105,7 @@ def save(weights: Weights, path: Path, provenance: Mapping[str, str] | None = No
     Args:
         weights: what to save.
         path: where.
-        provenance: strings that say where the weights come from, beside those they have.
+        provenance: strings about the origin of the weights, beside those they have.
 
     Raises:
         BridgeError: the file cannot be written (a full disk, a folder that is not there).

@@ -15,7 +15,7 @@ from bridge.mirror import Mirror
 from bridge.module import restore, save_module
 from bridge.parity import certify
 from bridge.trace import mirror
-from bridge.twin import made_by
+from bridge.twin import build_twin
 from bridge.weights import read
 from kernel.sharded import matmul_precision, mesh
 from pipelines import strategies
@@ -280,7 +280,7 @@ class Bridge:
     def _make(self, probe: np.ndarray) -> Mirror:
         if self._twin is None:
             return mirror(self._network, probe)
-        return made_by(self._twin, self._network, probe)
+        return build_twin(self._twin, self._network, probe)
 
 
 @dataclass(frozen=True)

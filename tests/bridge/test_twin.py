@@ -16,7 +16,7 @@ from bridge.mirror import Mirror
 from bridge.module import weights_of
 from bridge.parity import certify
 from bridge.trace import mirror
-from bridge.twin import At, Places, Twin, twin
+from bridge.twin import At, Targets, Twin, twin
 from kernel.ntk import empirical_ntk
 from kernel.options import Request
 
@@ -61,7 +61,7 @@ def normalise(x: jax.Array, scale: Any, bias: Any, mean: Any, var: Any) -> jax.A
 
 
 def function(tree: Any, x: jax.Array) -> jax.Array:
-    """NHWC, kernels as flax has them, the tied weight at two places."""
+    """NHWC, kernels as flax has them, the tied weight in two leaves."""
     p, stats = tree["params"], tree["stats"]
     dims = ("NHWC", "HWIO", "NHWC")
     x = jax.lax.conv_general_dilated(
@@ -89,7 +89,7 @@ LIKE: dict[str, Any] = {
     "stats": (array(4), array(4)),
     "half": 0.5,
 }
-NAMES: dict[str, Places] = {
+NAMES: dict[str, Targets] = {
     "conv.weight": At("params/conv/kernel", axes=(2, 3, 1, 0)),
     "conv.bias": "params/conv/bias",
     "norm.weight": "params/norm/0",
@@ -105,7 +105,7 @@ NAMES: dict[str, Places] = {
 }
 
 
-def make(net: nn.Module, names: dict[str, Places] | None = None, like: Any = None) -> Mirror:
+def make(net: nn.Module, names: dict[str, Targets] | None = None, like: Any = None) -> Mirror:
     names, like = names or NAMES, like or LIKE
     return twin(net, images(2), function, like, names, layout="NHWC")
 
@@ -188,7 +188,7 @@ def test_axes_of_size_one_need_no_word() -> None:
     )
 
 
-def faults(names: dict[str, Places], like: Any = None) -> str:
+def faults(names: dict[str, Targets], like: Any = None) -> str:
     with pytest.raises(
         BridgeError, match="the names do not map the network onto the tree"
     ) as caught:
@@ -209,10 +209,10 @@ def test_every_fault_is_listed_at_once() -> None:
     message = faults(names)
     for line in (
         "the network has no 'head.wieght'; did you mean 'head.weight'?",
-        "conv.bias, of shape (4,), has no place\n",
-        "norm.num_batches_tracked, of shape (), has no place; give it None if the function does",
+        "conv.bias, of shape (4,), has no leaf\n",
+        "norm.num_batches_tracked, of shape (), has no leaf; give it None if the function does",
         "dense.bias is trainable, so it cannot be left out",
-        "norm.weight: the tree has no place 'params/nrom/0'; did you mean 'params/norm/0'?",
+        "norm.weight: the tree has no leaf 'params/nrom/0'; did you mean 'params/norm/0'?",
         "norm.running_var: norm.running_mean fills stats/0 already",
         "head.weight has shape (5, 7), params/head/kernel has (7, 5); axes=(1, 0) would fit",
         "nothing fills params/conv/bias, which has shape (4,)",
@@ -222,7 +222,7 @@ def test_every_fault_is_listed_at_once() -> None:
         assert line in message
 
 
-MISFITS: dict[str, tuple[str, Places, str]] = {
+MISFITS: dict[str, tuple[str, Targets, str]] = {
     "the usual transposition": (
         "conv.weight",
         "params/conv/kernel",
@@ -231,7 +231,7 @@ MISFITS: dict[str, tuple[str, Places, str]] = {
     "wrong axes": (
         "conv.weight",
         At("params/conv/kernel", axes=(1, 0, 2, 3)),
-        "(3, 4, 3, 3) as At(place='params/conv/kernel', axes=(1, 0, 2, 3), split=None), params/",
+        "(3, 4, 3, 3) as At(path='params/conv/kernel', axes=(1, 0, 2, 3), split=None), params/",
     ),
     "not a permutation": (
         "head.weight",
@@ -254,8 +254,8 @@ MISFITS: dict[str, tuple[str, Places, str]] = {
 
 @pytest.mark.parametrize("misfit", MISFITS)
 def test_shapes_that_do_not_fit(misfit: str) -> None:
-    name, places, message = MISFITS[misfit]
-    assert message in faults(NAMES | {name: places})
+    name, target, message = MISFITS[misfit]
+    assert message in faults(NAMES | {name: target})
 
 
 def test_as_many_entries_in_another_shape_need_a_word() -> None:
@@ -301,7 +301,7 @@ def test_flax() -> None:
             return linen.Dense(CLASSES)(jnp.tanh(again(jnp.tanh(again(x)))))
 
     like = jax.eval_shape(Flax().init, jax.random.key(0), jnp.zeros((2, 8, 6, 3)))
-    names: dict[str, Places] = {
+    names: dict[str, Targets] = {
         "conv.weight": At("params/Conv_0/kernel", axes=(2, 3, 1, 0)),
         "conv.bias": "params/Conv_0/bias",
         "norm.weight": "params/BatchNorm_0/scale",
@@ -331,7 +331,7 @@ def test_equinox() -> None:
             eqx.nn.Linear(96, CLASSES, key=jax.random.key(1)),
         ]
     )
-    names: dict[str, Places] = {
+    names: dict[str, Targets] = {
         "0.weight": "layers/0/weight",
         "0.bias": "layers/0/bias",
         "3.weight": "layers/3/weight",

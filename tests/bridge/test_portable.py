@@ -38,6 +38,7 @@ import numpy as np
 from bridge import portable, weights
 from kernel.taps import per_example_gradients
 from kernel.ntk import empirical_ntk
+from kernel.options import Request
 
 folder = Path(sys.argv[1])
 x, v = np.load(folder / "x.npy"), np.load(folder / "v.npy")
@@ -47,7 +48,7 @@ np.savez(
     folder / "out.npz",
     logits=same.apply(same.params, x),
     gradients=per_example_gradients(mirror.model(), x, v),
-    kernel=empirical_ntk(mirror.model(), x, "trace", precision="float64").values,
+    kernel=empirical_ntk(mirror.model(), x, Request("trace", precision="float64")).values,
 )
 assert not [name for name in sys.modules if name.startswith("torch.")]
 """

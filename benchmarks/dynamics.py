@@ -52,11 +52,11 @@ def works(settings: Settings, name: str) -> dict[str, Callable[[], Measured]]:
 
     def formed() -> Measured:
         forms = ParamGroup.forms
-        ParamGroup.forms = property(lambda _: ("rows",))
+        ParamGroup.forms = property(lambda _: ("rows",))  # pyright: ignore[reportAttributeAccessIssue]
         try:
             return work()
         finally:
-            ParamGroup.forms = forms
+            ParamGroup.forms = forms  # pyright: ignore[reportAttributeAccessIssue]
 
     return {
         OWN: work,

@@ -1,4 +1,4 @@
-"""Commands: `python -m pipelines` lists them, `python -m pipelines NAME` runs `pipelines.NAME`."""
+"""Commands: `python -m pipelines` lists them, and runs the one that it is given."""
 
 import ast
 import runpy

@@ -81,7 +81,7 @@ def apart(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.abs(one - other).max(initial=0.0) / max(np.abs(other).max(initial=0.0), 1e-300))
 
 
-def compared(folder: Path, case: tuple[str, str, str | None, int, int, int, int]) -> Any:
+def compared(folder: Path, case: tuple[str, Any, str | None, int, int, int, int]) -> Any:
     name, kind, form, examples, anchors, chunk, devices = case
     model, shape = network(name, folder)
     images = np.abs(seeded().normal(size=(examples, *shape))) * 2

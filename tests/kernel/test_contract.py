@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def test_leaving_early_begins_no_more(threads):
     results = map_in_order(work, range(100), threads)
     next(results)
     next(results)
-    results.close()
+    results.close()  # pyright: ignore[reportAttributeAccessIssue]
     left = len(begun)
     assert left <= 2 + threads + 1
     time.sleep(0.01)
@@ -91,7 +92,7 @@ def test_cores_change_the_time_and_not_the_kernel(monkeypatch):
         request = Request("trace", precision="float64", chunk=chunk)
         whole, sketched = (
             plan_for(model("Words"), images(9), request, 5),
-            plan_for(model("Words"), images(9), Request(**vars(request) | {"sketch": 5}), 9),
+            plan_for(model("Words"), images(9), replace(request, sketch=5), 9),
         )
         rng, own = np.random.default_rng(0), (model("Words"), images(9))
         found[cores] = (

@@ -31,7 +31,8 @@ def vectors(seed: int = 1) -> np.ndarray:
 
 
 def request(kind: Any = "trace", **changes: Any) -> Request:
-    return Request(kind, **{"precision": "float64", "chunk": 4} | changes)
+    settings: dict[str, Any] = {"precision": "float64", "chunk": 4} | changes
+    return Request(kind, **settings)
 
 
 def plan(sizes: Sizes, own: Request) -> Plan:

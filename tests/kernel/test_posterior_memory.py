@@ -1,6 +1,7 @@
 """Predicted memory of a posterior against what is allocated."""
 
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def test_an_upper_bound_of_what_numpy_allocates(case, rng):
 
 
 def test_streaming_never_holds_a_square():
-    sizes = {"classes": 10, "sample": 2000, "features": 4096, "itemsize": 4}
+    sizes: dict[str, Any] = {"classes": 10, "sample": 2000, "features": 4096, "itemsize": 4}
     kept, streamed = (
         posterior_bytes("features", 1000, 50_000, **sizes, keep=keep) for keep in (True, False)
     )

@@ -1,5 +1,7 @@
 """Gradients formed from taps are those of `vmap(grad)` and of torch, however a weight enters."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -137,7 +139,7 @@ def test_such_networks_are_certified(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_kernels_from_taps_are_those_of_grad(kind: str) -> None:
+def test_kernels_from_taps_are_those_of_grad(kind: Any) -> None:
     _, twin, images = twin_of("Tokens")
     model = twin.model()
     plain = without_taps(model)

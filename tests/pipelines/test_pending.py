@@ -34,7 +34,7 @@ def small(folder, **changes):
 def counted(monkeypatch):
     """Every kernel counts as long, and trainings and chunks are counted."""
     calls = {"fit": 0, "chunk": 0}
-    fit, compute = run.fit, contract.compute
+    fit, compute = run.fit, contract.differentiate
 
     def counting(name, function):
         def call(*args, **kwargs):
@@ -46,7 +46,7 @@ def counted(monkeypatch):
     monkeypatch.setattr(ntk, "LONG", 0.0)
     monkeypatch.setattr(plan, "cores", lambda: 1)  # each chunk whole, so that they can be counted
     monkeypatch.setattr(run, "fit", counting("fit", fit))
-    monkeypatch.setattr(contract, "compute", counting("chunk", compute))
+    monkeypatch.setattr(contract, "differentiate", counting("chunk", compute))
     return calls
 
 
@@ -60,7 +60,7 @@ def test_an_interrupted_query_goes_on(tmp_path, counted, monkeypatch):
     whole = run.run(small(tmp_path / "whole"))
     assert counted == {"fit": 2, "chunk": 3}
     assert not (tmp_path / "whole" / IN_PROGRESS).exists()
-    put = contract.Store.put
+    put = contract.AnchorRows.put
 
     def interrupted(self, start, chunk):
         put(self, start, chunk)
@@ -69,7 +69,7 @@ def test_an_interrupted_query_goes_on(tmp_path, counted, monkeypatch):
 
     counted.update(fit=0, chunk=0)
     with monkeypatch.context() as patch:
-        patch.setattr(contract.Store, "put", interrupted)
+        patch.setattr(contract.AnchorRows, "put", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run.run(small(tmp_path / "broken"))
     assert counted == {"fit": 1, "chunk": 2}

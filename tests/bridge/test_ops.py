@@ -117,7 +117,8 @@ def by_jax(name: str) -> Found:
     def float64(arrays: dict[str, Array], x: Array) -> tuple[Array, ...]:
         params = {n: arrays[n] for n in sorted(trainable)}
         exact, pull = jax.vjp(lambda p, x: program(p, arrays, x), params, x)
-        by_params, by_x = pull(jnp.cos(jnp.arange(exact.size, dtype=float)).reshape(exact.shape))
+        cotangent = jnp.cos(jnp.arange(exact.size, dtype=exact.dtype)).reshape(exact.shape)
+        by_params, by_x = pull(cotangent)
         return (exact, by_x, *by_params.values())
 
     @jax.jit

@@ -7,7 +7,7 @@ from torch import nn
 
 from bridge.errors import ParityError
 from bridge.trace import mirror
-from bridge.twin import At, Places, twin
+from bridge.twin import At, Targets, twin
 from kernel.errors import KernelError
 from kernel.ntk import tf32_error
 from kernel.options import KINDS
@@ -197,7 +197,7 @@ def test_a_twin_of_ones_own_is_certified_and_used(model, images):
         "head": jnp.zeros((4, 3)),
         "bias": jnp.zeros(3),
     }
-    names: dict[str, Places] = {
+    names: dict[str, Targets] = {
         "conv.weight": At("w", axes=(2, 3, 1, 0)),
         "conv.bias": "b",
         "norm.weight": "scale",

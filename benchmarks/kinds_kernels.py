@@ -6,6 +6,7 @@ kernel is Σ_cd M_cd J_c J_dᵀ, and the sketch of a projection is the projectio
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,10 +15,10 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from kernel.jacobian import fold, random_signs
-from kernel.model import Model
+from kernel.model import Frozen, Function, Model, Params
 from kernel.ntk import empirical_ntk
 from kernel.options import Request
-from kernel.taps import per_example_gradients
+from kernel.taps import image_gradients
 
 CHUNK = 8
 PROBES = (1, 2, 4, 8)
@@ -62,10 +63,20 @@ def jacobians(
         for start in range(0, len(images), CHUNK):
             # the last chunk is padded with repeats, so that one shape is compiled
             places = np.minimum(np.arange(start, start + CHUNK), len(images) - 1)
-            rows = per_example_gradients(model, jnp.asarray(images[places]), direction)
+            rows = per_example_gradients(*model, jnp.asarray(images[places]), direction)
             part = slice(start, min(start + CHUNK, len(images)))
             folded[part, c] = fold(rows, signs, sketch)[: part.stop - start]
     return Jacobians(empirical_ntk(model, images, Request("full", memory_gib=gib)).values, folded)
+
+
+@partial(jax.jit, static_argnums=0)
+def per_example_gradients(
+    function: Function, params: Params, frozen: Frozen, images: jax.Array, projection: jax.Array
+) -> jax.Array:
+    """(images, parameters): the gradient of v · f(x) for each image, by the general rule."""
+    of = lambda image: image_gradients(function, params, frozen, image, projection)
+    gradients = jax.vmap(of)(images)
+    return jnp.concatenate([leaf.reshape(len(images), -1) for leaf in gradients], axis=1)
 
 
 def projections(classes: int, rng: np.random.Generator) -> dict[str, np.ndarray]:

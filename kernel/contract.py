@@ -29,8 +29,9 @@ from kernel.jacobian import (
     differentiate,
     random_signs,
     sketch_gradients,
+    tile_images,
 )
-from kernel.model import Model, given
+from kernel.model import Model, require_rng
 from kernel.param_groups import Block
 from kernel.plan import Pass, Plan, Progress, Report, threads_of
 from kernel.taps import not_finite
@@ -206,7 +207,7 @@ def sketches(
     """
     problem, buckets = plan.problem, plan.request.sketch
     assert buckets is not None
-    signs = jnp.asarray(random_signs(problem.columns, buckets, given(rng, "a sketch")))
+    signs = jnp.asarray(random_signs(problem.columns, buckets, require_rng(rng, "a sketch")))
     projections = problem.directions.projections
     scale = np.dtype(problem.precision).type(problem.directions.scale**0.5)
     found, done = Sketches.kept(scratch, plan)
@@ -259,6 +260,8 @@ class AnchorRows:
             name: of this pass in it.
         """
         self.anchors = anchors
+        # a power of two for few images, so that one more does not compile anew
+        self._tile = min(1 << (anchors - 1).bit_length(), 512)
         self.arrays: list[str] = []
         self._scratch, self._name = scratch, name
         factored = [block.group.rule for block in blocks if block.form == "factors"]
@@ -289,7 +292,7 @@ class AnchorRows:
         if rows.shape[1]:
             linalg.add_gram(values, rows)
         for bias, factors in zip(self._biases, self._factors, strict=True):
-            tile = _tile_images(factors, self.anchors)
+            tile = tile_images(factors, self._tile, _TILE_BYTES)
             starts = range(0, self.anchors, tile)
             for i in starts:
                 for j in range(i, self.anchors, tile):
@@ -307,7 +310,7 @@ class AnchorRows:
         if rows.shape[1]:
             linalg.add_products(values, rows, others.reshape(-1, rows.shape[1]))
         for bias, factors, other in zip(self._biases, self._factors, chunk.factors, strict=True):
-            tile = _tile_images(factors, self.anchors)
+            tile = tile_images(factors, self._tile, _TILE_BYTES)
             for i in range(0, self.anchors, tile):
                 block = contract_factors(bias, _cut(factors, i, tile), other)
                 _add(values, np.asarray(block), i, 0)
@@ -352,15 +355,6 @@ def _cut(factors: KroneckerFactors, start: int, tile: int) -> KroneckerFactors:
         return jnp.asarray(some)
 
     return jax.tree.map(cut, factors)
-
-
-def _tile_images(factors: KroneckerFactors, anchors: int) -> int:
-    """Images on a side of a tile whose largest product takes a few MiB."""
-    positions, _, rows, _ = factors.cotangents.shape
-    each = positions**2 * rows**2 * factors.cotangents.dtype.itemsize
-    # a power of two for few images, so that one more does not compile anew
-    few = 1 << (anchors - 1).bit_length()
-    return max(1, min(few, 512, int((_TILE_BYTES / each) ** 0.5)))
 
 
 def contract(

@@ -25,7 +25,7 @@ from kernel.covariance import Covariance
 from kernel.errors import KernelError
 from kernel.linalg import CANDIDATES
 from kernel.options import REFERENCES, Options
-from kernel.posterior import Posterior, absorb_block
+from kernel.posterior import Posterior, absorb
 from kernel.simplex import simplex_projection
 
 _State = TypeVar("_State", bound="AcquisitionState")
@@ -76,9 +76,9 @@ class AcquisitionState:
             A new state; this one is consumed, as its posterior is.
 
         Raises:
-            KernelError: as `kernel.posterior.absorb_block`.
+            KernelError: as `kernel.posterior.absorb`.
         """
-        absorbed = absorb_block(self.posterior, candidates, label_rows)
+        absorbed = absorb(self.posterior, candidates, label_rows)
         return replace(self, posterior=rebased(absorbed))
 
     def assume(self: _State, candidates: Int64[np.ndarray, " chosen"]) -> _State:
@@ -87,7 +87,7 @@ class AcquisitionState:
         Args, Returns, Raises: as `absorb`.
         """
         expected = one_hot(self.posterior.logits[candidates])
-        return replace(self, posterior=absorb_block(self.posterior, candidates, expected))
+        return replace(self, posterior=absorb(self.posterior, candidates, expected))
 
 
 def rebased(posterior: Posterior) -> Posterior:
@@ -142,7 +142,7 @@ class MaxDetState(AcquisitionState):
         self, candidates: Int64[np.ndarray, " chosen"], label_rows: Float[np.ndarray, "_ _"]
     ) -> "MaxDetState":
         """With true labels; what was assumed is forgotten."""
-        absorbed = absorb_block(self.posterior, candidates, label_rows)
+        absorbed = absorb(self.posterior, candidates, label_rows)
         return MaxDetState.start(rebased(absorbed), self.options)
 
     def assume(self, candidates: Int64[np.ndarray, " chosen"]) -> "MaxDetState":

@@ -21,7 +21,6 @@ from kernel.errors import KernelError
 from kernel.linalg import solve_lower
 from kernel.model import Directions, Model, rounding_of
 from kernel.options import Precision
-from kernel.plan import Report
 from kernel.posterior import trusted_factor
 
 Full = Float[np.ndarray, "rows classes columns classes"]
@@ -54,27 +53,27 @@ class Fitted(NamedTuple):
     jitter: float
 
 
-def contract(full: Full, looked: Directions) -> Scalar:
+def contract(full: Full, kind: Directions) -> Scalar:
     """The scalar-valued kernel scale · Σ_v vᵀΘv of a kind, exactly, from the full one.
 
     Args:
         full: Θ between two sets of images.
-        looked: the kind's projections of the logits.
+        kind: projections of the logits.
 
     Raises:
         KernelError: the kind `full`, which is no scalar-valued kernel; another number of classes.
     """
-    if looked.square or looked.projections.shape[1] != full.shape[1]:
+    if kind.square or kind.projections.shape[1] != full.shape[1]:
         raise KernelError(
             f"a kernel of {full.shape[1]} classes is to be contracted along projections of shape "
-            f"{looked.projections.shape}{' of the kind full' if looked.square else ''}: give those "
+            f"{kind.projections.shape}{' of the kind full' if kind.square else ''}: give those "
             "of a scalar-valued kind for as many classes."
         )
     found = np.zeros((full.shape[0], full.shape[2]))
-    for vector in looked.projections:
+    for vector in kind.projections:
         # the last axis first: what is left of Θ is then smaller by the number of classes
         found += np.einsum("icj,c->ij", full @ vector, vector)
-    return looked.scale * found
+    return kind.scale * found
 
 
 def coupling(full: Full) -> float:
@@ -219,9 +218,6 @@ def energy_of(
     model: Model,
     images: Float[np.ndarray, "images ..."],
     vectors: Float[np.ndarray, "images classes"],
-    *,
-    chunk: int | None = None,
-    progress: Report | None = None,
 ) -> float:
     """‖Σ_i J_iᵀ v_i‖² = Tr[VᵀΘV] with the full kernel, by one vjp and without any kernel.
 
@@ -232,11 +228,8 @@ def energy_of(
         model: the network.
         images: of the set.
         vectors: v, one for each image.
-        chunk: images differentiated at a time; None chooses for the machine.
-        progress: called with images done and all images.
     """
-    summed = gradients.total(model, images, vectors, chunk=chunk, progress=progress)
-    return gradients.squared_length(summed)
+    return gradients.squared_length(gradients.total(model, images, vectors))
 
 
 class Bound(NamedTuple):
@@ -273,16 +266,7 @@ def bound(
         SingularKernelError: a zero kernel, or no factor with the largest jitter; images that are
             duplicates of each other are named.
     """
-    images = len(kernel.values)
-    if len(targets) != images:
-        raise KernelError(
-            f"there are {len(targets)} rows of targets for a kernel of {images} images: give one "
-            "row for each."
-        )
-    right = np.asarray(targets, np.float64)
-    if kernel.values.ndim == 4:
-        right = right.reshape(-1, 1)
-    matrix = np.asarray(kernel.values, np.float64).reshape(len(right), len(right))
+    images, (matrix, right) = len(kernel.values), _flattened(kernel, targets, "targets")
     ids = list(range(images)) if names is None else [int(name) for name in names]
     factor, jitter = trusted_factor(matrix, 0.0, kernel.precision, ids, host=True)
     solved = np.asarray(solve_lower(factor, right))
@@ -291,9 +275,25 @@ def bound(
     return Bound(value, *extremes(kernel), jitter)
 
 
+def _flattened(
+    kernel: Kernel, rows: Float[np.ndarray, "images classes"], name: str
+) -> tuple[Float64[np.ndarray, "rows rows"], Float64[np.ndarray, "rows _"]]:
+    """The kernel as a matrix, and (images, classes) numbers with a row for each row of it."""
+    images = len(kernel.values)
+    if len(rows) != images:
+        raise KernelError(
+            f"there are {len(rows)} rows of {name} for a kernel of {images} images: give one row "
+            "for each."
+        )
+    right = np.asarray(rows, np.float64)
+    if kernel.values.ndim == 4:
+        right = right.reshape(-1, 1)
+    return np.asarray(kernel.values, np.float64).reshape(len(right), len(right)), right
+
+
 def extremes(kernel: Kernel) -> tuple[float, float]:
     """λ_min and λ_max of a kernel as it is."""
-    rows = kernel.values.shape[0] * (kernel.values.shape[1] if kernel.values.ndim == 4 else 1)
+    rows = _rows(kernel)
     found = scipy.linalg.eigvalsh(kernel.values.reshape(rows, rows))
     return float(found[0]), float(found[-1])
 
@@ -346,16 +346,7 @@ def residual_spectrum(
     Raises:
         KernelError: residuals that are not of the images of the kernel.
     """
-    images = len(kernel.values)
-    if len(residual) != images:
-        raise KernelError(
-            f"there are {len(residual)} rows of residuals for a kernel of {images} images: give "
-            "one row for each."
-        )
-    right = np.asarray(residual, np.float64)
-    if kernel.values.ndim == 4:
-        right = right.reshape(-1, 1)
-    matrix = np.asarray(kernel.values, np.float64).reshape(len(right), len(right))
+    matrix, right = _flattened(kernel, residual, "residuals")
     values, vectors = np.linalg.eigh(matrix)
     return ResidualSpectrum(np.maximum(values, 0.0), ((vectors.T @ right) ** 2).sum(axis=1))
 

@@ -30,7 +30,7 @@ from kernel.errors import KernelError
 from kernel.linalg import row_blocks
 from kernel.model import rounding_of
 from kernel.options import Options
-from kernel.posterior import Posterior, absorb_block, prior
+from kernel.posterior import Posterior, absorb, prior
 
 # Of a network whose logits are about 0 or 1: from odds of e²⁰ to odds of e^0.2.
 COLDEST, WARMEST = 0.05, 5.0
@@ -310,7 +310,7 @@ class HerdingState(AcquisitionState):
         self, candidates: Int64[np.ndarray, " chosen"], label_rows: Float[np.ndarray, "_ _"]
     ) -> "HerdingState":
         """With true labels: they cover, the radius follows, and u comes from the new G."""
-        posterior = rebased(absorb_block(self.posterior, candidates, label_rows))
+        posterior = rebased(absorb(self.posterior, candidates, label_rows))
         weights = self.weights
         if self.uncertain:
             weights = uncertainty(posterior.logits, self.options, self.temperature)

@@ -7,6 +7,7 @@ without any gradient being formed; a sketch folds every gradient into few dimens
 (docs/mathematics.md, 2).
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -283,6 +284,13 @@ def contract_factors(
     products = inputs + 1 if bias else inputs
     # (12) Σ_tt' (a_t·a'_t' + 1)(δ_t·δ'_t'), the 1 for a bias
     return jnp.sum(products[:, :, None, :, :, None] * cotangents, axis=(0, 3))
+
+
+def tile_images(factors: KroneckerFactors, images: int, limit: int) -> int:
+    """Images on a side of a tile whose largest product takes at most so many bytes."""
+    positions, _, rows, _ = factors.cotangents.shape
+    each = positions**2 * rows**2 * factors.cotangents.dtype.itemsize
+    return max(1, min(images, math.isqrt(limit // each)))
 
 
 @partial(jax.jit, static_argnums=0)

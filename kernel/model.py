@@ -68,7 +68,7 @@ def directions(
         # (8) the kernel of Σ_c f_c/√C
         return Directions(np.ones((1, classes)), 1.0 / classes, False)
     if kind == "rademacher":
-        signs = given(rng, "the kind rademacher").choice((-1.0, 1.0), size=(probes, classes))
+        signs = require_rng(rng, "the kind rademacher").choice((-1.0, 1.0), size=(probes, classes))
         # (10) the mean over m vectors r of rᵀΘr / C
         return Directions(signs, 1.0 / (probes * classes), False)
     if kind == "trace":
@@ -87,7 +87,7 @@ def rounding_of(precision: Precision) -> float:
     return 2.0**-10 if precision == "tf32" else float(np.finfo(precision).eps)
 
 
-def given(rng: np.random.Generator | None, what: str) -> np.random.Generator:
+def require_rng(rng: np.random.Generator | None, what: str) -> np.random.Generator:
     """The generator, where one is needed.
 
     Raises:

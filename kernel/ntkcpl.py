@@ -19,7 +19,7 @@ from kernel.criteria import (
     refuse_full,
 )
 from kernel.options import Options
-from kernel.posterior import Posterior, absorb_block
+from kernel.posterior import Posterior, absorb
 
 # Anchors of the embedding.
 COLUMNS = 256
@@ -78,7 +78,7 @@ class NTKCPLState(AcquisitionState):
         """With true labels, which clusters follow too."""
         return replace(
             self,
-            posterior=rebased(absorb_block(self.posterior, candidates, label_rows)),
+            posterior=rebased(absorb(self.posterior, candidates, label_rows)),
             known=np.concatenate([self.known, self.coordinates[candidates]]),
             known_clusters=np.concatenate([self.known_clusters, self.clusters[candidates]]),
             known_classes=np.concatenate([self.known_classes, label_rows.argmax(axis=1)]),
@@ -87,7 +87,7 @@ class NTKCPLState(AcquisitionState):
     def assume(self, candidates: Int64[np.ndarray, " chosen"]) -> "NTKCPLState":
         """With the labels of their clusters."""
         expected = self._rows(self.pseudo_labels()[candidates])
-        return replace(self, posterior=absorb_block(self.posterior, candidates, expected))
+        return replace(self, posterior=absorb(self.posterior, candidates, expected))
 
     def _rows(self, classes: np.ndarray) -> np.ndarray:
         return np.eye(self.posterior.logits.shape[1])[classes]

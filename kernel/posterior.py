@@ -506,21 +506,11 @@ def _shape(kernel: AnyKernel, examples: int, classes: int, anchors: int) -> tupl
 
 
 def absorb(
-    posterior: Posterior, candidate: int | np.integer, label_row: Float[np.ndarray, " classes"]
-) -> Posterior:
-    """Condition on the label of one candidate: S −= S_q S_qᵀ/(s_q+λ), G += S_q (y_q − G_q)/(s_q+λ).
-
-    Args, Returns, Raises: as `absorb_block`, of which this is the case of one.
-    """
-    return absorb_block(posterior, np.array([candidate], np.int64), label_row[None])
-
-
-def absorb_block(
     posterior: Posterior,
-    candidates: Int64[np.ndarray, " chosen"],
-    label_rows: Float[np.ndarray, "_ _"],
+    candidates: int | np.integer | Int64[np.ndarray, " chosen"],
+    label_rows: Float[np.ndarray, "..."],
 ) -> Posterior:
-    """Condition on the labels of several candidates together.
+    """Condition on the labels of candidates, one or several together.
 
     The ridge applies to them as to the labelled set. A candidate that is determined when its turn
     comes (a duplicate of a labelled image, of one absorbed before, or that one again) changes
@@ -530,8 +520,8 @@ def absorb_block(
     Args:
         posterior: is consumed. Its S is updated in place; afterwards it refuses to be used, while
             its other arrays stay as they are.
-        candidates: their positions.
-        label_rows: y, one-hot, (chosen, classes).
+        candidates: their positions, or one position.
+        label_rows: y, one-hot, (chosen, classes), or (classes,) for one.
 
     Returns:
         The posterior given these labels too; `drift` holds what they added, `logits` stay.
@@ -540,6 +530,9 @@ def absorb_block(
         KernelError: positions or labels that do not fit; entries that are not finite; a candidate
             whose column of S is neither held nor follows from features.
     """
+    if np.ndim(candidates) == 0:
+        candidates, label_rows = np.array([candidates], np.int64), label_rows[None]
+    candidates = np.asarray(candidates)
     _check_labels(posterior, candidates, label_rows)
     each = len(posterior.variance) // len(posterior.logits)  # rows of one candidate
     rows = (candidates[:, None] * each + np.arange(each)).reshape(-1)

@@ -7,7 +7,6 @@ program has one shape however many images there are. With several hosts, every p
 same functions with the same images, weights and seeds; each gets the whole result.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -30,9 +29,10 @@ from kernel.jacobian import (
     differentiate_shape,
     random_signs,
     sketch_gradients,
+    tile_images,
 )
 from kernel.linalg import on_host
-from kernel.model import Frozen, Function, Model, Params, given
+from kernel.model import Frozen, Function, Model, Params, require_rng
 from kernel.options import Precision
 from kernel.param_groups import Block, ParamGroup
 from kernel.plan import Pass, Plan, Progress, Report
@@ -255,7 +255,8 @@ def _contract_tiles(
     assert block.group.rule is not None
     bias = block.group.rule.bias is not None
     images, others = one.inputs.shape[1], other.inputs.shape[1]
-    tile = _tile_images(one, max(images, others))
+    limit = _TILE_BYTES if on_host() else _GPU_TILE_BYTES
+    tile = tile_images(one, max(images, others), limit)
     left, right = _tiles(one, min(tile, images)), _tiles(other, min(tile, others))
     blocks = jax.lax.map(
         lambda own: jax.lax.map(lambda held: contract_factors(bias, own, held), right), left
@@ -264,14 +265,6 @@ def _contract_tiles(
     each = ordered.shape[2]
     whole = ordered.reshape(ordered.shape[0] * ordered.shape[1] * each, -1)
     return whole[: images * each, : others * each]
-
-
-def _tile_images(factors: KroneckerFactors, images: int) -> int:
-    """Images on a side of a tile."""
-    positions, _, rows, _ = factors.cotangents.shape
-    limit = _TILE_BYTES if on_host() else _GPU_TILE_BYTES
-    each = positions**2 * rows**2 * factors.cotangents.dtype.itemsize
-    return max(1, min(images, math.isqrt(limit // each)))
 
 
 def _tiles(factors: KroneckerFactors, tile: int) -> KroneckerFactors:
@@ -568,7 +561,7 @@ def sketches_sharded(
     """
     problem, buckets = plan.problem, plan.request.sketch
     assert buckets is not None
-    signs = everywhere(random_signs(problem.columns, buckets, given(rng, "a sketch")), mesh)
+    signs = everywhere(random_signs(problem.columns, buckets, require_rng(rng, "a sketch")), mesh)
     projections = problem.directions.projections.astype(problem.precision)
     weights = everywhere(tuple(model[1:]), mesh)
     scale = np.dtype(problem.precision).type(problem.directions.scale**0.5)

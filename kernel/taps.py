@@ -11,7 +11,6 @@ import itertools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -357,25 +356,6 @@ def _finite(values) -> bool:
     return all(bool(jnp.isfinite(leaf).all()) for leaf in arrays)
 
 
-def per_example_gradients(
-    model: Model,
-    images: Float[Array, "batch ..."],
-    projection: Float[Array, " classes"],
-) -> Float[Array, "batch parameters"]:
-    """Row i is ∂(v · f(x_i))/∂θ, flattened.
-
-    Args:
-        model: the network; its dtype is the dtype of the result.
-        images: one row an example, of the same dtype as the parameters.
-        projection: v, the weights of the logits.
-
-    Returns:
-        Gradients with all parameter arrays, in the order of `jax.tree.leaves`, flattened and laid
-        side by side.
-    """
-    return _gradients(model.function, model.params, model.frozen, images, projection)
-
-
 def image_gradients(
     function: Function,
     params: Params,
@@ -401,13 +381,3 @@ def image_gradients(
         return [gradients[name] for name in names]
     gradients = jax.grad(lambda p: projection @ function(p, frozen, image[None])[0])(params)
     return jax.tree.leaves(gradients)
-
-
-@partial(jax.jit, static_argnums=0)
-def _gradients(
-    function: Function, params: Params, frozen: Frozen, images: Array, projection: Array
-) -> Array:
-    gradients = jax.vmap(
-        lambda image: image_gradients(function, params, frozen, image, projection)
-    )(images)
-    return jnp.concatenate([leaf.reshape(len(images), -1) for leaf in gradients], axis=1)

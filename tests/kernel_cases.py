@@ -1,10 +1,12 @@
 """Small models and random problems that the kernel's tests share."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from kernel.covariance import AnyKernel, Cross, Features, Kernel
 from kernel.model import Model
+from kernel.taps import image_gradients
 
 
 def linear_model(features: int, classes: int, rng: np.random.Generator) -> Model:
@@ -31,6 +33,14 @@ def mlp(features: int, hidden: int, classes: int, rng: np.random.Generator) -> M
 def _mlp(params, frozen, images):
     hidden = jnp.tanh(images @ params["first.weight"].T + params["first.bias"])
     return frozen["scale"] * (hidden @ params["second.weight"].T + params["second.bias"])
+
+
+def per_example_gradients(model: Model, images, projection) -> np.ndarray:
+    """(images, parameters): the gradient of v · f(x) for each image, by the general rule."""
+    of = lambda image: image_gradients(*model, image, projection)
+    gradients = jax.jit(jax.vmap(of))(jnp.asarray(images))
+    rows = [np.asarray(leaf).reshape(len(images), -1) for leaf in gradients]
+    return np.concatenate(rows, axis=1)
 
 
 def scalar_kernel(examples: int, rng: np.random.Generator, rank: int | None = None) -> Kernel:

@@ -14,6 +14,7 @@ from benchmarks.kinds_kernels import (
     jacobians,
     likeness,
     overlap,
+    per_example_gradients,
     projections,
     rank_correlation,
     sketched,
@@ -24,7 +25,6 @@ from bridge.trace import mirror
 from kernel.jacobian import fold, random_signs
 from kernel.ntk import empirical_ntk
 from kernel.options import Request
-from kernel.taps import per_example_gradients
 from trainer.networks import build, parameter_count
 
 EXAMPLES, CLASSES, SKETCH = CHUNK + 3, 4, 64
@@ -57,7 +57,7 @@ def near(values, wanted):
 def test_full_is_of_all_gradients(model, images, found):
     rows = np.stack(
         [
-            per_example_gradients(model, jnp.asarray(images), jnp.asarray(vector))
+            per_example_gradients(*model, jnp.asarray(images), jnp.asarray(vector))
             for vector in np.eye(CLASSES, dtype=np.float32)
         ],
         axis=1,
@@ -89,7 +89,7 @@ def test_sketches_are_of_projected_gradients(model, images, found, kind):
         signs = jnp.asarray(random_signs(columns, size, np.random.default_rng(3)))
         wanted = np.zeros((EXAMPLES, EXAMPLES))
         for vector in vectors.astype(np.float32):
-            gradients = per_example_gradients(model, jnp.asarray(images), jnp.asarray(vector))
+            gradients = per_example_gradients(*model, jnp.asarray(images), jnp.asarray(vector))
             rows = np.asarray(fold(gradients, signs, size), np.float64)
             wanted += rows @ rows.T
         near(values, wanted)

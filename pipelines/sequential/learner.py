@@ -17,7 +17,7 @@ from kernel.covariance import AnyKernel, Cross, Features, Kernel
 from kernel.criteria import rebased
 from kernel.lookahead import acquisition_state
 from kernel.options import CRITERIA, Options
-from kernel.posterior import Posterior, absorb_block, posterior
+from kernel.posterior import Posterior, absorb, posterior
 from pipelines.sequential.config import STRATEGIES
 from pipelines.strategies.base import probabilities
 from trainer.errors import lookup
@@ -183,7 +183,7 @@ class PredictionScores:
 
     def absorb(self, candidates: np.ndarray, label_rows: np.ndarray) -> "PredictionScores":
         """With true labels."""
-        return replace(self, posterior=absorb_block(self.posterior, candidates, label_rows))
+        return replace(self, posterior=absorb(self.posterior, candidates, label_rows))
 
 
 _UNCERTAINTY: Mapping[str, Callable[[np.ndarray], np.ndarray]] = MappingProxyType(
@@ -267,7 +267,7 @@ class Learner:
             tolerance: rounding beyond which everything is factorised anew.
 
         Raises:
-            KernelError: as `kernel.posterior.posterior` and `kernel.posterior.absorb_block`.
+            KernelError: as `kernel.posterior.posterior` and `kernel.posterior.absorb`.
         """
         self.linearisation = linearisation
         self.answers: list[Answer] = []
@@ -292,7 +292,7 @@ class Learner:
         """Absorb one answer; now and then measure rounding, and refresh past the tolerance.
 
         Raises:
-            KernelError: as `kernel.posterior.absorb_block`.
+            KernelError: as `kernel.posterior.absorb`.
         """
         self.squared_change += self._squared_step(answer)
         self.answers.append(answer)
@@ -321,7 +321,7 @@ class Learner:
         scale = max(float(small.variance.max(initial=0.0)), np.finfo(np.float64).tiny)
         own = {position: number for number, position in enumerate(checked.tolist())}
         _, label_rows = self._label_rows(self.answers)
-        small = absorb_block(
+        small = absorb(
             small, np.array([own[answer.position] for answer in self.answers]), label_rows
         )
         current = self.acquisition.posterior

@@ -7,7 +7,7 @@ from kernel import linalg
 from kernel.covariance import Cross, Features, Kernel
 from kernel.criteria import mlmoc
 from kernel.errors import KernelError
-from kernel.posterior import absorb, absorb_block, posterior
+from kernel.posterior import absorb, posterior
 from tests.kernel_cases import all_forms, full_kernel, one_hot, random_features, random_problem
 
 FORMS = (
@@ -80,11 +80,11 @@ def test_one_block_and_afresh_agree_over_200_labels(form, ridge, route, rng):
     for candidate, label in zip(queried, labels, strict=True):
         one_by_one = absorb(one_by_one, candidate, label)
     assert_same(one_by_one, expected, scale)
-    assert_same(absorb_block(start(), queried, labels), expected, scale)
+    assert_same(absorb(start(), queried, labels), expected, scale)
     order = rng.permutation(200)
     parts = start()
     for part in np.array_split(order, 3):
-        parts = absorb_block(parts, queried[part], labels[part])
+        parts = absorb(parts, queried[part], labels[part])
     assert_same(parts, expected, scale)
 
 
@@ -125,10 +125,10 @@ def test_determined_candidates_change_nothing(form, route, rng):
     start = posterior(given, *problem, keep=keep)
     assert absorb(start, 2, np.eye(3)[1]) is start
     labels = np.eye(3)[[0, 1, 2, 1]]
-    block = absorb_block(start, np.array([4, 2, 5, 7]), labels)
+    block = absorb(start, np.array([4, 2, 5, 7]), labels)
     expected = afresh(features, problem, np.array([4, 7]), labels[[0, 3]], 0.0)
     assert_same(block, expected, 100.0)
-    again = absorb_block(block, np.array([4, 5, 7]), 1 - labels[:3])
+    again = absorb(block, np.array([4, 5, 7]), 1 - labels[:3])
     assert again is block
     assert np.isfinite(mlmoc(again)).all()
     assert set(np.flatnonzero(again.determined)) == {2, 4, 5, 7}
@@ -138,9 +138,7 @@ def test_a_ridge_counts_repeated_labels(rng):
     """With λ > 0 a candidate is observed with noise: seeing it twice says more than once."""
     features = random_features(8, 12, rng)
     problem = random_problem(3, 5, 2, rng)
-    twice = absorb_block(
-        posterior(features, *problem, ridge=1.0), np.array([1, 1]), np.eye(2)[[0, 0]]
-    )
+    twice = absorb(posterior(features, *problem, ridge=1.0), np.array([1, 1]), np.eye(2)[[0, 0]])
     expected = afresh(features, problem, np.array([1, 1]), np.eye(2)[[0, 0]], 1.0)
     assert_same(twice, expected, 10.0)
 
@@ -164,7 +162,7 @@ def test_full_kernel(rng):
         one_by_one = absorb(one_by_one, candidate, label)
     scale = kernel.values.max()
     assert_same(one_by_one, expected, scale)
-    assert_same(absorb_block(posterior(kernel, *problem), queried, labels), expected, scale)
+    assert_same(absorb(posterior(kernel, *problem), queried, labels), expected, scale)
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -172,7 +170,7 @@ def test_outside_the_sample_features_give_the_column(keep, route, rng):
     features = random_features(13, 20, rng)
     problem = random_problem(4, 9, 3, rng)
     start = posterior(features, *problem, sample=np.array([0, 3, 7]), keep=keep)
-    result = absorb_block(start, np.array([5, 3]), np.eye(3)[:2])
+    result = absorb(start, np.array([5, 3]), np.eye(3)[:2])
     assert_same(result, afresh(features, problem, np.array([5, 3]), np.eye(3)[:2], 0.0), 100.0)
     result = absorb(result, 8, np.eye(3)[0])
     expected = afresh(features, problem, np.array([5, 3, 8]), np.eye(3)[[0, 1, 0]], 0.0)

@@ -9,8 +9,7 @@ from kernel.model import Model
 from kernel.ntk import empirical_ntk
 from kernel.options import KINDS, PROBES, Request
 from kernel.plan import cast, plan_kernel, problem_of
-from kernel.taps import per_example_gradients
-from tests.kernel_cases import linear_model, mlp
+from tests.kernel_cases import linear_model, mlp, per_example_gradients
 
 SHAPES = [(1, 3, 4, 2), (7, 2, 3, 3), (12, 5, 8, 4)]  # examples, features, hidden, classes
 

@@ -15,7 +15,6 @@ from kernel.ntk import empirical_ntk
 from kernel.options import PROBES, Request
 from kernel.param_groups import Block, ParamGroup, param_groups
 from kernel.plan import plan_kernel, problem_of
-from kernel.taps import per_example_gradients
 from tests.kernel.engine_networks import (
     CLASSES,
     NETWORKS,
@@ -26,6 +25,7 @@ from tests.kernel.engine_networks import (
     model,
     plain,
 )
+from tests.kernel_cases import per_example_gradients
 
 COUNT = 4
 IMAGE = jax.ShapeDtypeStruct(SHAPE, "float64")
@@ -238,7 +238,7 @@ def test_kernels_in_every_form_and_little_memory(name, form, kind, chunk, share,
 
 def test_tiles_smaller_than_the_set_add_up(monkeypatch):
     """The last tile is padded, on the diagonal and off it."""
-    monkeypatch.setattr("kernel.contract._tile_images", lambda factors, anchors: 3)
+    monkeypatch.setattr("kernel.contract.tile_images", lambda factors, images, limit: 3)
     forced(monkeypatch, "factors")
     request = Request("full", precision="float64", chunk=7)
     kernel = empirical_ntk(model("Volumes"), images(7), request)

@@ -7,8 +7,7 @@ import pytest
 from kernel.jacobian import fold, random_signs
 from kernel.ntk import empirical_ntk
 from kernel.options import KINDS, Request
-from kernel.taps import per_example_gradients
-from tests.kernel_cases import mlp
+from tests.kernel_cases import mlp, per_example_gradients
 
 
 def problem(seed: int = 0):

@@ -15,7 +15,8 @@ from bridge.trace import mirror
 from kernel.model import Model
 from kernel.ntk import empirical_ntk
 from kernel.options import KINDS, Request
-from kernel.taps import Tapped, per_example_gradients, tap_gradients
+from kernel.taps import Tapped, tap_gradients
+from tests.kernel_cases import per_example_gradients
 from tests.small_networks import CLASSES, NETWORKS, SHAPE, build
 
 

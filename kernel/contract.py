@@ -119,17 +119,17 @@ class Scratch:
         return np.lib.format.open_memmap(path, mode=mode, dtype=np.dtype(dtype), shape=shape)
 
     def done(self, name: str) -> int:
-        """How much of an array is finished."""
+        """The finished part of an array."""
         return self._done.get(name, 0)
 
     def mark(self, name: str, count: int) -> None:
-        """So much of an array is finished; what was written to it before is kept with it."""
+        """Record the finished part of an array; what was written to it before is kept with it."""
         if self._folder is not None:
             self._done[name] = count
             self._write()
 
     def replaced(self, name: str, old: Iterable[str]) -> None:
-        """An array is finished that takes the place of others: theirs are deleted."""
+        """Mark an array that replaces others as finished, and delete those."""
         if self._folder is None:
             return
         self.mark(name, 1)
@@ -178,7 +178,7 @@ class Sketches(NamedTuple):
         return cls(**arrays), min(scratch.done(name) for name in shapes)
 
     def mark(self, scratch: Scratch, images: int) -> None:
-        """So many images are finished in both arrays."""
+        """Record the images that are finished in both arrays."""
         for name in self._fields:
             scratch.mark(name, images)
 
@@ -247,7 +247,7 @@ class AnchorRows:
 
     Attributes:
         anchors: how many images it holds in the end.
-        arrays: names of what it has in the scratch.
+        arrays: their names in the scratch.
     """
 
     def __init__(self, anchors: int, blocks: tuple[Block, ...], scratch: Scratch, name: str = ""):
@@ -337,7 +337,7 @@ class AnchorRows:
 
 
 def _add(values: np.ndarray, block: np.ndarray, i: int, j: int) -> None:
-    """Add a tile whose images begin at i and j; what it has past the ends is padding."""
+    """Add a tile whose images begin at i and j, without its padding past the ends."""
     each = block.shape[1]
     flat = block.reshape(len(block) * each, -1)
     target = values[i * each : i * each + len(flat), j * each : j * each + flat.shape[1]]
@@ -370,7 +370,7 @@ def contract(
         model: in the precision of the problem.
         images: the anchors first.
         plan: of whole gradients.
-        progress: told of every chunk and every product.
+        progress: updated with every chunk and every product.
         scratch: where finished chunks are kept, and taken up from.
 
     Returns:
@@ -422,7 +422,7 @@ class _HostPass(NamedTuple):
         return jnp.asarray(rows, self.images.dtype)
 
     def add_to(self, values: np.ndarray, diagonal: np.ndarray) -> list[str]:
-        """Add the pass to the kernel; the names of what it left in the scratch."""
+        """Add the pass to the kernel; returns the names of the arrays it left in the scratch."""
         problem = self.plan.problem
         each, anchors = problem.rows_an_example, problem.anchors
         kept = self._anchors()
@@ -470,12 +470,12 @@ class _HostPass(NamedTuple):
         starts = range(anchors + done, total, share)
         for start, chunk in map_in_order(lambda s: self._chunk(s, share, total), starts, threads):
             count = min(share, total - start)
-            place = slice(start - anchors, start - anchors + count)
-            columns = slice(place.start * each, place.stop * each)
-            if self.scratch.keeps:  # of a chunk that was interrupted something may be there
-                added[:, columns], alone[place] = 0, 0
+            own = slice(start - anchors, start - anchors + count)
+            columns = slice(own.start * each, own.stop * each)
+            if self.scratch.keeps:  # an interrupted chunk may have left something
+                added[:, columns], alone[own] = 0, 0
             kept.add_cross(added[:, columns], chunk, count)
-            alone[place] += kept.diagonal(chunk)[:count]
+            alone[own] += kept.diagonal(chunk)[:count]
             self.scratch.mark(name, start - anchors + count)
             self.progress.formed(self.one, count)
             self.progress.contracted(self.one, float(count))

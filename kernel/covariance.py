@@ -32,7 +32,7 @@ from kernel.options import Precision
 
 
 class Source(NamedTuple):
-    """What S is streamed from when it is not kept.
+    """Features or rows of K, and A, from which S is streamed when it is not kept.
 
     Attributes:
         features: Φ_U, (candidates, dimensions), rows padded on a device; with `order` rows of

@@ -28,7 +28,7 @@ Scalar = Float[np.ndarray, "rows columns"]
 
 
 class Spectrum(NamedTuple):
-    """Of a kernel between the images of one set.
+    """Both ends of the spectrum of a kernel between the images of one set.
 
     Attributes:
         largest: λ_max.
@@ -42,7 +42,7 @@ class Spectrum(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """What kernel regression predicts.
+    """Predictions of kernel regression.
 
     Attributes:
         values: float64 (sets, images, classes), of each set of targets.
@@ -233,7 +233,7 @@ def energy_of(
 
 
 class Bound(NamedTuple):
-    """A bound.
+    """The generalisation bound B, and how far to trust it.
 
     Attributes:
         value: B; it falls as 1/√c when the kernel grows by a factor of c.
@@ -259,7 +259,7 @@ def bound(
     Args:
         kernel: of the labelled images alone.
         targets: Y, one-hot.
-        names: of the images, for messages; their places if None.
+        names: of the images, for messages; their positions if None.
 
     Raises:
         KernelError: targets that are not of the images of the kernel.
@@ -303,8 +303,8 @@ class Envelope(NamedTuple):
 
     Attributes:
         error: Σ over images and classes of the squared residual, exact for the linearised network.
-        lower: what it cannot be below.
-        upper: what it cannot be above.
+        lower: bound from below.
+        upper: bound from above.
     """
 
     error: Float64[np.ndarray, " times"]
@@ -313,7 +313,7 @@ class Envelope(NamedTuple):
 
 
 class ResidualSpectrum(NamedTuple):
-    """A kernel as training sees it.
+    """Spectrum of a kernel, with the residual along its eigenvectors.
 
     Attributes:
         values: λ_i ≥ 0 of the kernel, ascending; what rounding put below 0 is 0.
@@ -351,7 +351,7 @@ def residual_spectrum(
     return ResidualSpectrum(np.maximum(values, 0.0), ((vectors.T @ right) ** 2).sum(axis=1))
 
 
-def flow(seen: ResidualSpectrum, times: Float[np.ndarray, " times"]) -> Envelope:
+def flow(spectrum: ResidualSpectrum, times: Float[np.ndarray, " times"]) -> Envelope:
     """Under gradient flow on ½‖f − Y‖²: Tr[Rᵀ exp(−2Θt) R].
 
     It lies between exp(−2λ_max t) and exp(−2λ_min t) times the error at the start. Nearer, by
@@ -359,7 +359,7 @@ def flow(seen: ResidualSpectrum, times: Float[np.ndarray, " times"]) -> Envelope
     that a larger alignment allows a faster fall.
 
     Args:
-        seen: of `spectrum`.
+        spectrum: of `residual_spectrum`.
         times: t ≥ 0, in units of 1 / eigenvalue.
 
     Raises:
@@ -369,30 +369,32 @@ def flow(seen: ResidualSpectrum, times: Float[np.ndarray, " times"]) -> Envelope
         raise KernelError(f"there is a time of {times.min():g}: training has none below 0.")
     t = np.asarray(times, np.float64)
     # (48) 𝓔(t) = Tr[Rᵀe^{−2Θt}R] = Σ_i c_i e^{−2λ_i t}
-    error = np.exp(-2 * t[:, None] * seen.values) @ seen.shares
-    if seen.total == 0:
+    error = np.exp(-2 * t[:, None] * spectrum.values) @ spectrum.shares
+    if spectrum.total == 0:
         return Envelope(error, np.zeros_like(t), np.zeros_like(t))
-    fastest = 2 * t * seen.alignment / seen.total
+    fastest = 2 * t * spectrum.alignment / spectrum.total
     return Envelope(
-        error, seen.total * np.exp(-fastest), seen.total * np.exp(-2 * t * seen.values[0])
+        error,
+        spectrum.total * np.exp(-fastest),
+        spectrum.total * np.exp(-2 * t * spectrum.values[0]),
     )
 
 
-def descent(seen: ResidualSpectrum, rate: float, steps: Int[np.ndarray, " times"]) -> Envelope:
+def descent(spectrum: ResidualSpectrum, rate: float, steps: Int[np.ndarray, " times"]) -> Envelope:
     """Under gradient descent with a constant rate η: 𝓔_t² = Tr[Rᵀ(I − ηΘ)^{2t}R] after t steps.
 
     With ηλ_max ≤ 1 and t ≥ 1 it lies between Tr[RᵀR] − 2tηA and Tr[RᵀR] − ηA, with A = Tr[RᵀΘR]; at
     t = 0 both are Tr[RᵀR].
 
     Args:
-        seen: of `spectrum`.
+        spectrum: of `residual_spectrum`.
         rate: η > 0, of ½‖f − Y‖².
         steps: t ≥ 0.
 
     Raises:
         KernelError: a rate for which the limits do not hold, ηλ_max > 1; a step below 0.
     """
-    largest = float(seen.values[-1])
+    largest = float(spectrum.values[-1])
     if not 0 < rate * largest <= 1:
         raise KernelError(
             f"the rate {rate:g} times the largest eigenvalue {largest:g} is {rate * largest:g}; "
@@ -402,9 +404,11 @@ def descent(seen: ResidualSpectrum, rate: float, steps: Int[np.ndarray, " times"
         raise KernelError(f"there is a step {steps.min()}: training has none below 0.")
     t = np.asarray(steps, np.float64)
     # (49) 𝓔_t² = Tr[Rᵀ(I − ηΘ)^{2t}R]
-    error = ((1 - rate * seen.values) ** (2 * t[:, None])) @ seen.shares
-    fall = rate * seen.alignment
-    return Envelope(error, seen.total - 2 * t * fall, seen.total - np.where(t > 0, fall, 0.0))
+    error = ((1 - rate * spectrum.values) ** (2 * t[:, None])) @ spectrum.shares
+    fall = rate * spectrum.alignment
+    return Envelope(
+        error, spectrum.total - 2 * t * fall, spectrum.total - np.where(t > 0, fall, 0.0)
+    )
 
 
 RESAMPLES = 1000
@@ -518,7 +522,7 @@ def _rows(kernel: Kernel) -> int:
 
 
 class Ratios(NamedTuple):
-    """R of several sets.
+    """R(Q|S) of several sets Q.
 
     Attributes:
         each: R of every set; NaN where Δ(Q|S) is 0.

@@ -32,7 +32,7 @@ GAMMA = 2.0
 
 
 class Measured(NamedTuple):
-    """What Δ is made of, for some candidates.
+    """Both terms of Δ, for some candidates.
 
     Attributes:
         norms: ‖g_u‖² under the pseudo-label.
@@ -106,7 +106,7 @@ def measure(
     chunk: int | None = None,
     progress: Report | None = None,
 ) -> Measured:
-    """What Δ of some candidates is made of, by one pass forth and back.
+    """Both terms of Δ for some candidates, by one pass forward and backward.
 
     Args:
         model: the network; its dtype is that of the computation.
@@ -115,7 +115,7 @@ def measure(
         direction: g_S, `kernel.gradients.total` of the labelled set.
         loss: of the training, one of `LOSSES`.
         chunk: images differentiated at a time; None chooses for the machine.
-        progress: told how many images are done, and of how many.
+        progress: called with the images done and all images.
 
     Raises:
         KernelError: unknown loss; no candidates; gradients that are not finite, with the images.
@@ -123,8 +123,8 @@ def measure(
     _check_criterion(loss)
     own = _OWN[loss] if logits is None else cotangents(logits, logits.argmax(axis=1), loss)
     found = lengths_and_products(model, images, own, direction, chunk=chunk, progress=progress)
-    seen = found.logits if logits is None else logits
-    return Measured(found.lengths, found.products, seen.argmax(axis=1), seen)
+    f = found.logits if logits is None else logits
+    return Measured(found.lengths, found.products, f.argmax(axis=1), f)
 
 
 def joined(pieces: Sequence[Measured]) -> Measured:
@@ -159,11 +159,11 @@ class Chosen(NamedTuple):
     """A batch.
 
     Attributes:
-        places: of the picks, in their order.
+        positions: of the picks, in their order.
         scores: of every candidate: of a pick when it was picked, of others after the last.
     """
 
-    places: Int64[np.ndarray, " picks"]
+    positions: Int64[np.ndarray, " picks"]
     scores: Float64[np.ndarray, " candidates"]
 
 
@@ -190,21 +190,21 @@ def dissimilar(
     shared = np.zeros(len(scores))
     left = np.ones(len(scores), bool)
     final = np.array(scores)
-    places = np.zeros(batch_size, np.int64)
+    positions = np.zeros(batch_size, np.int64)
     for number in range(batch_size):
         # (43) Δ(x) − |Δ(x)| max_q cos²(g_x, g_q)
         final = np.where(left, scores - np.abs(scores) * shared, final)
         ranked = np.where(left, final, -np.inf)
         ties = np.flatnonzero(left & (ranked == ranked.max()))
         best = ties[np.argmin(order[ties])]
-        places[number], left[best] = best, False
+        positions[number], left[best] = best, False
         cosines = (directions @ directions[best]).astype(np.float64)
         shared = np.maximum(shared, np.minimum(cosines**2, 1.0))
-    return Chosen(places, final)
+    return Chosen(positions, final)
 
 
 class Folding(NamedTuple):
-    """How gradients are folded; the same for all images that are to be compared.
+    """Signs and size of a sketch, the same for all images that are to be compared.
 
     Attributes:
         groups: of the network's parameters.

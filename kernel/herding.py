@@ -46,7 +46,7 @@ def leave_one_out(
     Args:
         k_ll: the labelled block.
         targets: Y.
-        ridge: λ, with whatever jitter made K_LL factorable.
+        ridge: λ, with the jitter that made K_LL factorable.
     """
     factor = cho_factor(k_ll + ridge * np.eye(len(k_ll)), lower=True)
     inverse = cho_solve(factor, np.eye(len(k_ll)))
@@ -95,7 +95,7 @@ _COLUMNS = 4096
 
 @dataclass(frozen=True)
 class Coverage:
-    """How near each candidate is to something labelled or picked, by the normalised kernel.
+    """Coverage of the candidates by what is labelled or picked, in the normalised kernel.
 
     Attributes:
         blocks: the kernel.
@@ -163,7 +163,7 @@ class Coverage:
         weights: Float[np.ndarray, " candidates"],
         radius: str | float | None,
     ) -> Float[np.ndarray, " candidates"]:
-        """How much less the gain of every candidate is than it was, from rows of `nearer` alone.
+        """The fall of every candidate's gain since `earlier`, from rows of `nearer` alone.
 
         A pick is nearer than the labelled set to few candidates: where rows of the kernel are made
         whenever they are read, that is far less work than all gains anew.
@@ -208,7 +208,7 @@ class Coverage:
 
     @property
     def rounding(self) -> float:
-        """Of the kernel's entries, relative."""
+        """Relative rounding of the kernel's entries."""
         return rounding_of(self.blocks.kernel.precision)
 
 
@@ -301,7 +301,7 @@ class HerdingState(AcquisitionState):
 
     @cached_property
     def gains(self) -> Float[np.ndarray, " candidates"]:
-        """Of every candidate, determined or not."""
+        """Gain of every candidate, determined or not."""
         if self.known is not None:
             return self.known
         return self.cover.gains(self.weights, self.options.radius)

@@ -144,8 +144,8 @@ def _vgg11(side: int, halvings: int = 5) -> list[Any]:
 def _stage(stride: int, blocks: int, bias: bool) -> list[Any]:
     """Pre-activation blocks; where the stride is 2 the first has a 1×1 convolution as shortcut."""
     layers: list[Any] = []
-    for place in range(blocks):
-        first = stride if place == 0 else 1
+    for number in range(blocks):
+        first = stride if number == 0 else 1
         body = (_convolution(first, bias=bias), nt.stax.Relu(), _convolution(bias=bias))
         if first > 1:
             shortcut = _convolution(first, 1, bias=bias)
@@ -188,7 +188,7 @@ _NAME = "infinite"
 
 
 class Tiling(NamedTuple):
-    """How the pairs of images are cut.
+    """Tiles of pairs of images.
 
     Attributes:
         anchors: rows of the kernel, the first of the images.
@@ -203,14 +203,14 @@ class Tiling(NamedTuple):
     peak_gib: float
 
     def corners(self) -> Iterator[tuple[int, int]]:
-        """Of the tiles on and above the diagonal, row by row."""
+        """Corners of the tiles on and above the diagonal, row by row."""
         for top in range(0, self.anchors, self.size):
             for left in range(top, self.examples, self.size):
                 yield top, left
 
     @property
     def tiles(self) -> int:
-        """How many tiles there are."""
+        """The number of tiles."""
         rows = -(-self.anchors // self.size)
         columns = -(-self.examples // self.size)
         return rows * columns - rows * (rows - 1) // 2
@@ -266,9 +266,9 @@ def infinite_kernel(
         architecture: of the network.
         images: the labelled images, then the candidates, normalised.
         labelled: how many are labelled.
-        sample: places of the candidates over which changes are summed; all if None. Then the
-            kernel is one between all images, else between anchors and all.
-        memory_gib: what it may take.
+        sample: candidates over which changes are summed; all if None. Then the
+            kernel is between all images, else between anchors and all.
+        memory_gib: GiB that it may take.
         progress: called with the tiles done and all tiles, first when everything is compiled.
         folder: where finished tiles are kept, so that an interrupted query goes on where it stood;
             its contents belong to this function.
@@ -304,7 +304,7 @@ def infinite_rows(
         architecture: of the network.
         images: normalised.
         anchors: how many are the first.
-        memory_gib: what it may take.
+        memory_gib: GiB that it may take.
         progress: called with the tiles done and all tiles.
 
     Raises:

@@ -214,7 +214,7 @@ def _solve_columns(
 
 
 def cores() -> int:
-    """Of this machine, those that this process may use."""
+    """Cores of this machine that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -30,7 +30,7 @@ class Model(NamedTuple):
 
 
 class Directions(NamedTuple):
-    """How a kernel looks at the logits.
+    """Projections of the logits that a kernel is taken of.
 
     Attributes:
         projections: (projections, classes), one v of v · f(x) a row.
@@ -78,12 +78,12 @@ def directions(
 
 
 def dtype_of(precision: Precision) -> Literal["float32", "float64"]:
-    """Of the arrays that a kernel in this precision is made of."""
+    """Dtype of the arrays that a kernel in this precision is made of."""
     return "float32" if precision == "tf32" else precision
 
 
 def rounding_of(precision: Precision) -> float:
-    """The relative distance of neighbouring numbers, of those that are multiplied."""
+    """Relative distance of neighbouring numbers in products of this precision."""
     return 2.0**-10 if precision == "tf32" else float(np.finfo(precision).eps)
 
 

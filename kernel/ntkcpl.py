@@ -48,7 +48,7 @@ class NTKCPLState(AcquisitionState):
     known_classes: Int64[np.ndarray, " known"]
 
     def scores(self) -> Float[np.ndarray, " candidates"]:
-        """How many candidates would agree with their cluster; 0 for a determined candidate."""
+        """Candidates that would agree with their cluster; 0 for a determined candidate."""
         wanted = self.pseudo_labels()
         # (26) #{x: argmax(G_x + W[x,x'] (e_ỹ' − G_x')) = ỹ_x}
         return lowest_if_determined(

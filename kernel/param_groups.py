@@ -78,7 +78,7 @@ class ParamGroup(NamedTuple):
 
 
 class Block(NamedTuple):
-    """What a pass has of one group.
+    """The part of one group that a pass is for.
 
     Attributes:
         group: the layers.
@@ -99,12 +99,12 @@ class Block(NamedTuple):
 
     @property
     def columns(self) -> int:
-        """Of the Jacobian, for one projection; none for factors."""
+        """Columns of the Jacobian for one projection; none for factors."""
         return self.group.columns // self.group.outputs * self.outputs if self.form == "rows" else 0
 
     @property
     def share(self) -> float:
-        """Of the group."""
+        """Fraction of the group."""
         return self.outputs / self.group.outputs
 
     @property

@@ -144,7 +144,7 @@ class Pass(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How a kernel is computed and held.
+    """Passes, chunk and memory of a kernel, and the form in which it is held.
 
     Attributes:
         problem: the kernel in sizes.
@@ -555,7 +555,7 @@ class Progress:
         self._done = 0.0
 
     def formed(self, one: Pass, images: int) -> None:
-        """So many images were differentiated in a pass."""
+        """Images were differentiated in a pass."""
         self._add(_SLOWER * images * (self._problem.network * (1 + 2 * one.width) + one.forming))
 
     def contracted(self, one: Pass, images: float) -> None:

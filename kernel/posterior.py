@@ -104,7 +104,7 @@ def _condition(
 
 
 def _dtype(blocks: KernelBlocks) -> str:
-    """Of A: with features it is multiplied beside them; else S is made of it in float64."""
+    """Dtype of A: that of features, which it is multiplied beside; else float64."""
     return dtype_of(blocks.kernel.precision) if isinstance(blocks.kernel, Features) else "float64"
 
 
@@ -165,7 +165,7 @@ def streamed(
 
 
 def prior(blocks: KernelBlocks, covariance: Covariance) -> Covariance:
-    """K_UU of a scalar-valued kernel, read as S is: what it was before there were labels.
+    """K_UU of a scalar-valued kernel, read as S is: the covariance before any label.
 
     Args:
         blocks: the kernel.
@@ -514,8 +514,8 @@ def absorb(
 
     The ridge applies to them as to the labelled set. A candidate that is determined when its turn
     comes (a duplicate of a labelled image, of one absorbed before, or that one again) changes
-    nothing: its variance is rounding, and what it would say is already known. Candidates keep
-    their positions; one that was absorbed without a ridge is determined.
+    nothing: its variance is rounding. Candidates keep their positions; one that was absorbed
+    without a ridge is determined.
 
     Args:
         posterior: is consumed. Its S is updated in place; afterwards it refuses to be used, while
@@ -524,7 +524,7 @@ def absorb(
         label_rows: y, one-hot, (chosen, classes), or (classes,) for one.
 
     Returns:
-        The posterior given these labels too; `drift` holds what they added, `logits` stay.
+        The posterior given these labels too; they are added to `drift`, `logits` stay.
 
     Raises:
         KernelError: positions or labels that do not fit; entries that are not finite; a candidate

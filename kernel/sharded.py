@@ -105,7 +105,7 @@ def collected(array: jax.Array) -> np.ndarray:
 
 
 def _placed(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    return jax.make_array_from_callback(array.shape, sharding, lambda place: array[place])
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 # The largest product of two layers' factors that is made at a time: what a processor's cache
@@ -355,7 +355,7 @@ def contract_sharded(
         model: in the precision of the problem.
         images: the anchors first; all of them in every process.
         plan: of whole gradients; its chunk is that of one device.
-        progress: told of every batch and every product.
+        progress: updated with every batch and every product.
         mesh: the devices, along one axis.
         scratch: where the sum of finished passes is kept, and taken up from.
 
@@ -481,20 +481,20 @@ class _MeshPass(NamedTuple):
         found += [self._contracted(first, other, devices) for other in kept[1:]]
         for other, products in zip(kept, found, strict=True):
             own = (products, first.batch, other.batch, self.each)
-            for device, step, place, block in _unpadded(*own):
+            for device, step, index, block in _unpadded(*own):
                 within = other is first
                 if within and 2 * step == devices and device >= step:
                     continue
-                values[place] += block
+                values[index] += block
                 if not within or step:
-                    values[place[::-1]] += block.T
+                    values[index[::-1]] += block.T
 
     def _add_cross(self, values: np.ndarray, kept: list[_Formed], met: _Formed) -> None:
         """Add the kernel between the anchors and a batch of other images."""
         found = [self._contracted(own, met, self.mesh.size) for own in kept]
         for own, products in zip(kept, found, strict=True):
-            for _, _, place, block in _unpadded(products, own.batch, met.batch, self.each):
-                values[place] += block
+            for _, _, index, block in _unpadded(products, own.batch, met.batch, self.each):
+                values[index] += block
 
     def _contracted(self, own: _Formed, other: _Formed, steps: int) -> jax.Array:
         with jax.default_matmul_precision(self.products):
@@ -524,7 +524,7 @@ def check_batch(
 def _unpadded(
     products: jax.Array, own: DeviceBatch, other: DeviceBatch, each: int
 ) -> Iterator[tuple[int, int, tuple[slice, slice], np.ndarray]]:
-    """Device, step, place in the kernel and values of each block, without padding."""
+    """Device, step, index into the kernel and values of each block, without padding."""
     blocks = collected(products)
     devices, steps, *_ = blocks.shape
     for device in range(devices):

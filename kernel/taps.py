@@ -28,7 +28,7 @@ class Window:
 
     Attributes:
         kernel: sizes of the kernel.
-        stride: steps between its places.
+        stride: steps between its positions.
         edges: padding before and after.
         dilation: steps between its entries.
         groups: channels are split into so many groups, each with kernels of its own.
@@ -44,7 +44,7 @@ class Window:
         """For each entry of the kernel the pixels that it meets, of an image with its padding."""
         axes = []
         for n, k, s, d in zip(padded, self.kernel, self.stride, self.dilation, strict=True):
-            last = (n - d * (k - 1) - 1) // s * s  # where the kernel's last place begins
+            last = (n - d * (k - 1) - 1) // s * s  # where the kernel's last position begins
             axes.append([slice(d * i, d * i + last + 1, s) for i in range(k)])
         return list(itertools.product(*axes))
 
@@ -91,7 +91,7 @@ class AffineRule:
         if self.window is None:
             return x.reshape(-1, self.inputs).T[None]
         padded = jnp.pad(x, ((0, 0), (0, 0), *self.window.edges))
-        shifted = [padded[:, :, *place] for place in self.window.slices(padded.shape[2:])]
+        shifted = [padded[:, :, *index] for index in self.window.slices(padded.shape[2:])]
         columns = jnp.stack(shifted, axis=2)  # (copies, channels, window, …)
         return jnp.moveaxis(columns, 0, 2).reshape(self.groups, self.features, -1)
 
@@ -162,11 +162,11 @@ Projections = Array | Callable[[Array], Array]
 
 @runtime_checkable
 class Site(Protocol):
-    """A place where trainable parameters enter the network."""
+    """A node of the network's graph that consumes trainable parameters."""
 
     @property
     def name(self) -> str:
-        """What its tap is called."""
+        """Name of its tap."""
         ...
 
     @property
@@ -181,7 +181,7 @@ class Tapped(Protocol):
 
     @property
     def sites(self) -> Sequence[Site]:
-        """Every place where arrays of the network enter, in order."""
+        """Every node that consumes arrays of the network, in order."""
         ...
 
     def __call__(self, params: Mapping[str, Array], frozen: Mapping[str, Array], x: Array) -> Array:
@@ -216,7 +216,7 @@ class Tapped(Protocol):
         ...
 
     def rule(self, site: str, params: Mapping[str, Array]) -> AffineRule | None:
-        """How a site multiplies its first input by its parameters, if that is all it does."""
+        """The rule of a site that multiplies its first input by its parameters, and no more."""
         ...
 
 
@@ -228,7 +228,7 @@ def taps(
     projections: Projections,
     sites: Collection[str],
 ) -> tuple[Inputs, Cotangents, Float[Array, " classes"]]:
-    """What reaches the layers from both sides, for one image; map it over images with `vmap`.
+    """Inputs and cotangents of the layers for one image; map it over images with `vmap`.
 
     Args:
         function: the network.

@@ -55,8 +55,8 @@ def dynamical(context: QueryContext, batch_size: int, rng: np.random.Generator) 
         with context.progress("select"):
             chosen = dissimilar(scores, rows, batch_size, tie_rng.permutation(len(scores)))
             query = query._replace(
-                indices=context.candidates[chosen.places],
-                scores=chosen.scores[chosen.places],
+                indices=context.candidates[chosen.positions],
+                scores=chosen.scores[chosen.positions],
                 candidate_scores=chosen.scores,
             )
     diagnostics = _diagnostics(context, measured, squared_length(direction), query.indices)

@@ -204,13 +204,13 @@ def test_dissimilar_picks_by_hand(rng):
     scores, rows, order = rng.normal(size=12), rng.normal(size=(12, 3)), rng.permutation(12)
     chosen = dissimilar(scores, rows, 12, order)
     picks, values = by_hand(scores, rows, 12, order)
-    assert chosen.places.tolist() == picks
-    np.testing.assert_allclose(chosen.scores[chosen.places], values, rtol=1e-12)
+    assert chosen.positions.tolist() == picks
+    np.testing.assert_allclose(chosen.scores[chosen.positions], values, rtol=1e-12)
 
 
 def test_a_duplicate_has_nothing_left_and_is_not_picked():
     rows = np.array([[1.0, 0], [2.0, 0], [-1.0, 0], [0, 1.0], [0, 0]])
     scores = np.array([3.0, 4.0, 3.5, 1.0, 0.0])
     chosen = dissimilar(scores, rows, 2, np.arange(5))
-    assert chosen.places.tolist() == [1, 3]
+    assert chosen.positions.tolist() == [1, 3]
     np.testing.assert_allclose(chosen.scores, [0, 4, 0, 1, 0], atol=1e-15)

@@ -177,14 +177,13 @@ def literal_resnet18(x: Literal) -> Literal:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "literal"),
+    ("architecture", "literal", "side"),
     [
-        (Architecture("cnn"), literal_cnn),
-        (Architecture("wide_resnet", (("stages", 1), ("blocks", 2))), literal_wide_resnet),
-        (Architecture("resnet18"), literal_resnet18),
+        (Architecture("cnn"), literal_cnn, (3, 4)),
+        (Architecture("wide_resnet", (("stages", 1), ("blocks", 2))), literal_wide_resnet, (4, 3)),
+        (Architecture("resnet18"), literal_resnet18, (4, 3)),
     ],
 )
-@pytest.mark.parametrize("side", [(4, 3), (3, 4)])
 def test_against_the_recursion_itself(architecture, literal, side, rng):
     images = rng.normal(size=(3, 2, *side))
     found = np.asarray(infinite_kernel(architecture, images, 1).values)

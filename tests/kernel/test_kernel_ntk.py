@@ -1,3 +1,5 @@
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,15 +45,23 @@ def test_linear_model_has_the_gram_matrix_of_its_inputs(rng):
     np.testing.assert_allclose(full, expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_kinds_against_neural_tangents(kind, shape, rng):
+@cache
+def of_neural_tangents(shape):
+    """A model, images and Θ (examples, examples, classes, classes)."""
     examples, features, hidden, classes = shape
+    rng = np.random.default_rng(0)
     model = mlp(features, hidden, classes, rng)
     images = rng.normal(size=(examples, features))
     theta = nt.empirical_ntk_fn(
         lambda params, x: model.function(params, model.frozen, x), trace_axes=(), implementation=1
     )(jnp.asarray(images), None, model.params)
+    return model, images, theta
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kinds_against_neural_tangents(kind, shape):
+    model, images, theta = of_neural_tangents(shape)
     kernel = empirical_ntk(model, images, Request(kind, precision="float64", chunk=5), rng=seeded())
     np.testing.assert_allclose(kernel.values, contract(np.asarray(theta), kind), rtol=1e-11)
 

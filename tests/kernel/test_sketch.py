@@ -4,15 +4,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kernel.diagnostics import contract
 from kernel.jacobian import fold, random_signs
+from kernel.model import directions
 from kernel.ntk import empirical_ntk
 from kernel.options import KINDS, Request
 from tests.kernel_cases import mlp, per_example_gradients
 
+CLASSES = 3
+
 
 def problem(seed: int = 0):
     rng = np.random.default_rng(seed)
-    return mlp(6, 20, 3, rng), rng.normal(size=(9, 6))
+    return mlp(6, 20, CLASSES, rng), rng.normal(size=(9, 6))
 
 
 @pytest.mark.parametrize(("columns", "buckets"), [(10, 3), (12, 4), (7, 1), (9, 8)])
@@ -60,23 +64,18 @@ def test_positive_semi_definite_and_the_same_whatever_the_chunk_and_the_order(ki
 
 
 def test_right_on_average_with_an_error_of_one_over_the_root_of_its_dimensions():
+    """Of the Jacobian's own rows, of which a sketched kernel is made (above)."""
     model, images = problem()
-    exact = empirical_ntk(model, images, Request(precision="float64")).values
+    jacobian = jnp.asarray(per_example_gradients(model, images, jnp.eye(1, CLASSES)[0]))
+    exact = np.asarray(jacobian @ jacobian.T)
     lengths = np.sqrt(np.outer(np.diag(exact), np.diag(exact)))
     draws = 200
     for buckets in (16, 64):
-        errors = np.stack(
-            [
-                empirical_ntk(
-                    model,
-                    images,
-                    Request(sketch=buckets, precision="float64", chunk=9),
-                    rng=np.random.default_rng(seed),
-                ).values
-                - exact
-                for seed in range(draws)
-            ]
-        )
+        errors = np.empty((draws, *exact.shape))
+        for seed in range(draws):
+            signs = random_signs(jacobian.shape[1], buckets, np.random.default_rng(seed))
+            rows = np.asarray(fold(jacobian, jnp.asarray(signs), buckets))
+            errors[seed] = rows @ rows.T - exact
         spread = errors.std(axis=0) / lengths
         # Var ≤ (|g|²|g'|² + (g·g')²) / k, of which the share of colliding entries is left.
         assert spread.max() < np.sqrt(2 / buckets) * 1.2
@@ -86,16 +85,13 @@ def test_right_on_average_with_an_error_of_one_over_the_root_of_its_dimensions()
 
 
 def test_rademacher_is_right_on_average_for_trace():
+    """By contractions of the full kernel, which kernels of a kind are (`test_kernel_ntk`)."""
     model, images = problem()
-    exact = empirical_ntk(model, images, Request("trace", precision="float64")).values
+    full = empirical_ntk(model, images, Request("full", precision="float64")).values
+    exact = np.einsum("icjc->ij", full) / full.shape[1]
     draws = np.stack(
         [
-            empirical_ntk(
-                model,
-                images,
-                Request("rademacher", probes=2, precision="float64", chunk=9),
-                rng=np.random.default_rng(seed),
-            ).values
+            contract(full, directions("rademacher", CLASSES, 2, np.random.default_rng(seed)))
             for seed in range(200)
         ]
     )

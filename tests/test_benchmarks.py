@@ -41,7 +41,7 @@ def test_ways_of_measuring_candidates_agree_and_are_timed(tmp_path, capsys):
     dynamics.main(settings)
     assert "cnn, predicted beforehand" in capsys.readouterr().out
     figures = json.loads((tmp_path / "d.json").read_text("utf-8"))["figures"]
-    assert len(figures["cnn"]) == 4
+    assert len(figures["cnn"]) == 3
 
 
 def test_herding_makes_the_same_batch_in_both_ways_and_times_it(tmp_path, capsys):

@@ -130,18 +130,11 @@ def build_auxiliary_module(
     """
     if "hooks" not in config.needs or not config.cycles:
         return None
-    settings = config.ll4al
     return LossPrediction.of(
         network,
         dataset.normalise(dataset.train_images[:PROBE]),
         generator(config.seed, "companion"),
-        settings.taps,
-        width=settings.width,
-        margin=settings.margin,
-        weight=settings.weight,
-        detach=settings.detach,
-        learning_rate=settings.learning_rate,
-        felt=settings.share(config.train.loss, dataset.classes),
+        config.ll4al.resolved(config.train.loss, dataset.classes),
     )
 
 

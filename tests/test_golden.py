@@ -30,8 +30,9 @@ from pipelines.report.build import report
 from pipelines.sequential import start
 from pipelines.strategies import STRATEGIES, options
 from pipelines.strategies.options import QueryOptions
+from trainer.config import LossPredictionConfig
 from trainer.networks import build
-from trainer.networks.loss_prediction import LossPrediction
+from trainer.networks.loss_prediction import LossPrediction, Tap
 from trainer.predict import logits
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -131,7 +132,7 @@ def network():
 
 @functools.cache
 def loss_prediction():
-    made = LossPrediction(["blocks.0"], [16], width=8).eval()
+    made = LossPrediction([Tap("blocks.0", 16)], LossPredictionConfig(width=8)).eval()
     restore(made, read(GOLDEN / "companion.safetensors"))
     return made
 

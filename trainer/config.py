@@ -1,4 +1,4 @@
-"""Settings of a training, checked when they are made, and arguments of a network.
+"""Settings of a training and of LL4AL's loss prediction module, and arguments of a network.
 
 Defaults of the training are those of [L] (docs/mathematics.md, 5), with a floor on the
 optimiser's steps that few labels need.
@@ -43,30 +43,30 @@ class TrainConfig:
     epochs: int = 200
     """Passes over the labelled set in one schedule, or more where `min_steps` asks for them."""
     min_steps: int = 1000
-    """A schedule has at least so many steps: by smaller batches first, then by more epochs."""
+    """The floor on the steps of a schedule: by smaller batches first, then by more epochs."""
     stop: Stop | None = None
     """schedule: at its end; fitted: as soon as `target_accuracy` is reached, at the end of an
     epoch. By default schedule for l2 ([L]) and fitted for cross_entropy ([D])."""
     target_accuracy: float = 0.99
     """Eval-mode accuracy on the labelled set, not augmented, from which it counts as fitted."""
     extensions: int = 2
-    """How many more schedules, each at half the rate, a labelled set gets that is not fitted; from
-    where the last began if the network died in it."""
+    """Further schedules, each at half the rate, for a labelled set that is not fitted; from the
+    weights at which the last one began if the network died in it."""
     restarts: int = 6
-    """How often training that diverges goes back to its start with half the rate."""
+    """How often a schedule that diverges is restarted at half the rate."""
     augmentation: Augmentation = "none"
     """crop: shifts by up to an eighth of the size; flip_crop: and mirror images."""
     statistics: Statistics = "running"
-    """Of BatchNorm, once trained: running averages, or counted again on the labelled images."""
+    """Of BatchNorm after training: running averages, or recomputed on the labelled images."""
     precision: Precision = "float32"
     """Of the products of a training step. bfloat16 takes less time on hardware that has it;
     weights, optimiser and loss stay in float32, and so do the answers of a trained network."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be trained with.
+        """Check every field.
 
         Raises:
-            TrainerError: naming the field, its value and what it may be.
+            TrainerError: naming the field, its value and the values allowed.
         """
         for name, choices in (
             ("loss", get_args(Loss)),
@@ -98,14 +98,14 @@ class TrainConfig:
 
     @property
     def peak_learning_rate(self) -> float:
-        """The highest rate of the schedule, the optimiser's own default filled in."""
+        """The highest rate of the schedule; by default the optimiser's."""
         if self.learning_rate is not None:
             return self.learning_rate
         return 1.25 if self.optimiser == "sgd" else 1e-3
 
     @property
     def stopping_rule(self) -> Stop:
-        """When a schedule ends, the loss's own default filled in."""
+        """When a schedule ends; by default the loss's."""
         if self.stop is not None:
             return self.stop
         return "schedule" if self.loss == "l2" else "fitted"
@@ -113,10 +113,10 @@ class TrainConfig:
     def plan(self, labelled: int) -> tuple[int, int]:
         """One schedule over a labelled set: (batches an epoch, epochs).
 
-        A batch of 100 images an epoch is too few steps for OneCycle to climb to its rate without
-        the loss blowing up on a wide network, and smaller batches give more steps for the same
-        arithmetic. So the floor on steps is met by smaller batches as far as `smallest_batch`
-        allows, and only then by more epochs.
+        With one batch of 100 images an epoch, OneCycle climbs to its rate in too few steps and the
+        loss of a wide network diverges; smaller batches give more steps for the same arithmetic.
+        So the floor on steps is met by smaller batches as far as `smallest_batch` allows, and only
+        then by more epochs.
 
         Args:
             labelled: how many images, at least 1.
@@ -125,6 +125,34 @@ class TrainConfig:
         for_steps = math.ceil(self.min_steps / self.epochs)
         batches = max(for_size, min(for_steps, labelled // self.smallest_batch), 1)
         return batches, max(self.epochs, math.ceil(self.min_steps / batches))
+
+
+@dataclass(frozen=True)
+class LossPredictionConfig:
+    """Settings of LL4AL's loss prediction module (`trainer.networks.loss_prediction`).
+
+    Attributes:
+        taps: modules of the network whose outputs it reads, by the names that named_modules gives;
+            none takes the stages of the papers' networks, and of your own network the last module
+            at each resolution.
+        width: to which each of these outputs, averaged over positions, is projected.
+        margin: of the ranking loss, ξ.
+        weight: of the ranking loss beside the network's own, λ; with 0 the network is trained as
+            if alone, and the module learns nothing.
+        detach: part of the schedule's epochs after which its gradient no longer enters the network.
+        learning_rate: the highest of the module's own, never above the network's. Where it is too
+            high all predictions become the same, and rank_correlation null in the record.
+        grad_scale: share of the module's gradient at the feature maps that enters the network; by
+            default all of it, and in runs with l2, which is a mean over C classes, 1/C.
+    """
+
+    taps: tuple[str, ...] = ()
+    width: int = 128
+    margin: float = 1.0
+    weight: float = 1.0
+    detach: float = 0.6
+    learning_rate: float = 0.01
+    grad_scale: float | None = None
 
 
 def _whole(config: TrainConfig, name: str, least: int) -> bool:

@@ -1,8 +1,7 @@
 """Options of queries, for Python and for the command line, checked when they are made."""
 
-import dataclasses
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal, get_args
 
 from kernel.errors import KernelError
@@ -19,7 +18,7 @@ from kernel.options import (
 )
 from pipelines.core.errors import PipelineError
 from pipelines.strategies import STRATEGIES
-from trainer.config import Loss
+from trainer.config import Loss, LossPredictionConfig
 from trainer.errors import lookup
 
 
@@ -59,7 +58,7 @@ class ALBLConfig:
 
     def within(self, budget: int) -> "ALBLConfig":
         """The same, with this budget where none was given."""
-        return dataclasses.replace(self, budget=self.budget or max(budget, 1))
+        return replace(self, budget=self.budget or max(budget, 1))
 
     def check(self, lookahead: "LookAheadConfig") -> None:
         """Refuse arms that cannot be drawn from.
@@ -238,31 +237,8 @@ class KernelConfig(Request):
 
 
 @dataclass(frozen=True)
-class LL4ALConfig:
-    """How the loss prediction module of ll4al is made and trained along with the network.
-
-    Attributes:
-        taps: modules of the network whose outputs it reads, by the names that named_modules gives;
-            none takes the stages of the papers' networks, and of your own network the last module
-            at each resolution.
-        width: to which each of these outputs, averaged over positions, is brought.
-        margin: of the ranking loss.
-        weight: of the ranking loss beside the network's own; with 0 the network is trained as if
-            alone, and the module learns nothing.
-        detach: part of the schedule's epochs after which the network no longer feels it.
-        learning_rate: the highest of the module's own, never above the network's. Where it is too
-            high all predictions become the same, and rank_correlation null in the record.
-        felt: share of the module's gradient at the feature maps that enters the network; None is
-            all of it with cross-entropy, and 1/C with l2, which is a mean over C classes.
-    """
-
-    taps: tuple[str, ...] = ()
-    width: int = 128
-    margin: float = 1.0
-    weight: float = 1.0
-    detach: float = 0.6
-    learning_rate: float = 0.01
-    felt: float | None = None
+class LL4ALConfig(LossPredictionConfig):
+    """How the loss prediction module of ll4al is made and trained along with the network."""
 
     def __post_init__(self):
         """Refuse numbers out of range, and taps named twice.
@@ -279,16 +255,16 @@ class LL4ALConfig:
                 raise PipelineError(f"ll4al.{name} must be 0 or more, not {getattr(self, name)}.")
         if not 0 < self.learning_rate < float("inf"):
             raise PipelineError(f"ll4al.learning_rate must be above 0, not {self.learning_rate}.")
-        for name in ("detach", "felt"):
+        for name in ("detach", "grad_scale"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise PipelineError(f"ll4al.{name} must be from 0 to 1, not {value}.")
 
-    def share(self, loss: str, classes: int) -> float:
-        """Of the gradient that enters the network, the default filled in."""
-        if self.felt is not None:
-            return self.felt
-        return 1 / classes if loss == "l2" else 1.0
+    def resolved(self, loss: str, classes: int) -> "LL4ALConfig":
+        """These options with the default of `grad_scale` for a loss: 1/C with l2, else 1."""
+        if self.grad_scale is not None:
+            return self
+        return replace(self, grad_scale=1 / classes if loss == "l2" else 1.0)
 
 
 LOOKAHEAD_BATCHES = ("top", "conditioned", "hybrid")

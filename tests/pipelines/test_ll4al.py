@@ -86,7 +86,7 @@ def test_a_module_of_another_network_is_refused(trained):
         ({"margin": -1.0}, "ll4al.margin must be 0 or more"),
         ({"weight": float("inf")}, "ll4al.weight must be 0 or more"),
         ({"detach": 1.5}, "ll4al.detach must be from 0 to 1"),
-        ({"felt": -0.1}, "ll4al.felt must be from 0 to 1"),
+        ({"grad_scale": -0.1}, "ll4al.grad_scale must be from 0 to 1"),
         ({"learning_rate": 0.0}, "ll4al.learning_rate must be above 0"),
         ({"taps": ("a", "a")}, "ll4al.taps names something twice: a, a"),
     ],
@@ -96,10 +96,10 @@ def test_settings_that_nothing_can_be_trained_with(changes, message):
         LL4ALConfig(**changes)
 
 
-def test_of_a_mean_over_classes_the_network_feels_as_small_a_share():
-    assert LL4ALConfig().share("l2", 10) == 0.1
-    assert LL4ALConfig().share("cross_entropy", 10) == 1.0
-    assert LL4ALConfig(felt=0.5).share("l2", 10) == 0.5
+def test_the_gradient_is_scaled_as_the_loss_is_a_mean_over_classes():
+    assert LL4ALConfig().resolved("l2", 10).grad_scale == 0.1
+    assert LL4ALConfig().resolved("cross_entropy", 10).grad_scale == 1.0
+    assert LL4ALConfig(grad_scale=0.5).resolved("l2", 10).grad_scale == 0.5
 
 
 # Runs

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from tests import own_network
+from trainer.config import LossPredictionConfig
 from trainer.errors import FitError, NetworkError
 from trainer.fit import TrainConfig, fit, losses, mean_loss
 from trainer.networks import NETWORKS, build
@@ -185,7 +186,7 @@ def test_a_network_without_feature_maps_says_so(problem):
 def test_predictions_by_hand(problem):
     images = problem[0]
     network = network_of("cnn")
-    module = LossPrediction.of(network, images[:2], generator(2), width=7)
+    module = LossPrediction.of(network, images[:2], generator(2), LossPredictionConfig(width=7))
     with torch.no_grad():
         h, brought = torch.tensor(images), []
         for place, layer in enumerate(network.features):  # pyright: ignore[reportArgumentType]
@@ -234,7 +235,9 @@ def test_with_weight_0_the_network_is_trained_as_if_alone(make, config, problem)
         torch.manual_seed(0)
         start = {n: torch.rand(t.shape) - 0.5 for n, t in network.named_parameters()}
         network.load_state_dict(start, strict=False)
-        module = LossPrediction.of(network, problem[0][:2], generator(4), weight=0.0)
+        module = LossPrediction.of(
+            network, problem[0][:2], generator(4), LossPredictionConfig(weight=0.0)
+        )
         images, labels = problem
         along = module if auxiliary_module else None
         result = fit(network, images, labels, config, generator(1), auxiliary_module=along)
@@ -263,7 +266,9 @@ def test_the_module_has_a_rate_of_its_own_that_is_never_above_the_networks(probl
     steps = []
     for rate in (1e-4, 2e-4, 1.0):  # the last is above the network's
         network = network_of("cnn")
-        module = LossPrediction.of(network, images[:2], generator(), learning_rate=rate)
+        module = LossPrediction.of(
+            network, images[:2], generator(), LossPredictionConfig(learning_rate=rate)
+        )
         before = state(module), state(network)
         config = TrainConfig(
             optimiser="adam", learning_rate=1e-3, epochs=1, min_steps=0, extensions=0
@@ -287,7 +292,9 @@ def test_the_module_has_a_rate_of_its_own_that_is_never_above_the_networks(probl
 def test_the_network_feels_nothing_once_it_is_detached(detach, problem):
     """After 3 epochs of 5 the next steps are, bit for bit, those of the network alone."""
     network, alone = network_of("cnn"), network_of("cnn")
-    module = LossPrediction.of(network, problem[0][:2], generator(), detach=detach, weight=50.0)
+    module = LossPrediction.of(
+        network, problem[0][:2], generator(), LossPredictionConfig(detach=detach, weight=50.0)
+    )
     images = torch.tensor(problem[0])
     targets = torch.tensor(problem[1])
     for done in (0.0, 0.4, 0.6, 0.8):
@@ -300,13 +307,13 @@ def test_the_network_feels_nothing_once_it_is_detached(detach, problem):
         each = losses(answers.detach(), targets, "l2")
         (mean_loss(answers, targets, "l2") + module.added(seen, each, done)).backward()
         mean_loss(alone(images), targets, "l2").backward()
-        felt, plain = (
+        scaled, plain = (
             [p.grad for name, p in model.named_parameters() if name.startswith("features")]
             for model in (network, alone)
         )
         equal = all(
             a is not None and b is not None and torch.equal(a, b)
-            for a, b in zip(felt, plain, strict=True)
+            for a, b in zip(scaled, plain, strict=True)
         )
         assert equal == (done >= detach)
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
@@ -315,9 +322,11 @@ def test_the_network_feels_nothing_once_it_is_detached(detach, problem):
 def test_the_network_feels_a_share_of_the_gradient_and_the_module_all_of_it(problem):
     images = torch.tensor(problem[0])
     answers, of_network, of_module = [], [], []
-    for felt in (1.0, 0.25):
+    for scale in (1.0, 0.25):
         network = network_of("cnn")
-        module = LossPrediction.of(network, problem[0][:2], generator(), felt=felt)
+        module = LossPrediction.of(
+            network, problem[0][:2], generator(), LossPredictionConfig(grad_scale=scale)
+        )
         with module.watch(network) as seen:
             each = losses(network(images).detach(), torch.tensor(problem[1]), "l2")
         added = module.added(seen, each, 0.0)
@@ -366,7 +375,9 @@ def test_the_module_goes_back_with_the_network_when_training_diverges(problem):
 
 def test_a_module_that_is_no_number_any_more_is_divergence(problem):
     network = network_of("cnn")
-    module = LossPrediction.of(network, problem[0][:2], generator(), detach=0.0)
+    module = LossPrediction.of(
+        network, problem[0][:2], generator(), LossPredictionConfig(detach=0.0)
+    )
     with torch.no_grad():
         module.head.weight.fill_(torch.inf)
     config = TrainConfig(restarts=0)

@@ -22,10 +22,10 @@ What the paper leaves to others, and what is done here:
   one rate, 0.1, for either. Networks trained with L2 here bear far higher ones (1.25), at which,
   and at 0.1 beside them, all ReLUs of the module were seen to die within a few rounds: every
   image then has the same prediction, for good.
-- The gradient that enters the network may be made smaller than the module's own (`felt`): runs
-  with L2 take 1/C of it, because that loss is a mean over C classes. With all of it, at a learning
-  rate of 1.25, the ranking loss drowned the labels: networks no longer fitted them.
-- Losses of equal size count as no order: sign(0) = 0, where the paper has −1.
+- The gradient that enters the network may be scaled down (`grad_scale`): runs with L2 take 1/C of
+  it, because that loss is a mean over C classes. With all of it, at a learning rate of 1.25, the
+  ranking loss dominated the labels' and networks no longer fitted them.
+- Equal losses have no order: sign(0) = 0, where the paper has −1.
 - The schedule is that of one training; with `stop` `fitted` it may end before its `detach`.
 
 The feature maps are the outputs of submodules that the user names, of those known of the papers'
@@ -41,6 +41,7 @@ import torch
 from jaxtyping import Float, Float32, Num
 from torch import nn
 
+from trainer.config import LossPredictionConfig
 from trainer.errors import NetworkError
 from trainer.networks.architecture import depths_of
 from trainer.networks.vgg import VGG
@@ -48,12 +49,12 @@ from trainer.networks.wide_resnet import WideResNet
 from trainer.predict import Images, NotFiniteError, answers, forward, placement, to_tensor
 from trainer.randomness import seeded
 
-_MOST = 4  # taps that are chosen where nobody names them; as many as Yoo & Kweon have
+_MOST = 4  # taps chosen by default; as many as Yoo & Kweon have
 _POOLED = 1e-5
 
 
 class Tap(NamedTuple):
-    """One of the modules whose outputs are read.
+    """A module of the network whose output is read.
 
     Attributes:
         name: of the submodule.
@@ -67,7 +68,7 @@ class Tap(NamedTuple):
 class _Output(NamedTuple):
     name: str
     value: torch.Tensor
-    learned: bool  # parameters of the network have entered it
+    learned: bool  # depends on parameters of the network
 
 
 def pooled(name: str, output: object) -> torch.Tensor:
@@ -98,13 +99,13 @@ def find_taps(
     images: Num[np.ndarray, "examples channels height width"],
     names: Sequence[str] = (),
 ) -> tuple[Tap, ...]:
-    """The modules whose outputs are read.
+    """The modules whose outputs are read: those named, or a choice.
 
-    Without names: of the papers' networks those after each residual stage (`wide_resnet`,
-    `resnet18`), pooling (`vgg11_bn`) or convolution and ReLU (`cnn`). Of another network, of the
-    modules that are called once and in which parameters have a part, the last one at each
-    resolution (for outputs without positions: of each width) before the logits, at most four, the
-    last ones; a mere average of the one before it is left out.
+    Of the papers' networks those after each residual stage (`wide_resnet`, `resnet18`), pooling
+    (`vgg11_bn`) or convolution and ReLU (`cnn`). Of another network, among the modules that are
+    called once and whose output depends on parameters, the last one at each resolution (for outputs
+    without positions: of each width) before the logits; the last four of these, without those that
+    only average the one before.
 
     Args:
         network: in eval mode; its state is left as it was.
@@ -146,7 +147,7 @@ def _named(network: nn.Module, name: str, outputs: Sequence[_Output]) -> Tap:
 
 
 def _known(network: nn.Module) -> Iterator[str]:
-    """Of the papers' networks."""
+    """Names of the taps of a papers' network; none for another network."""
     depths = depths_of(network)
     kind = None if depths is None else depths.name
     if kind == "resnet18":
@@ -155,18 +156,18 @@ def _known(network: nn.Module) -> Iterator[str]:
         yield from ("features.1", "features.3", "features.5")
     elif isinstance(network, VGG):
         last = len(network.features) - 1  # a ReLU, where the fifth halving is left out
-        for place, layer in enumerate(network.features):
-            if isinstance(layer, nn.MaxPool2d) or place == last:
-                yield f"features.{place}"
+        for index, layer in enumerate(network.features):
+            if isinstance(layer, nn.MaxPool2d) or index == last:
+                yield f"features.{index}"
     elif isinstance(network, WideResNet):
         count = len(network.blocks)
-        for place in range(count):  # a stage ends where the next begins
-            if place + 1 == count or network.blocks[place + 1].shortcut is not None:
-                yield f"blocks.{place}"
+        for index in range(count):  # a stage ends where the next begins
+            if index + 1 == count or network.blocks[index + 1].shortcut is not None:
+                yield f"blocks.{index}"
 
 
 def _guessed(outputs: Sequence[_Output], answers: torch.Tensor) -> list[str]:
-    """Of a person's own network: the last output at each resolution."""
+    """Names of the taps of any other network: the last output at each resolution."""
     calls = [output.name for output in outputs]
     chosen: list[_Output] = []
     for output in outputs:
@@ -184,13 +185,13 @@ def _guessed(outputs: Sequence[_Output], answers: torch.Tensor) -> list[str]:
 
 
 def _resolution(value: torch.Tensor) -> tuple[int, ...]:
-    """Of what has positions their sizes, of other outputs the width."""
+    """Number of axes, and the sizes of the positions, or the width where there are none."""
     positions = {2: value.shape[1:], 3: value.shape[1:2]}.get(value.ndim, value.shape[2:])
     return (value.ndim, *positions)
 
 
 def _adds_nothing(output: _Output, before: _Output) -> bool:
-    """True if it holds the same numbers reshaped or dropped out, or their averages."""
+    """True if it is the output before it, reshaped, or averaged over positions."""
     one, other = output.value, before.value
     if one.numel() == other.numel() and torch.equal(one.flatten(), other.flatten()):
         return True
@@ -209,7 +210,7 @@ def _outputs(network: nn.Module, images: np.ndarray) -> tuple[list[_Output], tor
             nonlocal learned
             learned = learned or any(True for _ in module.parameters())
             if isinstance(value, torch.Tensor):
-                # a copy: what is done to it in place afterwards is not what the module gave
+                # a copy: later layers may write into it in place
                 outputs.append(_Output(name, value.detach().clone(), learned))
 
         return note
@@ -233,42 +234,21 @@ class LossPrediction(nn.Module):
 
     Attributes:
         taps: names of the network's modules whose outputs it reads.
-        margin: ξ of the ranking loss.
-        weight: λ of the ranking loss beside the network's own.
-        detach: the part of the schedule after which the network feels nothing of it.
-        learning_rate: its highest, where the network's is not lower.
-        felt: the share of the gradient at the feature maps that enters the network.
+        config: margin, weight, detach, learning rate and scale of the gradient.
     """
 
-    def __init__(
-        self,
-        taps: Sequence[str],
-        widths: Sequence[int],
-        width: int = 128,
-        margin: float = 1.0,
-        weight: float = 1.0,
-        detach: float = 0.6,
-        learning_rate: float = 0.01,
-        felt: float = 1.0,
-    ) -> None:
-        """Draw the initial weights from torch's generator; `of` is the usual way to make one.
+    def __init__(self, taps: Sequence[Tap], config: LossPredictionConfig) -> None:
+        """Draw the initial weights from torch's generator; use `of` for one of a given network.
 
         Args:
-            taps: names of the network's modules whose outputs it reads.
-            widths: channels of each of these outputs.
-            width: to which each of them is brought.
-            margin: ξ.
-            weight: λ.
-            detach: part of the schedule, from 0 to 1.
-            learning_rate: its highest.
-            felt: share of the gradient that enters the network, from 0 to 1.
+            taps: the network's modules whose outputs it reads.
+            config: its width and training; `config.taps` is not read.
         """
         super().__init__()
-        self.taps = tuple(taps)
-        self.margin, self.weight, self.detach = margin, weight, detach
-        self.learning_rate, self.felt = learning_rate, felt
-        self.maps = nn.ModuleList([nn.Linear(channels, width) for channels in widths])
-        self.head = nn.Linear(width * len(widths), 1)
+        self.taps = tuple(tap.name for tap in taps)
+        self.config = config
+        self.maps = nn.ModuleList([nn.Linear(tap.width, config.width) for tap in taps])
+        self.head = nn.Linear(config.width * len(taps), 1)
 
     @classmethod
     def of(
@@ -276,52 +256,32 @@ class LossPrediction(nn.Module):
         network: nn.Module,
         images: Num[np.ndarray, "examples channels height width"],
         rng: np.random.Generator,
-        taps: Sequence[str] = (),
-        width: int = 128,
-        margin: float = 1.0,
-        weight: float = 1.0,
-        detach: float = 0.6,
-        learning_rate: float = 0.01,
-        felt: float = 1.0,
+        config: LossPredictionConfig | None = None,
     ) -> "LossPrediction":
-        """A fresh module for a network, on its device.
+        """A new module for a network, on its device.
 
         Args:
             network: in eval mode; its state is left as it was.
             images: two or more, as the network takes them, for the sizes of its feature maps.
-            rng: where the initial weights come from.
-            taps: names of submodules; none lets `find_taps` choose.
-            width: to which each feature map is brought.
-            margin: ξ.
-            weight: λ.
-            detach: part of the schedule.
-            learning_rate: its highest.
-            felt: share of the gradient that enters the network.
+            rng: draws the initial weights.
+            config: its taps, width and training; None for the defaults.
 
         Raises:
             NetworkError: no feature map is found, or one that is named cannot be read.
         """
-        found = find_taps(network, images, taps)
+        config = config or LossPredictionConfig()
+        taps = find_taps(network, images, config.taps)
         device, dtype = placement(network)
         with seeded(rng, torch.device("cpu")):
-            made = cls(
-                [tap.name for tap in found],
-                [tap.width for tap in found],
-                width,
-                margin,
-                weight,
-                detach,
-                learning_rate,
-                felt,
-            )
-        return made.to(device=device, dtype=dtype).eval()
+            module = cls(taps, config)
+        return module.to(device=device, dtype=dtype).eval()
 
     def forward(
         self, features: Sequence[Float[torch.Tensor, "batch _"]]
     ) -> Float[torch.Tensor, " batch"]:
         """Averaged feature maps, one for each tap → predicted losses."""
-        brought = [torch.relu(fc(h)) for fc, h in zip(self.maps, features, strict=True)]
-        return self.head(torch.cat(brought, dim=1))[:, 0]
+        projected = [torch.relu(fc(h)) for fc, h in zip(self.maps, features, strict=True)]
+        return self.head(torch.cat(projected, dim=1))[:, 0]
 
     @contextmanager
     def watch(self, network: nn.Module) -> Iterator[list[torch.Tensor]]:
@@ -332,17 +292,17 @@ class LossPrediction(nn.Module):
         """
         seen = [torch.empty(0)] * len(self.taps)
 
-        def reading(place: int) -> Callable[[nn.Module, object, object], None]:
+        def reading(index: int) -> Callable[[nn.Module, object, object], None]:
             def read(_: nn.Module, __: object, output: object) -> None:
                 # averaged at once: later layers may write into the map itself
-                seen[place] = pooled(self.taps[place], output)
+                seen[index] = pooled(self.taps[index], output)
 
             return read
 
         handles = []
         try:
-            for place, name in enumerate(self.taps):
-                handles.append(_part(network, name).register_forward_hook(reading(place)))
+            for index, name in enumerate(self.taps):
+                handles.append(_submodule(network, name).register_forward_hook(reading(index)))
             yield seen
         finally:
             for handle in handles:
@@ -350,7 +310,7 @@ class LossPrediction(nn.Module):
 
     def rate(self, network_rate: float) -> float:
         """The highest learning rate of this module beside a network's."""
-        return min(network_rate, self.learning_rate)
+        return min(network_rate, self.config.learning_rate)
 
     def added(
         self,
@@ -368,10 +328,12 @@ class LossPrediction(nn.Module):
         Raises:
             NetworkError: another network than the one that it was made for.
         """
-        felt = self.felt if done < self.detach else 0.0
-        if felt < 1:  # the same values, and less of the gradient through them
-            seen = [h.detach() + felt * (h - h.detach()) if felt else h.detach() for h in seen]
-        return self.weight * ranking_loss(self._read(seen), losses.detach(), self.margin)
+        config = self.config
+        scale = 1.0 if config.grad_scale is None else config.grad_scale
+        scale = scale if done < config.detach else 0.0
+        if scale < 1:  # the same values, and `scale` of the gradient through them
+            seen = [h.detach() + scale * (h - h.detach()) if scale else h.detach() for h in seen]
+        return config.weight * ranking_loss(self._read(seen), losses.detach(), config.margin)
 
     def predict(
         self,
@@ -409,12 +371,12 @@ class LossPrediction(nn.Module):
         return predicted
 
     def _read(self, seen: Sequence[torch.Tensor]) -> torch.Tensor:
-        given = [features.shape[-1] for features in seen]
-        wanted = [fc.in_features for fc in self.maps if isinstance(fc, nn.Linear)]
-        if given != wanted:
+        got = [features.shape[-1] for features in seen]
+        expected = [fc.in_features for fc in self.maps if isinstance(fc, nn.Linear)]
+        if got != expected:
             raise NetworkError(
-                f"the network's feature maps at {', '.join(self.taps)} have {given} channels and "
-                f"the loss prediction module was made for {wanted}: give the network that it was "
+                f"the network's feature maps at {', '.join(self.taps)} have {got} channels and "
+                f"the loss prediction module was made for {expected}: give the network that it was "
                 "trained with"
             )
         return self(seen)
@@ -440,7 +402,7 @@ def ranking_loss(
     return torch.relu(margin - order * gap).mean()
 
 
-def _part(network: nn.Module, name: str) -> nn.Module:
+def _submodule(network: nn.Module, name: str) -> nn.Module:
     try:
         return network.get_submodule(name)
     except AttributeError as error:

@@ -3,6 +3,7 @@
 `query` and `compare` choose images for a loop of your own, `start` asks one at a time.
 """
 
+# pyright: reportUnsupportedDunderAll=false
 import importlib
 from typing import Any
 

@@ -25,7 +25,7 @@ from bridge.program import DType, Node, Program, Ref, Site, Weight
 from bridge.trace import mirror
 from kernel.ntk import empirical_ntk
 from kernel.options import Request
-from kernel.taps import per_example_gradients
+from tests.kernel_cases import per_example_gradients
 from tests.small_networks import NETWORKS, SHAPE, build
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +36,7 @@ for name in ("torch", "torchvision", "torch2jax"):
 from pathlib import Path
 import numpy as np
 from bridge import portable, weights
-from kernel.taps import per_example_gradients
+from tests.kernel_cases import per_example_gradients
 from kernel.ntk import empirical_ntk
 from kernel.options import Request
 

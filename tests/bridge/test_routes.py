@@ -20,7 +20,7 @@ from bridge.parity import certify
 from bridge.trace import mirror
 from kernel.ntk import empirical_ntk
 from kernel.options import Request
-from kernel.taps import per_example_gradients
+from tests.kernel_cases import per_example_gradients
 from tests.small_networks import CLASSES, SHAPE, build
 
 pytest.importorskip("torch2jax")

@@ -31,7 +31,7 @@ from bridge.errors import BridgeError, ParityError
 from bridge.mirror import Mirror
 from bridge.module import to_numpy
 from bridge.program import Arrays, DType, Node, Program, Ref, Site, Weight, references
-from bridge.weights import replace
+from kernel.files import write_file
 from kernel.model import Function
 from kernel.taps import image_gradients
 
@@ -147,7 +147,7 @@ class Certificate:
         """
         text = json.dumps(self.as_dict(), indent=2, allow_nan=False) + "\n"
         try:
-            replace(Path(path), text.encode())
+            write_file(Path(path), text.encode())
         except OSError as error:
             raise BridgeError(
                 f"cannot write the certificate to {path}: {error.strerror}"

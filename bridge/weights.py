@@ -8,7 +8,6 @@ writes the same file with the program in it.
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,33 +19,7 @@ import safetensors
 import safetensors.numpy
 
 from bridge.errors import BridgeError
-
-
-def replace(path: Path, data: bytes) -> None:
-    """Write beside the target, force it to the disk, then put it in the target's place.
-
-    The file beside it has one name, so that one left by a killed process is written over.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written; the old file is untouched.
-    """
-    temporary = path.with_name(f".{path.name}.new")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
+from kernel.files import write_file
 
 FORMAT = "ntk-lookahead weights"
 VERSION = 1
@@ -156,7 +129,7 @@ def pack(contents: Contents, path: Path) -> None:
         **contents.extra,
     }
     try:
-        replace(Path(path), _sorted(safetensors.numpy.save(arrays, metadata)))
+        write_file(Path(path), _sorted(safetensors.numpy.save(arrays, metadata)))
     except OSError as error:
         raise BridgeError(
             f"cannot write the weights to {path}: {error.strerror}; what was there before is "

@@ -223,6 +223,7 @@ class PersonOracle:
         file: where the image in question is written, as PNG; replaced with each question.
         console: where it is shown; in coloured characters if it is a terminal with colours.
         read: a line from the person, without its end; EOFError where there are no more.
+        write: replaces a file atomically.
     """
 
     images: UInt8[np.ndarray, "examples channels height width"]
@@ -230,6 +231,7 @@ class PersonOracle:
     file: Path
     console: Console
     read: Callable[[], str]
+    write: Callable[[Path, bytes], None]
 
     def ask(self, index: int, heading: str) -> int | Wish:
         """Show an image until a label or a wish other than help is typed.
@@ -257,7 +259,7 @@ class PersonOracle:
             self._help()
 
     def _show(self, index: int, heading: str) -> None:
-        self.file.write_bytes(as_png(self.images[index]))
+        self.write(self.file, as_png(self.images[index]))
         self.console.print(escape(heading), style="bold", highlight=False)
         if self.console.is_terminal and self.console.color_system is not None:
             columns = min(_WIDEST, self.console.width)

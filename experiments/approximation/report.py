@@ -15,10 +15,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from rich.console import Console
 
-from bridge.weights import replace
 from experiments.approximation.config import FULL, INITIAL, TRAINED
 from experiments.approximation.run import NETWORK, ZERO, ApproximationResult, Rows, WidthResult
 from experiments.dynamics.report import cell, markdown_table, print_table
+from kernel.files import write_files
 from pipelines.config import identity
 from pipelines.core.json_io import write_record
 from pipelines.report.drawing import (
@@ -61,11 +61,15 @@ _HEIGHT, _TOP = 1.55, 0.62  # inches; the legend is above the titles
 
 
 def write(result: ApproximationResult) -> None:
-    """Write table, picture, page and record into the directory, each atomically."""
+    """Write table, picture, page and record into the directory, replaced together."""
     folder, first = result.config.run_folder, result.widths[0].task
-    replace(folder / TABLE, pd.DataFrame(rows(result)).to_csv(index=False).encode())
-    replace(folder / PICTURE, picture(result))
-    replace(folder / PAGE, _page(result).encode())
+    write_files(
+        {
+            folder / TABLE: pd.DataFrame(rows(result)).to_csv(index=False).encode(),
+            folder / PICTURE: picture(result),
+            folder / PAGE: _page(result).encode(),
+        }
+    )
     content: dict[str, Any] = {
         "format": FORMAT,
         "config": identity(result.config),

@@ -17,10 +17,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bridge.weights import replace
 from experiments.dynamics.config import FIGURES
 from experiments.dynamics.figures import DYNAMICAL, G_MSE, RANDOM, Rows
 from experiments.dynamics.run import INITIAL, STATES, TRAINED, DynamicsResult
+from kernel.files import write_files
 from pipelines.config import identity
 from pipelines.core.json_io import write_record
 from pipelines.report.drawing import (
@@ -66,13 +66,14 @@ _HEIGHT, _TOP = 2.3, 0.62  # inches; the legend is above the titles
 
 
 def write(result: DynamicsResult) -> None:
-    """Write tables, pictures, page and record into the directory, each atomically."""
+    """Write tables, pictures, page and record into the directory, replaced together."""
     folder, task = result.config.run_folder, result.task
     said, written = sentences(result), tables(result)
+    files = {}
     for name, rows in written.items():
-        replace(folder / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False).encode())
-        replace(folder / f"{name}.png", png(_PICTURES[name](result, rows)))
-    replace(folder / PAGE, _page(result, said, written).encode())
+        files[folder / f"{name}.csv"] = pd.DataFrame(rows).to_csv(index=False).encode()
+        files[folder / f"{name}.png"] = png(_PICTURES[name](result, rows))
+    write_files(files | {folder / PAGE: _page(result, said, written).encode()})
     content: dict[str, Any] = {
         "format": FORMAT,
         "config": identity(result.config),

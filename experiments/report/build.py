@@ -21,13 +21,13 @@ from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 
-from bridge.weights import replace
 from experiments.report.figures import Drawn, figures
 from experiments.report.page import missing, page, summary_page
 from experiments.report.results import PLACES, Results, Statistics, common, results, statistics
 from experiments.statistics.claims import Judgement
 from experiments.studies.study import Study
 from experiments.sweep.records import find_records, pack, state
+from kernel.files import write_files
 from pipelines.core import record
 from pipelines.core.errors import PipelineError
 from pipelines.core.json_io import plain
@@ -151,8 +151,12 @@ def several_reports(
         rows.writerows([report.study.name, report.study.source, *j] for j in report.judgements)
     text = summary_page([(r.study, r.judgements) for r in reports], size, absent)
     try:
-        replace(out / "verdicts.md", text.encode())
-        replace(out / "verdicts.csv", stream.getvalue().encode())
+        write_files(
+            {
+                out / "verdicts.md": text.encode(),
+                out / "verdicts.csv": stream.getvalue().encode(),
+            }
+        )
     except OSError as error:
         raise PipelineError(
             f"the verdicts cannot be written into {out} ({error}); give --out a folder that can be "
@@ -173,17 +177,19 @@ def _write(found: Results, out: Path, places: bool, records: bool) -> StudyRepor
     pngs = [(one, _encoded(one.figure, "png")) for one in drawn]
     try:
         out.mkdir(parents=True, exist_ok=True)
+        files = {}
         for one, png in pngs:
-            replace(out / f"{one.name}.png", png)
-            replace(out / f"{one.name}.svg", _encoded(one.figure, "svg"))
+            files[f"{one.name}.png"] = png
+            files[f"{one.name}.svg"] = _encoded(one.figure, "svg")
         for name, table in _tables(found, made).items():
             kept = table if places else table.drop(columns=[*PLACES], errors="ignore")
-            replace(out / f"{name}.csv", kept.to_csv(index=False, float_format=_DIGITS).encode())
-        replace(out / VERDICTS, _verdicts(found, made, drawn, places).encode())
+            files[f"{name}.csv"] = kept.to_csv(index=False, float_format=_DIGITS).encode()
+        files[VERDICTS] = _verdicts(found, made, drawn, places).encode()
         if records:
-            replace(out / ARCHIVE, archive(found.study, found.size, found.root, places))
-        replace(out / PAGE, page("study.html", found, made, pngs).encode())
-        replace(out / MARKDOWN, page("study.md", found, made, pngs).encode())
+            files[ARCHIVE] = archive(found.study, found.size, found.root, places)
+        files[PAGE] = page("study.html", found, made, pngs).encode()
+        files[MARKDOWN] = page("study.md", found, made, pngs).encode()
+        write_files({out / name: data for name, data in files.items()})
     except OSError as error:
         raise PipelineError(
             f"the report cannot be written into {out} ({error}); give --out a folder that can be "

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from bridge.weights import replace
 from experiments.approximation import report as approximation
 from experiments.dynamics import report as dynamics
 from experiments.studies.study import Trial, key_of, kind_of
 from experiments.sweep.executors import Job, Outcome
+from kernel.files import write_file
 from pipelines.audit import report as audit
 from pipelines.config import RunConfig, identity
 from pipelines.core import record
@@ -147,7 +147,7 @@ def write_note(job: Job, outcome: Outcome, trace: str | None = None) -> None:
     }
     job.folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(plain(content), indent=1, allow_nan=False) + "\n"
-    replace(job.folder / record.NOTE, text.encode())
+    write_file(job.folder / record.NOTE, text.encode())
 
 
 def read_note(folder: Path) -> dict[str, Any] | None:
@@ -189,7 +189,7 @@ def unpack(folder: Path, files: Files, stale: Iterable[str] = ()) -> None:
     targets = {name: _target(folder, name) for name in files}
     for name in sorted(files, key=lambda name: 1 + _LAST.index(name) if name in _LAST else 0):
         targets[name].parent.mkdir(parents=True, exist_ok=True)
-        replace(targets[name], files[name])
+        write_file(targets[name], files[name])
     for name in set(stale) - set(files):
         _target(folder, name).unlink(missing_ok=True)
     record.clear_round_in_progress(folder)  # which has been completed elsewhere

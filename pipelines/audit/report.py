@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bridge.weights import replace
+from kernel.files import write_files
 from pipelines.audit import comparison
 from pipelines.audit.comparison import (
     FOLLOW,
@@ -163,8 +163,8 @@ def frame(audit: Audit) -> pd.DataFrame:
 def write(audit: Audit) -> None:
     """Table, picture and record into the directory of the audit, each whole or not at all."""
     folder = audit.config.run_folder
-    replace(folder / TABLE, frame(audit).to_csv(index=False).encode())
-    replace(folder / PICTURE, picture(audit))
+    table = frame(audit).to_csv(index=False).encode()
+    write_files({folder / TABLE: table, folder / PICTURE: picture(audit)})
     content = {
         "format": FORMAT,
         "config": identity(audit.config),

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bridge.weights import replace
+from kernel.files import write_file
 from pipelines.core.errors import PipelineError
 from pipelines.core.record import environment
 
@@ -65,7 +65,7 @@ def put(folder: Path, name: str, value: Any) -> Any:
     """
     text = json.dumps(plain(value), allow_nan=False)
     folder.mkdir(parents=True, exist_ok=True)
-    replace(path_of(folder, name), text.encode())
+    write_file(path_of(folder, name), text.encode())
     return json.loads(text)
 
 
@@ -88,7 +88,7 @@ def write_record(path: Path, content: dict[str, Any], seconds: dict[str, float])
     """
     environments = [*_environments(path), environment() | {"seconds": seconds}]
     record = plain(content | {"environment": environments})
-    replace(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+    write_file(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
 
 
 def _environments(path: Path) -> list[Any]:

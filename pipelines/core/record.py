@@ -1,9 +1,10 @@
 """Records of runs: configuration, environment, one JSON line a round, weights.
 
-Every write goes to a temporary file in the same folder, is flushed to the disk and renamed over
-the old one, so that a run killed at any moment is found whole, at its last completed step.
+Every file is replaced by `kernel.files`, so that a run killed at any moment is found whole, at its
+last completed step.
 """
 
+import errno
 import json
 import os
 import platform
@@ -15,9 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from bridge.weights import replace
+from kernel.files import remove_temporaries, write_file
 from pipelines.core.errors import PipelineError
 
 try:
@@ -231,7 +232,7 @@ def only_writer(path: Path, *, wait: bool = False) -> Iterator[None]:
         HeldError: another process is working in it, and `wait` is false.
     """
     path.mkdir(parents=True, exist_ok=True)
-    with (path / LOCK).open("w") as lock:
+    with _open_lock(path / LOCK) as lock:
         if fcntl is not None:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -240,11 +241,25 @@ def only_writer(path: Path, *, wait: bool = False) -> Iterator[None]:
                     f"another process is working in {path}; wait for it, or give --run another "
                     "directory."
                 ) from error
+            remove_temporaries(path)
         yield
 
 
+def _open_lock(path: Path) -> IO[str]:
+    """Open for locking, and leave the file as it is; a link is not followed."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        return os.fdopen(os.open(path, flags, 0o666), "r+")
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise PipelineError(
+            f"{path} is a symbolic link, and the run's lock must be a file of its own: delete it."
+        ) from error
+
+
 def _write(path: Path, content: str) -> None:
-    replace(path, content.encode())
+    write_file(path, content.encode())
 
 
 def environment() -> dict[str, Any]:

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from kernel.files import write_files
 from pipelines.core import record
 from pipelines.core.errors import PipelineError
 from pipelines.core.record import Run
@@ -140,11 +141,14 @@ def report(runs: Sequence[Path], out: Path) -> Report:
     )
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for path, png in zip(made.figures, pngs.values(), strict=True):
-            path.write_bytes(png)
-        made.rounds.write_text(pd.concat(tables, ignore_index=True).to_csv(index=False), "utf-8")
-        made.table.write_text(table.to_csv(index=False), "utf-8")
-        made.page.write_text(_page(sections, warnings), "utf-8")
+        write_files(
+            dict(zip(made.figures, pngs.values(), strict=True))
+            | {
+                made.rounds: pd.concat(tables, ignore_index=True).to_csv(index=False).encode(),
+                made.table: table.to_csv(index=False).encode(),
+                made.page: _page(sections, warnings).encode(),
+            }
+        )
     except OSError as error:
         raise PipelineError(
             f"the report cannot be written into {out} ({error}); give --out a folder that can be "

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from bridge.weights import replace
+from kernel.files import write_file, write_files
 from pipelines.core import record
 from pipelines.core.errors import PipelineError
 from pipelines.core.record import Run
@@ -83,7 +83,7 @@ class Journal:
 
     def _write(self, lines: list[dict[str, Any]]) -> None:
         text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-        replace(self.run.path / ANSWERS, text.encode())
+        write_file(self.run.path / ANSWERS, text.encode())
 
 
 def open_journal(
@@ -166,7 +166,6 @@ def write_curve(journal: Journal) -> Path:
         OSError: one of them cannot be written.
     """
     rows, config = curve(journal), journal.run.config
-    replace(journal.run.path / CSV, rows.to_csv(index=False).encode())
     tests = journal.run.rounds[0]["tests"]
     caption = (
         f"{config['data']['name']}, {config['network']}, {config['strategy']}, seed "
@@ -193,6 +192,6 @@ def write_curve(journal: Journal) -> Path:
     finish(axes, "One label at a time", "labels", "test accuracy, %" if tests else "drift")
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=150)
-    path = journal.run.path / CURVE_IMAGE
-    replace(path, stream.getvalue())
+    path, table = journal.run.path / CURVE_IMAGE, rows.to_csv(index=False).encode()
+    write_files({journal.run.path / CSV: table, path: stream.getvalue()})
     return path

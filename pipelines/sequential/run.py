@@ -21,6 +21,7 @@ from torch import nn
 
 from bridge.module import restore
 from bridge.weights import read
+from kernel.files import write_file
 from pipelines.config import identity, machine_settings
 from pipelines.core import record
 from pipelines.core.errors import PipelineError
@@ -88,7 +89,12 @@ def answerer_of(
             raise PipelineError("oracle is person, and there is no console to ask them at.")
         file = config.run_folder / QUERY_IMAGE
         person = PersonOracle(
-            dataset.train_images, dataset.class_names, file, console, _read_standard_input
+            dataset.train_images,
+            dataset.class_names,
+            file,
+            console,
+            _read_standard_input,
+            write_file,
         )
         return person.ask, "person"
     named = CallableOracle(load(config.oracle, "oracle"), dataset.classes)

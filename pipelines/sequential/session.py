@@ -16,9 +16,10 @@ from bridge import trace
 from bridge.mirror import Mirror
 from bridge.module import weights_of
 from bridge.parity import certify
-from bridge.weights import Contents, Weights, pack, replace, unpack
+from bridge.weights import Contents, Weights, pack, unpack
 from kernel.covariance import AnyKernel, Cross, Features, Kernel
 from kernel.errors import KernelError
+from kernel.files import write_file
 from kernel.model import dtype_of
 from kernel.ntk import compute_kernel
 from kernel.options import CRITERIA, Options
@@ -356,7 +357,7 @@ def write(folder: Path, state: SequentialState, events: Sequence[Event]) -> None
         **{key: getattr(state, key) for key in _PLAIN},
         "events": [list(event) for event in events],
     }
-    replace(path, (json.dumps(content, indent=1) + "\n").encode())
+    write_file(path, (json.dumps(content, indent=1) + "\n").encode())
     for stale in folder.glob("state-*.safetensors"):
         if stale.name != name:
             stale.unlink()

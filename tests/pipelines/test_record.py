@@ -1,14 +1,12 @@
 import errno
 import json
 import os
-import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from bridge.weights import replace
 from pipelines.core import record
 from pipelines.core.errors import PipelineError
 
@@ -115,19 +113,6 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     assert not list(tmp_path.glob(".rounds*"))
 
 
-def test_a_file_is_on_the_disk_before_it_takes_its_place_and_its_name_after(tmp_path, monkeypatch):
-    done = []
-
-    def fsync(descriptor, real=os.fsync):
-        kind = "folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
-        done.append((kind, (tmp_path / "file").exists()))
-        real(descriptor)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    replace(tmp_path / "file", b"whole")
-    assert done == [("file", False), ("folder", True)]
-
-
 def test_numbers_that_json_does_not_know_are_refused(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         record.append(record.open_run(tmp_path, CONFIG), {"round": 0, "score": float("nan")})
@@ -150,3 +135,19 @@ with only_writer(Path({str(tmp_path)!r})): pass
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=root
     )
     assert after.returncode == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links of POSIX")
+def test_a_planted_lock_is_refused_and_leftovers_are_removed(tmp_path):
+    theirs = tmp_path / "theirs"
+    theirs.write_bytes(b"precious")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".rounds.jsonl.0123456789abcdef.new").write_bytes(b"half")
+    (run / record.LOCK).symlink_to(theirs)
+    with pytest.raises(PipelineError, match="is a symbolic link"), record.only_writer(run):
+        pass
+    assert theirs.read_bytes() == b"precious"
+    (run / record.LOCK).unlink()
+    with record.only_writer(run):
+        assert [path.name for path in run.iterdir()] == [record.LOCK]

@@ -1,6 +1,8 @@
 import dataclasses
+import errno
 import io
 import json
+import os
 import re
 import stat
 from html.parser import HTMLParser
@@ -248,6 +250,38 @@ def test_a_folder_that_cannot_be_written_is_named(runs, tmp_path, no_figures):
     (tmp_path / "file").write_text("")
     with pytest.raises(PipelineError, match="cannot be written into .*file.*--out"):
         report([runs], tmp_path / "file" / "out")
+
+
+def test_a_report_that_fails_halfway_leaves_the_earlier_one(
+    runs, tmp_path, no_figures, monkeypatch
+):
+    out = tmp_path / "out"
+    report([runs], out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    real, calls = os.replace, []
+
+    def full(source, target):
+        calls.append(target)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(PipelineError, match="No space left"):
+        report([runs / "margin-0"], out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links of POSIX")
+def test_a_report_follows_no_planted_link(runs, tmp_path, no_figures):
+    theirs, out = tmp_path / "theirs", tmp_path / "out"
+    theirs.write_text("precious")
+    out.mkdir()
+    for name in ("table.csv", ".table.csv.new", "report.html"):
+        (out / name).symlink_to(theirs)
+    report([runs], out)
+    assert theirs.read_text() == "precious"
+    assert (out / "table.csv").read_text().startswith("strategy")
 
 
 def test_the_terminal_leaves_out_stages_that_take_no_time(tmp_path, no_figures):

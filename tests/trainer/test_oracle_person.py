@@ -9,6 +9,7 @@ from rich.color import Color
 from rich.console import Console
 from rich.style import Style
 
+from kernel.files import write_file
 from trainer.dataset import UNLABELLED
 from trainer.errors import DataError
 from trainer.images import read_partly_labelled
@@ -92,7 +93,7 @@ def person(lines, folder, rng, **options):
         except StopIteration:
             raise EOFError from None
 
-    return PersonOracle(images, CATS, folder / "question.png", console, read), shown
+    return PersonOracle(images, CATS, folder / "question.png", console, read, write_file), shown
 
 
 def test_a_person_is_asked_until_the_answer_is_understood(tmp_path, rng):

@@ -36,8 +36,9 @@ from torch.nn import functional
 from trainer import batchnorm
 from trainer.config import Loss, TrainConfig
 from trainer.errors import FitError
-from trainer.predict import NotFiniteError, forward, logits, placement, to_tensor
+from trainer.predict import NotFiniteError, flops, forward, logits, placement, to_tensor
 from trainer.randomness import seeded
+from trainer.threads import limited
 
 
 def crop(
@@ -430,8 +431,13 @@ def fit(
     check_data(images, labels)
     check_network(network, len(labels), config)
     lay_out(network, torch.channels_last)
+    batch = -(-len(labels) // config.plan(len(labels))[0])
+    of_a_step = lambda: 3 * batch * flops(network, images[:1])  # a backward pass costs two forward
     try:
-        return _fit(network, images, labels, config, rng, _throttled(progress), auxiliary_module)
+        with limited(of_a_step):
+            return _fit(
+                network, images, labels, config, rng, _throttled(progress), auxiliary_module
+            )
     finally:
         batchnorm.freeze(network)
         lay_out(network, torch.contiguous_format)

@@ -9,13 +9,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, NamedTuple, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Num
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.errors import DataError, NetworkError
+from trainer.threads import limited
 
 
 @runtime_checkable
@@ -182,7 +185,8 @@ def answers(
     if batch_size < 1:
         raise NetworkError(f"batch_size is {batch_size}; it must be at least 1")
     rows = []
-    with torch.no_grad():
+    of_a_batch = lambda: min(batch_size, len(images)) * flops(network, images[:1])
+    with torch.no_grad(), limited(of_a_batch):
         for start in range(0, max(len(images), 1), batch_size):
             batch = to_tensor(images[start : start + batch_size], network)
             rows.append(forward(network, batch).float().cpu().numpy())
@@ -196,6 +200,31 @@ def answers(
                 )
                 raise NotFiniteError("logits", index, cause)
     return np.concatenate(rows)
+
+
+_FLOPS: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], int]] = WeakKeyDictionary()
+
+
+def flops(network: nn.Module, image: Num[np.ndarray, "images channels height width"]) -> int:
+    """Floating-point operations of products and convolutions in a forward pass; counted once.
+
+    Args:
+        network: in whatever mode.
+        image: one, or none at all, which costs nothing.
+    """
+    known = _FLOPS.setdefault(network, {})
+    if image.shape not in known:
+        batch = to_tensor(image, network)
+        devices = [batch.device] if batch.device.type == "cuda" else []
+        with (
+            torch.no_grad(),
+            torch.random.fork_rng(devices=devices),
+            torch.compiler.set_stance("force_eager"),
+            FlopCounterMode(display=False) as counter,
+        ):
+            forward(network, batch)
+        known[image.shape] = counter.get_total_flops()
+    return known[image.shape]
 
 
 NAMED = "feature_layer"  # the attribute by which a network names the layer that gives features

@@ -8,7 +8,7 @@ a folder of its own, so that the same command goes on where an interrupted one s
     python -m benchmarks.baselines --data-dir DIR --runs FOLDER [--json FILE] [--figure FILE]
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,11 @@ import tyro
 from rich.console import Console
 
 from benchmarks.measuring import load, machine, markdown, write
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, defaults_of
 from pipelines.core.record import Run
 from pipelines.report.curves import QUERY_STAGES, Interval, interval
 from pipelines.run import run
-from pipelines.strategies.options import BaselineConfig, KernelConfig
-from trainer.config import TrainConfig
+from pipelines.strategies.options import BaselineConfig
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402 - the backend without a display comes first
@@ -103,8 +102,9 @@ class Bar:
 
 def configuration(settings: Settings, strategy: str, seed: int) -> RunConfig:
     """Of one run."""
-    return RunConfig(
-        dataset=settings.dataset,
+    script = defaults_of(settings.dataset)
+    return replace(
+        script,
         strategy=strategy,
         seed=seed,
         initial=settings.initial,
@@ -117,8 +117,7 @@ def configuration(settings: Settings, strategy: str, seed: int) -> RunConfig:
         data_dir=settings.data_dir,
         download=False,
         run=settings.runs / f"{strategy}-seed{seed}",
-        train=TrainConfig(min_steps=settings.min_steps),
-        kernel=KernelConfig(),
+        train=replace(script.train, min_steps=settings.min_steps),
         baseline=BaselineConfig(
             epochs=settings.epochs, step=settings.step, image_size=settings.infinite_size
         ),

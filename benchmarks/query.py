@@ -19,12 +19,12 @@ import tyro
 from torch import nn
 
 from benchmarks.measuring import Compiling, Times, load, machine, markdown, turns, write
+from pipelines.config import defaults_of
 from pipelines.core.progress import Stages, generator
 from pipelines.strategies import STRATEGIES
 from pipelines.strategies.base import Labelling, Resources, build_context
 from pipelines.strategies.options import KernelConfig, StrategyOptions
 from trainer import data
-from trainer.config import TrainConfig
 from trainer.fit import fit, keep_freed_blocks
 from trainer.networks import build
 from trainer.pool import Pool
@@ -84,9 +84,10 @@ class Queries:
         arguments = {"stages": 1, "widen": settings.widen}
         rng = generator(settings.seed, "weights")
         self.network: nn.Module = build("wide_resnet", shape, self.dataset.classes, rng, arguments)
-        config = TrainConfig(min_steps=settings.min_steps, epochs=1, extensions=0)
-        given = self.images(self.pool.labelled)
-        self.fitted = fit(self.network, given, self.labels, config, generator(settings.seed, "fit"))
+        script = defaults_of(settings.dataset).train
+        self.train = replace(script, min_steps=settings.min_steps, epochs=1, extensions=0)
+        given, rng = self.images(self.pool.labelled), generator(settings.seed, "fit")
+        self.fitted = fit(self.network, given, self.labels, self.train, rng)
         self.mirror: Any = None
         self.stages: dict[str, list[dict[str, float]]] = {}
 
@@ -106,7 +107,7 @@ class Queries:
                 self.images,
                 Labelling(self.pool.labelled, self.labels, self.candidates),
                 [STRATEGIES[name]],
-                train=TrainConfig(),
+                train=self.train,
                 options=StrategyOptions(kernel=kernel or KernelConfig()),
                 resources=Resources(progress=stages),
                 mirror=self.mirror,

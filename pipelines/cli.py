@@ -89,7 +89,21 @@ def measurement(settings: type[MeasurementSettings], package: str, description: 
         report.write(result)
         report.show(result, console)
 
-    command(settings, measure, f"python -m {package}", description)
+    words = sys.argv[1:]
+    with plainly():
+        defaults = settings.of_dataset(dataset_in(words, settings.dataset))
+    command(settings, measure, f"python -m {package}", description, defaults=defaults)
+
+
+def dataset_in(words: Sequence[str], default: str) -> str:
+    """The data set named among the arguments, whose values are the defaults of the others."""
+    for position, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name == "--dataset":
+            if equals:
+                return value
+            return words[position + 1] if position + 1 < len(words) else default
+    return default
 
 
 def without_foreign_arguments(

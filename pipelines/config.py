@@ -8,9 +8,10 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import tyro
 
@@ -18,6 +19,7 @@ from pipelines.core.errors import PipelineError
 from pipelines.strategies import STRATEGIES, help_text, methods_of, needs_of
 from pipelines.strategies.options import StrategyOptions
 from trainer.config import Argument, TrainConfig, parse_arguments
+from trainer.data import DATASETS
 from trainer.errors import lookup
 
 DATA_DIR_VARIABLE = "NTK_DATA_DIR"
@@ -176,6 +178,16 @@ class RunConfig(StrategyOptions, NetworkSettings):
         return self.run or Path("runs") / f"{self.dataset}-{self.strategy}-seed{self.seed}"
 
 
+def defaults_of(dataset: str) -> RunConfig:
+    """The settings of a data set's script; change some by `dataclasses.replace`.
+
+    Raises:
+        UnknownNameError: no such data set.
+    """
+    lookup(DATASETS, dataset, "data set")
+    return import_module(f"pipelines.{dataset}").DEFAULTS
+
+
 @dataclass(frozen=True)
 class MeasurementSettings(NetworkSettings):
     """A measurement of the network that the first round of a run with this seed trains.
@@ -190,6 +202,15 @@ class MeasurementSettings(NetworkSettings):
     dataset: str = "digits"
     precision: Literal["float32", "float64"] = "float32"
     memory_gib: float = field(default=4.0, metadata=_MACHINE)
+
+    @classmethod
+    def of_dataset(cls, dataset: str) -> Self:
+        """The default settings, with the training of the data set's script.
+
+        Raises:
+            UnknownNameError: no such data set.
+        """
+        return cls(dataset=dataset, train=defaults_of(dataset).train)
 
     def check_memory(self) -> None:
         """Refuse no memory at all.

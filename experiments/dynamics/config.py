@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from kernel.options import KINDS, PRECISIONS, PROBES, Request
 from pipelines.config import MeasurementSettings, check_list
@@ -92,6 +92,11 @@ class TheoryConfig(MeasurementSettings):
             )
         self.check_memory()
         self.first_round()
+
+    @classmethod
+    def of_dataset(cls, dataset: str) -> Self:
+        """The default settings, with [D]'s training for every data set."""
+        return cls(dataset=dataset)
 
     @property
     def measured(self) -> bool:

@@ -3,7 +3,7 @@
 import dataclasses
 
 from experiments.statistics.claims import Claim, Part, better, measured, not_better
-from experiments.studies.study import Grid, Study, methods
+from experiments.studies.study import Grid, Study, methods, vary
 from experiments.studies.tasks import (
     DYNAMICS_SEEDS,
     FIVE,
@@ -60,11 +60,7 @@ ROUNDS = Study(
 )
 
 _SMALL_CNN = {
-    "CIFAR-10 16×16, CNN": dataclasses.replace(
-        _PAPER_CNN,
-        image_size=16,
-        train=dataclasses.replace(_PAPER_CNN.train, precision="bfloat16"),
-    )
+    "CIFAR-10 16×16, CNN": vary(_PAPER_CNN, {"image_size": 16, "train.precision": "bfloat16"})
 }
 CIFAR10_ROUNDS = dataclasses.replace(
     ROUNDS,

@@ -1,52 +1,53 @@
 """How faithful the kernel is: to the full one by width ([P]), and to retraining (the audit)."""
 
-import dataclasses
-
 from experiments.approximation.config import ApproximationConfig
 from experiments.statistics.claims import Part, falls, measured
-from experiments.studies.study import Grid, Study
+from experiments.studies.study import Grid, Study, vary
 from experiments.studies.tasks import DYNAMICS_SEEDS, FIVE
 from pipelines.audit.config import AuditConfig
-from trainer.config import TrainConfig
 
 _OWN = "experiments.approximation.networks:"
-_WIDTHS = ApproximationConfig(
-    dataset="mnist",
-    image_size=14,
-    initial=60,
-    test=60,
-    train=TrainConfig(optimiser="adam", min_steps=500, epochs=150, weight_decay=0.0),
+_ADAM = {
+    "train.optimiser": "adam",
+    "train.min_steps": 500,
+    "train.epochs": 150,
+    "train.weight_decay": 0.0,
+}
+_WIDTHS = vary(
+    ApproximationConfig.of_dataset("mnist"), {"image_size": 14, "initial": 60, "test": 60}
 )
 
 
 def _widths(
-    base: ApproximationConfig, network: str, argument: str, *widths: int
+    base: ApproximationConfig, network: str, argument: str, *widths: int, **changes: object
 ) -> ApproximationConfig:
-    return dataclasses.replace(base, network=network, width_argument=argument, widths=widths)
+    own = {"network": network, "width_argument": argument, "widths": widths}
+    return vary(base, {**own, **changes})
 
 
 _WIDTHS_SMALL = {
     "MNIST 14×14, fully connected": _widths(
-        _WIDTHS, f"{_OWN}fcn", "width", 64, 128, 256, 512, 1024
+        _WIDTHS, f"{_OWN}fcn", "width", 64, 128, 256, 512, 1024, **_ADAM
     ),
-    "MNIST 14×14, convolutions": _widths(_WIDTHS, f"{_OWN}convnet", "width", 16, 32, 64),
-    "MNIST 14×14, wide ResNet": dataclasses.replace(
+    "MNIST 14×14, convolutions": _widths(_WIDTHS, f"{_OWN}convnet", "width", 16, 32, 64, **_ADAM),
+    "MNIST 14×14, wide ResNet": vary(
         _widths(_WIDTHS, "wide_resnet", "widen", 1, 2, 4),
-        network_args=("stages=1",),
-        train=TrainConfig(min_steps=500),
+        {"network_args": ("stages=1",), "train.min_steps": 500},
     ),
 }
 # For a GPU: of [P] the data set and the families of networks; counts and widths are chosen here.
-_WIDTHS_LARGE = dataclasses.replace(
-    _WIDTHS, dataset="cifar10", image_size=None, initial=1000, test=500, memory_gib=60.0
+_WIDTHS_LARGE = vary(
+    ApproximationConfig.of_dataset("cifar10"),
+    {"initial": 1000, "test": 500, "memory_gib": 60.0, **_ADAM},
 )
 _WIDTHS_PAPER = {
     "CIFAR-10, fully connected": _widths(
         _WIDTHS_LARGE, f"{_OWN}fcn", "width", 128, 256, 512, 1024, 2048
     ),
     "CIFAR-10, convolutions": _widths(_WIDTHS_LARGE, f"{_OWN}convnet", "width", 32, 64, 128, 256),
-    "CIFAR-10, wide ResNet": dataclasses.replace(
-        _widths(_WIDTHS_LARGE, "wide_resnet", "widen", 1, 2, 4, 8, 10), network_args=("stages=2",)
+    "CIFAR-10, wide ResNet": vary(
+        _widths(_WIDTHS_LARGE, "wide_resnet", "widen", 1, 2, 4, 8, 10),
+        {"network_args": ("stages=2",)},
     ),
 }
 _STATES = (("initial", "at initialisation"), ("trained", "after training"))
@@ -78,69 +79,60 @@ APPROXIMATION = Study(
     ),
 )
 
-_AUDIT = AuditConfig(
-    dataset="mnist", image_size=16, initial=100, sketches=(None, 4096), probes=(4,)
-)
 # Large networks: fewer candidates, and without the kernel of all pairs of classes, which is a
 # hundred times the work of `single`.
-_AUDIT_LARGE = dataclasses.replace(
-    _AUDIT, candidates=16, kinds=("single", "sum", "rademacher", "trace"), train_steps=(150,)
+_FEW_KINDS = {"kinds": ("single", "sum", "rademacher", "trace")}
+_LARGE = {"candidates": 16, "train_steps": (150,), **_FEW_KINDS}
+
+
+def _audit(dataset: str, network: str, *arguments: str, **changes: object) -> AuditConfig:
+    own = {"image_size": 16, "initial": 100, "sketches": (None, 4096), "probes": (4,)}
+    named = {"network": network, "network_args": arguments}
+    return vary(AuditConfig.of_dataset(dataset), {**own, **named, **changes})
+
+
+def _small_audits(name: str, dataset: str, *wide: str) -> dict[str, AuditConfig]:
+    return {
+        f"{name} 16×16, wide ResNet": _audit(dataset, "wide_resnet", *wide, train_steps=(300,)),
+        # Without BatchNorm [L]'s rates diverge, and [D]'s optimiser takes longer to fit the labels.
+        f"{name} 16×16, CNN": _audit(
+            dataset,
+            "cnn",
+            train_steps=(600,),
+            **{"train.optimiser": "adam", "train.learning_rate": 0.003},
+        ),
+        # [L]'s optimiser at rates at which these fit a hundred labels without a restart.
+        f"{name} 16×16, VGG11": _audit(
+            dataset, "vgg11_bn", **{**_LARGE, "train.learning_rate": 0.05}
+        ),
+        f"{name} 16×16, ResNet18": _audit(
+            dataset,
+            "resnet18",
+            **{**_LARGE, "train.learning_rate": 0.02, "train_steps": (100,), "candidates": 12},
+        ),
+    }
+
+
+_AUDIT_SMALL = _small_audits("MNIST", "mnist", "stages=1", "widen=1") | _small_audits(
+    "CIFAR-10", "cifar10", "stages=2", "widen=1"
 )
-
-
-def _audit(base: AuditConfig, network: str, *arguments: str) -> AuditConfig:
-    return dataclasses.replace(base, network=network, network_args=arguments)
-
-
-def _on_cifar10(audit: AuditConfig, **changes: object) -> AuditConfig:
-    return dataclasses.replace(audit, dataset="cifar10", **changes)  # pyright: ignore[reportArgumentType]
-
-
-_WIDE = dataclasses.replace(
-    _audit(_AUDIT, "wide_resnet", "stages=1", "widen=1"), train_steps=(300,)
-)
-# Without BatchNorm [L]'s rates diverge, and [D]'s optimiser takes longer to fit the labels.
-_CNN = dataclasses.replace(
-    _audit(_AUDIT, "cnn"),
-    train=TrainConfig(optimiser="adam", learning_rate=0.003),
-    train_steps=(600,),
-)
-# [L]'s optimiser at rates at which these fit a hundred labels without a restart.
-_VGG = dataclasses.replace(_audit(_AUDIT_LARGE, "vgg11_bn"), train=TrainConfig(learning_rate=0.05))
-_RESNET = dataclasses.replace(
-    _audit(_AUDIT_LARGE, "resnet18"),
-    train=TrainConfig(learning_rate=0.02),
-    train_steps=(100,),
-    candidates=12,
-)
-_AUDIT_SMALL = {
-    "MNIST 16×16, wide ResNet": _WIDE,
-    "MNIST 16×16, CNN": _CNN,
-    "MNIST 16×16, VGG11": _VGG,
-    "MNIST 16×16, ResNet18": _RESNET,
-    "CIFAR-10 16×16, wide ResNet": _on_cifar10(_WIDE, network_args=("stages=2", "widen=1")),
-    "CIFAR-10 16×16, CNN": _on_cifar10(_CNN),
-    "CIFAR-10 16×16, VGG11": _on_cifar10(_VGG),
-    "CIFAR-10 16×16, ResNet18": _on_cifar10(_RESNET),
-}
 # [L]'s labels and widths, images as they are.
-_WHOLE = dataclasses.replace(
-    _AUDIT,
-    image_size=None,
-    initial=1000,
-    subset=1000,
-    candidates=40,
-    repeats=3,
-    kinds=_AUDIT_LARGE.kinds,
-    memory_gib=60.0,
-)
+_WHOLE = {
+    "image_size": None,
+    "initial": 1000,
+    "subset": 1000,
+    "candidates": 40,
+    "repeats": 3,
+    "memory_gib": 60.0,
+    **_FEW_KINDS,
+}
 _AUDIT_PAPER = {
-    "MNIST, wide ResNet": dataclasses.replace(
-        _audit(_WHOLE, "wide_resnet", "stages=1", "widen=20"), initial=100
+    "MNIST, wide ResNet": _audit(
+        "mnist", "wide_resnet", "stages=1", "widen=20", **{**_WHOLE, "initial": 100}
     ),
-    "CIFAR-10, wide ResNet": _on_cifar10(_audit(_WHOLE, "wide_resnet", "stages=2", "widen=10")),
-    "CIFAR-10, ResNet18": _on_cifar10(_audit(_WHOLE, "resnet18")),
-    "CIFAR-10, VGG11": _on_cifar10(_audit(_WHOLE, "vgg11_bn")),
+    "CIFAR-10, wide ResNet": _audit("cifar10", "wide_resnet", "stages=2", "widen=10", **_WHOLE),
+    "CIFAR-10, ResNet18": _audit("cifar10", "resnet18", **_WHOLE),
+    "CIFAR-10, VGG11": _audit("cifar10", "vgg11_bn", **_WHOLE),
 }
 
 AUDIT = Study(

@@ -150,7 +150,8 @@ def vary(config: Any, changes: Mapping[str, Any]) -> Any:
     """The settings with some of them changed, nested names joined by dots.
 
     Raises:
-        PipelineError: a name that is not there; a value that the configuration refuses.
+        PipelineError: a name that is not there; a value that the configuration refuses; a whole
+            section, whose other settings would be lost without a word.
     """
     names = [field.name for field in dataclasses.fields(config)]
     values: dict[str, Any] = {}
@@ -161,6 +162,11 @@ def vary(config: Any, changes: Mapping[str, Any]) -> Any:
             raise PipelineError(
                 f"a study sets {first!r}, and {type(config).__name__} has no such setting; it has "
                 f"{', '.join(names)}."
+            )
+        if not dot and dataclasses.is_dataclass(getattr(config, first)):
+            raise PipelineError(
+                f"a study sets {first!r} whole, and would lose what the data set sets of it: name "
+                f"the settings that change, as {first}.NAME."
             )
         if dot:
             nested.setdefault(first, {})[rest] = value

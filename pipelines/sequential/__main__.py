@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from pipelines.cli import command
+from pipelines.cli import command, dataset_in
 from pipelines.core.terminal import plainly
 from pipelines.sequential.config import SequentialConfig, defaults
 
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Query labels one at a time, with the default values of the data set that is named."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     with plainly():
-        values = defaults(_dataset(words))
+        values = defaults(dataset_in(words, SequentialConfig.dataset))
     command(
         SequentialConfig,
         _run,
@@ -35,17 +35,6 @@ def _run(config: SequentialConfig, console: Console) -> None:
     from pipelines.sequential.run import run
 
     run(config, console)
-
-
-def _dataset(words: Sequence[str]) -> str:
-    """The data set named among the arguments, whose values are the defaults of the others."""
-    for position, word in enumerate(words):
-        name, equals, value = word.partition("=")
-        if name == "--dataset":
-            if equals:
-                return value
-            return words[position + 1] if position + 1 < len(words) else SequentialConfig.dataset
-    return SequentialConfig.dataset
 
 
 if __name__ == "__main__":

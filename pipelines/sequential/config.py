@@ -2,14 +2,13 @@
 
 import dataclasses
 from dataclasses import dataclass, field, fields
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from kernel.options import CRITERIA, Options
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, defaults_of
 from pipelines.core.errors import PipelineError
 from pipelines.strategies import help_text
 from pipelines.strategies.options import (
@@ -178,8 +177,7 @@ def defaults(dataset: str) -> SequentialConfig:
     Raises:
         UnknownNameError: no such data set.
     """
-    lookup(DATASETS, dataset, "data set")
-    script: RunConfig = import_module(f"pipelines.{dataset}").DEFAULTS
+    script = defaults_of(dataset)
     return SequentialConfig(
         dataset=dataset,
         initial=script.initial,

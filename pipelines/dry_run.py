@@ -43,6 +43,8 @@ def dry_run(config: RunConfig, console: Console) -> None:
         f"in the end; {parameter_count(network):,} parameters. Nothing was trained or recorded.",
         highlight=False,
     )
+    for note in dataset.notes:
+        console.print(f"note: {note}", style="yellow", markup=False, highlight=False)
     module = build_auxiliary_module(config, dataset, network)
     if module is not None:
         console.print(

@@ -1,7 +1,6 @@
 """Active-learning runs: train, evaluate, query and label until the budget is spent; resumable."""
 
 import dataclasses
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -23,7 +22,7 @@ from pipelines.config import RunConfig, identity, machine_settings
 from pipelines.core import record
 from pipelines.core.errors import PipelineError
 from pipelines.core.progress import Stages, generator, keep_compiled
-from pipelines.core.record import RoundInProgress, Run
+from pipelines.core.record import MACHINE, NOTES, RoundInProgress, Run
 from pipelines.strategies import methods_of, needs_mirror
 from pipelines.strategies.base import PROBE, Labelling, Resources, build_context, require
 from trainer import data
@@ -107,16 +106,13 @@ def _network(config: RunConfig, dataset: Dataset) -> nn.Module:
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
-    """Identity of the data in a record: names, sizes and a digest of images and labels."""
-    digest = hashlib.sha256()
-    for array in (dataset.train_images, dataset.train_labels, dataset.test_images):
-        digest.update(np.ascontiguousarray(array).data)
+    """Identity of the data in a record: names, sizes and digests of all that results depend on."""
     return {
         "name": dataset.name,
         "classes": list(dataset.class_names),
         "train": list(dataset.train_images.shape),
         "test": len(dataset.test_images),
-        "sha256": digest.hexdigest()[:16],
+        **dataset.fingerprint(),
     }
 
 
@@ -435,7 +431,8 @@ def run(
     auxiliary_module = build_auxiliary_module(config, dataset, network)
     with record.only_writer(config.run_folder):
         asked = identity(config) | {"data": describe(dataset)}
-        so_far = record.open_run(config.run_folder, asked, machine_settings(config))
+        machine = machine_settings(config) | {NOTES: list(dataset.notes)}
+        so_far = record.open_run(config.run_folder, asked, machine)
         setup = RunSetup(
             config=config,
             dataset=dataset,
@@ -471,6 +468,7 @@ def _rounds(setup: RunSetup, run: Run, console: Console) -> Run:
         record.clear_round_in_progress(run.path)
         print_round(console, line)
         pool, labels = _acquire(pool, labels, line)
+    print_notes(console, run)
     console.print(f"record: {run.path}", highlight=False, soft_wrap=True)
     console.print(f"next:   python -m pipelines.report {run.path}", highlight=False, soft_wrap=True)
     return run
@@ -496,11 +494,18 @@ def print_heading(console: Console, config: RunConfig, run: Run) -> None:
         f"{config.network} {' '.join(config.network_args)}",
         highlight=False,
     )
+    print_notes(console, run)
     console.print("".join(f"{name:>{width}}" for name, width in (*_COLUMNS, *_TIMES)), style="dim")
     for line in run.rounds:
         print_round(console, line)
     if run.rounds and not run.complete:
         console.print(f"resumed after round {len(run.rounds) - 1}", style="dim")
+
+
+def print_notes(console: Console, run: Run) -> None:
+    """Print what is to be known of the data before an accuracy is read."""
+    for note in run.config[MACHINE].get(NOTES, ()):
+        console.print(f"note: {note}", style="yellow", markup=False, highlight=False)
 
 
 def print_round(console: Console, line: dict[str, Any]) -> None:

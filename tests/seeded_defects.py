@@ -37,8 +37,8 @@ DEFECTS = (
     Defect(
         "class-order",
         "the folders of the last class get label 0",
-        "np.array([index[name] for name in names], np.int64)",
-        "np.array([len(index) - 1 - index[name] for name in names], np.int64)",
+        "index = {name: label for label, name in enumerate(class_names)} | {None",
+        "index = {name: label for label, name in enumerate(class_names[::-1])} | {None",
         ("test_a_folder_or_archive_is_read_in_the_order_of_its_names",),
     ),
     Defect(

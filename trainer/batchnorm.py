@@ -5,7 +5,7 @@ With frozen statistics the network is a function of one image, which the empiric
 running statistics (Gal & Ghahramani 2016).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -14,20 +14,10 @@ from jaxtyping import Float, Float32
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from trainer.predict import Images, answers, forward, placement, refuse_training, to_tensor
+from trainer.predict import Images, answers, forward, hooks, placement, refuse_training, to_tensor
 from trainer.randomness import seeded
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-
-
-def freeze(network: nn.Module) -> None:
-    """Eval mode for the whole network: running statistics stand still, dropout is off."""
-    network.eval()
-
-
-def has_batchnorm(network: nn.Module) -> bool:
-    """True if the network has a layer that uses batch statistics in training."""
-    return any(isinstance(module, BATCH_NORMS) for module in network.modules())
 
 
 def reestimate(
@@ -35,7 +25,7 @@ def reestimate(
     images: Float[np.ndarray, "examples channels height width"],
     batch_size: int = 512,
 ) -> None:
-    """Set every running mean and variance to those of the given images; leave the network frozen.
+    """Set every running mean and variance to those of the given images; leave it in eval mode.
 
     The statistics are exact for any batch size: layers are counted in the order in which they
     run, each on inputs that the layers before it have already normalised by their new statistics.
@@ -47,16 +37,19 @@ def reestimate(
         images: normalised, not augmented, at least one.
         batch_size: how many images go through the network at once.
     """
-    freeze(network)
+    network.eval()
     tensor = to_tensor(images, network)
     batches = tensor.split(batch_size)
     with torch.no_grad():
         for norm in _in_order_of_use(network, batches[0][:1]):
             moments = _Moments()
-            _watched(norm, moments.add, lambda: [forward(network, batch) for batch in batches])
+            watch = norm.register_forward_pre_hook(moments.watch)
+            with hooks([watch]):
+                for batch in batches:
+                    forward(network, batch)
             assert norm.running_mean is not None
             assert norm.running_var is not None
-            norm.running_mean.copy_(moments.mean())
+            norm.running_mean.copy_(moments.mean)
             norm.running_var.copy_(moments.variance())
 
 
@@ -64,39 +57,25 @@ class _Moments:
     """Count, sum and centred sum of squares for each channel, in float64, batch after batch."""
 
     def __init__(self) -> None:
-        self._count = 0
-        self._mean = torch.zeros(())
-        self._squares = torch.zeros(())
+        self.count = 0
+        self.mean = torch.zeros(())
+        self.squares = torch.zeros(())
 
-    def add(self, inputs: torch.Tensor) -> None:
-        """Merge one batch (Chan, Golub & LeVeque 1983)."""
-        flat = inputs.double().transpose(0, 1).flatten(start_dim=1)
+    def watch(self, _: object, inputs: tuple[torch.Tensor, ...]) -> None:
+        """Merge the batch that a layer is given (Chan, Golub & LeVeque 1983)."""
+        flat = inputs[0].double().transpose(0, 1).flatten(start_dim=1)
         count = flat.shape[1]
         mean = flat.mean(dim=1)
         squares = (flat - mean[:, None]).square().sum(dim=1)
-        total = self._count + count
-        difference = mean - self._mean.to(mean.device)
-        self._squares = self._squares.to(mean.device) + squares
-        self._squares = self._squares + difference.square() * (self._count * count / total)
-        self._mean = self._mean.to(mean.device) + difference * (count / total)
-        self._count = total
-
-    def mean(self) -> torch.Tensor:
-        return self._mean
+        total = self.count + count
+        difference = mean - self.mean.to(mean.device)
+        self.squares = self.squares.to(mean.device) + squares
+        self.squares = self.squares + difference.square() * (self.count * count / total)
+        self.mean = self.mean.to(mean.device) + difference * (count / total)
+        self.count = total
 
     def variance(self) -> torch.Tensor:
-        return self._squares / self._count
-
-
-def _watched(
-    norm: nn.Module, look: Callable[[torch.Tensor], None], run: Callable[[], object]
-) -> None:
-    """Show `look` every input of `norm` while `run` runs."""
-    handle = norm.register_forward_pre_hook(lambda _, inputs: look(inputs[0]))
-    try:
-        run()
-    finally:
-        handle.remove()
+        return self.squares / self.count
 
 
 def _in_order_of_use(network: nn.Module, image: torch.Tensor) -> list[nn.BatchNorm2d]:
@@ -108,17 +87,13 @@ def _in_order_of_use(network: nn.Module, image: torch.Tensor) -> list[nn.BatchNo
             order.append(module)  # pyright: ignore[reportArgumentType]
 
     norms = [m for m in network.modules() if isinstance(m, BATCH_NORMS)]
-    handles = [m.register_forward_pre_hook(note) for m in norms if m.running_mean is not None]
-    try:
+    with hooks(m.register_forward_pre_hook(note) for m in norms if m.running_mean is not None):
         forward(network, image)
-    finally:
-        for handle in handles:
-            handle.remove()
     return order
 
 
 def dropout_layers(network: nn.Module) -> list[nn.Module]:
-    """Those of torch's own layers of dropout that drop anything."""
+    """Dropout layers of torch with a rate above 0."""
     return [part for part in network.modules() if isinstance(part, _DropoutNd) and part.p > 0]
 
 

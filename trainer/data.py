@@ -1,101 +1,211 @@
 """Data sets by name, read from a data directory into uint8 images, labels and class names.
 
-Files are read in place in torchvision's layout; MD5s are compared with the published ones before a
-file is parsed; an absent set that torchvision can download is downloaded. Digits and Caltech-101
-have no published split: a fifth of each class, drawn with a fixed seed, is the test set.
-torchvision and scikit-learn take seconds to import and are imported by the readers that need them.
-A new data set is one function and one row.
+Files are read in place in torchvision's layout, after their MD5s are compared with the published
+ones. An absent set that torchvision can download is downloaded into a staging folder and moved into
+place when complete. Digits and Caltech-101 have no published split: a fifth of each class, drawn
+with a fixed seed, is the test set. torchvision and scikit-learn take seconds to import and are
+imported by the readers that need them. A new data set is one function and one row.
 """
 
 import gzip
+import hashlib
+import http.client
 import math
+import os
 import struct
+import tarfile
+import tempfile
 import warnings
+import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import UInt8
 
-from trainer.dataset import Dataset, assemble, moments, stratified_split
+from trainer.containers import SPLITS, FileTree, reading
+from trainer.dataset import Dataset, Split, assemble, moments, stratified_split
 from trainer.errors import DataError, lookup
-from trainer.image_files import (
-    check_files,
-    check_md5,
-    data_directory,
-    ensure,
-    list_entries,
-    read_bytes,
-    read_pixels,
-    resize,
-)
+from trainer.image_files import read_pixels, resize
 from trainer.images import DEFAULT_SIZE, read_images
 
-_FOLDER = "101_ObjectCategories"
-_BACKGROUND = "BACKGROUND_Google"
-_TEST_SHARE = 0.2
-_CALTECH_SPLIT_SEED = 101
+_DOWNLOAD_FAILURES = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    http.client.HTTPException,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def _published(name: str) -> Any:
-    """A data set of torchvision, which takes seconds to import: only when it is read."""
+    """A data set of torchvision, by its name here."""
     from trainer.torchvision_compat import torchvision
 
-    return getattr(torchvision.datasets, name)
+    classes = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "caltech101": "Caltech101"}
+    return getattr(torchvision.datasets, classes.get(name, name.upper()))
 
 
-def read_caltech101(data_dir: Path | None, image_size: int | None, *, download: bool) -> Dataset:
-    """Caltech-101 (Fei-Fei et al. 2004): 8,677 images of 101 objects, RGB, without the background.
+def _directory(name: str, data_dir: Path | None) -> Path:
+    """The data directory, checked.
 
-    From `caltech101/101_ObjectCategories`, or a tar that holds 101_ObjectCategories:
-    `caltech101*.tar*` in the data directory or in its folder caltech101. The shorter side is scaled
-    to image_size (64) and the image cropped to a square around its centre; grayscale images become
-    RGB.
+    Raises:
+        DataError: there is none, it is not a directory or it cannot be read.
     """
-    directory = data_directory("caltech101", data_dir)
-    source = _find(directory)
-    if source is None:
-        ensure(
-            "caltech101",
-            directory,
-            [f"caltech101/{_FOLDER}"],
-            lambda staging: _published("Caltech101")(staging, download=True),
-            download=download,
-        )
-        source = directory / "caltech101"
-    images = [
-        entry.parts
-        for entry in list_entries(source)
-        if not entry.folder and _FOLDER in entry.parts[:-2] and _BACKGROUND not in entry.parts
-    ]
-    if not images:
+    if data_dir is None:
         raise DataError(
-            f"{source} holds no {_FOLDER}/<category>/image_NNNN.jpg. Replace it by the published "
-            "Caltech-101."
+            f"{name} is read from a data directory and none was given: pass data_dir "
+            "(--data-dir DIR on the command line). The data set `digits` needs none."
         )
-    class_names = sorted({parts[-2] for parts in images})
-    index = {name: label for label, name in enumerate(class_names)}
-    labels = np.array([index[parts[-2]] for parts in images], np.int64)
-    size = DEFAULT_SIZE if image_size is None else image_size
-    pixels = read_pixels(source, images, size, size, 3)
-    train, test = stratified_split(labels, _TEST_SHARE, np.random.default_rng(_CALTECH_SPLIT_SEED))
-    splits = [(pixels[rows], labels[rows]) for rows in (train, test)]
-    return assemble("caltech101", splits[0], splits[1], class_names, flip=True)
+    if not os.path.lexists(data_dir):
+        raise DataError(
+            f"the data directory {data_dir} does not exist. Correct its name, or create it "
+            f"(mkdir -p {data_dir}) and {name} is downloaded into it."
+        )
+    if not data_dir.is_dir():
+        raise DataError(
+            f"the data directory {data_dir} is not a directory. Give the folder that holds {name}."
+        )
+    if not os.access(data_dir, os.R_OK | os.X_OK):
+        raise DataError(
+            f"the data directory {data_dir} cannot be read: you have no permission. Change its "
+            f"permissions (chmod u+rx {data_dir}) or give another folder."
+        )
+    return data_dir
 
 
-def _find(directory: Path) -> Path | None:
-    folder = directory / "caltech101"
-    if (folder / _FOLDER).is_dir():
-        return folder
-    archives = [*directory.glob("caltech101*.tar*"), *folder.glob("caltech101*.tar*")]
-    return min(archives, default=None)
+def _ensure(
+    name: str,
+    data_dir: Path,
+    files: Sequence[str],
+    fetch: Callable[[Path], object],
+    *,
+    download: bool,
+) -> None:
+    """Download a data set unless its files are in the data directory, gzipped or not.
+
+    Args:
+        name: the data set.
+        data_dir: an existing directory.
+        files: paths within it.
+        fetch: downloads the data set into the empty folder that it is given, in the same layout.
+        download: whether that is allowed.
+
+    Raises:
+        DataError: files are absent and may not or cannot be downloaded.
+    """
+    absent = _absent(data_dir, files)
+    if not absent:
+        return
+    lacking = f"{name} is not complete in {data_dir}: no {', '.join(absent)}"
+    if not download:
+        raise DataError(
+            f"{lacking}. Put the published files there, or allow downloading (download=True)."
+        )
+    try:
+        with tempfile.TemporaryDirectory(dir=data_dir, prefix=".download-") as staging:
+            fetch(Path(staging))
+            for path in sorted(Path(staging).rglob("*")):
+                destination = data_dir / path.relative_to(staging)
+                if path.is_dir():
+                    destination.mkdir(exist_ok=True)
+                elif not destination.exists():
+                    os.replace(path, destination)
+    except _DOWNLOAD_FAILURES as error:
+        raise DataError(
+            f"{lacking}, and it could not be downloaded ({error}). Put the published files there "
+            "yourself, or give a data directory that has them, or one that you may write to on a "
+            "machine with a network."
+        ) from error
+    absent = _absent(data_dir, files)
+    if absent:
+        raise DataError(
+            f"{name} was downloaded into {data_dir} and {', '.join(absent)} did not come with it. "
+            "Put the published files there yourself."
+        )
 
 
-_UNSIGNED_BYTE = 8
+def _absent(data_dir: Path, files: Sequence[str]) -> list[str]:
+    with reading(data_dir):
+        return [
+            file
+            for file in files
+            if not (data_dir / file).exists() and not (data_dir / file.removesuffix(".gz")).exists()
+        ]
+
+
+def _read_bytes(path: Path) -> bytes:
+    with reading(path):
+        return path.read_bytes()
+
+
+def check_md5(path: Path, content: bytes, expected: str) -> None:
+    """Compare the MD5 of a file's content with the published one.
+
+    Raises:
+        DataError: they differ.
+    """
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != expected:
+        raise DataError(
+            f"{path} has the wrong checksum: found MD5 {found}, expected {expected} "
+            f"({len(content)} bytes). The file was altered or its download was broken off: delete "
+            "it and run again to download it, or put the published file in its place."
+        )
+
+
+_TEST_SHARE = 0.2
+_DIGITS = tuple(map(str, range(10)))
+
+
+def _split(images: np.ndarray, labels: np.ndarray, seed: int) -> tuple[Split, Split]:
+    train, test = stratified_split(labels, _TEST_SHARE, np.random.default_rng(seed))
+    return (images[train], labels[train]), (images[test], labels[test])
+
+
+def read_digits(data_dir: Path | None, image_size: int | None, download: bool) -> Dataset:
+    """Digits (Alpaydin & Kaynak 1998): 1,438 train and 359 test images of 8 x 8, grayscale."""
+    from sklearn import datasets
+
+    values, target = datasets.load_digits(return_X_y=True)
+    pixels = np.rint(np.asarray(values) * (255 / 16)).astype(np.uint8)  # 0 to 16 there
+    train, test = _split(pixels.reshape(-1, 1, 8, 8), np.asarray(target, np.int64), seed=8)
+    return assemble("digits", train, test, _DIGITS, flip=False)
+
+
+def read_mnist(name: str, data_dir: Path | None, image_size: int | None, download: bool) -> Dataset:
+    """`mnist` (LeCun et al. 1998) or `fashion_mnist` (Xiao et al. 2017), in IDX files.
+
+    60,000 train and 10,000 test images of 28 x 28, grayscale, in `MNIST/raw` or `FashionMNIST/raw`.
+    """
+    published, directory = _published(name), _directory(name, data_dir)
+    checksums = dict(published.resources)
+    raw = directory / published.__name__ / "raw"
+    files = [str(Path(published.__name__, "raw", file)) for file in checksums]
+    fetch = lambda staging: published(staging, download=True)
+    _ensure(name, directory, files, fetch, download=download)
+
+    def array(kind: str, dimensions: int) -> np.ndarray:
+        file = f"{kind}-idx{dimensions}-ubyte"
+        if (raw / f"{file}.gz").exists():
+            return read_idx(raw / f"{file}.gz", dimensions, checksums[f"{file}.gz"])
+        return read_idx(raw / file, dimensions)
+
+    train, test = (
+        (array(f"{kind}-images", 3)[:, None], array(f"{kind}-labels", 1).astype(np.int64))
+        for kind in ("train", "t10k")
+    )
+    fashion = name == "fashion_mnist"
+    names = published.classes if fashion else _DIGITS
+    return assemble(name, train, test, names, flip=fashion)
 
 
 def read_idx(path: Path, dimensions: int, md5: str | None = None) -> UInt8[np.ndarray, "..."]:
@@ -109,11 +219,11 @@ def read_idx(path: Path, dimensions: int, md5: str | None = None) -> UInt8[np.nd
     Raises:
         DataError: the file is unreadable, cut short, of another kind or has another checksum.
     """
-    stored = read_bytes(path)
+    stored = _read_bytes(path)
     content = _decompressed(path, stored) if path.suffix == ".gz" else stored
     if md5 is not None:
         check_md5(path, stored, md5)
-    magic = _UNSIGNED_BYTE * 256 + dimensions
+    magic = 8 * 256 + dimensions  # type 8: unsigned bytes
     header = 4 + 4 * dimensions
     found = struct.unpack(">I", content[:4])[0] if len(content) >= 4 else None
     if found != magic:
@@ -148,149 +258,111 @@ def _decompressed(path: Path, stored: bytes) -> bytes:
         ) from error
 
 
-def read_cifar10(data_dir: Path | None, *, download: bool) -> Dataset:
-    """CIFAR-10 (Krizhevsky 2009): 50,000 train and 10,000 test images of 32 x 32, RGB.
+def read_cifar(name: str, data_dir: Path | None, image_size: int | None, download: bool) -> Dataset:
+    """`cifar10` or `cifar100`, its 100 fine classes (Krizhevsky 2009), in Python's pickles.
 
-    From `cifar-10-batches-py`.
+    50,000 train and 10,000 test images of 32 x 32, RGB, in `cifar-10-batches-py` or
+    `cifar-100-python`.
     """
-    directory = data_directory("cifar10", data_dir)
-    return _read_cifar("cifar10", _published("CIFAR10"), directory, download=download)
-
-
-def read_cifar100(data_dir: Path | None, *, download: bool) -> Dataset:
-    """CIFAR-100 (Krizhevsky 2009): as CIFAR-10, 100 fine classes, from `cifar-100-python`."""
-    directory = data_directory("cifar100", data_dir)
-    return _read_cifar("cifar100", _published("CIFAR100"), directory, download=download)
-
-
-def _read_cifar(
-    name: str,
-    published: Any,
-    directory: Path,
-    *,
-    download: bool,
-) -> Dataset:
+    published, directory = _published(name), _directory(name, data_dir)
     listed = [*published.train_list, *published.test_list]
     listed.append([published.meta["filename"], published.meta["md5"]])
-    files = [(f"{published.base_folder}/{file}", md5) for file, md5 in listed]
-    ensure(
-        name,
-        directory,
-        [file for file, _ in files],
-        lambda staging: published(staging, download=True),
-        download=download,
-    )
-    check_files(directory, files)
+    files = {f"{published.base_folder}/{file}": md5 for file, md5 in listed}
+    fetch = lambda staging: published(staging, download=True)
+    _ensure(name, directory, [*files], fetch, download=download)
+    for file, md5 in files.items():
+        check_md5(directory / file, _read_bytes(directory / file), md5)
     with warnings.catch_warnings():
         # The pickles are of 2009; numpy 2.4 remarks on how they spell a dtype.
         warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
-        train, test = (published(directory, train=train) for train in (True, False))
-    return assemble(name, _cifar_arrays(train), _cifar_arrays(test), train.classes, flip=True)
-
-
-def _cifar_arrays(
-    split: Any,
-) -> tuple[UInt8[np.ndarray, "examples 3 32 32"], Int64[np.ndarray, " examples"]]:
-    images = np.ascontiguousarray(np.asarray(split.data).transpose(0, 3, 1, 2))
-    return images, np.asarray(split.targets, np.int64)
-
-
-_DIGITS_SPLIT_SEED = 8
-_SIDE = 8
-_LARGEST_VALUE = 16  # scikit-learn gives 0 to 16
-
-
-def read_digits() -> Dataset:
-    """Digits (Alpaydin & Kaynak 1998): 1,438 train and 359 test images of 8 x 8, grayscale."""
-    from sklearn import datasets  # takes seconds, which no other data set and no refusal needs
-
-    values, target = datasets.load_digits(return_X_y=True)
-    pixels = np.rint(np.asarray(values) * (255 / _LARGEST_VALUE)).astype(np.uint8)
-    images = pixels.reshape(-1, 1, _SIDE, _SIDE)
-    labels = np.asarray(target, np.int64)
-    train, test = stratified_split(labels, _TEST_SHARE, np.random.default_rng(_DIGITS_SPLIT_SEED))
-    splits = [(images[rows], labels[rows]) for rows in (train, test)]
-    return assemble("digits", splits[0], splits[1], tuple(map(str, range(10))), flip=False)
-
-
-def read_mnist(data_dir: Path | None, *, download: bool) -> Dataset:
-    """MNIST (LeCun et al. 1998): 60,000 train and 10,000 test digits of 28 x 28, `MNIST/raw`."""
-    published = _published("MNIST")
-    digits = tuple(map(str, range(10)))
-    return _read_mnist("mnist", published, digits, data_dir, flip=False, download=download)
-
-
-def read_fashion_mnist(data_dir: Path | None, *, download: bool) -> Dataset:
-    """Fashion-MNIST (Xiao et al. 2017): as MNIST, of clothes, `FashionMNIST/raw`."""
-    published = _published("FashionMNIST")
-    classes = tuple(published.classes)
-    return _read_mnist("fashion_mnist", published, classes, data_dir, flip=True, download=download)
-
-
-def _read_mnist(
-    name: str,
-    published: Any,
-    class_names: tuple[str, ...],
-    data_dir: Path | None,
-    *,
-    flip: bool,
-    download: bool,
-) -> Dataset:
-    directory = data_directory(name, data_dir)
-    raw = Path(published.__name__, "raw")
-    checksums = dict(published.resources)
-    ensure(
-        name,
-        directory,
-        [str(raw / file) for file in checksums],
-        lambda staging: published(staging, download=True),
-        download=download,
-        exists=lambda file: file.exists() or file.with_suffix("").exists(),
+        splits = [published(directory, train=train) for train in (True, False)]
+    train, test = (
+        (
+            np.ascontiguousarray(np.asarray(split.data).transpose(0, 3, 1, 2)),
+            np.asarray(split.targets, np.int64),
+        )
+        for split in splits
     )
-
-    def array(kind: str, dimensions: int) -> np.ndarray:
-        file = f"{kind}-idx{dimensions}-ubyte.gz"
-        gzipped = directory / raw / file
-        if gzipped.exists():
-            return read_idx(gzipped, dimensions, checksums[file])
-        return read_idx(gzipped.with_suffix(""), dimensions)
-
-    splits = [
-        (array(f"{kind}-images", 3)[:, None], array(f"{kind}-labels", 1).astype(np.int64))
-        for kind in ("train", "t10k")
-    ]
-    return assemble(name, splits[0], splits[1], class_names, flip=flip)
+    return assemble(name, train, test, splits[0].classes, flip=True)
 
 
-_SPLITS = ("train", "test")
-
-
-def read_svhn(data_dir: Path | None, *, download: bool) -> Dataset:
+def read_svhn(data_dir: Path | None, image_size: int | None, download: bool) -> Dataset:
     """SVHN (Netzer et al. 2011): 73,257 train and 26,032 test house digits of 32 x 32, RGB."""
-    published = _published("SVHN")
-    directory = data_directory("svhn", data_dir)
-    files = [(published.split_list[s][1], published.split_list[s][2]) for s in _SPLITS]
-    ensure(
-        "svhn",
-        directory,
-        [file for file, _ in files],
-        lambda staging: [published(staging, split=split, download=True) for split in _SPLITS],
-        download=download,
-    )
-    check_files(directory, files)
-    train, test = (_svhn_arrays(published(directory, split=split)) for split in _SPLITS)
-    return assemble("svhn", train, test, tuple(map(str, range(10))), flip=False)
+    published, directory = _published("svhn"), _directory("svhn", data_dir)
+    files = {file: md5 for _, file, md5 in map(published.split_list.get, SPLITS)}
+    fetch = lambda staging: [published(staging, split=split, download=True) for split in SPLITS]
+    _ensure("svhn", directory, [*files], fetch, download=download)
+    for file, md5 in files.items():
+        check_md5(directory / file, _read_bytes(directory / file), md5)
+    splits = (published(directory, split=split) for split in SPLITS)
+    # the digit 0 has label 10 in the files; torchvision has made it 0
+    train, test = ((np.ascontiguousarray(s.data), np.asarray(s.labels, np.int64)) for s in splits)
+    return assemble("svhn", train, test, _DIGITS, flip=False)
 
 
-def _svhn_arrays(
-    split: Any,
-) -> tuple[UInt8[np.ndarray, "examples 3 32 32"], Int64[np.ndarray, " examples"]]:
-    # The digit 0 has label 10 in the files; torchvision has made it 0.
-    return np.ascontiguousarray(split.data), np.asarray(split.labels, np.int64)
+_CALTECH = "101_ObjectCategories"
+
+
+def read_caltech101(data_dir: Path | None, image_size: int | None, download: bool) -> Dataset:
+    """Caltech-101 (Fei-Fei et al. 2004): 8,677 images of 101 objects, RGB, without the background.
+
+    In `caltech101/101_ObjectCategories`, or a tar that holds 101_ObjectCategories:
+    `caltech101*.tar*` in the data directory or in its folder caltech101. The shorter side is scaled
+    to image_size (64) and the image cropped to a square around its centre; grayscale images become
+    RGB.
+    """
+    directory = _directory("caltech101", data_dir)
+    folder = directory / "caltech101"
+    archives = [*directory.glob("caltech101*.tar*"), *folder.glob("caltech101*.tar*")]
+    source = folder if (folder / _CALTECH).is_dir() else min(archives, default=folder)
+    if source == folder:
+        fetch = lambda staging: _published("caltech101")(staging, download=True)
+        _ensure("caltech101", directory, [f"caltech101/{_CALTECH}"], fetch, download=download)
+    tree = FileTree(source)
+    images = [
+        entry.parts
+        for entry in tree.entries
+        if not entry.folder
+        and _CALTECH in entry.parts[:-2]
+        and "BACKGROUND_Google" not in entry.parts
+    ]
+    if not images:
+        raise DataError(
+            f"{source} holds no {_CALTECH}/<category>/image_NNNN.jpg. Replace it by the published "
+            "Caltech-101."
+        )
+    class_names, labels = np.unique([parts[-2] for parts in images], return_inverse=True)
+    size = DEFAULT_SIZE if image_size is None else image_size
+    train, test = _split(read_pixels(tree, images, size, size, 3), labels, seed=101)
+    return assemble("caltech101", train, test, class_names.tolist(), flip=True)
+
+
+def read_own_images(data_dir: Path | None, image_size: int | None, download: bool) -> Dataset:
+    """A user's own folder or archive; see `trainer.images.read_images`."""
+    if data_dir is None or not data_dir.exists():
+        got = "none was given" if data_dir is None else f"{data_dir} does not exist"
+        raise DataError(
+            f"`images` reads a folder, zip or tar of your own, and {got}. Pass data_dir "
+            "(--data-dir PATH on the command line), holding train/<class>/… and test/<class>/…."
+        )
+    return read_images(data_dir, image_size)
 
 
 # (data directory, image size, whether to download) → data set
 Reader = Callable[[Path | None, int | None, bool], Dataset]
+
+DATASETS: Mapping[str, Reader] = MappingProxyType(
+    {
+        "digits": read_digits,
+        "mnist": partial(read_mnist, "mnist"),
+        "fashion_mnist": partial(read_mnist, "fashion_mnist"),
+        "svhn": read_svhn,
+        "cifar10": partial(read_cifar, "cifar10"),
+        "cifar100": partial(read_cifar, "cifar100"),
+        "caltech101": read_caltech101,
+        "images": read_own_images,
+    }
+)
 
 
 def load(
@@ -317,66 +389,9 @@ def load(
     read = lookup(DATASETS, name, "data set")
     if image_size is not None and image_size < 1:
         raise DataError(f"image_size is {image_size}; a side of at least 1 pixel is needed.")
-    return read(None if data_dir is None else Path(data_dir).expanduser(), image_size, download)
-
-
-def _resized(dataset: Dataset, image_size: int | None) -> Dataset:
-    if image_size is None:
+    dataset = read(None if data_dir is None else Path(data_dir).expanduser(), image_size, download)
+    if image_size is None or dataset.image_shape[1:] == (image_size, image_size):
         return dataset
     train, test = (resize(part, image_size) for part in (dataset.train_images, dataset.test_images))
     mean, std = moments(train)
     return replace(dataset, train_images=train, test_images=test, mean=mean, std=std)
-
-
-def _own_images(path: Path | None, image_size: int | None, download: bool) -> Dataset:
-    del download  # nobody publishes them
-    if path is None or not path.exists():
-        got = "none was given" if path is None else f"{path} does not exist"
-        raise DataError(
-            f"`images` reads a folder, zip or tar of your own, and {got}. Pass data_dir "
-            "(--data-dir PATH on the command line), holding train/<class>/… and test/<class>/…."
-        )
-    return read_images(path, image_size)
-
-
-def _digits(folder: Path | None, size: int | None, download: bool) -> Dataset:
-    del folder, download  # they come with scikit-learn
-    return _resized(read_digits(), size)
-
-
-def _mnist(folder: Path | None, size: int | None, download: bool) -> Dataset:
-    return _resized(read_mnist(folder, download=download), size)
-
-
-def _fashion_mnist(folder: Path | None, size: int | None, download: bool) -> Dataset:
-    return _resized(read_fashion_mnist(folder, download=download), size)
-
-
-def _svhn(folder: Path | None, size: int | None, download: bool) -> Dataset:
-    return _resized(read_svhn(folder, download=download), size)
-
-
-def _cifar10(folder: Path | None, size: int | None, download: bool) -> Dataset:
-    return _resized(read_cifar10(folder, download=download), size)
-
-
-def _cifar100(folder: Path | None, size: int | None, download: bool) -> Dataset:
-    return _resized(read_cifar100(folder, download=download), size)
-
-
-def _caltech101(folder: Path | None, size: int | None, download: bool) -> Dataset:
-    return read_caltech101(folder, size, download=download)
-
-
-DATASETS: Mapping[str, Reader] = MappingProxyType(
-    {
-        "digits": _digits,
-        "mnist": _mnist,
-        "fashion_mnist": _fashion_mnist,
-        "svhn": _svhn,
-        "cifar10": _cifar10,
-        "cifar100": _cifar100,
-        "caltech101": _caltech101,
-        "images": _own_images,
-    }
-)

@@ -4,13 +4,15 @@ Images stay uint8; `normalise` gives float32. Mean and standard deviation are th
 images, counted exactly.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32, Int64, Shaped, UInt8
 
-from trainer.errors import DataError
+from trainer.errors import DataError, some
 
 Split = tuple[np.ndarray, np.ndarray]  # images, labels
 
@@ -33,8 +35,9 @@ class Dataset:
         mean: mean of each channel over the train images, pixels in [0, 1].
         std: standard deviation likewise; 1 for a channel that never changes.
         flip: whether a horizontal flip keeps the label.
-        complete: whether every train image has a label, and there are test images. A person's own
-            images need not be: then UNLABELLED stands for the labels that nobody has given.
+        complete: whether every train image has a label, and there are test images. A user's own
+            images need not be: UNLABELLED then stands for the labels still to be given.
+        remarks: sentences of whoever read it, such as on folders that were not read.
 
     Raises:
         DataError: arrays that do not fit each other, or labels that name no class.
@@ -50,16 +53,48 @@ class Dataset:
     std: tuple[float, ...]
     flip: bool
     complete: bool = True
+    remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that the arrays belong together."""
-        _check(
-            self.name,
-            (self.train_images, self.train_labels),
-            (self.test_images, self.test_labels),
-            self.class_names,
-            self.complete,
+        train, test = (self.train_images, self.train_labels), (self.test_images, self.test_labels)
+        _check(self.name, train, test, self.class_names, self.complete)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences to show wherever the data or an accuracy on them are reported."""
+        train, test = (
+            np.bincount(labels[labels >= 0], minlength=self.classes)
+            for labels in (self.train_labels, self.test_labels)
         )
+        notes = [*self.remarks]
+        untested = [n for n, count in zip(self.class_names, test, strict=True) if not count]
+        if untested and test.any():
+            notes.append(
+                f"test has no images of {some(untested)}: the test accuracy is that of the other "
+                f"{self.classes - len(untested)} of {self.classes} classes."
+            )
+        untrained = [
+            name
+            for name, without, tested in zip(self.class_names, train == 0, test, strict=True)
+            if without and tested
+        ]
+        if untrained:
+            notes.append(
+                f"test has images of {some(untrained)} and train has none with that label."
+            )
+        return tuple(notes)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Digests of all that a result depends on, beside the names of the classes."""
+        digests = {}
+        for name in ("train_images", "train_labels", "test_images", "test_labels"):
+            array = np.ascontiguousarray(getattr(self, name))
+            digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
+            digest.update(array.data)
+            digests[name] = f"sha256:{digest.hexdigest()[:16]}"
+        normalisation = hashlib.sha256(json.dumps([self.mean, self.std]).encode())
+        return {**digests, "normalisation": f"sha256:{normalisation.hexdigest()[:16]}"}
 
     @property
     def classes(self) -> int:
@@ -102,12 +137,14 @@ def assemble(
     *,
     flip: bool,
     complete: bool = True,
+    remarks: Sequence[str] = (),
 ) -> Dataset:
     """A data set from (images, labels) of each split, its mean and std counted here.
 
     Raises:
         DataError: arrays that do not fit each other.
     """
+    # before the types of the arrays are checked, whose message says less
     _check(name, train, test, class_names, complete)
     mean, std = moments(train[0])
     return Dataset(
@@ -121,6 +158,7 @@ def assemble(
         std=std,
         flip=flip,
         complete=complete,
+        remarks=tuple(remarks),
     )
 
 
@@ -166,15 +204,15 @@ def stratified_split(
 def _check(
     name: str, train: Split, test: Split, class_names: Sequence[str], complete: bool
 ) -> None:
-    if len(class_names) < 2:
+    classes = len(class_names)
+    if classes < 2:
         raise DataError(
-            f"{name} has {len(class_names)} class(es) ({', '.join(class_names)}); classification "
-            "needs at least 2."
+            f"{name} has {classes} class(es) ({', '.join(class_names)}); classification needs at "
+            "least 2."
         )
-    least = 0 if complete else UNLABELLED
-    _check_split(f"{name} train", *train, len(class_names), least)
+    _check_split(f"{name} train", *train, classes, 0 if complete else UNLABELLED)
     if complete or len(test[0]):
-        _check_split(f"{name} test", *test, len(class_names))
+        _check_split(f"{name} test", *test, classes)
     if train[0].shape[1:] != test[0].shape[1:]:
         raise DataError(
             f"{name}: train images are {train[0].shape[1:]} and test images {test[0].shape[1:]} "

@@ -1,7 +1,7 @@
 """Exceptions of the trainer, and look-up by name that suggests the nearest known one."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 
@@ -23,6 +23,13 @@ class NetworkError(TrainerError):
 
 class FitError(TrainerError):
     """Training that cannot go on, such as a loss that is no longer finite."""
+
+
+def some(values: Iterable[object], shown: int = 10) -> str:
+    """The first of a list of values, and how many more there are."""
+    listed = [str(value) for value in values]
+    more = f" and {len(listed) - shown} more" if len(listed) > shown else ""
+    return ", ".join(listed[:shown]) + more
 
 
 T = TypeVar("T")

@@ -12,19 +12,17 @@ are, within limits, and the result says whether it got there:
    continues from there, but from the schedule's first weights if the network died: ReLUs that a
    high rate has closed for good, as happens with two classes, have no gradient to come back by.
 
-An auxiliary module, such as LL4AL's loss prediction, can be trained along: it sees each batch and
-the loss of each image, adds to the batch's loss, and has a parameter group of its own. Crops and
-flips are those of torchvision's RandomCrop and RandomHorizontalFlip for a whole batch, drawn from
-the passed generator alone; images that are scored are never augmented.
+Crops and flips are those of torchvision's RandomCrop and RandomHorizontalFlip for a whole batch,
+drawn from the passed generator alone; images that are scored are never augmented.
 """
 
 import ctypes
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import numpy as np
 import scipy.special
@@ -33,7 +31,7 @@ from jaxtyping import Float, Int64, Integer, Num
 from torch import nn
 from torch.nn import functional
 
-from trainer import batchnorm
+from trainer.batchnorm import BATCH_NORMS, reestimate
 from trainer.config import Loss, TrainConfig
 from trainer.errors import FitError
 from trainer.predict import NotFiniteError, flops, forward, logits, placement, to_tensor
@@ -88,21 +86,16 @@ def _positions(shifts: np.ndarray, size: int) -> torch.Tensor:
     return torch.tensor(shifts[:, None] + np.arange(size))
 
 
-@runtime_checkable
-class AuxiliaryModule(Protocol):
-    """A module trained with the network: any `nn.Module` with `rate`, `watch` and `added`."""
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters, in a group of their own."""
-        ...
+class AuxiliaryModule(nn.Module):
+    """A module trained with the network, in a parameter group of its own."""
 
     def rate(self, network_rate: float) -> float:
         """The highest learning rate of its group, where that of the network's is given."""
-        ...
+        raise NotImplementedError
 
     def watch(self, network: nn.Module) -> AbstractContextManager[Sequence[torch.Tensor]]:
-        """While it is entered, one forward pass of the network fills the sequence."""
-        ...
+        """Within it, one forward pass of the network fills the sequence."""
+        raise NotImplementedError
 
     def added(
         self, seen: Sequence[torch.Tensor], losses: torch.Tensor, done: float
@@ -110,27 +103,11 @@ class AuxiliaryModule(Protocol):
         """Scalar added to the loss of a batch.
 
         Args:
-            seen: what `watch` gave for this batch.
+            seen: filled by `watch` for this batch.
             losses: (batch,), the loss of each image, detached.
             done: the part of the planned schedule that is over, from 0; 1 in extensions.
         """
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """State restored after a schedule that diverged."""
-        ...
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> object:
-        """Restore it."""
-        ...
-
-    def train(self) -> object:
-        """A step follows."""
-        ...
-
-    def eval(self) -> object:
-        """No step follows for now."""
-        ...
+        raise NotImplementedError
 
 
 def mean_loss(
@@ -138,13 +115,7 @@ def mean_loss(
     targets: Int64[torch.Tensor, " batch"],
     loss: Loss,
 ) -> Float[torch.Tensor, ""]:
-    """Squared error to one-hot labels, mean over batch and classes ([L]), or cross-entropy ([D]).
-
-    Args:
-        answers: logits.
-        targets: class of each image.
-        loss: which of the two.
-    """
+    """Squared error of logits to one-hot classes, mean over both axes ([L]), or cross-entropy."""
     if loss == "cross_entropy":
         return functional.cross_entropy(answers, targets)
     return functional.mse_loss(answers, functional.one_hot(targets, answers.shape[1]).to(answers))
@@ -155,13 +126,7 @@ def losses(
     targets: Int64[torch.Tensor, " batch"],
     loss: Loss,
 ) -> Float[torch.Tensor, " batch"]:
-    """The loss of each image, whose mean is `mean_loss`.
-
-    Args:
-        answers: logits.
-        targets: class of each image.
-        loss: which of the two.
-    """
+    """The loss of each image, whose mean is `mean_loss`."""
     if loss == "cross_entropy":
         return functional.cross_entropy(answers, targets, reduction="none")
     wanted = functional.one_hot(targets, answers.shape[1]).to(answers)
@@ -197,7 +162,7 @@ class Epoch(NamedTuple):
     added: float
 
 
-def epochs(
+def _epochs(
     network: nn.Module,
     images: np.ndarray,
     labels: np.ndarray,
@@ -207,10 +172,10 @@ def epochs(
     auxiliary_module: AuxiliaryModule | None,
     done: float | None,
 ) -> Iterator[Epoch]:
-    """Train with a fresh optimiser; after each epoch, in eval mode, yield what it came to.
+    """Train in place with a fresh optimiser; yield after each epoch, in eval mode.
 
     Args:
-        network: trained in place, on its own device.
+        network: on its own device.
         images: normalised.
         labels: class of each.
         config: how.
@@ -236,9 +201,10 @@ def epochs(
             watched = (
                 nullcontext(()) if auxiliary_module is None else auxiliary_module.watch(network)
             )
-            with _arithmetic(config, batch.device), watched as seen:
+            half = config.precision == "bfloat16"
+            with torch.autocast(batch.device.type, torch.bfloat16, half), watched as seen:
                 answers = forward(network, batch)
-            if config.precision == "bfloat16":  # losses are sums of many small numbers
+            if half:  # losses are sums of many small numbers
                 answers, seen = answers.float(), [features.float() for features in seen]
             loss = mean_loss(answers, targets[where], config.loss)
             total += loss.detach() * len(chosen)
@@ -252,20 +218,13 @@ def epochs(
             optimiser.step()
             if scheduler is not None:
                 scheduler.step()
-        batchnorm.freeze(network)
+        network.eval()
         if auxiliary_module is not None:
             auxiliary_module.eval()
         yield Epoch(total.item() / len(labels), extra.item() / len(labels))
 
 
-def _arithmetic(config: TrainConfig, device: torch.device) -> AbstractContextManager[object]:
-    """Autocast context of the forward pass, and through it of the backward pass."""
-    if config.precision == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
-
-
-def lay_out(network: nn.Module, memory_format: torch.memory_format) -> None:
+def _lay_out(network: nn.Module, memory_format: torch.memory_format) -> None:
     """Reorder the convolutions' weights in memory: channels last suits a CPU."""
     for parameter in network.parameters():
         if parameter.ndim == 4:
@@ -299,7 +258,7 @@ def _optimiser(
     return optimiser, scheduler
 
 
-def _trained(module: nn.Module | AuxiliaryModule) -> list[nn.Parameter]:
+def _trained(module: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
@@ -310,12 +269,7 @@ def _augmented(batch: torch.Tensor, config: TrainConfig, rng: np.random.Generato
     return flip(shifted, rng) if config.augmentation == "flip_crop" else shifted
 
 
-def check_data(images: np.ndarray, labels: np.ndarray) -> None:
-    """Refuse images and labels that do not belong together.
-
-    Raises:
-        FitError: they do not, there are none, or an image is not finite.
-    """
+def _check(network: nn.Module, images: np.ndarray, labels: np.ndarray, config: TrainConfig) -> None:
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise FitError(
             f"labels have shape {labels.shape} and dtype {labels.dtype}; they must be one whole "
@@ -331,32 +285,19 @@ def check_data(images: np.ndarray, labels: np.ndarray) -> None:
             f"image {int(np.argmin(finite))} of the labelled set (counted from 0) has pixels that "
             "are not finite; leave it out or mend it"
         )
-
-
-def check_network(network: nn.Module, labelled: int, config: TrainConfig) -> None:
-    """Refuse a network that cannot be trained on so many images.
-
-    Raises:
-        FitError: nothing to train, or batches of one image for BatchNorm.
-    """
     if not any(p.requires_grad for p in network.parameters()):
         raise FitError(
             "the network has no trainable parameters; set requires_grad on those to train"
         )
-    smallest = labelled // config.plan(labelled)[0]
-    if smallest < 2 and batchnorm.has_batchnorm(network):
+    smallest = len(labels) // config.plan(len(labels))[0]
+    if smallest < 2 and any(isinstance(module, BATCH_NORMS) for module in network.modules()):
         raise FitError(
             f"a batch of {smallest} image cannot train BatchNorm, whose statistics need several: "
             "label at least two images, and set batch_size and smallest_batch to 2 or more"
         )
 
 
-def check_range(labels: np.ndarray, classes: int) -> None:
-    """Refuse labels that are no class of the network.
-
-    Raises:
-        FitError: naming the first.
-    """
+def _check_range(labels: np.ndarray, classes: int) -> None:
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(wrong):
         raise FitError(
@@ -365,12 +306,10 @@ def check_range(labels: np.ndarray, classes: int) -> None:
         )
 
 
-__all__ = ["FitResult", "Progress", "TrainConfig", "fit"]
-
 _CHECKED = 128  # images at a time, when it is asked whether labels are fitted
 
 Progress = Callable[[int, int, str], None]
-"""Told steps done, steps expected and a few words, at most ten times a second."""
+"""Called with steps done, steps expected and a few words, at most ten times a second."""
 
 
 class FitResult(NamedTuple):
@@ -415,7 +354,7 @@ def fit(
         labels: class of each image, from 0.
         config: see `TrainConfig`.
         rng: draws the order of the images, the augmentation and the network's dropout.
-        progress: told how far training is.
+        progress: called as training goes on.
         auxiliary_module: a module trained together with the network, such as
             `trainer.networks.loss_prediction.LossPrediction`, on the network's device; its weights
             go back to their start with the network's.
@@ -427,10 +366,9 @@ def fit(
         DataError: the images are not floating point.
         NetworkError: the network does not return one row of finite logits an image.
     """
-    batchnorm.freeze(network)
-    check_data(images, labels)
-    check_network(network, len(labels), config)
-    lay_out(network, torch.channels_last)
+    network.eval()
+    _check(network, images, labels, config)
+    _lay_out(network, torch.channels_last)
     batch = -(-len(labels) // config.plan(len(labels))[0])
     of_a_step = lambda: 3 * batch * flops(network, images[:1])  # a backward pass costs two forward
     try:
@@ -439,8 +377,8 @@ def fit(
                 network, images, labels, config, rng, _throttled(progress), auxiliary_module
             )
     finally:
-        batchnorm.freeze(network)
-        lay_out(network, torch.contiguous_format)
+        network.eval()
+        _lay_out(network, torch.contiguous_format)
 
 
 def _fit(
@@ -449,27 +387,27 @@ def _fit(
     labels: np.ndarray,
     config: TrainConfig,
     rng: np.random.Generator,
-    tell: Progress,
+    report: Progress,
     auxiliary_module: AuxiliaryModule | None,
 ) -> FitResult:
     """Schedule after schedule until the labels are fitted or a limit is reached."""
     answers = logits(network, images)
-    check_range(labels, classes=answers.shape[1])
+    _check_range(labels, classes=answers.shape[1])
     ceiling = 2 * max(_loss(guess, labels, config) for guess in (0 * answers, answers))
     rate = config.peak_learning_rate
     history: list[float] = []
     restarts = extensions = 0
     going_on = False
-    modules = [network] if auxiliary_module is None else [network, auxiliary_module]
+    modules = nn.ModuleList([m for m in (network, auxiliary_module) if m is not None])
     while True:
-        start = [_copied(module) for module in modules]
-        passes = epochs(
+        start = {name: tensor.clone() for name, tensor in modules.state_dict().items()}
+        passes = _epochs(
             network, images, labels, config, rate, rng, auxiliary_module, 1.0 if going_on else None
         )
         with seeded(rng, placement(network)[0]):
-            answers = _schedule(network, images, labels, config, ceiling, passes, history, tell)
+            answers = _schedule(network, images, labels, config, ceiling, passes, history, report)
         if answers is None:
-            _restore(modules, start)
+            modules.load_state_dict(start)
             if restarts == config.restarts:
                 raise FitError(
                     f"training diverged {restarts + 1} times, last with learning rate {rate:.3g} "
@@ -484,7 +422,7 @@ def _fit(
                 break
             extensions += 1
             if _dead(answers):
-                _restore(modules, start)
+                modules.load_state_dict(start)
             else:
                 going_on = True
         rate /= 2
@@ -495,7 +433,7 @@ def _fit(
         f"{config.target_accuracy:g}) after {steps} steps in {1 + extensions} schedule(s) and "
         f"{restarts} restart(s), last learning rate {rate:.3g}"
     )
-    tell(steps, steps, stopped)
+    report(steps, steps, stopped)
     return FitResult(
         steps=steps,
         epochs=len(history),
@@ -516,7 +454,7 @@ def _schedule(
     ceiling: float,
     passes: Iterator[Epoch],
     history: list[float],
-    tell: Progress,
+    report: Progress,
 ) -> np.ndarray | None:
     """One schedule: the logits of the labelled images after it, or None where it diverged.
 
@@ -528,14 +466,14 @@ def _schedule(
     try:
         for epoch, (loss, added) in enumerate(passes):
             history.append(loss)
-            tell(len(history) * batches, expected, f"loss {loss:.4f}")
+            report(len(history) * batches, expected, f"loss {loss:.4f}")
             # deep networks overshoot while the rate climbs and come back; later it is for good
             if not math.isfinite(loss + added) or (2 * epoch >= count and loss > ceiling):
                 return None
             if config.stopping_rule == "fitted" and _fits(network, images, labels, config):
                 break
         if config.statistics == "labelled":
-            batchnorm.reestimate(network, images)
+            reestimate(network, images)
         return logits(network, images)
     except NotFiniteError:
         return None
@@ -563,17 +501,6 @@ def _dead(answers: np.ndarray) -> bool:
     return bool(2 * same.sum() > len(answers) > 1)
 
 
-def _copied(module: nn.Module | AuxiliaryModule) -> Mapping[str, Any]:
-    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
-
-
-def _restore(
-    modules: Sequence[nn.Module | AuxiliaryModule], states: Sequence[Mapping[str, Any]]
-) -> None:
-    for module, state in zip(modules, states, strict=True):
-        module.load_state_dict(state)
-
-
 def _loss(answers: np.ndarray, labels: np.ndarray, config: TrainConfig) -> float:
     targets = torch.tensor(labels, dtype=torch.int64)
     return mean_loss(torch.tensor(answers), targets, config.loss).item()
@@ -583,14 +510,14 @@ def _throttled(progress: Progress | None) -> Progress:
     """The same function, skipping calls less than a tenth of a second after the last."""
     last = -1.0
 
-    def tell(done: int, expected: int, text: str) -> None:
+    def throttled(done: int, expected: int, text: str) -> None:
         nonlocal last
         now = time.monotonic()
         if progress is not None and (now - last >= 0.1 or done >= expected):
             last = now
             progress(done, expected, text)
 
-    return tell
+    return throttled
 
 
 # From glibc's malloc.h.

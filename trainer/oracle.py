@@ -21,21 +21,22 @@ from rich.markup import escape
 from rich.style import Style
 from rich.text import Text
 
+from trainer.containers import composed
 from trainer.dataset import UNLABELLED
-from trainer.errors import DataError
+from trainer.errors import DataError, some
 
 
 class Oracle(Protocol):
-    """Gives the label of each image that it is asked about."""
+    """Labels of the images with the given dataset-level indices, in their order."""
 
     def __call__(self, indices: Int64[np.ndarray, " batch"]) -> Int64[np.ndarray, " batch"]:
-        """Labels of the images with these dataset-level indices, in their order."""
+        """Answer a batch."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class DatasetOracle:
-    """Answers with the labels that the data set came with.
+    """Labels of the data set.
 
     Attributes:
         labels: of every image, such as `dataset.train_labels`.
@@ -58,7 +59,7 @@ class DatasetOracle:
         unknown = indices[self.labels[indices] == UNLABELLED]
         if len(unknown):
             raise DataError(
-                f"nobody has labelled image {unknown[0]} ({len(unknown)} such): ask a person, with "
+                f"image {unknown[0]} has no label ({len(unknown)} such): ask a person, with "
                 "--oracle person."
             )
         return self.labels[indices]
@@ -66,7 +67,7 @@ class DatasetOracle:
 
 @dataclass(frozen=True, eq=False)
 class CallableOracle:
-    """Answers with what a function of the user's says, once that has been checked.
+    """Checked answers of a user's function.
 
     Attributes:
         function: takes dataset-level indices (int64) and gives as many labels.
@@ -106,7 +107,7 @@ class CallableOracle:
 def missing_classes(
     labels: Int64[np.ndarray, " labelled"], class_names: Sequence[str]
 ) -> tuple[str, ...]:
-    """Names of the classes that no label stands for, in the order of the classes."""
+    """Names of the classes without a label, in the order of the classes."""
     present = set(labels.tolist())
     return tuple(name for label, name in enumerate(class_names) if label not in present)
 
@@ -153,11 +154,8 @@ def _picture(image: np.ndarray) -> Image.Image:
     return Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
 
 
-_LISTED = 12  # names that a message gives; `?` gives all
-
-
-class Wish(Enum):
-    """Command of a person in place of a label."""
+class Command(Enum):
+    """Typed in place of a label."""
 
     UNDO = "undo"
     SKIP = "skip"
@@ -165,8 +163,8 @@ class Wish(Enum):
     QUIT = "quit"
 
 
-def understand(typed: str, class_names: Sequence[str]) -> int | Wish:
-    """The class or the wish that a person's line means.
+def parse_answer(typed: str, class_names: Sequence[str]) -> int | Command:
+    """The class or the command that a typed line means.
 
     Args:
         typed: the line.
@@ -175,36 +173,31 @@ def understand(typed: str, class_names: Sequence[str]) -> int | Wish:
     Raises:
         DataError: it is empty, no class, or the beginning of several.
     """
-    word = typed.strip().casefold()
-    names = [name.strip().casefold() for name in class_names]
+    typed = typed.strip()
+    word = composed(typed).casefold()
+    names = [composed(name).strip().casefold() for name in class_names]
     if not word:
         raise DataError("nothing was typed: type a class, or ? for help.")
     if names.count(word) == 1:
         return names.index(word)
-    wishes = {wish.value: wish for wish in Wish}
-    if word.removeprefix("/") in wishes:
-        return wishes[word.removeprefix("/")]
+    commands = {command.value: command for command in Command}
+    if word.removeprefix("/") in commands:
+        return commands[word.removeprefix("/")]
     if word.isascii() and word.isdigit() and int(word) < len(names):
         return int(word)
     starting = [label for label, name in enumerate(names) if name.startswith(word)]
     if len(starting) == 1:
         return starting[0]
     if starting:
-        raise DataError(
-            f"{typed.strip()!r} may be {_some([class_names[label] for label in starting])}: "
-            "type more of it."
-        )
+        among = some((class_names[label] for label in starting), _LISTED)
+        raise DataError(f"{typed!r} may be {among}: type more of it.")
     raise DataError(
-        f"no class is called {typed.strip()!r}. Known: {_some(class_names)}; or a number from 0 to "
+        f"no class is called {typed!r}. Known: {some(class_names, _LISTED)}; or a number from 0 to "
         f"{len(names) - 1}, undo, skip, quit, ?."
     )
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
-
-
+_LISTED = 12  # names that a message gives; `?` gives all
 _WIDEST, _HIGHEST = 64, 32  # characters of an image in the terminal
 _HELP = (
     "type a class by name, by the beginning of its name or by its number, then Enter.\n"
@@ -215,7 +208,7 @@ _HELP = (
 
 @dataclass(frozen=True, eq=False)
 class PersonOracle:
-    """Asks the person at the terminal.
+    """Labels typed by a person at the terminal.
 
     Attributes:
         images: of the whole data set, as they are before normalisation.
@@ -233,8 +226,8 @@ class PersonOracle:
     read: Callable[[], str]
     write: Callable[[Path, bytes], None]
 
-    def ask(self, index: int, heading: str) -> int | Wish:
-        """Show an image until a label or a wish other than help is typed.
+    def ask(self, index: int, heading: str) -> int | Command:
+        """Show an image until a label or a command other than help is typed.
 
         Args:
             index: of the image, in the data set.
@@ -247,14 +240,14 @@ class PersonOracle:
         while True:
             self.console.print("class? ", end="")
             try:
-                answer = understand(self.read(), self.class_names)
+                answer = parse_answer(self.read(), self.class_names)
             except EOFError:
                 self.console.print()
-                return Wish.QUIT
+                return Command.QUIT
             except DataError as error:
                 self.console.print(str(error), style="yellow", markup=False, highlight=False)
                 continue
-            if answer is not Wish.HELP:
+            if answer is not Command.HELP:
                 return answer
             self._help()
 

@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from trainer.errors import DataError
-
-_SHOWN = 5  # offending indices that a message gives
+from trainer.errors import DataError, some
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +92,7 @@ class Pool:
         known = new[np.isin(new, self.labelled)]
         if len(known):
             raise DataError(
-                f"{len(known)} of {len(new)} queried images are labelled already: {_some(known)}. "
+                f"{len(known)} of {len(new)} queried images are labelled already: {some(known)}. "
                 "Query dataset-level indices out of `unlabelled`."
             )
         return Pool(np.concatenate([self.labelled, new]), np.setdiff1d(self.unlabelled, new))
@@ -127,23 +125,18 @@ def _checked(indices: np.ndarray | Sequence[Any], examples: int) -> Int64[np.nda
         return np.empty(0, np.int64)
     if not np.issubdtype(array.dtype, np.integer):
         raise DataError(
-            f"indices must be integers and are {array.dtype} ({_some(array)}). From a mask, take "
+            f"indices must be integers and are {array.dtype} ({some(array)}). From a mask, take "
             "np.flatnonzero(mask)."
         )
     outside = array[(array < 0) | (array >= examples)]
     if len(outside):
         raise DataError(
-            f"{len(outside)} of {len(array)} indices are out of range: {_some(outside)}; the data "
+            f"{len(outside)} of {len(array)} indices are out of range: {some(outside)}; the data "
             f"set has {examples} images, 0 to {examples - 1}."
         )
     values, counts = np.unique(array, return_counts=True)
     if len(values) < len(array):
         raise DataError(
-            f"indices are repeated: {_some(values[counts > 1])}. Each image is labelled once."
+            f"indices are repeated: {some(values[counts > 1])}. Each image is labelled once."
         )
     return array.astype(np.int64)
-
-
-def _some(values: np.ndarray) -> str:
-    shown = ", ".join(str(value) for value in values[:_SHOWN])
-    return shown + (", …" if len(values) > _SHOWN else "")

@@ -1,12 +1,13 @@
 """Eval-mode logits and penultimate features, batch by batch.
 
-Anything other than one finite row of logits an image is refused here, so that nothing downstream
-asks again. Images may be read piece by piece (`Piecewise`), with no more than a batch of normalised
-images in memory. The penultimate layer is recognised by the values it passes on, not by its name.
+Anything but one finite row of logits an image is refused here, once for all that reads them. Images
+may be read batch by batch (`Piecewise`), with no more than one of normalised images in memory. The
+penultimate layer is recognised by the values it passes on, not by its name.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
@@ -29,13 +30,13 @@ class Images(Protocol):
         """Number of images."""
         ...
 
-    def __getitem__(self, places: slice, /) -> np.ndarray:
-        """Some of them."""
+    def __getitem__(self, some: slice, /) -> np.ndarray:
+        """A run of them."""
         ...
 
 
 class Piecewise:
-    """Images that are made when they are read, and not kept."""
+    """Images made when they are read, and not kept."""
 
     def __init__(self, make: Callable[[np.ndarray], np.ndarray], of: np.ndarray):
         """Nothing is made yet.
@@ -50,35 +51,47 @@ class Piecewise:
         """Number of images."""
         return len(self._of)
 
-    def __getitem__(self, places: slice, /) -> np.ndarray:
-        """Some of them."""
-        return self._make(self._of[places])
+    def __getitem__(self, some: slice, /) -> np.ndarray:
+        """A run of them."""
+        return self._make(self._of[some])
 
 
 class NotFiniteError(NetworkError):
     """Logits or features that are not finite: of a bad image, or of weights that diverged.
 
     Attributes:
-        what: which numbers.
-        place: of the first such image in the set that was given, or as whoever gave it numbers it.
+        what: logits or features.
+        image: position of the first such image in the array, or its name.
         cause: in words.
     """
 
     def __init__(
-        self, what: str, place: int | str, cause: str, numbered: str = "place in the set given"
+        self, what: str, image: int | str, cause: str, naming: str = "position in the array"
     ):
         """Name the image and what may be the cause."""
-        self.what, self.place, self.cause = what, place, cause
-        super().__init__(f"the {what} of image {place} ({numbered}) are not finite: {cause}")
+        self.what, self.image, self.cause = what, image, cause
+        super().__init__(f"the {what} of image {image} ({naming}) are not finite: {cause}")
 
-    def renamed(self, names: Sequence[int | str], numbered: str) -> "NotFiniteError":
-        """The same of images that whoever gave them numbers otherwise.
+    def renamed(self, names: Sequence[int | str], naming: str) -> "NotFiniteError":
+        """The same error with the image's name in place of its position.
 
         Args:
-            names: of the images of the set, by place.
-            numbered: what these names are, in words.
+            names: of the images, by position.
+            naming: how images are named, in words.
         """
-        return NotFiniteError(self.what, names[int(self.place)], self.cause, numbered)
+        return NotFiniteError(self.what, names[int(self.image)], self.cause, naming)
+
+
+@contextmanager
+def hooks(handles: Iterable[torch.utils.hooks.RemovableHandle]) -> Iterator[None]:
+    """Remove hooks at the end, those registered before a failure too."""
+    registered = []
+    try:
+        registered.extend(handles)
+        yield
+    finally:
+        for handle in registered:
+            handle.remove()
 
 
 def placement(network: nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -95,7 +108,7 @@ def to_tensor(
     """A copy of images with the device and dtype of the network.
 
     Raises:
-        DataError: the images are not floating point, so nobody normalised them.
+        DataError: the images are not floating point, so they were not normalised.
     """
     if not np.issubdtype(images.dtype, np.floating):
         raise DataError(
@@ -159,7 +172,7 @@ def logits(
 
 
 def refuse_training(network: nn.Module) -> None:
-    """Refuse a network of which a part is in train mode.
+    """Refuse a network with a module in train mode.
 
     Raises:
         NetworkError: naming the first such part.
@@ -275,22 +288,17 @@ def find_head(
     """
     named = getattr(network, NAMED, None)
     if isinstance(named, str):
-        _submodule(network, named)
+        submodule(network, named, NAMED)
         return Head(named, output=True)
     called: list[tuple[str, nn.Module, torch.Tensor]] = []
-    handles = []
-    for name, layer in network.named_modules():
-        if isinstance(layer, _LAYERS):
-            # a copy: what is done to it in place afterwards is not what the layer gave
-            note: Callable[..., None] = lambda layer, _, output, name=name: called.append(
-                (name, layer, output.detach().float().cpu().clone())
-            )
-            handles.append(layer.register_forward_hook(note))
-    try:
+
+    def note(name: str, layer: nn.Module, _: object, output: torch.Tensor) -> None:
+        # a copy: later layers may write into the output in place
+        called.append((name, layer, output.detach().float().cpu().clone()))
+
+    layers = [(name, m) for name, m in network.named_modules() if isinstance(m, _LAYERS)]
+    with hooks(layer.register_forward_hook(partial(note, name)) for name, layer in layers):
         answers = torch.from_numpy(logits(network, images, max(len(images), 1)))
-    finally:
-        for handle in handles:
-            handle.remove()
     for name, layer, output in reversed(called):
         if any(_same(end, answers) for end in _ends(layer, output)):
             return Head(name, output=False)
@@ -336,7 +344,7 @@ def predictions(
 @contextmanager
 def _reading(network: nn.Module, head: Head) -> Iterator[list[np.ndarray]]:
     """Within it every forward pass of the network adds its rows of features to the list."""
-    layer, rows = _submodule(network, head.name), []
+    layer, rows = submodule(network, head.name, NAMED), []
     seen: list[torch.Tensor] = []
 
     def read(layer: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
@@ -351,15 +359,9 @@ def _reading(network: nn.Module, head: Head) -> Iterator[list[np.ndarray]]:
     def keep(*_: Any) -> None:
         rows.append(seen.pop().float().cpu().numpy())
 
-    handles = [
-        layer.register_forward_hook(read, with_kwargs=True),
-        network.register_forward_hook(keep),
-    ]
-    try:
+    reading = layer.register_forward_hook(read, with_kwargs=True)
+    with hooks([reading, network.register_forward_hook(keep)]):
         yield rows
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _rows(layer: nn.Module, taken: torch.Tensor, head: Head) -> torch.Tensor:
@@ -390,12 +392,17 @@ def _same(end: torch.Tensor, answers: torch.Tensor) -> bool:
     return torch.allclose(end, answers, rtol=1e-4, atol=1e-5 * scale)
 
 
-def _submodule(network: nn.Module, name: str) -> nn.Module:
+def submodule(network: nn.Module, name: str, asked_by: str) -> nn.Module:
+    """The submodule of that name.
+
+    Raises:
+        NetworkError: there is none; the message says what named it.
+    """
     try:
         return network.get_submodule(name)
     except AttributeError as error:
         parts = ", ".join(name for name, _ in network.named_children())
         raise NetworkError(
-            f"{NAMED} of the network is {name!r}, which is none of its submodules: {error}; its "
+            f"{asked_by} of the network is {name!r}, which is none of its submodules: {error}; its "
             f"parts are {parts or 'none'}"
         ) from error

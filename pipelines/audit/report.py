@@ -75,6 +75,7 @@ def conclusion(audit: Audit) -> str:
 def _caveats(audit: Audit) -> Iterator[str]:
     """Clauses that a user should not miss."""
     row, train = audit.headline, audit.networks[0].task.run.train
+    yield from (note.rstrip(".") for note in audit.networks[0].task.dataset.notes)
     if not row.fitted:
         accuracy = audit.networks[0].notes["train_accuracy"]
         yield (
@@ -169,6 +170,7 @@ def write(audit: Audit) -> None:
         "format": FORMAT,
         "config": identity(audit.config),
         "data": describe(audit.networks[0].task.dataset),
+        "data_notes": audit.networks[0].task.dataset.notes,
         "sentence": conclusion(audit),
         "networks": [_network(network) for network in audit.networks],
     }

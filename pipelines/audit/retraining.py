@@ -198,7 +198,7 @@ def _last_round(config: AuditConfig, run: Run) -> Pretrained:
     own = {name: run.config[name] for name in _OF_RUN}
     own["network_args"] = tuple(f"{name}={value}" for name, value in arguments.items())
     own["train"] = TrainConfig(**run.config["train"])
-    defaults = AuditConfig()
+    defaults = AuditConfig.of_dataset(config.dataset)
     for name, value in own.items():
         asked = getattr(config, name)
         if asked not in (getattr(defaults, name), value):
@@ -275,11 +275,11 @@ def build_tasks(pretrained: Pretrained, console: Console) -> list[AuditTask]:
 
 def _check_data(pretrained: Pretrained, data: dict[str, Any]) -> None:
     own = pretrained.data
-    if own is not None and own["sha256"] != data["sha256"]:
+    differing = [] if own is None else record.differences(own, data, "data.")
+    if differing:
         raise PipelineError(
-            f"the run in {pretrained.config.weights} was made with other data ({own['name']}, "
-            f"{own['sha256']}) than these ({data['name']}, {data['sha256']}): give --data-dir the "
-            "folder that it read."
+            f"the run in {pretrained.config.weights} was made with other data than these: "
+            f"{'; '.join(differing)}. Give --data-dir the folder that it read."
         )
 
 

@@ -34,6 +34,8 @@ class HeldError(PipelineError):
 FORMAT = 2
 CONFIG, ENVIRONMENT, ROUNDS = "config.json", "environment.json", "rounds.jsonl"
 MACHINE = "machine"  # in the configuration: settings that may be others at each start
+NOTES = "data_notes"  # among them: sentences on the data, for whoever reads an accuracy
+DIGEST = "sha256:"  # with which a value begins that stands for content too large to record
 LOCK, IN_PROGRESS = ".lock", ".pending"
 REPORT = "report.html"  # of reports, which may lie beside runs
 NOTE = "trial.json"  # how a sweep's attempts at the run ended; may be there before the run is
@@ -208,6 +210,9 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
         before, now = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(now, dict):
             found += differences(before, now, f"{prefix}{key}.")
+        elif all(isinstance(value, str) and value.startswith(DIGEST) for value in (before, now)):
+            if before != now:
+                found.append(f"{prefix}{key} hold other values than there ({before}, here {now})")
         elif before != now:
             found.append(f"{prefix}{key} is {before!r} there, {now!r} here")
     return found

@@ -233,6 +233,11 @@ def caveats(group: Group, rounds: pd.DataFrame) -> tuple[str, ...]:
         *_seeds(rounds),
         _sentence("Fits that did not reach their labels", _unfitted(group)),
         _sentence("Classes without a label", _missing(group)),
+        *dict.fromkeys(
+            f"Of the data: {note}"
+            for run in group.runs
+            for note in run.config.get(record.MACHINE, {}).get(record.NOTES, ())
+        ),
         *_versions(group),
     ]
     return tuple(text for text in found if text)

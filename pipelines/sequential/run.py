@@ -27,7 +27,14 @@ from pipelines.core import record
 from pipelines.core.errors import PipelineError
 from pipelines.core.progress import Stages, generator, keep_compiled
 from pipelines.core.record import RoundInProgress
-from pipelines.run import Bridge, FirstTrainingCache, describe, fit_and_save, prepared
+from pipelines.run import (
+    Bridge,
+    FirstTrainingCache,
+    describe,
+    fit_and_save,
+    prepared,
+    print_notes,
+)
 from pipelines.sequential.config import SequentialConfig
 from pipelines.sequential.journal import Journal, open_journal, write_curve
 from pipelines.sequential.learner import Event
@@ -46,17 +53,17 @@ from trainer.images import read_partly_labelled
 from trainer.networks import load
 from trainer.oracle import (
     CallableOracle,
+    Command,
     DatasetOracle,
     Oracle,
     PersonOracle,
-    Wish,
     missing_classes,
 )
 from trainer.pool import Pool
 from trainer.predict import Piecewise, logits
 
-Answerer = Callable[[int, str], int | Wish]
-"""Data-set index and a heading → the label, or a wish to stop, skip or undo."""
+Answerer = Callable[[int, str], int | Command]
+"""Data-set index and a heading → the label, or a command to stop, skip or undo."""
 
 QUERY_IMAGE = ".question.png"
 KERNEL = ".kernel"  # in the run directory: finished chunks of a kernel that takes long
@@ -150,9 +157,9 @@ def initial_labels(
         heading = f"label {len(labels) + len(given) + 1} of {config.initial} to begin with"
         began = time.monotonic()
         said = answerer(left[0], heading)
-        if said is Wish.QUIT:
+        if said is Command.QUIT:
             return None
-        if said is Wish.UNDO:
+        if said is Command.UNDO:
             if asked:
                 journal.take_back()
             continue
@@ -385,7 +392,8 @@ def run(
     dataset, network = prepared(config.rounds_of_one, console, read_dataset)
     with record.only_writer(config.run_folder):
         asked = identity(config) | {"data": describe(dataset)}
-        journal = open_journal(config.run_folder, asked, machine_settings(config))
+        machine = machine_settings(config) | {record.NOTES: list(dataset.notes)}
+        journal = open_journal(config.run_folder, asked, machine)
         answerer, who = answerer_of(config, dataset, console, oracle)
         print_heading(console, config, journal)
         bridge = Bridge(network, config.twin)
@@ -509,9 +517,9 @@ def _query(
     query = session.next_query()
     began = time.monotonic()
     said = answerer(query.image, query_heading(config, len(journal.given), session.status))
-    if said is Wish.QUIT:
+    if said is Command.QUIT:
         return False
-    if said is Wish.UNDO:
+    if said is Command.UNDO:
         _undo(journal, session, console)
         return True
     label = said if isinstance(said, int) else None
@@ -565,6 +573,7 @@ def print_heading(console: Console, config: SequentialConfig, journal: Journal) 
         f"{config.network} {' '.join(config.network_args)}",
         highlight=False,
     )
+    print_notes(console, journal.run)
     if journal.answers:
         console.print(f"{len(journal.answers)} answers are on disk; going on", style="dim")
 
@@ -613,6 +622,7 @@ def print_ending(
     """Print a table of trainings, draw the curve, and say where record and picture are."""
     if journal.run.rounds:
         console.print(_table(journal))
+        print_notes(console, journal.run)
         _remark(
             console,
             f"accuracy on {journal.run.rounds[0]['tests']} test images (SGD, all: on all of them), "

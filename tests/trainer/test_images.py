@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from trainer.containers import FileTree
 from trainer.data import load
 from trainer.errors import DataError
-from trainer.image_files import list_entries, read_headers, read_pixels
+from trainer.image_files import read_headers, read_pixels
 
 REAL = os.environ.get("NTK_DATA_DIR", "")
 RED = (200, 30, 30)
@@ -259,9 +260,10 @@ def test_an_unreadable_file_is_named(tmp_path, monkeypatch):
 @pytest.mark.skipif(not REAL, reason="NTK_DATA_DIR names no folder of real data sets")
 def test_real_png_images_in_a_tar():
     archive = Path(REAL, "cifar100-subset.tar")
-    names = [entry.parts for entry in list_entries(archive) if not entry.folder]
-    headers = read_headers(archive, names)
+    tree = FileTree(archive)
+    names = [entry.parts for entry in tree.entries if not entry.folder]
+    headers = read_headers(tree, names)
     assert {header[:2] for header in headers} == {(32, 32)}
-    pixels = read_pixels(archive, names, 32, 32, 3)
+    pixels = read_pixels(tree, names, 32, 32, 3)
     assert len({image.tobytes() for image in pixels}) == len(names) == 284
     assert len({parts[1] for parts in names}) == 92

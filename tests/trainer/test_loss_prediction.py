@@ -209,7 +209,7 @@ def test_the_same_generator_gives_the_same_module(problem):
 
 def test_another_network_is_refused(problem):
     module = LossPrediction.of(network_of("cnn"), problem[0][:2], generator())
-    with pytest.raises(NetworkError, match="no part 'features.1', which the loss prediction"):
+    with pytest.raises(NetworkError, match="a tap of the network is 'features.1', which is none"):
         module.predict(network_of("wide_resnet", widen=1), problem[0])
     module = LossPrediction.of(network_of("wide_resnet", widen=1), problem[0][:2], generator())
     with pytest.raises(NetworkError, match=r"have \[64\] channels .* was made for \[32\]"):

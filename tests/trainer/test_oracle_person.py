@@ -1,4 +1,4 @@
-"""A person at the terminal: what is typed, what is shown, and images that nobody has labelled."""
+"""A person at the terminal: what is typed, what is shown, and partly labelled folders."""
 
 import io
 
@@ -13,7 +13,15 @@ from kernel.files import write_file
 from trainer.dataset import UNLABELLED
 from trainer.errors import DataError
 from trainer.images import read_partly_labelled
-from trainer.oracle import LARGE, DatasetOracle, PersonOracle, Wish, as_blocks, as_png, understand
+from trainer.oracle import (
+    LARGE,
+    Command,
+    DatasetOracle,
+    PersonOracle,
+    as_blocks,
+    as_png,
+    parse_answer,
+)
 
 CATS = ("cat", "catfish", "Dog", "doll", "skip")
 
@@ -27,14 +35,14 @@ CATS = ("cat", "catfish", "Dog", "doll", "skip")
         ("dol", 3),
         ("4", 4),
         ("skip", 4),  # a class that is called like a command
-        ("/skip", Wish.SKIP),
-        ("undo", Wish.UNDO),
-        ("Quit", Wish.QUIT),
-        ("?", Wish.HELP),
+        ("/skip", Command.SKIP),
+        ("undo", Command.UNDO),
+        ("Quit", Command.QUIT),
+        ("?", Command.HELP),
     ],
 )
 def test_what_is_meant(typed, meaning):
-    assert understand(typed, CATS) == meaning
+    assert parse_answer(typed, CATS) == meaning
 
 
 @pytest.mark.parametrize(
@@ -51,12 +59,12 @@ def test_what_is_meant(typed, meaning):
 )
 def test_what_is_not_understood(typed, message):
     with pytest.raises(DataError, match=message):
-        understand(typed, CATS)
+        parse_answer(typed, CATS)
 
 
 def test_a_name_goes_before_a_number():
     digits = tuple("9876543210")
-    assert [understand(word, digits) for word in "9 0".split()] == [0, 9]
+    assert [parse_answer(word, digits) for word in "9 0".split()] == [0, 9]
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 9), (1, 1, 1), (3, 500, 300)])
@@ -107,12 +115,12 @@ def test_a_person_is_asked_until_the_answer_is_understood(tmp_path, rng):
     assert "2 Dog" in said
     assert (tmp_path / "question.png").read_bytes() == as_png(oracle.images[2])
     assert "▀" not in said  # not a terminal
-    assert oracle.ask(2, "again") is Wish.QUIT  # no more lines
+    assert oracle.ask(2, "again") is Command.QUIT  # no more lines
 
 
 def test_a_terminal_with_colours_shows_the_image(tmp_path, rng):
     oracle, shown = person(["undo"], tmp_path, rng, force_terminal=True, color_system="truecolor")
-    assert oracle.ask(0, "question") is Wish.UNDO
+    assert oracle.ask(0, "question") is Command.UNDO
     assert shown.getvalue().count("▀") == 6 * 3
 
 
@@ -148,7 +156,7 @@ def test_images_that_nobody_has_labelled(files, given, names, labels, tests, tmp
     assert dataset.train_labels.tolist() == labels
     assert dataset.test_labels.tolist() == tests
     assert dataset.image_shape == (3, 9, 8)
-    with pytest.raises(DataError, match=f"nobody has labelled image {labels.index(-1)}"):
+    with pytest.raises(DataError, match=f"image {labels.index(-1)} has no label"):
         DatasetOracle(dataset.train_labels)(np.array([labels.index(UNLABELLED)]))
 
 

@@ -182,5 +182,5 @@ def test_features_that_are_not_finite(images):
     network = Clipped().eval()
     setattr(network, NAMED, "body")
     images[5, 0, 0, 0] = np.inf  # clipped before the logits
-    with pytest.raises(NotFiniteError, match=r"features at 'body' of image 5 \(place"):
+    with pytest.raises(NotFiniteError, match=r"features at 'body' of image 5 \(position"):
         predictions(network, images, find_head(network, images))

@@ -100,7 +100,7 @@ def test_a_wrong_query_is_refused_with_its_indices(query, message):
 
 
 def test_only_the_first_offending_indices_are_shown():
-    with pytest.raises(DataError, match=r"20 of 20 .*: 50, 51, 52, 53, 54, …; the data set"):
+    with pytest.raises(DataError, match=r"20 of 20 .*: 50, .* 59 and 10 more; the data set"):
         Pool.of(10, range(50, 70))
 
 

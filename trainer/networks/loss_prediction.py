@@ -1,39 +1,31 @@
 """LL4AL's loss prediction module (Yoo & Kweon, *Learning Loss for Active Learning*, CVPR 2019).
 
-Predicts each image's loss from intermediate feature maps of a network. Each map h is averaged over
-its positions, goes through a linear layer to `width` numbers and a ReLU, and all of these side by
-side through one linear layer to a number l̂. It is trained along with the network
-(`trainer.fit.fit(…, auxiliary_module=…)`) by comparing pairs, so that l̂ orders images by their
-loss and has no scale. The images whose predicted loss is largest are the ones to query.
-
-For a batch of images with losses l_i (detached) it adds
+Predicts each image's loss from feature maps of a network: each map h, averaged over positions, goes
+through a linear layer to `width` numbers and a ReLU, and all of these through one linear layer to a
+number l̂. Images with the largest l̂ are queried. For a batch of images with losses l_i (detached) it
+adds to the network's loss
 
     weight · mean over pairs (i, j) of max(0, −sign(l_i − l_j) · (l̂_i − l̂_j) + margin),
 
 the pairs being the i-th of its first half and the i-th of its second (of an odd batch the last
-image is left out; a batch of one has no pair). Once `detach` of the schedule is over, and in
-extensions of it, the gradient no longer enters the network, which is then trained as if it were
-alone. Cost: a few matrix products of the size of a batch.
+image is left out), so l̂ orders images by their loss and has no scale. Once `detach` of the schedule
+is over, and in extensions of it, the gradient no longer enters the network.
 
-What the paper leaves to others, and what is done here:
+Differences from the paper, and choices that it leaves open:
 
-- Its optimiser is the network's, with the same schedule, momentum and weight decay, in a group of
-  parameters of its own, at a learning rate of 0.01 and never above the network's. The paper has
-  one rate, 0.1, for either. Networks trained with L2 here bear far higher ones (1.25), at which,
-  and at 0.1 beside them, all ReLUs of the module were seen to die within a few rounds: every
-  image then has the same prediction, for good.
-- The gradient that enters the network may be scaled down (`grad_scale`): runs with L2 take 1/C of
-  it, because that loss is a mean over C classes. With all of it, at a learning rate of 1.25, the
-  ranking loss dominated the labels' and networks no longer fitted them.
+- Optimiser, schedule, momentum and weight decay are the network's; the learning rate is 0.01 and
+  never above the network's. The paper has one rate, 0.1, for either. At the rate of networks
+  trained with L2 here (1.25), and at 0.1 beside it, all ReLUs of the module died within a few
+  rounds: every image then has the same prediction, for good.
+- Runs with L2 let 1/C of the gradient into the network (`grad_scale`), because that loss is a mean
+  over C classes. With all of it the ranking loss dominated and labels were no longer fitted.
 - Equal losses have no order: sign(0) = 0, where the paper has −1.
 - The schedule is that of one training; with `stop` `fitted` it may end before its `detach`.
-
-The feature maps are the outputs of submodules that the user names, of those known of the papers'
-networks, or of those that the sizes of the outputs suggest (`find_taps`).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -43,10 +35,20 @@ from torch import nn
 
 from trainer.config import LossPredictionConfig
 from trainer.errors import NetworkError
+from trainer.fit import AuxiliaryModule
 from trainer.networks.architecture import depths_of
 from trainer.networks.vgg import VGG
 from trainer.networks.wide_resnet import WideResNet
-from trainer.predict import Images, NotFiniteError, answers, forward, placement, to_tensor
+from trainer.predict import (
+    Images,
+    NotFiniteError,
+    answers,
+    forward,
+    hooks,
+    placement,
+    submodule,
+    to_tensor,
+)
 from trainer.randomness import seeded
 
 _MOST = 4  # taps chosen by default; as many as Yoo & Kweon have
@@ -205,31 +207,20 @@ def _outputs(network: nn.Module, images: np.ndarray) -> tuple[list[_Output], tor
     outputs: list[_Output] = []
     learned = False
 
-    def hook(name: str, module: nn.Module):
-        def note(_: nn.Module, __: object, value: object) -> None:
-            nonlocal learned
-            learned = learned or any(True for _ in module.parameters())
-            if isinstance(value, torch.Tensor):
-                # a copy: later layers may write into it in place
-                outputs.append(_Output(name, value.detach().clone(), learned))
+    def note(name: str, module: nn.Module, _: object, value: object) -> None:
+        nonlocal learned
+        learned = learned or any(True for _ in module.parameters())
+        if isinstance(value, torch.Tensor):
+            # a copy: later layers may write into it in place
+            outputs.append(_Output(name, value.detach().clone(), learned))
 
-        return note
-
-    handles = [
-        module.register_forward_hook(hook(name, module))
-        for name, module in network.named_modules()
-        if name
-    ]
-    try:
-        with torch.no_grad():
-            answers = forward(network, to_tensor(images, network))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return outputs, answers
+    modules = [(name, module) for name, module in network.named_modules() if name]
+    registered = (module.register_forward_hook(partial(note, name)) for name, module in modules)
+    with hooks(registered), torch.no_grad():
+        return outputs, forward(network, to_tensor(images, network))
 
 
-class LossPrediction(nn.Module):
+class LossPrediction(AuxiliaryModule):
     """Predicts the order of images by their loss; trained along with their network.
 
     Attributes:
@@ -292,21 +283,13 @@ class LossPrediction(nn.Module):
         """
         seen = [torch.empty(0)] * len(self.taps)
 
-        def reading(index: int) -> Callable[[nn.Module, object, object], None]:
-            def read(_: nn.Module, __: object, output: object) -> None:
-                # averaged at once: later layers may write into the map itself
-                seen[index] = pooled(self.taps[index], output)
+        def read(index: int, _: nn.Module, __: object, output: object) -> None:
+            # averaged at once: later layers may write into the map itself
+            seen[index] = pooled(self.taps[index], output)
 
-            return read
-
-        handles = []
-        try:
-            for index, name in enumerate(self.taps):
-                handles.append(_submodule(network, name).register_forward_hook(reading(index)))
+        parts = [submodule(network, name, "a tap") for name in self.taps]
+        with hooks(p.register_forward_hook(partial(read, i)) for i, p in enumerate(parts)):
             yield seen
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def rate(self, network_rate: float) -> float:
         """The highest learning rate of this module beside a network's."""
@@ -355,14 +338,9 @@ class LossPrediction(nn.Module):
         """
         rows: list[np.ndarray] = []
         with self.watch(network) as seen:
-            # of every batch that the network answers
-            handle = network.register_forward_hook(
-                lambda *_: rows.append(self._read(seen).float().cpu().numpy())
-            )
-            try:
+            read = lambda *_: rows.append(self._read(seen).float().cpu().numpy())
+            with hooks([network.register_forward_hook(read)]):
                 answers(network, images, batch_size)
-            finally:
-                handle.remove()
         predicted = np.concatenate(rows)
         finite = np.isfinite(predicted)
         if not finite.all():
@@ -400,13 +378,3 @@ def ranking_loss(
     order = torch.sign(losses[:half] - losses[half : 2 * half])
     gap = predicted[:half] - predicted[half : 2 * half]
     return torch.relu(margin - order * gap).mean()
-
-
-def _submodule(network: nn.Module, name: str) -> nn.Module:
-    try:
-        return network.get_submodule(name)
-    except AttributeError as error:
-        raise NetworkError(
-            f"the network has no part {name!r}, which the loss prediction module reads: give the "
-            "network that it was trained with"
-        ) from error

@@ -5,20 +5,15 @@ image is met by them and let go. Chunks of images are differentiated on several 
 `Scratch` an interrupted kernel goes on where it stood.
 """
 
-import hashlib
-import json
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import DTypeLike
 
 from kernel import linalg
 from kernel.jacobian import (
@@ -34,6 +29,7 @@ from kernel.jacobian import (
 from kernel.model import Model, require_rng
 from kernel.param_groups import Block
 from kernel.plan import Pass, Plan, Progress, Report, threads_of
+from kernel.scratch import Scratch, load_sums, save_sums, unfinished
 from kernel.taps import not_finite
 
 _Result = TypeVar("_Result")
@@ -74,86 +70,6 @@ def map_in_order(
             pool.shutdown(cancel_futures=True)
 
 
-_STATE = "state.json"
-
-
-class Scratch:
-    """Arrays by name, each with a count of what is finished in it."""
-
-    def __init__(self, folder: Path | None = None, key: str = ""):
-        """Take up what lies in the folder if it was written under the same key, else empty it.
-
-        Args:
-            folder: made if it is not there; its contents belong to this object alone. None keeps
-                nothing.
-            key: of the work.
-        """
-        self._folder = folder
-        self._key = key
-        self._done: dict[str, int] = {}
-        if folder is None:
-            return
-        if (folder / _STATE).is_file():
-            state = json.loads((folder / _STATE).read_text("utf-8"))
-            if state["key"] == key:
-                self._done = state["done"]
-                return
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        self._write()
-
-    @property
-    def keeps(self) -> bool:
-        """Whether anything outlives the process."""
-        return self._folder is not None
-
-    def array(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
-        """The array of a name as it was left, or a new one whose entries are zeros."""
-        if self._folder is None:
-            return np.zeros(shape, dtype)
-        path = self._folder / f"{name}.npy"
-        fresh = not path.exists()
-        if fresh:
-            self._done.pop(name, None)
-        mode = "w+" if fresh else "r+"
-        return np.lib.format.open_memmap(path, mode=mode, dtype=np.dtype(dtype), shape=shape)
-
-    def done(self, name: str) -> int:
-        """The finished part of an array."""
-        return self._done.get(name, 0)
-
-    def mark(self, name: str, count: int) -> None:
-        """Record the finished part of an array; what was written to it before is kept with it."""
-        if self._folder is not None:
-            self._done[name] = count
-            self._write()
-
-    def replaced(self, name: str, old: Iterable[str]) -> None:
-        """Mark an array that replaces others as finished, and delete those."""
-        if self._folder is None:
-            return
-        self.mark(name, 1)
-        for stale in old:
-            (self._folder / f"{stale}.npy").unlink(missing_ok=True)
-
-    def _write(self) -> None:
-        assert self._folder is not None
-        beside = self._folder / f"{_STATE}.new"
-        beside.write_text(json.dumps({"key": self._key, "done": self._done}), "utf-8")
-        beside.replace(self._folder / _STATE)
-
-
-def key_of(arrays: Iterable[Any], settings: Any) -> str:
-    """A key that changes with any entry of the arrays and with the settings' words."""
-    digest = hashlib.sha256(repr(settings).encode())
-    for array in arrays:
-        for leaf in jax.tree.leaves(array):
-            own = np.ascontiguousarray(leaf)
-            digest.update(f"{own.shape}{own.dtype}".encode())
-            digest.update(own.data)
-    return digest.hexdigest()
-
-
 class Sketches(NamedTuple):
     """Sketched gradients of a set of images.
 
@@ -166,21 +82,20 @@ class Sketches(NamedTuple):
     logits: Float[np.ndarray, "examples classes"]
 
     @classmethod
-    def kept(cls, scratch: Scratch, plan: Plan) -> tuple["Sketches", int]:
-        """The arrays as the scratch has them, and of how many images they are finished."""
-        problem = plan.problem
+    def zeros(cls, plan: Plan) -> "Sketches":
+        """Nothing is filled in yet."""
+        problem, dtype = plan.problem, plan.problem.precision
         projections, classes = problem.directions.projections.shape
-        shapes = {
-            "features": (problem.examples, projections, plan.request.sketch),
-            "logits": (problem.examples, classes),
-        }
-        arrays = {name: scratch.array(name, shapes[name], problem.precision) for name in shapes}
-        return cls(**arrays), min(scratch.done(name) for name in shapes)
+        features = np.zeros((problem.examples, projections, plan.request.sketch or 0), dtype)
+        return cls(features, np.zeros((problem.examples, classes), dtype))
 
-    def mark(self, scratch: Scratch, images: int) -> None:
-        """Record the images that are finished in both arrays."""
-        for name in self._fields:
-            scratch.mark(name, images)
+    def load(self, scratch: Scratch, own: slice) -> bool:
+        """Fill in some images, if they are kept."""
+        return scratch.load(f"sketches-{own.start}", self.features[own], self.logits[own])
+
+    def save(self, scratch: Scratch, own: slice) -> None:
+        """Keep some images."""
+        scratch.save(f"sketches-{own.start}", self.features[own], self.logits[own])
 
 
 def sketches(
@@ -203,14 +118,14 @@ def sketches(
 
     Raises:
         KernelError: a sketch of no or too many dimensions; no generator; gradients that are not
-            finite.
+            finite; no space for the scratch.
     """
     problem, buckets = plan.problem, plan.request.sketch
     assert buckets is not None
     signs = jnp.asarray(random_signs(problem.columns, buckets, require_rng(rng, "a sketch")))
     projections = problem.directions.projections
     scale = np.dtype(problem.precision).type(problem.directions.scale**0.5)
-    found, done = Sketches.kept(scratch, plan)
+    found = Sketches.zeros(plan)
     threads, share = threads_of(plan.chunk)
     how = (model.function, problem.groups, buckets, False, *model[1:])
 
@@ -228,13 +143,16 @@ def sketches(
             logits = np.asarray(one.logits)
         return all_rows, logits
 
-    for start, (rows, logits) in map_in_order(folded, range(done, len(images), share), threads):
-        count = min(share, len(images) - start)
-        found.features[start : start + count] = np.stack(rows, axis=1)[:count] * scale
-        found.logits[start : start + count] = logits[:count]
-        found.mark(scratch, start + share)
-        if report is not None:
-            report(float(start + count), float(len(images)))
+    with scratch.reserved(found.features.nbytes + found.logits.nbytes):
+        starts, ends = unfinished(len(images), share, lambda own: found.load(scratch, own))
+        for start, (rows, logits) in map_in_order(folded, starts, threads):
+            count = min(share, len(images) - start)
+            found.features[start : start + count] = np.stack(rows, axis=1)[:count] * scale
+            found.logits[start : start + count] = logits[:count]
+            if start in ends:
+                found.save(scratch, ends[start])
+            if report is not None:
+                report(float(start + count), float(len(images)))
     return found
 
 
@@ -243,27 +161,18 @@ _TILE_BYTES = 2**23
 
 
 class AnchorRows:
-    """Rows and factors of the anchors in one pass, filled chunk by chunk.
+    """Rows and factors of the anchors in one pass, filled chunk by chunk."""
 
-    Attributes:
-        anchors: how many images it holds in the end.
-        arrays: their names in the scratch.
-    """
-
-    def __init__(self, anchors: int, blocks: tuple[Block, ...], scratch: Scratch, name: str = ""):
+    def __init__(self, anchors: int, blocks: tuple[Block, ...]):
         """Nothing is allocated before the first chunk tells shapes and dtypes.
 
         Args:
             anchors: how many images it holds in the end.
             blocks: of the pass.
-            scratch: where arrays come from.
-            name: of this pass in it.
         """
         self.anchors = anchors
         # a power of two for few images, so that one more does not compile anew
         self._tile = min(1 << (anchors - 1).bit_length(), 512)
-        self.arrays: list[str] = []
-        self._scratch, self._name = scratch, name
         factored = [block.group.rule for block in blocks if block.form == "factors"]
         self._biases = [rule is not None and rule.bias is not None for rule in factored]
         self._rows: np.ndarray | None = None
@@ -272,13 +181,10 @@ class AnchorRows:
     def put(self, start: int, chunk: Chunk) -> None:
         """Keep a chunk whose first image is the anchor `start`; what lies past the end is left."""
         if self._rows is None:
-            self._rows = self._array("rows", chunk.rows, 0)
+            self._rows = self._zeros(chunk.rows, 0)
             self._factors = [
-                KroneckerFactors(
-                    self._array(f"inputs-{number}", factors.inputs, 1),
-                    self._array(f"cotangents-{number}", factors.cotangents, 1),
-                )
-                for number, factors in enumerate(chunk.factors)
+                KroneckerFactors(self._zeros(own.inputs, 1), self._zeros(own.cotangents, 1))
+                for own in chunk.factors
             ]
         count = min(len(chunk.rows), self.anchors - start)
         self._rows[start : start + count] = np.asarray(chunk.rows)[:count]
@@ -302,11 +208,10 @@ class AnchorRows:
                     if i != j:
                         _add(values, block.transpose(2, 3, 0, 1), j, i)
 
-    def add_cross(
-        self, values: Float[np.ndarray, "rows columns"], chunk: Chunk, count: int
-    ) -> None:
-        """Add the part of the kernel between the anchors and the first images of a chunk."""
+    def cross(self, chunk: Chunk, count: int) -> Float[np.ndarray, "rows columns"]:
+        """The part of the kernel between the anchors and the first images of a chunk."""
         rows, others = self._flat(), np.asarray(chunk.rows)[:count]
+        values = np.zeros((len(rows), count * rows.shape[0] // self.anchors))
         if rows.shape[1]:
             linalg.add_products(values, rows, others.reshape(-1, rows.shape[1]))
         for bias, factors, other in zip(self._biases, self._factors, chunk.factors, strict=True):
@@ -314,6 +219,7 @@ class AnchorRows:
             for i in range(0, self.anchors, tile):
                 block = contract_factors(bias, _cut(factors, i, tile), other)
                 _add(values, np.asarray(block), i, 0)
+        return values
 
     def diagonal(self, chunk: Chunk) -> Float[np.ndarray, "images rows rows"]:
         """The part of the kernel between each image of a chunk and itself, in float64."""
@@ -323,12 +229,9 @@ class AnchorRows:
             total += np.asarray(contract_own_factors(bias, factors))
         return total
 
-    def _array(self, name: str, like: jax.Array | np.ndarray, axis: int) -> np.ndarray:
+    def _zeros(self, like: jax.Array | np.ndarray, axis: int) -> np.ndarray:
         """An array as one of a chunk, with all anchors along an axis."""
-        full = f"{self._name}-{name}"
-        self.arrays.append(full)
-        shape = (*like.shape[:axis], self.anchors, *like.shape[axis + 1 :])
-        return self._scratch.array(full, shape, like.dtype)
+        return np.zeros((*like.shape[:axis], self.anchors, *like.shape[axis + 1 :]), like.dtype)
 
     def _flat(self) -> np.ndarray:
         assert self._rows is not None
@@ -371,35 +274,29 @@ def contract(
         images: the anchors first.
         plan: of whole gradients.
         progress: updated with every chunk and every product.
-        scratch: where finished chunks are kept, and taken up from.
+        scratch: where finished passes, and chunks that the anchors met, are kept and taken up from.
 
     Returns:
         float64 values, not yet scaled, and the blocks of every image that is no anchor with itself.
 
     Raises:
-        KernelError: gradients that are not finite.
+        KernelError: gradients that are not finite; no space for the scratch.
     """
     problem = plan.problem
     each, anchors, total = problem.rows_an_example, problem.anchors, problem.examples
-    shapes = ((anchors * each, total * each), (total - anchors, each, each))
-    sums = tuple(np.zeros(shape) for shape in shapes)
-    for number, one in enumerate(plan.passes):
-        names = [f"{number}-values", f"{number}-diagonal"]
-        if scratch.done(names[1]):
-            # what all passes so far add up to; taken up once, after the last that is finished
-            if not scratch.done(f"{number + 1}-diagonal"):
-                for name, array in zip(names, sums, strict=True):
-                    array[:] = scratch.array(name, array.shape, array.dtype)
-            progress.formed(one, total)
-            progress.contracted(one, total - anchors / 2)
-            continue
-        stale = _HostPass(model, images, plan, number, progress, scratch).add_to(*sums)
-        if scratch.keeps:
-            for name, array in zip(names, sums, strict=True):
-                scratch.array(name, array.shape, array.dtype)[:] = array
-            before = [f"{number - 1}-values", f"{number - 1}-diagonal"] if number else []
-            scratch.replaced(names[1], [*stale, *before])
-    return sums[0], sums[1]
+    sums = (np.zeros((anchors * each, total * each)), np.zeros((total - anchors, each, each)))
+    # the sums of two passes, and one pass between anchors and other images
+    with scratch.reserved(3 * sum(array.nbytes for array in sums)):
+        done = load_sums(scratch, len(plan.passes), sums)
+        for number, one in enumerate(plan.passes):
+            if number < done:
+                progress.formed(one, total)
+                progress.contracted(one, total - anchors / 2)
+                continue
+            _HostPass(model, images, plan, number, progress, scratch).add_to(*sums)
+            save_sums(scratch, number + 1, sums)
+            scratch.delete(f"cross-{number}-")
+    return sums
 
 
 class _HostPass(NamedTuple):
@@ -421,64 +318,55 @@ class _HostPass(NamedTuple):
         rows = self.plan.problem.directions.projections[slice(*self.one.projections)]
         return jnp.asarray(rows, self.images.dtype)
 
-    def add_to(self, values: np.ndarray, diagonal: np.ndarray) -> list[str]:
-        """Add the pass to the kernel; returns the names of the arrays it left in the scratch."""
+    def add_to(self, values: np.ndarray, diagonal: np.ndarray) -> None:
+        """Add the pass to the kernel and to the blocks of images that are no anchors."""
         problem = self.plan.problem
         each, anchors = problem.rows_an_example, problem.anchors
-        kept = self._anchors()
-        kept.add_gram(values[:, : anchors * each])
-        self.progress.contracted(self.one, anchors / 2)
-        if problem.examples == anchors:
-            return kept.arrays
-        added, alone = values[:, anchors * each :], diagonal
-        if not self.scratch.keeps:
-            self._others(kept, added, alone)
-            return kept.arrays
-        # what a pass adds is written before it is added, so that it is added once
-        name = f"{self.number}-cross"
-        own = self.scratch.array(name, added.shape, added.dtype)
-        own_alone = self.scratch.array(f"{name}-diagonal", alone.shape, alone.dtype)
-        self._others(kept, own, own_alone)
-        added += own
-        alone += own_alone
-        return [*kept.arrays, name, f"{name}-diagonal"]
-
-    def _anchors(self) -> AnchorRows:
-        """Rows and factors of the anchors."""
-        anchors, name = self.plan.problem.anchors, f"{self.number}-anchors"
+        kept = AnchorRows(anchors, self.one.blocks)
         threads, share = threads_of(self.plan.chunk)
-        kept = AnchorRows(anchors, self.one.blocks, self.scratch, str(self.number))
-        done = self.scratch.done(name)
-        # the first chunk is always made: it tells the shapes of what was left
-        starts = [0, *range(max(done, share), anchors, share)]
+        starts = range(0, anchors, share)
         for start, chunk in map_in_order(lambda s: self._chunk(s, share, anchors), starts, threads):
             kept.put(start, chunk)
-            finished = max(done, start + share)
-            self.scratch.mark(name, finished)
-            self.progress.formed(self.one, min(finished if start == 0 else share, anchors - start))
-        return kept
+            self.progress.formed(self.one, min(share, anchors - start))
+        kept.add_gram(values[:, : anchors * each])
+        self.progress.contracted(self.one, anchors / 2)
+        self._others(kept, values[:, anchors * each :], diagonal)
 
-    def _others(self, kept: AnchorRows, added: np.ndarray, alone: np.ndarray) -> None:
-        """Every other image is met by the anchors."""
-        problem, name = self.plan.problem, f"{self.number}-cross"
+    def _others(self, kept: AnchorRows, values: np.ndarray, diagonal: np.ndarray) -> None:
+        """Every other image is met by the anchors, a block of them at a time."""
+        problem = self.plan.problem
         each, anchors, total = problem.rows_an_example, problem.anchors, problem.examples
         threads, share = threads_of(self.plan.chunk)
-        done = self.scratch.done(name)
-        if done:
-            self.progress.formed(self.one, done)
-            self.progress.contracted(self.one, float(done))
-        starts = range(anchors + done, total, share)
-        for start, chunk in map_in_order(lambda s: self._chunk(s, share, total), starts, threads):
-            count = min(share, total - start)
-            own = slice(start - anchors, start - anchors + count)
-            columns = slice(own.start * each, own.stop * each)
-            if self.scratch.keeps:  # an interrupted chunk may have left something
-                added[:, columns], alone[own] = 0, 0
-            kept.add_cross(added[:, columns], chunk, count)
-            alone[own] += kept.diagonal(chunk)[:count]
-            self.scratch.mark(name, start - anchors + count)
-            self.progress.formed(self.one, count)
-            self.progress.contracted(self.one, float(count))
+
+        def add(own: slice, block: np.ndarray, alone: np.ndarray) -> None:
+            values[:, own.start * each : own.stop * each] += block
+            diagonal[own] += alone
+            self.progress.formed(self.one, own.stop - own.start)
+            self.progress.contracted(self.one, float(own.stop - own.start))
+
+        def load(own: slice) -> bool:
+            count = own.stop - own.start
+            block, alone = np.zeros((len(values), count * each)), np.zeros((count, each, each))
+            there = self.scratch.load(f"cross-{self.number}-{own.start}", block, alone)
+            if there:
+                add(own, block, alone)
+            return there
+
+        starts, ends = unfinished(total - anchors, share, load)
+        made: list[tuple[np.ndarray, np.ndarray]] = []
+
+        def chunk_of(start: int) -> Chunk:
+            return self._chunk(anchors + start, share, total)
+
+        for start, chunk in map_in_order(chunk_of, starts, threads):
+            count = min(share, total - anchors - start)
+            made.append((kept.cross(chunk, count), kept.diagonal(chunk)[:count]))
+            if start in ends:
+                own, (blocks, alone) = ends[start], zip(*made, strict=True)
+                both = np.concatenate(blocks, axis=1), np.concatenate(alone)
+                self.scratch.save(f"cross-{self.number}-{own.start}", *both)
+                add(own, *both)
+                made = []
 
     def _chunk(self, start: int, count: int, end: int) -> Chunk:
         """One chunk; the last is padded with repeats so that one shape is compiled."""

@@ -5,10 +5,10 @@ always of one shape, or single columns S[:, q]. A kernel comes in three forms: d
 whose inner products it is, or between anchors and all examples (docs/mathematics.md, 1).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,6 @@ from kernel.linalg import (
     add_gram,
     padded,
     row_blocks,
-    subtract_gram,
     subtract_outer,
     tile_rows,
     to_device,
@@ -107,7 +106,7 @@ def _host_kept(source: Source, sample: np.ndarray) -> np.ndarray:
     kept = np.zeros((len(sample), candidates))
     if np.array_equal(sample, np.arange(candidates)):  # half of the work
         add_gram(kept, features)
-        subtract_gram(kept, a)
+        add_gram(kept, a.T, subtract=True)
         return kept
     for start, stop in row_blocks(len(sample), tile_rows(candidates)):
         kept[start:stop] = streamed_rows(source, sample[start:stop])
@@ -135,9 +134,6 @@ def appended(source: Source, v: Float[np.ndarray, "candidates rank"]) -> Source:
 @partial(jax.jit, donate_argnums=0)
 def _rows_set(a, rows, start):
     return jax.lax.dynamic_update_slice_in_dim(a, rows, start, 0)
-
-
-_Carry = TypeVar("_Carry")
 
 
 class Tile(NamedTuple):
@@ -208,12 +204,6 @@ class Covariance:
                 values = to_device(values, (size, self.width))
             yield Tile(idx, mask, values)
 
-    def fold(self, step: Callable[[_Carry, Tile], _Carry], carry: _Carry) -> _Carry:
-        """Fold `step` over all tiles; each is finished before the next is made."""
-        for tile in self.tiles():
-            carry = jax.block_until_ready(step(carry, tile))
-        return carry
-
     def dense(self) -> Float[np.ndarray, "sample candidates"]:
         """S[sample, :] whole, a copy: for small problems and tests."""
         self._check()
@@ -278,13 +268,6 @@ class Covariance:
             source = appended(source, v)
         self._lease.updates += 1
         return replace(self, kept=kept, source=source, _updates=self._lease.updates)
-
-    def made_kept(self) -> "Covariance":
-        """The same with S[sample, :] computed once and held beside its source."""
-        self._check()
-        if self.source is None or self.kept is not None:
-            return self
-        return replace(self, kept=kept_rows(self.source, self.sample))
 
     def _check(self) -> None:
         if self._updates != self._lease.updates:

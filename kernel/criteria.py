@@ -18,7 +18,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int64
+from jaxtyping import Array, Float, Int64
 from scipy.special import softmax
 
 from kernel.covariance import Covariance
@@ -43,21 +43,6 @@ class AcquisitionState:
 
     posterior: Posterior
     options: Options
-
-    @property
-    def predictions(self) -> Float[np.ndarray, "candidates classes"]:
-        """G, of the linearised network fitted to the labels so far."""
-        return self.posterior.predictions
-
-    @property
-    def variance(self) -> Float[np.ndarray, " rows"]:
-        """Remaining variance s."""
-        return self.posterior.variance
-
-    @property
-    def determined(self) -> Bool[np.ndarray, " rows"]:
-        """Candidates that the labels so far determine."""
-        return self.posterior.determined
 
     def scores(self) -> Float[np.ndarray, " candidates"]:
         """One score a candidate, higher = query first; the lowest for one that is determined."""
@@ -202,9 +187,10 @@ def lowest_if_determined(
 def total(
     covariance: Covariance, add: Callable[..., Array], *arrays: Array | float
 ) -> Float[np.ndarray, " candidates"]:
-    """Fold `add(sums, *tile, *arrays)` over S, from zeros, one number a candidate."""
-    start = jnp.zeros(covariance.width)
-    sums = covariance.fold(lambda sums, tile: add(sums, *tile, *arrays), start)
+    """Sum `add(sums, *tile, *arrays)` over the tiles of S, one number a candidate."""
+    sums = jnp.zeros(covariance.width)
+    for tile in covariance.tiles():  # each is finished before the next is made
+        sums = jax.block_until_ready(add(sums, *tile, *arrays))
     return np.asarray(sums)[: covariance.candidates]
 
 

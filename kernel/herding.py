@@ -297,7 +297,7 @@ class HerdingState(AcquisitionState):
 
     def scores(self) -> Float[np.ndarray, " candidates"]:
         """Gain in coverage, from 0 to the largest u; 0 for a determined candidate."""
-        return np.where(self.determined, 0.0, self.gains)
+        return np.where(self.posterior.determined, 0.0, self.gains)
 
     @cached_property
     def gains(self) -> Float[np.ndarray, " candidates"]:

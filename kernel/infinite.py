@@ -10,7 +10,7 @@ grow with images² · pixels² (docs/mathematics.md, 4).
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -23,10 +23,10 @@ import numpy as np
 from jax.interpreters import ad
 from jaxtyping import Array, Float, Int64
 
-from kernel.contract import Scratch, key_of
 from kernel.covariance import AnyKernel, Cross, Kernel
 from kernel.errors import KernelError
 from kernel.plan import GIB, Report, enough
+from kernel.scratch import Scratch, key_of
 
 _MOVED_TO_EXTEND = ("ClosedJaxpr", "Jaxpr", "JaxprEqn", "Literal", "Primitive", "Var")
 
@@ -184,7 +184,6 @@ ARCHITECTURES: Mapping[str, Callable[..., list[Any]]] = MappingProxyType(
 # Arrays of covariances that XLA holds at once, by its own account 3 to 10 for these networks.
 _ARRAYS = 12
 _LARGEST_TILE = 32
-_NAME = "infinite"
 
 
 class Tiling(NamedTuple):
@@ -201,12 +200,6 @@ class Tiling(NamedTuple):
     examples: int
     size: int
     peak_gib: float
-
-    def corners(self) -> Iterator[tuple[int, int]]:
-        """Corners of the tiles on and above the diagonal, row by row."""
-        for top in range(0, self.anchors, self.size):
-            for left in range(top, self.examples, self.size):
-                yield top, left
 
     @property
     def tiles(self) -> int:
@@ -354,24 +347,25 @@ def _tiled_kernel(
     kept = Scratch()
     if folder is not None:
         kept = Scratch(folder, key_of((pixels,), ("infinite", architecture, cut)))
-    values = kept.array(_NAME, (cut.anchors, cut.examples), np.float64)
-    function, finished = pairs(architecture, min(images.shape[2:])), kept.done(_NAME)
+    values = np.zeros((cut.anchors, cut.examples))
+    function = pairs(architecture, min(images.shape[2:]))
     first = _tile(pixels, 0, size)
     jax.block_until_ready(function(first, first))  # compiled before the clock starts
-    for number, (top, left) in enumerate(cut.corners()):
-        if top < finished:
-            continue
-        if left == top:
-            kept.mark(_NAME, top)
-        if progress is not None:
-            progress(number, cut.tiles)
-        rows, columns = min(size, cut.anchors - top), min(size, cut.examples - left)
-        made = np.asarray(function(_tile(pixels, top, size), _tile(pixels, left, size)))
-        tile = ((made + made.T) / 2 if left == top else made)[:rows, :columns]
-        values[top : top + rows, left : left + columns] = tile
-        across = min(columns, max(cut.anchors - left, 0))
-        values[left : left + across, top : top + rows] = tile[:, :across].T
-    kept.mark(_NAME, cut.anchors)
+    with kept.reserved(values.nbytes):
+        done = 0
+        for top in range(0, cut.anchors, size):
+            band, corners = values[top : top + size, top:], range(top, cut.examples, size)
+            if not kept.load(f"rows-{top}", band):
+                for number, left in enumerate(corners):
+                    if progress is not None:
+                        progress(done + number, cut.tiles)
+                    made = np.asarray(function(_tile(pixels, top, size), _tile(pixels, left, size)))
+                    tile = (made + made.T) / 2 if left == top else made
+                    own = values[top : top + size, left : left + size]
+                    own[...] = tile[: own.shape[0], : own.shape[1]]
+                kept.save(f"rows-{top}", band)
+            values[top : cut.anchors, top : top + len(band)] = band[:, : cut.anchors - top].T
+            done += len(corners)
     if progress is not None:
         progress(cut.tiles, cut.tiles)
     if not np.isfinite(values).all():

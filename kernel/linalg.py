@@ -150,18 +150,22 @@ TILE = 512
 
 
 def add_gram(
-    values: Float[np.ndarray, "rows rows"], rows: Float[np.ndarray, "rows columns"]
+    values: Float[np.ndarray, "rows rows"],
+    rows: Float[np.ndarray, "rows columns"],
+    *,
+    subtract: bool = False,
 ) -> None:
-    """Values += rows rowsᵀ: products in the dtype of the rows, half of them by symmetry."""
-    count = len(rows)
+    """Values ± rows rowsᵀ in place: products in the dtype of the rows, half of them by symmetry."""
+    count, update = len(rows), np.subtract if subtract else np.add
     # at least some tiles a core, however few rows there are
     tile = max(1, min(TILE, -(-count // (2 * cores()))))
 
     def add(i: int, j: int) -> None:
         block = rows[i : i + tile] @ rows[j : j + tile].T
-        values[i : i + tile, j : j + tile] += block
+        ones, others = slice(i, i + tile), slice(j, j + tile)
+        update(values[ones, others], block, out=values[ones, others])
         if i != j:
-            values[j : j + tile, i : i + tile] += block.T
+            update(values[others, ones], block.T, out=values[others, ones])
 
     starts = range(0, count, tile)
     _in_threads([(i, j) for i in starts for j in starts if j >= i], add)
@@ -179,22 +183,6 @@ def add_products(
         values[i : i + tile] += rows[i : i + tile] @ others.T
 
     _in_threads([(i,) for i in range(0, len(rows), tile)], add)
-
-
-def subtract_gram(
-    matrix: Float[np.ndarray, "rows rows"], a: Float[np.ndarray, "inner rows"]
-) -> None:
-    """Matrix −= AᵀA in place; `matrix` is symmetric and may be a part of a larger array."""
-    tile = max(1, min(TILE, -(-len(matrix) // (2 * cores()))))
-
-    def subtract(i: int, j: int) -> None:
-        block = a[:, i : i + tile].T @ a[:, j : j + tile]
-        matrix[i : i + tile, j : j + tile] -= block
-        if i != j:
-            matrix[j : j + tile, i : i + tile] -= block.T
-
-    starts = range(0, len(matrix), tile)
-    _in_threads([(i, j) for i in starts for j in starts if j >= i], subtract)
 
 
 def _solve_columns(

@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int64
 
-from kernel.contract import Scratch, Sketches, contract, key_of, sketches
+from kernel.contract import Sketches, contract, sketches
 from kernel.covariance import AnyKernel, Cross, Features, Kernel
 from kernel.errors import KernelError
 from kernel.linalg import add_gram
 from kernel.model import Model, dtype_of
 from kernel.options import Precision, Request
 from kernel.plan import Plan, Progress, Report, Sizes, cast, plan_kernel, plan_query
+from kernel.scratch import Scratch, key_of
 from kernel.sharded import contract_sharded, matmul_precision, mesh_unless_host, sketches_sharded
 
 # Multiplications from which finished chunks are worth the disk: some ten seconds on two cores.
@@ -133,7 +134,8 @@ def compute_kernel(
         one = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
         program = str(jax.make_jaxpr(model.function)(model.params, model.frozen, one))
         state = rng and rng.bit_generator.state
-        key = (plan.request, plan.form, plan.problem.anchors, state, program)
+        how = (plan.request, plan.form, plan.problem.anchors, plan.passes, plan.chunk)
+        key = (*how, jax.devices(), state, program)
         arrays = (*model[1:], images, sample, plan.problem.directions.projections)
         scratch = Scratch(folder, key_of(arrays, key))
     if plan.form == "features":

@@ -25,6 +25,7 @@ from kernel.covariance import (
     Source,
     capacity,
     check_finite,
+    kept_rows,
 )
 from kernel.errors import KernelError, SingularKernelError
 from kernel.linalg import (
@@ -32,11 +33,11 @@ from kernel.linalg import (
     LABELLED,
     Lower,
     Matrix,
+    add_gram,
     lower_factor,
     padded,
     row_blocks,
     solve_lower,
-    subtract_gram,
     tile_rows,
     to_device,
 )
@@ -127,20 +128,21 @@ def posterior_covariance(
     """
     candidates = blocks.candidates
     if not keep:
-        return streamed(blocks, a, sample, blocks.labelled)
+        return Covariance(sample, candidates, None, source_of(blocks, a, sample, blocks.labelled))
     if not isinstance(blocks.kernel, Features):
         if isinstance(a, np.ndarray):
             kept = _kept(blocks, a, sample, in_place)
         else:
             kept = _device_kept(blocks, a, sample)
         return Covariance(sample, candidates, kept, None)
-    return streamed(blocks, a, sample, blocks.labelled).made_kept()
+    source = source_of(blocks, a, sample, blocks.labelled)
+    return Covariance(sample, candidates, kept_rows(source, sample), source)
 
 
-def streamed(
+def source_of(
     blocks: KernelBlocks, a: Matrix, sample: Int64[np.ndarray, " sample"], used: int
-) -> Covariance:
-    """S that is made of the kernel and A whenever it is read; K_UU itself without rows of A.
+) -> Source:
+    """The kernel and A, of which S is made whenever it is read; K_UU itself without rows of A.
 
     Args:
         blocks: the kernel, scalar-valued; it must stay as it is.
@@ -148,20 +150,18 @@ def streamed(
         sample: candidates whose rows are read.
         used: rows of A.
     """
-    candidates = blocks.candidates
-    own = blocks.matrix[blocks.labelled :]
-    order = None
+    own, order = blocks.matrix[blocks.labelled :], None
     if isinstance(blocks.kernel, Features):
         if isinstance(a, np.ndarray):
             own = np.asarray(own)
         else:
             own = to_device(own, (a.shape[1], own.shape[1]), _dtype(blocks))
     elif isinstance(blocks.kernel, Kernel):
-        own, order = own[:, blocks.labelled :], np.arange(candidates)
+        own, order = own[:, blocks.labelled :], np.arange(blocks.candidates)
     else:
-        own, order = own[:, blocks.labelled :], np.full(candidates, -1)
+        own, order = own[:, blocks.labelled :], np.full(blocks.candidates, -1)
         order[sample] = np.arange(len(sample))
-    return Covariance(sample, candidates, None, Source(own, a, used, order))
+    return Source(own, a, used, order)
 
 
 def prior(blocks: KernelBlocks, covariance: Covariance) -> Covariance:
@@ -176,12 +176,8 @@ def prior(blocks: KernelBlocks, covariance: Covariance) -> Covariance:
     """
     source, kept = covariance.source, covariance.kept
     if source is not None:
-        return Covariance(
-            covariance.sample,
-            covariance.candidates,
-            None,
-            source._replace(a=source.a[:0], used=0),
-        )
+        source = source._replace(a=source.a[:0], used=0)
+        return Covariance(covariance.sample, covariance.candidates, None, source)
     if isinstance(kept, np.ndarray) and np.may_share_memory(kept, np.asarray(blocks.matrix)):
         raise KernelError(
             "S has taken the memory of the kernel, and this criterion reads both: make the "
@@ -190,7 +186,8 @@ def prior(blocks: KernelBlocks, covariance: Covariance) -> Covariance:
     nothing = np.zeros((0, blocks.candidates))
     if not isinstance(kept, np.ndarray):
         nothing = to_device(nothing, (0, covariance.width))
-    return streamed(blocks, nothing, covariance.sample, 0)
+    source = source_of(blocks, nothing, covariance.sample, 0)
+    return Covariance(covariance.sample, covariance.candidates, None, source)
 
 
 def _kept(blocks: KernelBlocks, a: np.ndarray, rows: np.ndarray, in_place: bool) -> np.ndarray:
@@ -199,11 +196,11 @@ def _kept(blocks: KernelBlocks, a: np.ndarray, rows: np.ndarray, in_place: bool)
     if every and in_place and matrix.dtype == np.float64 and matrix.flags.writeable:
         own = matrix[blocks.labelled :, blocks.labelled :]
         # (2) S = K_UU − AᵀA
-        subtract_gram(own, a)
+        add_gram(own, a.T, subtract=True)
         return own
     if every:
         kept = np.array(matrix[blocks.labelled :, blocks.labelled :], np.float64)
-        subtract_gram(kept, a)
+        add_gram(kept, a.T, subtract=True)
         return kept
     kept = a[:, rows].T @ a
     for start, stop in row_blocks(len(rows), tile_rows(blocks.candidates)):

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int8
 
-from kernel.contract import Scratch, Sketches
+from kernel.contract import Sketches
 from kernel.errors import KernelError
 from kernel.jacobian import (
     Chunk,
@@ -36,6 +36,7 @@ from kernel.model import Frozen, Function, Model, Params, require_rng
 from kernel.options import Precision
 from kernel.param_groups import Block, ParamGroup
 from kernel.plan import Pass, Plan, Progress, Report
+from kernel.scratch import Scratch, load_sums, save_sums, unfinished
 from kernel.taps import not_finite
 
 AXIS = "examples"
@@ -330,10 +331,6 @@ def device_batches(start: int, end: int, chunk: int, devices: int) -> list[Devic
     ]
 
 
-# In the scratch, how many passes are finished.
-_PASSES = "passes"
-
-
 class _Formed(NamedTuple):
     """A batch whose rows and factors the devices hold."""
 
@@ -357,47 +354,31 @@ def contract_sharded(
         plan: of whole gradients; its chunk is that of one device.
         progress: updated with every batch and every product.
         mesh: the devices, along one axis.
-        scratch: where the sum of finished passes is kept, and taken up from.
+        scratch: where the sums of finished passes are kept, and taken up from.
 
     Returns:
         float64 values, not yet scaled, and the blocks of every image that is no anchor with itself.
 
     Raises:
-        KernelError: gradients that are not finite; TF32 where there is no GPU.
+        KernelError: gradients that are not finite; TF32 where there is no GPU; no space for the
+            scratch.
     """
     problem = plan.problem
     each, anchors, total = problem.rows_an_example, problem.anchors, problem.examples
-    values = np.zeros((anchors * each, total * each))
-    diagonal = np.zeros((total - anchors, each, each))
+    sums = (np.zeros((anchors * each, total * each)), np.zeros((total - anchors, each, each)))
     placed = Model(model.function, *everywhere(tuple(model[1:]), mesh))
     products = matmul_precision(problem.precision)
-    done = scratch.done(_PASSES)
-    sums = (values, diagonal)
-    if done:
-        for array, kept in zip(sums, _kept(scratch, done, *sums), strict=True):
-            array[:] = kept
-    for number, one in enumerate(plan.passes):
-        if number < done:
-            progress.formed(one, total)
-            progress.contracted(one, total - anchors / 2)
-            continue
-        own = _MeshPass(model, placed, images, plan, one, mesh, products)
-        own.add_to(values, diagonal, progress)
-        if scratch.keeps:
-            for array, kept in zip(sums, _kept(scratch, number + 1, *sums), strict=True):
-                kept[:] = array
-            scratch.mark(_PASSES, number + 1)
-    return values, diagonal
-
-
-def _kept(
-    scratch: Scratch, done: int, values: np.ndarray, diagonal: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The sum of so many passes in the scratch; that of one pass fewer is left as it is."""
-    return (
-        scratch.array(f"values-{done % 2}", values.shape, values.dtype),
-        scratch.array(f"diagonal-{done % 2}", diagonal.shape, diagonal.dtype),
-    )
+    with scratch.reserved(2 * sum(array.nbytes for array in sums)):
+        done = load_sums(scratch, len(plan.passes), sums)
+        for number, one in enumerate(plan.passes):
+            if number < done:
+                progress.formed(one, total)
+                progress.contracted(one, total - anchors / 2)
+                continue
+            own = _MeshPass(model, placed, images, plan, one, mesh, products)
+            own.add_to(*sums, progress)
+            save_sums(scratch, number + 1, sums)
+    return sums
 
 
 def matmul_precision(precision: Precision) -> str:
@@ -565,21 +546,23 @@ def sketches_sharded(
     projections = problem.directions.projections.astype(problem.precision)
     weights = everywhere(tuple(model[1:]), mesh)
     scale = np.dtype(problem.precision).type(problem.directions.scale**0.5)
-    found, done = Sketches.kept(scratch, plan)
-    for batch in device_batches(0, len(images), plan.chunk, mesh.size):
-        if batch.stop <= done:
-            continue
-        some = spread(images[batch.idx], mesh)
-        # one projection at a time: what one image leaves in the network is what takes memory
-        for number in range(len(projections)):
-            one = everywhere(projections[number : number + 1], mesh)
-            how = (mesh, model.function, problem.groups, buckets)
-            folded = sketch_on(*how, *weights, some, one, signs)
-            check_batch(model, images, batch, folded.finite, projections)
-            own = collected(folded.rows)[: batch.images, 0]
-            found.features[batch.start : batch.stop, number] = own * scale
-            found.logits[batch.start : batch.stop] = collected(folded.logits)[: batch.images]
-        found.mark(scratch, batch.stop)
-        if report is not None:
-            report(float(batch.stop), float(len(images)))
+    found, batches = Sketches.zeros(plan), device_batches(0, len(images), plan.chunk, mesh.size)
+    with scratch.reserved(found.features.nbytes + found.logits.nbytes):
+        share = len(batches[0].idx)
+        starts, ends = unfinished(len(images), share, lambda own: found.load(scratch, own))
+        for batch in (batches[start // share] for start in starts):
+            some = spread(images[batch.idx], mesh)
+            # one projection at a time: what one image leaves in the network is what takes memory
+            for number in range(len(projections)):
+                one = everywhere(projections[number : number + 1], mesh)
+                how = (mesh, model.function, problem.groups, buckets)
+                folded = sketch_on(*how, *weights, some, one, signs)
+                check_batch(model, images, batch, folded.finite, projections)
+                own = collected(folded.rows)[: batch.images, 0]
+                found.features[batch.start : batch.stop, number] = own * scale
+                found.logits[batch.start : batch.stop] = collected(folded.logits)[: batch.images]
+            if batch.start in ends:
+                found.save(scratch, ends[batch.start])
+            if report is not None:
+                report(float(batch.stop), float(len(images)))
     return found

@@ -193,9 +193,16 @@ DEFECTS = (
     Defect(
         "scratch-key",
         "chunks of another network's kernel are taken up",
-        'if state["key"] == key:',
-        "if state:",
-        ("test_another_key_starts_afresh",),
+        "digest.update(own.data)",
+        "pass",
+        ("test_a_key_changes_with_every_entry_shape_and_setting",),
+    ),
+    Defect(
+        "scratch-unchecked",
+        "a chunk that a power cut zeroed is taken up",
+        "if content[:_DIGEST] != self._digest(name, arrays, [data]):",
+        "if False:",
+        ("test_a_damaged_part_is_said_and_not_read",),
     ),
     Defect(
         "gram-transpose",

@@ -20,14 +20,21 @@ from bridge.mirror import Mirror
 from bridge.module import weights_of
 from bridge.parity import certify
 from experiments.approximation.config import FULL, INITIAL, STATES, TRAINED, ApproximationConfig
-from kernel.contract import Scratch, key_of
-from kernel.diagnostics import contract, diagonals, distances, flat, regress, spectrum
+from experiments.approximation.kernels import (
+    contract,
+    diagonals,
+    distances,
+    flat,
+    regress,
+    spectrum,
+)
 from kernel.errors import KernelError, SingularKernelError
 from kernel.estimate import estimate_cost
 from kernel.model import directions, dtype_of
 from kernel.ntk import empirical_ntk
 from kernel.options import Request
 from kernel.plan import GIB, cast, enough, plan_kernel
+from kernel.scratch import Scratch, key_of
 from pipelines.core import json_io
 from pipelines.core.errors import PipelineError
 from pipelines.core.progress import Stages, generator, keep_compiled, named_images

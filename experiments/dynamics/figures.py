@@ -17,9 +17,7 @@ from bridge.mirror import Mirror
 from bridge.module import weights_of
 from bridge.parity import certify
 from experiments.dynamics.config import TheoryConfig
-from kernel.contract import Scratch, key_of
-from kernel.covariance import Kernel
-from kernel.diagnostics import (
+from experiments.dynamics.diagnostics import (
     between_images,
     bound,
     energies,
@@ -32,7 +30,8 @@ from kernel.diagnostics import (
     ratios,
     residual_spectrum,
 )
-from kernel.diagnostics import mmd as mmd_between
+from experiments.dynamics.diagnostics import mmd as mmd_between
+from kernel.covariance import Kernel
 from kernel.dynamics import Measured, cotangents
 from kernel.dynamics import measure as measure_gradients
 from kernel.errors import SingularKernelError
@@ -40,6 +39,7 @@ from kernel.gradients import squared_length, total
 from kernel.model import Model, Params
 from kernel.ntk import empirical_ntk
 from kernel.plan import cast
+from kernel.scratch import Scratch, key_of
 from pipelines.core.progress import Stages, generator, named_images
 from pipelines.measurement import NetworkTask
 from pipelines.strategies.base import PROBE

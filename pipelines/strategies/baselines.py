@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from kernel.contract import Scratch, key_of
 from kernel.lookahead import mlmoc_augmented
+from kernel.scratch import Scratch, key_of
 from pipelines.core.progress import TimeLimit, named_images
 from pipelines.strategies.base import Query, QueryContext, reference_sample, top
 from pipelines.strategies.lookahead import empirical_kernel
@@ -52,7 +52,7 @@ def naive(context: QueryContext, batch_size: int, rng: np.random.Generator) -> Q
     kept = Scratch()
     if context.resources.folder is not None:
         kept = Scratch(context.resources.folder, key_of(given, ("naive", config, seed)))
-    scores = kept.array("scores", (len(scored),), np.float64)
+    scores = np.zeros(len(scored))
     with context.progress("score") as advance:
         limit = TimeLimit(advance, settings.hours, _NAIVE_REMEDIES)
         base = context.candidate_logits[sample]
@@ -60,7 +60,10 @@ def naive(context: QueryContext, batch_size: int, rng: np.random.Generator) -> Q
             alone = retrained(context.network, labelled, context.labels, config, seed)
             with named_images(asked):
                 base = logits(alone, points)
-        for number in range(kept.done("scores"), len(scored)):
+        for number in range(len(scored)):
+            own = scores[number : number + 1]
+            if kept.load(f"score-{number}", own):
+                continue
             limit(number, len(scored))
             image = context.images(context.candidates[scored[number : number + 1]])
             images = np.concatenate([labelled, image])
@@ -69,8 +72,8 @@ def naive(context: QueryContext, batch_size: int, rng: np.random.Generator) -> Q
             with named_images(asked):
                 after = logits(copied, points).astype(np.float64)
             moved = np.linalg.norm(after - base, axis=1)
-            scores[number] = moved.sum() * len(context.candidates) / len(sample)
-            kept.mark("scores", number + 1)
+            own[0] = moved.sum() * len(context.candidates) / len(sample)
+            kept.save(f"score-{number}", own)
         limit(len(scored), len(scored))
     diagnostics = {
         "epochs": config.epochs,
@@ -80,7 +83,7 @@ def naive(context: QueryContext, batch_size: int, rng: np.random.Generator) -> Q
         "scored": len(scored),
     }
     chosen = dataclasses.replace(context, candidates=context.candidates[scored])
-    return top(chosen, np.array(scores), batch_size, rng, diagnostics)
+    return top(chosen, scores, batch_size, rng, diagnostics)
 
 
 def retraining(train: TrainConfig, settings: BaselineConfig) -> TrainConfig:

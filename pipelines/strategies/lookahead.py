@@ -300,7 +300,7 @@ def pick(
             state = state.assume(best)
         else:
             assert oracle is not None
-            rows, own = _ask(oracle, candidates[best], state.predictions.shape[1])
+            rows, own = _ask(oracle, candidates[best], state.posterior.predictions.shape[1])
             state, answers = state.absorb(best, rows), answers + own
     diagnostics: dict[str, Any] = {"batch": mode}
     if mode == "hybrid":

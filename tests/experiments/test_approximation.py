@@ -10,12 +10,12 @@ from rich.console import Console
 
 from experiments.approximation import report
 from experiments.approximation.config import ApproximationConfig
+from experiments.approximation.kernels import diagonals, distances, flat, spectrum
 from experiments.approximation.report import by_width, rows
 from experiments.approximation.run import measure, plan, scalar_kernels
 from experiments.studies.study import Grid
 from experiments.sweep.executors import Job
 from experiments.sweep.run import carry_out
-from kernel.diagnostics import diagonals, distances, flat, spectrum
 from kernel.errors import KernelError
 from pipelines.core import json_io
 from pipelines.core.errors import PipelineError

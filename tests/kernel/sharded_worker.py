@@ -16,7 +16,7 @@ from jaxtyping import install_import_hook
 with install_import_hook(["kernel"], "beartype.beartype"):
     from bridge import portable
     from kernel import sharded
-    from kernel.contract import Scratch, contract, sketches
+    from kernel.contract import contract, sketches
     from kernel.criteria import mlmoc
     from kernel.errors import KernelError
     from kernel.model import Model
@@ -25,6 +25,7 @@ with install_import_hook(["kernel"], "beartype.beartype"):
     from kernel.param_groups import Block
     from kernel.plan import Pass, Plan, Progress, plan_problem, problem_of
     from kernel.posterior import posterior
+    from kernel.scratch import Scratch
     from kernel.sharded import contract_sharded, mesh, sketches_sharded
     from tests.kernel_cases import mlp, random_problem
 

@@ -130,7 +130,7 @@ def test_after_true_labels_changes_are_those_of_the_linearised_network(criterion
     seen = seen.absorb(picks, labels)
     rows = [*range(LABELLED), *(LABELLED + picks), *range(LABELLED, LABELLED + CANDIDATES)]
     g = problem.after(picks.tolist(), labels)
-    np.testing.assert_allclose(seen.predictions, g, rtol=1e-8)
+    np.testing.assert_allclose(seen.posterior.predictions, g, rtol=1e-8)
     g_l = np.zeros((LABELLED + 2, CLASSES))  # of the labelled images it reproduces all labels
     again = problem._replace(
         kernel=problem.kernel._replace(values=problem.kernel.values[np.ix_(rows, rows)]),
@@ -167,10 +167,10 @@ def test_a_label_equal_to_the_prediction_moves_no_prediction(criterion, rng):
     problem, features = made(rng)
     result = posterior(features, *problem, ridge=RIDGE)
     seen = acquisition_state(criterion, features, result, targets=problem[0])
-    before = seen.predictions.copy()
+    before = seen.posterior.predictions.copy()
     after = seen.absorb(np.array([4]), before[[4]])
-    np.testing.assert_allclose(after.predictions, before, atol=1e-12)
-    assert after.variance[4] < seen.variance[4]
+    np.testing.assert_allclose(after.posterior.predictions, before, atol=1e-12)
+    assert after.posterior.variance[4] < seen.posterior.variance[4]
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -185,14 +185,18 @@ def test_contradictory_labels_of_duplicates(criterion, ridge, rng):
     labels = np.eye(CLASSES)[:2]
     after = seen.absorb(np.array([2, 6]), labels)
     assert np.isfinite(after.scores()).all()
-    np.testing.assert_allclose(after.predictions[2], after.predictions[6], atol=1e-9)
+    np.testing.assert_allclose(
+        after.posterior.predictions[2], after.posterior.predictions[6], atol=1e-9
+    )
     if ridge == 0:
-        np.testing.assert_allclose(after.predictions[2], labels[0], atol=1e-9)
-        assert after.determined[[2, 6]].all()
+        np.testing.assert_allclose(after.posterior.predictions[2], labels[0], atol=1e-9)
+        assert after.posterior.determined[[2, 6]].all()
         return
     now, given = moved(problem, features, [2, 6], labels)
     expected = posterior(given, *now, ridge=ridge)
-    np.testing.assert_allclose(after.predictions, expected.predictions, rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(
+        after.posterior.predictions, expected.predictions, rtol=1e-8, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -201,13 +205,13 @@ def test_a_label_for_what_is_labelled_already(criterion, rng):
     features.values[LABELLED + 6] = features.values[1]
     result = posterior(features, *problem)
     seen = acquisition_state(criterion, features, result, targets=problem[0])
-    before = seen.predictions.copy()
+    before = seen.posterior.predictions.copy()
     after = seen.absorb(np.array([6]), np.eye(CLASSES)[[0]])
-    np.testing.assert_array_equal(after.predictions, before)
+    np.testing.assert_array_equal(after.posterior.predictions, before)
     again = after.absorb(np.array([3]), np.eye(CLASSES)[[1]])
-    twice = again.predictions.copy()
+    twice = again.posterior.predictions.copy()
     np.testing.assert_array_equal(
-        again.absorb(np.array([3]), np.eye(CLASSES)[[2]]).predictions, twice
+        again.absorb(np.array([3]), np.eye(CLASSES)[[2]]).posterior.predictions, twice
     )
 
 

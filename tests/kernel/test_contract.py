@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from kernel import plan as plan_module
-from kernel.contract import Scratch, contract, map_in_order, sketches
+from kernel.contract import contract, map_in_order, sketches
 from kernel.options import Request
 from kernel.plan import Progress
+from kernel.scratch import Scratch
 from tests.kernel.engine_networks import images, model
 from tests.kernel.sharded_worker import plan_for
 

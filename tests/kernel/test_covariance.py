@@ -9,7 +9,7 @@ from kernel import linalg
 from kernel.covariance import Cross, Features, KernelBlocks
 from kernel.criteria import mlmoc
 from kernel.errors import KernelError
-from kernel.linalg import padded, subtract_gram, subtract_outer, tile_rows
+from kernel.linalg import add_gram, padded, subtract_outer, tile_rows
 from kernel.options import REFERENCES
 from kernel.posterior import absorb, posterior, prior
 from tests.kernel_cases import (
@@ -202,12 +202,12 @@ def test_subtract_outer_in_place(rows, rank, rng):
 
 
 @pytest.mark.parametrize("rows", [1, 511, 512, 1100])
-def test_subtract_gram_by_blocks(rows, rng):
+def test_a_gram_is_subtracted_by_blocks(rows, rng):
     a = rng.normal(size=(7, rows))
     whole = rng.normal(size=(rows + 2, rows + 2))
     whole += whole.T
     expected = whole[2:, 2:] - a.T @ a
-    subtract_gram(whole[2:, 2:], a)
+    add_gram(whole[2:, 2:], a.T, subtract=True)
     np.testing.assert_allclose(whole[2:, 2:], expected, atol=1e-12)
 
 

@@ -155,7 +155,7 @@ def test_every_form_and_a_sample_of_all(criterion, form, rng):
         given, keep = all_forms(features, labelled, every if sample is None else sample)[name]
         made = posterior(given, *problem, sample=sample, keep=keep)
         seen = acquisition_state(criterion, given, made, targets=problem[0])
-        assert seen.determined[3]
+        assert seen.posterior.determined[3]
         return seen.scores()
 
     expected = scores("dense", None)

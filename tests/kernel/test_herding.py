@@ -92,7 +92,7 @@ def test_a_greedy_batch_and_labels_after_it(criterion, radius, form, rng):
     wanted = np.concatenate([targets, labels]) - np.concatenate([f_l, f_u[chosen]])
     block = k[np.ix_(rows, rows)] + 0.3 * np.eye(len(rows))
     g = f_u + k[LABELLED:, rows] @ np.linalg.solve(block, wanted)
-    np.testing.assert_allclose(seen.predictions, g, rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(seen.posterior.predictions, g, rtol=1e-8, atol=1e-10)
     expected = literal_gains(similar, weights(g), sample, covered, sigma)
     np.testing.assert_allclose(seen.scores(), expected, rtol=1e-7, atol=1e-11)
 

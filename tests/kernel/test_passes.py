@@ -8,7 +8,7 @@ import pytest
 from jax import numpy as jnp
 from jaxtyping import Array
 
-from kernel.contract import AnchorRows, Scratch
+from kernel.contract import AnchorRows
 from kernel.infinite import nt
 from kernel.jacobian import KroneckerFactors, contract_factors, contract_own_factors, differentiate
 from kernel.ntk import empirical_ntk
@@ -263,13 +263,12 @@ def test_a_store_of_anchors_meets_others_and_knows_their_diagonal():
         for unit, form in zip(param_groups(model("Volumes"), IMAGE), FORMS, strict=True)
     )
     chunk = chunk_of("Volumes", parts)
-    store = AnchorRows(3, parts, Scratch())
+    store = AnchorRows(3, parts)
     store.put(0, chunk)  # what lies past the third is left
     theta = expected_kernel("Volumes", COUNT, "full").reshape(COUNT * CLASSES, -1)
-    gram, cross = np.zeros((9, 9)), np.zeros((9, 2 * CLASSES))
+    gram = np.zeros((9, 9))
     store.add_gram(gram)
     close(gram, theta[:9, :9])
-    store.add_cross(cross, chunk, 2)
-    close(cross, theta[:9, : 2 * CLASSES])
+    close(store.cross(chunk, 2), theta[:9, : 2 * CLASSES])
     blocks = theta.reshape(COUNT, CLASSES, COUNT, CLASSES)
     close(store.diagonal(chunk), np.einsum("icid->icd", blocks))

@@ -19,11 +19,12 @@ from torch import nn
 
 from bridge import portable
 from bridge.trace import mirror
-from kernel.contract import Scratch, contract, sketches
+from kernel.contract import contract, sketches
 from kernel.errors import KernelError
 from kernel.ntk import empirical_ntk
 from kernel.options import Request
 from kernel.plan import Pass, Progress
+from kernel.scratch import Scratch
 from kernel.sharded import (
     check_processes,
     contract_sharded,

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from kernel.diagnostics import contract, coupling, distances, flat, regress, spectrum
+from experiments.approximation.kernels import (
+    contract,
+    coupling,
+    distances,
+    flat,
+    regress,
+    spectrum,
+)
 from kernel.errors import KernelError, SingularKernelError
 from kernel.model import directions
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kernel import diagnostics
+from experiments.dynamics import diagnostics
+from experiments.dynamics.diagnostics import between_images, bound, kendall, mmd, normalised
 from kernel.covariance import Kernel
-from kernel.diagnostics import between_images, bound, kendall, mmd, normalised
 from kernel.dynamics import cotangents, measure
 from kernel.errors import KernelError, SingularKernelError
 from kernel.gradients import total
@@ -268,30 +268,10 @@ def test_flow_against_the_matrix_exponential_and_within_its_limits(rng):
     assert fall == pytest.approx(2 * energy, rel=1e-4)
 
 
-def test_descent_against_its_steps_and_within_the_limits_by_alignment(rng):
-    kernel, residual = scalar_kernel(6, rng), rng.normal(size=(6, 3))
-    seen = diagnostics.residual_spectrum(kernel, residual)
-    rate = 1 / float(seen.values[-1])
-    steps = np.arange(8)
-    found = diagnostics.descent(seen, rate, steps)
-    left, energy = residual, diagnostics.interactions(kernel, residual).sum()
-    for t in steps:
-        assert found.error[t] == pytest.approx(np.sum(left**2))
-        left = left - rate * kernel.values @ left
-        assert found.lower[t] == pytest.approx(seen.total - 2 * t * rate * energy)
-    np.testing.assert_allclose(found.upper[1:], seen.total - rate * energy)
-    assert (found.lower <= found.error * (1 + 1e-12)).all()
-    assert (found.error <= found.upper * (1 + 1e-12)).all()
-    with pytest.raises(KernelError, match="the limits hold for a product above 0 and up to 1"):
-        diagnostics.descent(seen, 1.01 * rate, steps)
-
-
 def test_envelopes_refuse_what_cannot_be(rng):
     seen = diagnostics.residual_spectrum(scalar_kernel(4, rng), rng.normal(size=(4, 2)))
     with pytest.raises(KernelError, match="a time of -1"):
         diagnostics.flow(seen, np.array([0.0, -1.0]))
-    with pytest.raises(KernelError, match="a step -2"):
-        diagnostics.descent(seen, 1e-6, np.array([-2]))
     with pytest.raises(KernelError, match="3 rows of residuals for a kernel of 4"):
         diagnostics.residual_spectrum(scalar_kernel(4, rng), np.zeros((3, 2)))
 

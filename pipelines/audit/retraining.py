@@ -198,9 +198,12 @@ def _last_round(config: AuditConfig, run: Run) -> Pretrained:
     own = {name: run.config[name] for name in _OF_RUN}
     own["network_args"] = tuple(f"{name}={value}" for name, value in arguments.items())
     own["train"] = TrainConfig(**run.config["train"])
-    defaults = AuditConfig.of_dataset(config.dataset)
+    defaults = AuditConfig()
+    given = config
+    if config.train == AuditConfig.of_dataset(config.dataset).train:  # not asked for by itself
+        given = dataclasses.replace(config, train=defaults.train)
     for name, value in own.items():
-        asked = getattr(config, name)
+        asked = getattr(given, name)
         if asked not in (getattr(defaults, name), value):
             raise PipelineError(
                 f"{name} is {value!r} in {run.path} and {asked!r} here: leave it out, or leave out "

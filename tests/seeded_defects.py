@@ -108,8 +108,8 @@ DEFECTS = (
     Defect(
         "stale-statistics",
         "a mirror given new weights keeps the old running statistics",
-        "{name: new.get(name, array) for name, array in",
-        "{name: array for name, array in",
+        "{name: arrays.get(name, array) for name, array in self.frozen.items()}",
+        "dict(self.frozen)",
         ("test_the_function_outlives_the_weights_and_compiles_once",),
     ),
     Defect(
@@ -206,9 +206,9 @@ DEFECTS = (
     ),
     Defect(
         "gram-transpose",
-        "a tile of the Gram matrix is mirrored without its transposition",
-        "values[j : j + tile, i : i + tile] += block.T",
-        "values[j : j + tile, i : i + tile] += block[: len(block.T), : len(block)]",
+        "a tile of the Gram matrix is mirrored with its columns in the wrong order",
+        "update(values[others, ones], block.T, out=values[others, ones])",
+        "update(values[others, ones], block.T[:, ::-1], out=values[others, ones])",
         ("test_gram_and_products_are_added",),
     ),
     # pipelines

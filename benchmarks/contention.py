@@ -34,6 +34,8 @@ HEAD = (
 EVERY = {"OMP_NUM_THREADS": str(cores()), "GOMP_SPINCOUNT": "300000"}
 THREADS = {"the rule": {"GOMP_SPINCOUNT": "3000"}, "every core": EVERY}  # environments of processes
 
+FITS = ("fit-demo", "fit-16", "fit-32")  # the demonstration's network; 3×16×16; 3×32×32
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -47,7 +49,8 @@ class Settings:
     """Of training the demonstration's network."""
     repeats: int = 5
     """Turns."""
-    strategies: tuple[str, ...] = ("margin", "badge", "coreset", "uherding", "mlmoc")
+    works: tuple[str, ...] = (*FITS, "margin", "badge", "coreset", "uherding", "mlmoc")
+    """Trainings, and queries by their strategies."""
     json: Path | None = None
 
 
@@ -81,6 +84,7 @@ def measured(name: str, settings: Settings) -> dict[str, Times]:
     finally:
         for process in processes:
             process.kill()
+            process.wait()
 
 
 def work(name: str, settings: Settings) -> Callable[[], object]:
@@ -105,12 +109,12 @@ def work(name: str, settings: Settings) -> Callable[[], object]:
 
         return train
 
-    if name == "fit, demo's network":
+    if name == "fit-demo":
         return training((1, 8, 8), {"stages": 1, "widen": 1}, 50, settings.steps)
-    if name == "fit, 3×16×16":
-        return training((3, 16, 16), {"stages": 2, "widen": 2}, 128, settings.steps // 10)
-    if name == "fit, 3×32×32":
-        return training((3, 32, 32), {"stages": 3, "widen": 2}, 128, settings.steps // 50)
+    if name == "fit-16":
+        return training((3, 16, 16), {"stages": 2, "widen": 2}, 128, -(-settings.steps // 10))
+    if name == "fit-32":
+        return training((3, 32, 32), {"stages": 3, "widen": 2}, 128, -(-settings.steps // 50))
     dataset = data.load("digits", None, download=False)
     images = dataset.normalise(dataset.train_images)
     labels = dataset.train_labels
@@ -137,9 +141,8 @@ def row(name: str, threads: str, times: dict[str, Times], settings: Settings) ->
 
 def main(settings: Settings) -> None:
     """Print the table and write the figures."""
-    names = ("fit, demo's network", "fit, 3×16×16", "fit, 3×32×32", *settings.strategies)
     figures, rows = {}, []
-    for name in names:
+    for name in settings.works:
         for threads, environment in THREADS.items():
             os.environ.pop("OMP_NUM_THREADS", None)
             os.environ.update(environment)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import dynamics, herding, kernel, kernel_tables, pool, query, sequential
+from benchmarks import contention, dynamics, herding, kernel, kernel_tables, pool, query, sequential
 from benchmarks.kernel_memory import Taken
 from benchmarks.measuring import Compiling, Ratio, Times, apart, read, watched, write
 from benchmarks.pool_tables import STAGES, Run, Stage, exponent, summary
@@ -66,6 +66,19 @@ def test_herding_makes_the_same_batch_in_both_ways_and_times_it(tmp_path, capsys
     assert "U = 120" in shown
     figures = read(tmp_path / "h.json")
     assert len(figures["followed"]["seconds"]) == len(figures["anew"]["seconds"]) == 2
+
+
+@linux
+def test_work_is_timed_alone_and_beside_busy_processes(tmp_path, capsys, monkeypatch, one_thread):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # restored afterwards
+    monkeypatch.setattr("benchmarks.contention.apart", here)
+    monkeypatch.setattr("benchmarks.contention.THREADS", {"the rule": {}, "every core": {}})
+    works = ("fit-demo", "margin")
+    path = tmp_path / "c.json"
+    contention.main(contention.Settings(1, 50, 2, steps=2, repeats=1, works=works, json=path))
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[0] for row in rows[2:]] == [f"| {w}" for w in works for _ in "12"]
+    assert all(len(times["beside"]["processor"]) == 1 for times in read(path).values())
 
 
 @linux

@@ -11,7 +11,9 @@ DEFAULTS = RunConfig(
     subset=None,
     cycles=4,
     network="resnet18",
-    train=TrainConfig(loss="cross_entropy", optimiser="adam", learning_rate=1e-3),
+    train=TrainConfig(
+        loss="cross_entropy", optimiser="adam", learning_rate=1e-3, augmentation="none"
+    ),
 )
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
@@ -96,6 +96,13 @@ class NetworkSettings:
     dry_run: bool = field(default=False, metadata=_MACHINE)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    def __post_init__(self):
+        """Take the data set's augmentation where none is named."""
+        if self.train.augmentation == "auto":
+            known = self.dataset in DATASETS
+            own = defaults_of(self.dataset).train.augmentation if known else "none"
+            object.__setattr__(self, "train", replace(self.train, augmentation=own))
+
     def check_at_least(self, **least: int) -> None:
         """Refuse settings below their minimum.
 
@@ -152,6 +159,7 @@ class RunConfig(StrategyOptions, NetworkSettings):
             PipelineError: a number out of range.
             NetworkError: a network argument that is not name=value.
         """
+        super().__post_init__()
         lookup(STRATEGIES, self.strategy, "strategy")
         self.check_at_least(seed=0, initial=1, query=1, cycles=0)
         if self.subset is not None and self.subset < self.query:

@@ -15,7 +15,7 @@ from trainer.errors import NetworkError, TrainerError
 Loss = Literal["l2", "cross_entropy"]
 Optimiser = Literal["sgd", "adam"]
 Stop = Literal["schedule", "fitted"]
-Augmentation = Literal["none", "crop", "flip_crop"]
+Augmentation = Literal["auto", "none", "crop", "flip_crop"]
 Statistics = Literal["running", "labelled"]
 Precision = Literal["float32", "bfloat16"]
 
@@ -54,8 +54,9 @@ class TrainConfig:
     weights at which the last one began if the network died in it."""
     restarts: int = 6
     """How often a schedule that diverges is restarted at half the rate."""
-    augmentation: Augmentation = "none"
-    """crop: shifts by up to an eighth of the size; flip_crop: and mirror images."""
+    augmentation: Augmentation = "auto"
+    """crop: shifts by up to an eighth of the size; flip_crop: and mirror images; auto: the data
+    set's in a run or measurement, none elsewhere."""
     statistics: Statistics = "running"
     """Of BatchNorm after training: running averages, or recomputed on the labelled images."""
     precision: Precision = "float32"

@@ -263,7 +263,7 @@ def _trained(module: nn.Module) -> list[nn.Parameter]:
 
 
 def _augmented(batch: torch.Tensor, config: TrainConfig, rng: np.random.Generator) -> torch.Tensor:
-    if config.augmentation == "none":
+    if config.augmentation in ("auto", "none"):
         return batch
     shifted = crop(batch, rng)
     return flip(shifted, rng) if config.augmentation == "flip_crop" else shifted

@@ -59,6 +59,7 @@ class ApproximationConfig(MeasurementSettings):
             UnknownNameError: an unknown state, kernel kind or precision.
             PipelineError: a number out of range, an empty list, one with duplicates.
         """
+        super().__post_init__()
         for state in self.states:
             lookup(dict.fromkeys(STATES), state, "state")
         for kind in self.kinds:

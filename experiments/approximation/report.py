@@ -232,6 +232,7 @@ def sentences(result: ApproximationResult) -> dict[str, str]:
             f"difference {error}; accuracy of {kind} {own}; of full {full}"
         )
     said = {name: f"{text}." for name, text in said.items()}
+    said |= {"data": " ".join(notes)} if (notes := result.widths[0].task.dataset.notes) else {}
     unfitted = [own for own in result.widths if own.notes and not own.notes["fitted"]]
     if unfitted:
         which = ", ".join(str(own.task.width) for own in unfitted if own.task.width)

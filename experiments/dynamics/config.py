@@ -18,7 +18,7 @@ _FEWEST = 8  # draws for which quartiles and rank correlations are meaningful
 
 def _train_of_d() -> TrainConfig:
     """[D]'s training."""
-    return TrainConfig(loss="cross_entropy", optimiser="adam")
+    return TrainConfig(loss="cross_entropy", optimiser="adam", augmentation="none")
 
 
 def _names(paths: tuple[Path, ...]) -> list[str]:
@@ -69,6 +69,7 @@ class TheoryConfig(MeasurementSettings):
             UnknownNameError: an unknown figure, kernel kind or precision.
             PipelineError: a number out of range, an empty list, one with duplicates.
         """
+        super().__post_init__()
         for figure in self.figures:
             lookup(dict.fromkeys(FIGURES), figure, "figure")
         lookup(dict.fromkeys(KINDS), self.kind, "kernel kind")

@@ -243,6 +243,8 @@ def sentences(result: DynamicsResult) -> dict[str, str]:
             said[figure] = _gamma_sentence(result)
         elif figure in result.config.figures:
             said[figure] = _SENTENCES[figure](known[figure])
+    if result.task is not None and result.task.dataset.notes:
+        said["data"] = " ".join(result.task.dataset.notes)
     if result.notes is not None and not result.notes["fitted"]:
         said["training"] = (
             f"The network has NOT fitted its labels (train accuracy "

@@ -79,6 +79,7 @@ class AuditConfig(MeasurementSettings):
             UnknownNameError: an unknown kernel kind or reference.
             PipelineError: a number out of range, an empty list, or options that exclude each other.
         """
+        super().__post_init__()
         for kind in self.kinds:
             lookup(dict.fromkeys(KINDS), kind, "kernel kind")
         lookup(dict.fromkeys(("network", "linearised")), self.reference, "reference")

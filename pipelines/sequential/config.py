@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from kernel.options import CRITERIA, Options
-from pipelines.config import RunConfig, defaults_of
+from pipelines.config import NetworkSettings, RunConfig, defaults_of
 from pipelines.core.errors import PipelineError
 from pipelines.strategies import help_text
 from pipelines.strategies.options import (
@@ -100,6 +100,7 @@ class SequentialConfig(RunConfig):
             UnknownNameError: a data set or strategy that is not there.
             PipelineError: a number out of range, or settings that exclude each other.
         """
+        NetworkSettings.__post_init__(self)
         lookup(DATASETS, self.dataset, "data set")
         lookup(dict.fromkeys(STRATEGIES), self.strategy, "sequential strategy")
         least = {"budget": 0, "test_subset": 1, "retrain_every": 1}

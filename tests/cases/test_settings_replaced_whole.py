@@ -10,8 +10,9 @@ from experiments.studies import STUDIES
 from experiments.studies.study import SIZES, vary
 from pipelines import cli
 from pipelines.audit.config import AuditConfig
-from pipelines.config import defaults_of
+from pipelines.config import RunConfig, defaults_of
 from pipelines.core.errors import PipelineError
+from pipelines.sequential.config import SequentialConfig
 from trainer.config import TrainConfig
 from trainer.data import DATASETS
 
@@ -52,6 +53,16 @@ def test_a_section_cannot_be_replaced_whole():
     assert vary(script, {"train.min_steps": 600}).train == dataclasses.replace(
         script.train, min_steps=600
     )
+
+
+@pytest.mark.parametrize("settings", [RunConfig, SequentialConfig, AuditConfig])
+@pytest.mark.parametrize("dataset", sorted(DATASETS))
+def test_a_training_of_ones_own_keeps_the_augmentation(dataset, settings):
+    made = settings(dataset=dataset, train=TrainConfig(min_steps=600))
+    assert made.train.min_steps == 600
+    assert made.train.augmentation == defaults_of(dataset).train.augmentation != "auto"
+    plain = settings(dataset=dataset, train=TrainConfig(augmentation="none"))
+    assert plain.train.augmentation == "none"
 
 
 @pytest.mark.parametrize("dataset", sorted(DATASETS))

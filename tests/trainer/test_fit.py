@@ -267,7 +267,7 @@ BAD_SETTINGS = [
     ("loss", "l1", "loss is 'l1'; it must be one of l2, cross_entropy"),
     ("optimiser", "lion", "one of sgd, adam"),
     ("stop", "never", "one of None, schedule, fitted"),
-    ("augmentation", "mixup", "one of none, crop, flip_crop"),
+    ("augmentation", "mixup", "one of auto, none, crop, flip_crop"),
     ("statistics", "batch", "one of running, labelled"),
     ("precision", "float16", "one of float32, bfloat16"),
     ("learning_rate", 0.0, "learning_rate is 0.0; it must be positive and finite"),

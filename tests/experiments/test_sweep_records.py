@@ -201,7 +201,7 @@ def test_a_record_as_bytes(tmp_path):
 
 def test_a_record_says_how_far_it_is_when_all_else_is_there(tmp_path, monkeypatch):
     order = []
-    monkeypatch.setattr(records, "replace", lambda path, data: order.append(path.name))
+    monkeypatch.setattr(records, "write_file", lambda path, data: order.append(path.name))
     names = ["trial.json", "a.csv", "rounds.jsonl", "weights-001.safetensors", "answers.jsonl"]
     unpack(tmp_path, dict.fromkeys([*names, "results/x.json"], b""))
     assert order[-3:] == ["answers.jsonl", "rounds.jsonl", "trial.json"]

@@ -1,7 +1,6 @@
 """Command lines: settings from arguments, failures in plain words.
 
-Torch and JAX are imported once the arguments are known to be right: a refusal or a help text comes
-at once.
+Torch and JAX are imported after the arguments are parsed, so that errors and help come at once.
 """
 
 import dataclasses
@@ -33,12 +32,12 @@ def command(
 
     Args:
         settings: a dataclass.
-        carry_out: settings and console → the work; imports what takes long itself.
+        carry_out: does the work, given settings and a console; imports slow modules itself.
         prog: the command, for --help.
         description: for --help; the docstring of the settings if None.
         defaults: of the settings; their own if None.
         arguments: in place of those of the process.
-        interrupted: said after Ctrl-C.
+        interrupted: message after Ctrl-C.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     with plainly(interrupted):

@@ -104,19 +104,15 @@ class NetworkSettings:
             object.__setattr__(self, "train", replace(self.train, augmentation=own))
 
     def check_at_least(self, **least: int) -> None:
-        """Refuse settings below their minimum.
+        """Refuse settings below their minimum; None passes.
 
         Raises:
             PipelineError: the first of them.
         """
         for name, bound in least.items():
-            if getattr(self, name) < bound:
-                what = (
-                    " (the labelled set would be empty)" if (name, bound) == ("initial", 1) else ""
-                )
-                raise PipelineError(
-                    f"{name} must be {bound} or more, not {getattr(self, name)}{what}."
-                )
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise PipelineError(f"{name} must be {bound} or more, not {value}.")
 
     @property
     def network_arguments(self) -> dict[str, Argument]:
@@ -141,7 +137,7 @@ class RunConfig(StrategyOptions, NetworkSettings):
         run: directory of the run's record; by default runs/DATASET-STRATEGY-seedN. An unfinished
             run found there is resumed.
         train: training of the network in each cycle.
-        dry_run: tell what the run would take, in memory and seconds, and stop.
+        dry_run: estimate memory and seconds of the run, and stop.
     """
 
     dataset: tyro.conf.Suppress[str]
@@ -152,10 +148,10 @@ class RunConfig(StrategyOptions, NetworkSettings):
     cycles: int = 10
 
     def __post_init__(self):
-        """Refuse what can be seen to be wrong before anything is read or computed.
+        """Validate before anything is read.
 
         Raises:
-            UnknownNameError: a strategy that is not there.
+            UnknownNameError: an unknown strategy.
             PipelineError: a number out of range.
             NetworkError: a network argument that is not name=value.
         """
@@ -221,10 +217,10 @@ class MeasurementSettings(NetworkSettings):
         return cls(dataset=dataset, train=defaults_of(dataset).train)
 
     def check_memory(self) -> None:
-        """Refuse no memory at all.
+        """Refuse memory_gib of 0 or less.
 
         Raises:
-            PipelineError: memory_gib is not above 0.
+            PipelineError: it is.
         """
         if not self.memory_gib > 0:
             raise PipelineError(f"memory_gib must be above 0, not {self.memory_gib}.")
@@ -240,25 +236,20 @@ class MeasurementSettings(NetworkSettings):
     ) -> RunConfig:
         """The run without queries whose only round has this network.
 
-        Args:
-            network_args: in place of its own.
-            train: in place of its own.
+        Arguments replace its own settings.
 
         Raises:
-            UnknownNameError: a name that is not there.
-            PipelineError: a number out of range.
+            UnknownNameError, PipelineError: an unknown name, or a number out of range.
         """
         shared = {one.name: getattr(self, one.name) for one in fields(NetworkSettings)}
         shared |= {"run": None, "dry_run": False}
-        if network_args is not None:
-            shared["network_args"] = network_args
-        if train is not None:
-            shared["train"] = train
+        own = {"network_args": network_args, "train": train}
+        shared |= {name: value for name, value in own.items() if value is not None}
         return RunConfig(**shared, strategy="random", query=1, cycles=0)
 
 
 def with_width(arguments: tuple[str, ...], name: str, width: int | None) -> tuple[str, ...]:
-    """Arguments of a network with another width; None leaves them as they are."""
+    """Arguments of a network, with the width replaced unless it is None."""
     if width is None:
         return arguments
     others = (text for text in arguments if text.partition("=")[0] != name)
@@ -268,16 +259,10 @@ def with_width(arguments: tuple[str, ...], name: str, width: int | None) -> tupl
 def check_list(
     name: str, values: tuple[Any, ...], least: float | None = 1, empty: bool = False
 ) -> None:
-    """Refuse an empty list, one with duplicates, or a number in it that is out of range.
-
-    Args:
-        name: of the list, for the messages.
-        values: its elements; only numbers are compared with `least`.
-        least: the least that a number may be; None for any.
-        empty: whether the list may be empty.
+    """Refuse an empty list unless `empty`, duplicates, and numbers below `least`.
 
     Raises:
-        PipelineError: saying what was found and what is needed.
+        PipelineError: the first of these.
     """
     if not values and not empty:
         raise PipelineError(f"{name} is empty: name at least one.")

@@ -1,7 +1,6 @@
-"""Cost of a run before anything runs: passes, memory and a rough time of its last query.
+"""Estimate a run's cost beforehand: passes, memory and seconds of its last query.
 
-The network is built and mirrored, a chunk of its gradients is timed on this machine, and
-everything else follows from counts. Nothing is trained or written.
+A chunk of the mirror's gradients is timed; the rest follows from counts. Nothing is written.
 """
 
 import jax
@@ -17,7 +16,7 @@ from kernel.options import CRITERIA, GREEDY, STREAMED
 from kernel.plan import Sizes, plan_query
 from pipelines.config import RunConfig
 from pipelines.core.progress import keep_compiled
-from pipelines.run import Bridge, build_auxiliary_module, prepared
+from pipelines.run import build_auxiliary_module, certified_mirror, prepared
 from pipelines.strategies import needs_mirror
 from pipelines.strategies.base import PROBE
 from pipelines.strategies.infinite import shrink
@@ -29,7 +28,7 @@ def dry_run(config: RunConfig, console: Console) -> None:
     """Print the plan of a run.
 
     Raises:
-        TrainerError, BridgeError, PipelineError: what the run itself would stop at.
+        TrainerError, BridgeError, PipelineError: as the run itself before it trains.
         KernelError: the last query, which has the most labels, does not fit in the memory.
     """
     keep_compiled()
@@ -53,7 +52,7 @@ def dry_run(config: RunConfig, console: Console) -> None:
             highlight=False,
         )
     if config.strategy == "albl":
-        console.print(f"Each query asks {', '.join(config.asked)}.", highlight=False)
+        console.print(f"Each query is by {', '.join(config.asked)}.", highlight=False)
     needs = config.needs if config.cycles else frozenset()
     rows = _repeated_work(config, candidates) if config.cycles else {}
     if "infinite" in needs:
@@ -61,7 +60,7 @@ def dry_run(config: RunConfig, console: Console) -> None:
     if needs_mirror(needs):
         with console.status("mirroring the network"):
             probe = dataset.normalise(dataset.train_images[:PROBE])
-            mirror = Bridge(network, config.twin).prepare(probe)
+            mirror = certified_mirror(network, config.twin, probe)
         if "kernel" in needs:
             with console.status("timing a few gradients"):
                 rows |= _kernel(config, dataset, mirror, labelled, candidates)
@@ -122,7 +121,7 @@ def _kernel(
     streamed = config.strategy in STREAMED
     sizes = Sizes(labelled, candidates, sample, streamed)
     image = jax.ShapeDtypeStruct(images.shape[1:], dtype_of(settings.precision))
-    # which projections are drawn has no part in what they cost
+    # the cost does not depend on the projections drawn
     plan = plan_query(mirror.model(), image, sizes, settings, np.random.default_rng(0))
     cost = estimate_cost(mirror.model(), np.asarray(images), plan, labelled)
     count, passes = len(plan.problem.directions.projections), max(len(plan.passes), 1)
@@ -148,5 +147,5 @@ def _batch(config: RunConfig) -> str:
     step = {"top": config.query, "conditioned": 1, "hybrid": config.lookahead.interval}[mode]
     if mode == "hybrid" and config.strategy in GREEDY:
         step = 1
-    looks = -(-config.query // step)
-    return f"{mode}, {looks} looks" if looks > 1 else mode
+    times = -(-config.query // step)
+    return f"{mode}, scored {times} times" if times > 1 else mode

@@ -1,7 +1,6 @@
-"""A network as the first round of a run has it, trained once and cached, to be measured.
+"""The network of a run's first round, trained once and cached, to be measured.
 
-Data, initial weights, labelled set and the randomness of its training are those of the first round
-of a run with the same settings.
+Data, initial weights, labelled set and random streams are those of a run with the same settings.
 """
 
 import copy
@@ -27,7 +26,7 @@ from pipelines.core.progress import Advance, Stages, generator
 from pipelines.run import describe, prepared
 from trainer.config import TrainConfig
 from trainer.data import Dataset
-from trainer.fit import FitResult, fit
+from trainer.fit import fit
 from trainer.networks import build
 from trainer.oracle import DatasetOracle
 from trainer.pool import Pool
@@ -44,29 +43,16 @@ def noted_fit(
     rng: np.random.Generator,
     advance: Advance | None = None,
 ) -> dict[str, Any]:
-    """Train in place, outside of a run.
-
-    Args:
-        network: trained from its present weights.
-        images: as the network takes them.
-        labels: the class of each.
-        train: how.
-        rng: of everything random in it.
-        advance: shows progress.
+    """`trainer.fit.fit`, with its outcome JSON-able.
 
     Returns:
-        `steps`, `train_accuracy`, `residual_rms`, `fitted`, `stopped` and `seconds`, JSON-able.
+        `steps`, `train_accuracy`, `residual_rms`, `fitted`, `stopped` and `seconds`.
     """
     began = time.perf_counter()
-    result: FitResult = fit(network, images, labels, train, rng, advance)
-    return {
-        "steps": result.steps,
-        "train_accuracy": result.train_accuracy,
-        "residual_rms": result.residual_rms,
-        "fitted": result.fitted,
-        "stopped": result.stopped,
-        "seconds": round(time.perf_counter() - began, 3),
-    }
+    result = fit(network, images, labels, train, rng, advance)
+    names = ("steps", "train_accuracy", "residual_rms", "fitted", "stopped")
+    seconds = round(time.perf_counter() - began, 3)
+    return {name: getattr(result, name) for name in names} | {"seconds": seconds}
 
 
 def schedule_seconds(
@@ -139,11 +125,7 @@ class NetworkTask:
         return network, notes
 
     def trained(self, folder: Path, stages: Stages) -> tuple[nn.Module, dict[str, Any]]:
-        """The network that the first round of the run trains, from the folder if it is there.
-
-        Args:
-            folder: where its weights are cached; named by `origin`.
-            stages: where time is recorded.
+        """The network after the first round's training, cached in the folder, named by `origin`.
 
         Returns:
             A copy in eval mode, and how its training ended, JSON-able.
@@ -167,9 +149,7 @@ def is_trained(folder: Path) -> bool:
 def build_networks(runs: Sequence[RunConfig], console: Console) -> tuple[Dataset, list[nn.Module]]:
     """The data set, and the untrained network of each run, in eval mode.
 
-    Args:
-        runs: that differ in arguments of the network and in training only.
-        console: where it is said that data are being read.
+    The runs differ in arguments of the network and in training only.
 
     Raises:
         TrainerError: data or networks that cannot be had.
@@ -194,15 +174,8 @@ def initial_pool(config: MeasurementSettings, dataset: Dataset) -> tuple[Pool, n
 def draw_subset(pool: Pool, dataset: Dataset, count: int, seed: int, what: str) -> np.ndarray:
     """Unlabelled images, drawn as the first query of a run draws its candidates.
 
-    Args:
-        pool: of which they are unlabelled.
-        dataset: for the message.
-        count: how many.
-        seed: of the run.
-        what: they are called in the message.
-
     Raises:
-        PipelineError: there are not as many.
+        PipelineError: there are fewer than `count`; the message calls them `what`.
     """
     if count > len(pool.unlabelled):
         raise PipelineError(

@@ -10,10 +10,10 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from bridge import trace
 from bridge.mirror import Mirror
 from bridge.module import restore, save_module
 from bridge.parity import certify
-from bridge.trace import mirror
 from bridge.twin import build_twin
 from bridge.weights import read
 from kernel.sharded import matmul_precision, mesh
@@ -26,12 +26,11 @@ from pipelines.core.record import MACHINE, NOTES, RoundInProgress, Run
 from pipelines.strategies import methods_of, needs_mirror
 from pipelines.strategies.base import PROBE, Labelling, Resources, build_context, require
 from trainer import data
-from trainer import fit as fit_module
 from trainer.data import Dataset
 from trainer.fit import fit, keep_freed_blocks
 from trainer.networks import build, load
 from trainer.networks.loss_prediction import LossPrediction
-from trainer.oracle import DatasetOracle, Oracle, missing_classes
+from trainer.oracle import DatasetOracle, missing_classes
 from trainer.pool import Pool
 from trainer.predict import Piecewise, logits
 
@@ -47,10 +46,8 @@ def prepared(
         read: reads the data set, where it is not one of the table's.
 
     Raises:
-        DataError, NetworkError: data or network that cannot be had, or a network without what
-            the strategy needs of it.
-        PipelineError: settings that do not fit the data, or a network without what the strategy
-            needs of it.
+        DataError, NetworkError, PipelineError: data or network that cannot be had, settings that
+            do not fit the data, or a network that lacks what the strategy needs.
         KernelError: the kernel cannot be computed on the devices here.
     """
     if "kernel" in config.needs and config.cycles:
@@ -59,6 +56,8 @@ def prepared(
     with console.status("reading the data"):
         dataset = read() if read else _loaded(config)
     _check_fit(config, dataset)
+    if config.twin is not None:
+        load(config.twin, "twin")
     network = _network(config, dataset)
     if config.cycles:
         methods = methods_of(config.strategy, config.albl.arms)
@@ -74,7 +73,7 @@ def _loaded(config: RunConfig) -> Dataset:
 
 
 def _check_fit(config: RunConfig, dataset: Dataset) -> None:
-    known = config.dataset != "images"  # of a person's own images only that person can tell
+    known = config.dataset != "images"  # of your own images only you know
     if known and config.train.augmentation == "flip_crop" and not dataset.flip:
         raise PipelineError(
             f"a mirror image of {dataset.name} is not of the same class, and train.augmentation is "
@@ -135,7 +134,7 @@ def build_auxiliary_module(
 
 
 class FirstTrainingCache(Protocol):
-    """First trainings of runs, kept for other runs that begin with the same one."""
+    """First trainings, cached for other runs that begin with the same one."""
 
     def get_or_train(
         self,
@@ -145,144 +144,39 @@ class FirstTrainingCache(Protocol):
         config: RunConfig,
         train: Callable[[], dict[str, Any]],
     ) -> dict[str, Any]:
-        """Leave the network as its first training does, by `train` or from the cache.
-
-        Args:
-            network: with its initial weights; is trained in place, or given the weights.
-            images: labelled, as the network takes them.
-            labels: the class of each.
-            config: of the run.
-            train: trains the network in place; returns `train_accuracy`, `fit` and `seconds`.
+        """Train the network by `train`, or load the weights that it had after the same training.
 
         Returns:
-            What `train` returned, here or in an earlier run, and `shared`, the entry's name.
+            The record that `train` returned, then or now, and `shared`, the entry's name.
         """
         ...
 
 
-def fit_and_save(
-    network: nn.Module,
-    images: np.ndarray,
-    labels: np.ndarray,
-    config: RunConfig,
-    run: Run,
-    number: int,
-    stages: Stages,
-    auxiliary_module: LossPrediction | None = None,
-    first: FirstTrainingCache | None = None,
-) -> dict[str, Any]:
-    """Train from the network's present weights and save.
-
-    Args:
-        network: is trained in place.
-        images: labelled, as the network takes them.
-        labels: the class of each.
-        config: of the run.
-        run: where the weights go.
-        number: of the training in this run, from 0.
-        stages: records time and shows progress.
-        auxiliary_module: trained along and saved beside the network; None for none.
-        first: cache of first trainings; without one each run trains its own.
-
-    Returns:
-        `train_accuracy`, `fit` and `seconds`, JSON-able; with `first` also `shared`, the name of
-        the training there, of a training that can be shared.
+def certified_mirror(network: nn.Module, twin: str | None, probe: np.ndarray) -> Mirror:
+    """The JAX mirror of a network, or the user's twin of it (`module:function`), certified.
 
     Raises:
-        FitError: images and labels that cannot be trained on, or training that diverges.
+        NetworkError: there is no such function.
+        BridgeError: the network cannot be mirrored, or the mirror disagrees with it.
     """
-
-    def train() -> dict[str, Any]:
-        with stages("fit") as advance:
-            rng = generator(config.seed, "fit", number)
-            fitted = fit(network, images, labels, config.train, rng, advance, auxiliary_module)
-        return {
-            "train_accuracy": fitted.train_accuracy,
-            "fit": {
-                "steps": fitted.steps,
-                "epochs": fitted.epochs,
-                "fitted": fitted.fitted,
-                "stopped": fitted.stopped,
-                "residual_rms": fitted.residual_rms,
-            },
-            "seconds": stages.seconds["fit"],
-        }
-
-    if first is None or number or auxiliary_module is not None:
-        trained = train()
+    if twin is None:
+        made = trace.mirror(network, probe)
     else:
-        trained = first.get_or_train(network, images, labels, config, train)
-        stages.seconds["fit"] = trained["seconds"]
-    provenance = {"round": str(number)}
-    if auxiliary_module is not None:  # first: weights of the network end a training
-        save_module(auxiliary_module, run.auxiliary_weights(number), provenance)
-    save_module(network, run.weights(number), provenance)
-    return trained
+        made = build_twin(load(twin, "twin"), network, probe)
+    certify(network, made, probe)
+    return made
 
 
-class Bridge:
-    """The JAX mirror of a run's network, traced and compiled once and given new weights after.
-
-    Attributes:
-        mirror: once it is made.
-    """
-
-    def __init__(self, network: nn.Module, twin: str | None = None):
-        """No mirror is made before one is asked for.
-
-        Args:
-            network: whose mirror it is.
-            twin: `module:function` of a mirror of the user's own, called with the network and a
-                few images.
-
-        Raises:
-            NetworkError: there is no such function.
-        """
-        self._network = network
-        self._twin = None if twin is None else load(twin, "twin")
-        self.mirror: Mirror | None = None
-
-    def prepare(self, probe: np.ndarray) -> Mirror:
-        """Make and certify the mirror now, so that a network without one is not trained first.
-
-        Raises:
-            BridgeError: the network cannot be mirrored, or the mirror disagrees with it.
-        """
-        self.mirror = self._make(probe)
-        certify(self._network, self.mirror, probe)
-        return self.mirror
-
-    def cross(
-        self, run: Run, round_number: int, probe: np.ndarray
-    ) -> tuple[Mirror, dict[str, Any]]:
-        """The mirror with the weights that a round saved, and its certificate, JSON-able.
-
-        Raises:
-            BridgeError: the network cannot be mirrored, or the mirror disagrees with it.
-        """
-        weights = read(run.weights(round_number))
-        if self.mirror is None:
-            self.mirror = self._make(probe)
-        self.mirror = self.mirror.with_weights(weights)
-        return self.mirror, certify(self._network, self.mirror, probe).summary()
-
-    def _make(self, probe: np.ndarray) -> Mirror:
-        if self._twin is None:
-            return mirror(self._network, probe)
-        return build_twin(self._twin, self._network, probe)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunSetup:
-    """Everything of a run that its rounds have in common.
+    """The parts of a run that its rounds share.
 
     Attributes:
         config: of the run.
         dataset: its data.
         network: trained in place.
-        bridge: its mirror.
-        oracle: labels.
-        stages: makes the record of a round's time and memory, which shows progress.
+        mirror: of the network, with any weights; None where no strategy reads it.
+        console: shows progress.
         auxiliary_module: trained along with the network; None for none.
         first: cache of first trainings; without one each run trains its own.
     """
@@ -290,21 +184,100 @@ class RunSetup:
     config: RunConfig
     dataset: Dataset
     network: nn.Module
-    bridge: Bridge
-    oracle: Oracle
-    stages: Callable[[], Stages]
+    mirror: Mirror | None
+    console: Console
     auxiliary_module: LossPrediction | None = None
     first: FirstTrainingCache | None = None
 
+    def images(self, indices: np.ndarray) -> np.ndarray:
+        """Training images by data-set index, as the network takes them, float32."""
+        return self.dataset.normalise(self.dataset.train_images[indices])
+
     def restore(self, run: Run, number: int) -> None:
-        """Give the network, and the auxiliary module, the weights that a round saved.
+        """Load the weights of a round into the network, in eval mode, and the auxiliary module.
 
         Raises:
-            BridgeError: they are not there, or of another module.
+            BridgeError: the files are missing, damaged, or of another module.
         """
         restore(self.network, read(run.weights(number)))
+        self.network.eval()
         if self.auxiliary_module is not None:
             restore(self.auxiliary_module, read(run.auxiliary_weights(number)))
+
+    def train(
+        self, run: Run, indices: np.ndarray, labels: np.ndarray, stages: Stages
+    ) -> dict[str, Any]:
+        """Train on the labelled set from the last round's weights, or load a finished training.
+
+        The weights are on the disk when it returns.
+
+        Args:
+            run: the rounds so far.
+            indices: int64 (labelled,), of the data set.
+            labels: int64 (labelled,).
+            stages: records time and shows progress.
+
+        Returns:
+            Entries of the round's record.
+
+        Raises:
+            FitError: a labelled set that cannot be trained on, or training that diverges.
+        """
+        number, in_progress = len(run.rounds), RoundInProgress(run)
+        trained = in_progress.training()
+        if trained is None:
+            if number:
+                self.restore(run, number - 1)
+            trained = self.fit_and_save(run, self.images(indices), labels, stages)
+            in_progress.save_training(trained)
+        else:
+            self.restore(run, number)
+        stages.seconds["fit"] = trained.pop("seconds")
+        missing = missing_classes(labels, self.dataset.class_names)
+        return {
+            "round": number,
+            "labelled": len(labels),
+            **trained,
+            "missing_classes": list(missing),
+        }
+
+    def fit_and_save(
+        self, run: Run, images: np.ndarray, labels: np.ndarray, stages: Stages
+    ) -> dict[str, Any]:
+        """Train in place and save.
+
+        Returns:
+            `train_accuracy`, `fit` and `seconds`, JSON-able; `shared` too, the name of the entry,
+            where the training is cached in `first`.
+        """
+        network, module, number = self.network, self.auxiliary_module, len(run.rounds)
+
+        def train() -> dict[str, Any]:
+            rng = generator(self.config.seed, "fit", number)
+            with stages("fit") as advance:
+                fitted = fit(network, images, labels, self.config.train, rng, advance, module)
+            names = ("steps", "epochs", "fitted", "stopped", "residual_rms")
+            return {
+                "train_accuracy": fitted.train_accuracy,
+                "fit": {name: getattr(fitted, name) for name in names},
+                "seconds": stages.seconds["fit"],
+            }
+
+        if self.first is None or number or module is not None:
+            trained = train()
+        else:
+            trained = self.first.get_or_train(network, images, labels, self.config, train)
+        provenance = {"round": str(number)}
+        if module is not None:  # first: weights of the network end a training
+            save_module(module, run.auxiliary_weights(number), provenance)
+        save_module(network, run.weights(number), provenance)
+        return trained
+
+    def test_predictions(self, stages: Stages) -> np.ndarray:
+        """Predicted classes of all test images, int64 (tests,)."""
+        with stages("evaluate"):
+            tests = Piecewise(self.dataset.normalise, self.dataset.test_images)
+            return logits(self.network, tests).argmax(axis=1)
 
 
 def one_round(setup: RunSetup, run: Run, pool: Pool, labels: np.ndarray) -> dict[str, Any]:
@@ -314,75 +287,39 @@ def one_round(setup: RunSetup, run: Run, pool: Pool, labels: np.ndarray) -> dict
         setup: of the run.
         run: the rounds so far; this one is the next.
         pool: labelled and unlabelled images.
-        labels: int64 (labelled,), the answers for `pool.labelled`, in that order.
+        labels: int64 (labelled,), the labels of `pool.labelled`, in that order.
 
     Returns:
         The line of the record; the weights are on disk before it is returned.
     """
-    config, dataset, network = setup.config, setup.dataset, setup.network
-    number, stages = len(run.rounds), setup.stages()
-    in_progress = RoundInProgress(run)
-    trained = in_progress.training()
-    if trained is None:
-        images = dataset.normalise(dataset.train_images[pool.labelled])
-        trained = fit_and_save(
-            network,
-            images,
-            labels,
-            config,
-            run,
-            number,
-            stages,
-            setup.auxiliary_module,
-            setup.first,
-        )
-        in_progress.save_training(trained)
+    stages = Stages(setup.console)
+    line = setup.train(run, pool.labelled, labels, stages)
+    right = setup.test_predictions(stages) == setup.dataset.test_labels
+    line["test_accuracy"] = float(right.mean())
+    if len(run.rounds) == setup.config.cycles:
+        line |= {"candidates": 0, "indices": [], "scores": [], "labels": [], "diagnostics": {}}
     else:
-        setup.restore(run, number)
-        network.eval()
-        stages.seconds["fit"] = trained["seconds"]
-    with stages("evaluate"):
-        tests = Piecewise(dataset.normalise, dataset.test_images)
-        accuracy = fit_module.accuracy(logits(network, tests), dataset.test_labels)
-    line = {
-        "round": number,
-        "labelled": len(pool.labelled),
-        "test_accuracy": accuracy,
-        "train_accuracy": trained["train_accuracy"],
-        "fit": trained["fit"],
-        "missing_classes": list(missing_classes(labels, dataset.class_names)),
-    }
-    if "shared" in trained:
-        line["shared"] = trained["shared"]
-    if number == config.cycles:
-        queried = {"candidates": 0, "indices": [], "scores": [], "labels": [], "diagnostics": {}}
-    else:
-        queried = _query(setup, run, pool, labels, stages, in_progress)
-    return line | queried | {"seconds": stages.seconds, "peak_memory_mib": stages.peak_memory_mib}
+        line |= _query(setup, run, pool, labels, stages)
+    return line | {"seconds": stages.seconds, "peak_memory_mib": stages.peak_memory_mib}
 
 
 def _query(
-    setup: RunSetup,
-    run: Run,
-    pool: Pool,
-    labels: np.ndarray,
-    stages: Stages,
-    in_progress: RoundInProgress,
+    setup: RunSetup, run: Run, pool: Pool, labels: np.ndarray, stages: Stages
 ) -> dict[str, Any]:
     config, dataset, number = setup.config, setup.dataset, len(run.rounds)
     candidates = pool.candidates(config.subset, generator(config.seed, "subset", number))
-    method = strategies.get(config.strategy)
+    method, oracle = strategies.get(config.strategy), DatasetOracle(dataset.train_labels)
     context = build_context(
         setup.network,
-        lambda indices: dataset.normalise(dataset.train_images[indices]),
+        setup.images,
         Labelling(pool.labelled, labels, candidates),
         [method],
         train=config.train,
         options=dataclasses.replace(config, albl=config.albl.within(config.cycles * config.query)),
         resources=Resources(
             progress=stages,
-            folder=in_progress.kernel_folder,
-            oracle=setup.oracle,
+            folder=RoundInProgress(run).kernel_folder,
+            oracle=oracle,
             history=run.rounds,
             auxiliary_module=setup.auxiliary_module,
             test_set=(
@@ -390,14 +327,14 @@ def _query(
                 dataset.test_labels,
             ),
         ),
-        mirror=setup.bridge.mirror,
+        mirror=setup.mirror,
     )
     query = method(context, config.query, generator(config.seed, config.strategy, number))
     return {
         "candidates": len(candidates),
         "indices": query.indices.tolist(),
         "scores": query.scores.tolist(),
-        "labels": setup.oracle(query.indices).tolist(),
+        "labels": oracle(query.indices).tolist(),
         "diagnostics": query.diagnostics,
     }
 
@@ -411,7 +348,7 @@ def run(
     """Carry out a run, or the rest of it.
 
     Args:
-        config: what to do and where to record it.
+        config: of the run, and where it is recorded.
         console: where progress and a row a round are shown; nothing is shown without one.
         first: cache of first trainings, for several runs that begin with the same one.
         read_dataset: reads the data set, in place of the one that the settings name.
@@ -430,36 +367,37 @@ def run(
     dataset, network = prepared(config, console, read_dataset)
     auxiliary_module = build_auxiliary_module(config, dataset, network)
     with record.only_writer(config.run_folder):
-        asked = identity(config) | {"data": describe(dataset)}
+        settings = identity(config) | {"data": describe(dataset)}
         machine = machine_settings(config) | {NOTES: list(dataset.notes)}
-        so_far = record.open_run(config.run_folder, asked, machine)
+        run = record.open_run(config.run_folder, settings, machine)
+        print_heading(console, config)
+        print_notes(console, run)
+        print_rounds(console, run)
+        mirror = None
+        if needs_mirror(config.needs) and config.cycles and not run.complete:
+            with console.status("mirroring the network"):
+                probe = dataset.normalise(dataset.train_images[:PROBE])
+                mirror = certified_mirror(network, config.twin, probe)
         setup = RunSetup(
             config=config,
             dataset=dataset,
             network=network,
-            bridge=Bridge(network, config.twin),
-            oracle=DatasetOracle(dataset.train_labels),
-            stages=lambda: Stages(console),
+            mirror=mirror,
+            console=console,
             auxiliary_module=auxiliary_module,
             first=first,
         )
-        return _rounds(setup, so_far, console)
+        return _rounds(setup, run)
 
 
-def _rounds(setup: RunSetup, run: Run, console: Console) -> Run:
-    config, dataset = setup.config, setup.dataset
+def _rounds(setup: RunSetup, run: Run) -> Run:
+    config, dataset, console = setup.config, setup.dataset, setup.console
     pool = Pool.initial(
         len(dataset.train_images), config.initial, generator(config.seed, "initial")
     )
-    labels = setup.oracle(pool.labelled)
+    labels = DatasetOracle(dataset.train_labels)(pool.labelled)
     for line in run.rounds:
         pool, labels = _acquire(pool, labels, line)
-    print_heading(console, config, run)
-    if run.rounds and not run.complete:
-        setup.restore(run, len(run.rounds) - 1)
-    if needs_mirror(config.needs) and config.cycles and not run.complete:
-        with console.status("mirroring the network"):
-            setup.bridge.prepare(dataset.normalise(dataset.train_images[:PROBE]))
     while not run.complete:
         line = one_round(setup, run, pool, labels)
         if not run.rounds:
@@ -487,25 +425,28 @@ _FIT = ("fit", "evaluate")
 _NAMED = 10  # classes without a label; the record has them all
 
 
-def print_heading(console: Console, config: RunConfig, run: Run) -> None:
-    """Print the run in one line, its completed rounds and the names of the columns."""
+def print_heading(console: Console, config: RunConfig, mode: str = "") -> None:
+    """Print the run in one line."""
     console.print(
-        f"[bold]{config.dataset}[/bold] · {config.strategy} · seed {config.seed} · "
+        f"[bold]{config.dataset}[/bold] · {mode}{config.strategy} · seed {config.seed} · "
         f"{config.network} {' '.join(config.network_args)}",
         highlight=False,
     )
-    print_notes(console, run)
+
+
+def print_notes(console: Console, run: Run) -> None:
+    """Print the notes on the data, which qualify an accuracy."""
+    for note in run.config[MACHINE].get(NOTES, ()):
+        console.print(f"note: {note}", style="yellow", markup=False, highlight=False)
+
+
+def print_rounds(console: Console, run: Run) -> None:
+    """Print the names of the columns and the completed rounds."""
     console.print("".join(f"{name:>{width}}" for name, width in (*_COLUMNS, *_TIMES)), style="dim")
     for line in run.rounds:
         print_round(console, line)
     if run.rounds and not run.complete:
         console.print(f"resumed after round {len(run.rounds) - 1}", style="dim")
-
-
-def print_notes(console: Console, run: Run) -> None:
-    """Print what is to be known of the data before an accuracy is read."""
-    for note in run.config[MACHINE].get(NOTES, ()):
-        console.print(f"note: {note}", style="yellow", markup=False, highlight=False)
 
 
 def print_round(console: Console, line: dict[str, Any]) -> None:
@@ -519,10 +460,16 @@ def print_round(console: Console, line: dict[str, Any]) -> None:
         f"{fit:>7.1f}{query:>8.1f}",
         highlight=False,
     )
+    print_caveats(console, line, indent=" " * 6)
+
+
+def print_caveats(console: Console, line: dict[str, Any], indent: str = "") -> None:
+    """Print in words labels not fitted and classes not labelled."""
+    missing, caveats = line["missing_classes"], []
     if not line["fit"]["fitted"]:
-        console.print(f"      the labels were not fitted: {line['fit']['stopped']}", style="yellow")
-    missing = line["missing_classes"]
+        caveats.append(f"the labels were not fitted: {line['fit']['stopped']}")
     if missing:
         more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
-        named = ", ".join(missing[:_NAMED])
-        console.print(f"      no label yet of: {named}{more}", style="yellow", highlight=False)
+        caveats.append(f"no label yet of: {', '.join(missing[:_NAMED])}{more}")
+    for text in caveats:
+        console.print(indent + text, style="yellow", highlight=False, markup=False, soft_wrap=True)

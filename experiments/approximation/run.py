@@ -40,7 +40,7 @@ from pipelines.core.errors import PipelineError
 from pipelines.core.progress import Stages, generator, keep_compiled, named_images
 from pipelines.core.record import only_writer
 from pipelines.measurement import NetworkTask, build_networks, initial_pool, schedule_seconds
-from pipelines.run import Bridge
+from pipelines.run import certified_mirror
 from pipelines.strategies.base import PROBE
 from trainer.fit import keep_freed_blocks
 from trainer.networks import parameter_count
@@ -100,7 +100,7 @@ class ApproximationTask(NetworkTask):
         Raises:
             BridgeError: it cannot be mirrored, or the mirror disagrees with it.
         """
-        return Bridge(self.network, self.config.twin).prepare(self.images[-PROBE:])
+        return certified_mirror(self.network, self.config.twin, self.images[-PROBE:])
 
 
 def build_tasks(config: ApproximationConfig, console: Console) -> list[ApproximationTask]:

@@ -43,7 +43,7 @@ from pipelines.measurement import (
     schedule_seconds,
 )
 from pipelines.report.curves import by_seed, curve, field, interval, strategies
-from pipelines.run import Bridge
+from pipelines.run import certified_mirror
 from pipelines.strategies.base import PROBE
 from trainer.fit import keep_freed_blocks
 from trainer.networks import parameter_count
@@ -254,7 +254,7 @@ def mirrored(task: DynamicsTask) -> Mirror:
         BridgeError: the network cannot be mirrored, or the mirror disagrees with it.
         KernelError: the kernel does not fit in the memory.
     """
-    mirror = Bridge(task.network, task.run.twin).prepare(task.images[-PROBE:])
+    mirror = certified_mirror(task.network, task.run.twin, task.images[-PROBE:])
     if KERNEL_FIGURES.keys() & set(task.config.figures):
         _kernel_gib(task, mirror.model())
     return mirror

@@ -94,8 +94,8 @@ class Row(NamedTuple):
     """A prediction under a reference, compared; medians are over candidates or points.
 
     Attributes:
-        width: of the network; None where its arguments stand as they are.
-        steps: of its training; None where the settings stand as they are.
+        width: of the network; None for that of its arguments.
+        steps: of its training; None for those of the settings.
         residual: root mean square of one-hot minus logits on the labelled set.
         fitted: whether the network fitted its labels.
         reference: `network` or `linearised`.
@@ -244,7 +244,7 @@ def likeness(fields: np.ndarray) -> float:
 
 
 def floor(controls: np.ndarray) -> float:
-    """How far apart two trainings are that learnt nothing new: mean change over all pairs.
+    """Distance between trainings without a new label: mean change over all pairs.
 
     Args:
         controls: (controls, points, classes), outputs; at least two.

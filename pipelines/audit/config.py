@@ -30,21 +30,20 @@ class AuditConfig(MeasurementSettings):
     Attributes:
         subset: reference points, drawn from the pool, over which changes are summed.
         candidates: how many of these, drawn uniformly, are really retrained with; at least 8.
-        repeats: retrainings for each candidate, with training seeds of their own; how far they
-            agree tells the most that any prediction can reach. 1 leaves that unknown.
-        controls: retrainings with nothing new, at least 2 and as many as repeats: what more
-            training alone changes.
-        kinds: kernels to predict with; the first is the one that the last sentence speaks of. One
-            that does not fit in the memory is left out, and named.
+        repeats: retrainings for each candidate, with training seeds of their own; their agreement
+            bounds what any prediction can reach. 1 leaves that unknown.
+        controls: retrainings without a new label, at least 2 and as many as repeats: the effect of
+            training on alone.
+        kinds: kernels to predict with; the first is that of the conclusion. One that does not fit
+            in the memory is left out, and named.
         probes: of the kind rademacher.
         sketches: dimensions that gradients are folded to; none keeps them whole.
-        reference: what the last sentence speaks of: the change of the trained network (`network`,
-            drift included) or of the one trained on without a new label (`linearised`). The table
-            has both.
+        reference: of the conclusion: change from the trained network (`network`, drift included)
+            or from the one trained on without a new label (`linearised`). The table has both.
         widths: values of the argument `width_argument` of the network; none keeps network_args.
         width_argument: name of that argument.
         train_steps: lengths of training, first and again, in optimiser steps; each in place of
-            train.epochs and train.min_steps and without train.extensions. None keeps `train`.
+            train.epochs and train.min_steps and without train.extensions.
         weights: a file of weights, or a run directory, in place of training. Of a run, its data,
             network, training and labelled set are taken too; a file belongs to the labelled set in
             `labelled`, or else to the one that `seed` and `initial` draw.
@@ -83,10 +82,10 @@ class AuditConfig(MeasurementSettings):
         for kind in self.kinds:
             lookup(dict.fromkeys(KINDS), kind, "kernel kind")
         lookup(dict.fromkeys(("network", "linearised")), self.reference, "reference")
-        least = {"seed": 0, "initial": 1, "repeats": 1, "candidates": LEAST_CANDIDATES}
-        for name, value in {**least, "controls": max(2, self.repeats)}.items():
-            if getattr(self, name) < value:
-                raise PipelineError(_too_few(name, getattr(self, name), value))
+        # a rank correlation of fewer candidates is void; the effect of training alone is the
+        # difference between two controls, and each repeat is compared with a control of its own
+        self.check_at_least(seed=0, initial=1, repeats=1, candidates=LEAST_CANDIDATES)
+        self.check_at_least(controls=max(2, self.repeats))
         if self.subset < self.candidates:
             raise PipelineError(
                 f"subset is {self.subset} and candidates is {self.candidates}: candidates are "
@@ -120,7 +119,7 @@ class AuditConfig(MeasurementSettings):
 
     @property
     def networks(self) -> tuple[tuple[int | None, int | None], ...]:
-        """Width and steps of each network to train; None where the settings stand as they are."""
+        """Width and steps of each network to train; None for those of the settings."""
         return tuple(
             (width, steps)
             for width in (self.widths or (None,))
@@ -140,12 +139,3 @@ def of_length(train: TrainConfig, steps: int, labelled: int) -> TrainConfig:
     return dataclasses.replace(
         train, epochs=math.ceil(steps / batches), min_steps=steps, extensions=0
     )
-
-
-def _too_few(name: str, got: int, least: int) -> str:
-    why = {
-        "candidates": ": a rank correlation of fewer says nothing",
-        "controls": ": what training alone changes is the difference between two of them, and each "
-        "repeat is compared with a control of its own",
-    }
-    return f"{name} must be {least} or more, not {got}{why.get(name, '')}."

@@ -50,6 +50,7 @@ _MARKERS = {"network": "o", "linearised": "s"}
 _LINE, _SCATTER, _TOP, _BOTTOM, _LEFT = 0.34, 2.7, 0.4, 0.62, 1.75  # inches
 _LEGEND = 0.3  # inches
 _APART = 0.17  # of a line, between the two references
+_CORRELATION = "Spearman with real MLMOC"
 
 
 def conclusion(audit: Audit) -> str:
@@ -108,13 +109,13 @@ def sentence(
     """How far to trust the look-ahead, in one sentence.
 
     Args:
-        level: of `trust`.
+        level: of trust.
         what: the prediction, such as `single, reference network`.
-        correlation: of predicted and real change.
+        correlation: as for `trust`.
         candidates: how many were retrained with.
         agreeing: as for `trust`.
         ceiling: as for `trust`.
-        caveats: clauses that are added.
+        caveats: clauses to append.
     """
     if correlation.value != correlation.value:
         measured = (
@@ -130,7 +131,7 @@ def sentence(
         limit = "and without repeats the most that is possible is not known"
     elif agreeing.value != agreeing.value:
         limit = (
-            "and whether two retrainings agree cannot be told, for what one of them changes is the "
+            "and whether two retrainings agree is not known, for the change of one of them is the "
             "same for all"
         )
     elif not agreeing.low > 0:
@@ -271,7 +272,7 @@ def _number(value: float | None) -> str:
 
 
 def _changes(audit: Audit) -> Iterator[str]:
-    """What training alone does to each network, and what was left out."""
+    """The effect of training alone on each network, and the kernels left out."""
     for network in audit.networks:
         more = comparison.change(network.real.controls - network.before).mean()
         name = network.task.describe(audit.config.width_argument)
@@ -280,7 +281,7 @@ def _changes(audit: Audit) -> Iterator[str]:
         yield (
             f"{f'{name}: ' if name else ''}labels {fitted}, residual "
             f"{network.notes['residual_rms']:.3f}. Change summed over "
-            f"{len(network.task.points)} points: {more:.1f} by training on with nothing new, "
+            f"{len(network.task.points)} points: {more:.1f} by training on without a new label, "
             f"{comparison.floor(network.real.controls):.1f} between two such trainings, "
             f"{added:.1f} between training on with a candidate and without."
         )
@@ -289,39 +290,27 @@ def _changes(audit: Audit) -> Iterator[str]:
 
 
 def picture(audit: Audit) -> bytes:
-    """PNG: a scatter for each reference, correlations by kernel, and by network if there are more.
-
-    The scatters and the kernels are those of the first network.
-    """
-    first = audit.networks[0]
-    kernels = [row for row in first.rows if row.reference == "network"]
-    panels = [len(kernels)] + ([len(audit.networks)] if len(audit.networks) > 1 else [])
-    heights = [_SCATTER, *(max(_LINE * lines, 1.0) for lines in panels)]
-    total = sum(heights) + len(heights) * (_TOP + _BOTTOM) + _LEGEND
+    """PNG: predicted against real MLMOC of the first network, and correlations of every row."""
+    lines = [
+        (network, row)
+        for network in audit.networks
+        for row in network.rows
+        if row.reference == REFERENCES[0]
+    ]
+    height = max(_LINE * len(lines), 1.0)
+    total = _SCATTER + height + 2 * (_TOP + _BOTTOM) + _LEGEND
     figure = Figure(figsize=(WIDTH, total), facecolor="white")
-    top = total - _TOP
+    top = total - _TOP - _SCATTER
     width = (WIDTH - 0.72 - 0.9 - 0.25) / 2
     for number, reference in enumerate(REFERENCES):
         x = 0.72 + number * (width + 0.9)
-        _scatter(_axes(figure, x, top - _SCATTER, width, _SCATTER), audit, first, reference)
-    top -= _SCATTER + _BOTTOM + _TOP
-    bars = WIDTH - _LEFT - 0.25
-    axes = _axes(figure, _LEFT, top - heights[1], bars, heights[1])
-    name = first.task.describe(audit.config.width_argument)
-    _lines(axes, kernels, first.rows, [_name(row) for row in kernels])
-    _ceilings(axes, [first] * len(kernels))
-    finish(axes, f"by kernel{f' ({name})' if name else ''}", "Spearman with real MLMOC", "")
-    below = (0, -_BOTTOM / heights[1])
+        _scatter(_axes(figure, x, top, width, _SCATTER), audit, reference)
+    top -= _BOTTOM + _TOP + height
+    axes = _axes(figure, _LEFT, top, WIDTH - _LEFT - 0.25, height)
+    _intervals(axes, audit, lines)
+    finish(axes, "by kernel" + " and network" * (len(audit.networks) > 1), _CORRELATION, "")
+    below = (0, -_BOTTOM / height)
     axes.legend(loc="upper left", bbox_to_anchor=below, ncols=3, fontsize=SMALL, frameon=False)
-    if len(audit.networks) > 1:
-        top -= heights[1] + _BOTTOM + _TOP + _LEGEND
-        axes = _axes(figure, _LEFT, top - heights[2], bars, heights[2])
-        head = audit.headline
-        chosen = [_same(network, head) for network in audit.networks]
-        names = [n.task.describe(audit.config.width_argument) for n in audit.networks]
-        _lines(axes, chosen, audit.rows, names)
-        _ceilings(axes, audit.networks)
-        finish(axes, f"by network ({_name(head)})", "Spearman with real MLMOC", "")
     return png(figure)
 
 
@@ -331,14 +320,10 @@ def _axes(figure: Figure, x: float, y: float, width: float, height: float) -> Ax
     return figure.add_axes((x / w, y / h, width / w, height / h))
 
 
-def _scatter(axes: Axes, audit: Audit, network: AuditedNetwork, reference: str) -> None:
-    """Predicted against real MLMOC of the sentence's kernel, and the diagonal."""
-    head = audit.headline
-    row = next(
-        r
-        for r in network.rows
-        if (r.reference, r.kind, r.sketch) == (reference, head.kind, head.sketch)
-    )
+def _scatter(axes: Axes, audit: Audit, reference: str) -> None:
+    """Predicted against real MLMOC of the conclusion's kernel, and the diagonal."""
+    network = audit.networks[0]
+    row = _under(reference, audit.headline, network.rows)
     change = network.changes[reference]
     ends = np.concatenate([change.by_repeat, change.scores[None]])
     axes.vlines(row.scores, ends.min(axis=0), ends.max(axis=0), color=QUIET, linewidth=1, zorder=1)
@@ -363,48 +348,34 @@ def _limits(values: np.ndarray) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _lines(axes: Axes, chosen: Sequence[Row], rows: Sequence[Row], names: Sequence[str]) -> None:
-    """A line for each chosen row: the interval of each reference, one above the other."""
-    for line, row in enumerate(chosen):
+def _intervals(axes: Axes, audit: Audit, lines: Sequence[tuple[AuditedNetwork, Row]]) -> None:
+    """The intervals of both references of each row, and ticks at their ceilings."""
+    names = []
+    for line, (network, row) in enumerate(lines):
+        of = network.task.describe(audit.config.width_argument)
+        names.append(", ".join([*([of] if of else []), _name(row)]))
         for number, reference in enumerate(REFERENCES):
-            own = next(r for r in rows if _key(r) == (*_key(row)[:-1], reference))
             y = line + (2 * number - 1) * _APART
             colour, marker = _COLOURS[reference], _MARKERS[reference]
             label = f"reference {reference}" if line == 0 else None
-            interval = own.spearman
+            interval = _under(reference, row, network.rows).spearman
             axes.hlines(y, interval.low, interval.high, color=colour, linewidth=1.4, zorder=2)
             axes.plot(interval.value, y, marker, color=colour, markersize=5, zorder=3, label=label)
+            change = network.changes[reference]
+            if change.ceiling is None or change.agreeing is None or not change.agreeing.low > 0:
+                continue  # not known, or not known to be above 0
+            axes.plot(change.ceiling.value, y, "|", color=INK, markersize=8, zorder=4)
+    axes.plot([], [], "|", color=INK, markersize=8, label="ceiling")
     axes.axvline(0, color=QUIET, linewidth=0.8, zorder=1)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(-1.05, 1.05)
 
 
-def _ceilings(axes: Axes, networks: Sequence[AuditedNetwork]) -> None:
-    """A tick at the ceiling of each line, where repeats are shown to agree at all."""
-    labelled = False
-    for line, network in enumerate(networks):
-        for number, reference in enumerate(REFERENCES):
-            change = network.changes[reference]
-            if change.ceiling is None or change.agreeing is None or not change.agreeing.low > 0:
-                continue  # not known, or not known to be anything
-            y = line + (2 * number - 1) * _APART
-            label = None if labelled else "most that is possible"
-            axes.plot(change.ceiling.value, y, "|", color=INK, markersize=8, zorder=4, label=label)
-            labelled = True
-
-
-def _same(network: AuditedNetwork, like: Row) -> Row:
-    """The row of another network for the same kernel, reference `network`."""
-    return next(
-        row
-        for row in network.rows
-        if (row.kind, row.sketch, row.reference) == (like.kind, like.sketch, REFERENCES[0])
-    )
-
-
-def _key(row: Row) -> tuple[object, ...]:
-    return row.width, row.steps, row.kind, row.sketch, row.reference
+def _under(reference: str, like: Row, rows: Sequence[Row]) -> Row:
+    """The row of the same kernel under a reference."""
+    wanted = (reference, like.kind, like.sketch)
+    return next(row for row in rows if (row.reference, row.kind, row.sketch) == wanted)
 
 
 def _name(row: Row) -> str:

@@ -6,7 +6,6 @@ its own name alone. The prediction is that of the NTK posterior (docs/mathematic
 
 import copy
 import dataclasses
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,14 +45,14 @@ _OF_RUN = ("dataset", "network", "network_args", "image_size", "twin", "train")
 
 
 class Pretrained(NamedTuple):
-    """What an audit is given in place of training; None where there is nothing.
+    """A trained network to audit, as far as the settings name one.
 
     Attributes:
-        config: of the audit, with the settings of a given run in their place.
+        config: of the audit, with the settings of the run named.
         labelled: int64 (labelled,), data-set indices.
-        labels: int64 (labelled,), the class of each as the run recorded it.
+        labels: int64 (labelled,), as the run recorded them.
         weights: of the trained network.
-        data: what the run recorded of its data.
+        data: the run's record of its data.
     """
 
     config: AuditConfig
@@ -68,8 +67,8 @@ class AuditTask(NetworkTask):
     """A network to audit.
 
     Attributes:
-        width: value of the width argument; None where network_args stand as they are.
-        steps: length of training; None where the training settings stand as they are.
+        width: value of the width argument; None for that of network_args.
+        steps: length of training; None for that of the training settings.
         points: int64 (points,), data-set indices of the reference points.
         positions: int64 (candidates,), which of the points are retrained with.
         weights: given in place of training; None to train.
@@ -89,12 +88,12 @@ class AuditTask(NetworkTask):
         return self.points[self.positions]
 
     def describe(self, argument: str) -> str:
-        """Width and steps in words; nothing where both stand as they are."""
+        """Width and steps in words, as far as they are not None."""
         words = [] if self.width is None else [f"{argument} {self.width}"]
         return ", ".join(words if self.steps is None else [*words, f"{self.steps} steps"])
 
     def pretrained(self, weights: Weights) -> tuple[nn.Module, dict[str, Any]]:
-        """A copy with the weights given, in eval mode, and how well it fits its labels."""
+        """A copy with these weights, in eval mode, and how well it fits its labels."""
         network = copy.deepcopy(self.network)
         restore(network, weights)
         network.eval()
@@ -145,9 +144,9 @@ class Prediction(NamedTuple):
     """The change of the outputs that a kernel predicts.
 
     Attributes:
-        drift: D, float64 (points, classes): what fitting the labels exactly would still change.
-        moves: W[:,x'] R_x', float64 (candidates, points, classes): what the candidate adds; zeros
-            for one that the labelled set already determines.
+        drift: D, float64 (points, classes): the change by fitting the labels exactly.
+        moves: W[:,x'] R_x', float64 (candidates, points, classes): the change by the candidate;
+            zeros for one that the labelled set determines.
         jitter: that K_LL needed, as a fraction of its mean diagonal.
         determined: how many candidates the labelled set determines.
     """
@@ -255,7 +254,9 @@ def build_tasks(pretrained: Pretrained, console: Console) -> list[AuditTask]:
     for (width, steps), run, network in zip(config.networks, runs, networks, strict=True):
         origin = NetworkTask(run, dataset, network, pool.labelled, labels).origin
         _check_data(pretrained, origin["data"])
-        weights = None if pretrained.weights is None else _digest(pretrained.weights)
+        weights = pretrained.weights
+        if weights is not None:
+            weights = json_io.digest_arrays({**weights.params, **weights.buffers})
         key = json_io.digest(origin | {"points": points.tolist(), "weights": weights})
         words = [run.network.replace(":", "."), *([str(width)] if width else []), key]
         tasks.append(
@@ -286,14 +287,6 @@ def _check_data(pretrained: Pretrained, data: dict[str, Any]) -> None:
         )
 
 
-def _digest(weights: Weights) -> str:
-    digest = hashlib.sha256()
-    for name, array in sorted({**weights.params, **weights.buffers}.items()):
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:16]
-
-
 # --- retraining
 
 
@@ -312,7 +305,7 @@ def retrainings(task: AuditTask, config: AuditConfig) -> list[Retraining]:
 
 
 def trained(task: AuditTask, stages: Stages) -> tuple[nn.Module, dict[str, Any]]:
-    """A copy of the network trained or with the weights given, and how well it fits its labels."""
+    """A copy of the network, trained or pretrained, and how well it fits its labels."""
     if task.weights is not None:
         return task.pretrained(task.weights)
     return task.trained(task.folder, stages)
@@ -321,14 +314,14 @@ def trained(task: AuditTask, stages: Stages) -> tuple[nn.Module, dict[str, Any]]
 def retrain(
     task: AuditTask, config: AuditConfig, network: nn.Module, pseudo: np.ndarray, stages: Stages
 ) -> RealOutputs:
-    """Train copies of the trained network on, once for each retraining that is not cached yet.
+    """Continue training copies of the network, once for each retraining that is not cached.
 
     Args:
-        task: its points and candidates.
-        config: how many candidates, repeats and controls.
-        network: the trained network; left as it is.
-        pseudo: int64 (points,), the class that it gives each point.
-        stages: where time is recorded.
+        task: points and candidates.
+        config: number of repeats and controls.
+        network: trained; not modified.
+        pseudo: int64 (points,), the network's prediction of each point.
+        stages: records time.
     """
     points = task.images_of(task.points)
 
@@ -373,7 +366,7 @@ def count_missing(task: AuditTask, config: AuditConfig) -> int:
 
 
 def kernel_name(settings: KernelConfig) -> str:
-    """A kind as tables name it."""
+    """Name of a kernel kind in tables."""
     return f"rademacher({settings.probes})" if settings.kind == "rademacher" else settings.kind
 
 

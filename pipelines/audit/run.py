@@ -1,7 +1,6 @@
 """Carry out an audit: train, retrain, predict, compare.
 
-Everything that takes long is cached as soon as it is computed: after a kill the same command goes
-on and ends with the same numbers.
+Trainings are cached as they are finished: after a kill the same command ends with the same numbers.
 """
 
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from pipelines.audit.retraining import AuditTask, Prediction, RealOutputs, kerne
 from pipelines.core.progress import Stages, generator, keep_compiled, named_images
 from pipelines.core.record import only_writer
 from pipelines.measurement import duration, schedule_seconds
-from pipelines.run import Bridge
+from pipelines.run import certified_mirror
 from pipelines.strategies.base import PROBE
 from pipelines.strategies.options import KernelConfig
 from trainer.fit import keep_freed_blocks
@@ -90,14 +89,11 @@ class Audit:
 def measure(config: AuditConfig, console: Console | None = None) -> Audit:
     """Carry out an audit, or the rest of it.
 
-    Args:
-        config: what to do and where its trainings are cached.
-        console: where progress is shown; nothing is shown without one.
+    Progress is shown if there is a console; finished trainings are safe whatever is raised.
 
     Raises:
-        TrainerError, BridgeError, KernelError, PipelineError: each with one plain message; the
-            trainings that were finished stay.
-        OSError: a file cannot be written; the trainings that were finished are safe.
+        TrainerError, BridgeError, KernelError, PipelineError: each with one plain message.
+        OSError: a file cannot be written.
     """
     keep_freed_blocks()
     keep_compiled()
@@ -108,7 +104,7 @@ def measure(config: AuditConfig, console: Console | None = None) -> Audit:
     # a network that cannot be mirrored, or has no kernel that fits, is refused before training
     with console.status("mirroring the network"):
         mirrors = [
-            Bridge(task.network, task.run.twin).prepare(task.images_of(task.points[:PROBE]))
+            certified_mirror(task.network, task.run.twin, task.images_of(task.points[:PROBE]))
             for task in tasks
         ]
     kernels = [_fitting(*each, config) for each in zip(tasks, mirrors, strict=True)]
@@ -121,17 +117,13 @@ def measure(config: AuditConfig, console: Console | None = None) -> Audit:
 
 
 def plan(config: AuditConfig, console: Console) -> int:
-    """Print how many trainings are left and about how long they take, from a few steps timed here.
-
-    Args:
-        config: what would be done.
-        console: where it is shown.
+    """Print the number of trainings left and their time, extrapolated from a few steps.
 
     Returns:
-        How many trainings are left to do.
+        The number of trainings left.
 
     Raises:
-        TrainerError, PipelineError: what the audit itself would stop at before it trains.
+        TrainerError, PipelineError: as the audit itself before it trains.
     """
     keep_freed_blocks()
     pretrained = retraining.read_pretrained(config)

@@ -1,15 +1,18 @@
 """JSON of measurements: plain values, a folder of cached results, records with their environments.
 
-A command keeps each result that takes long under a name in such a folder as soon as it is computed;
-the same command, after it was killed, reads those that are there.
+A slow result is cached under its name as soon as it is computed, and read by the same command after
+it was killed.
 """
 
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from kernel.files import write_file
 from pipelines.core.errors import PipelineError
@@ -17,7 +20,7 @@ from pipelines.core.record import environment
 
 
 def plain(value: Any) -> Any:
-    """JSON has no arrays, named tuples, or NaN: lists, objects and null in their place."""
+    """Lists, objects and null in place of arrays, named tuples and NaN, which JSON lacks."""
     if hasattr(value, "_asdict"):
         value = value._asdict()
     if isinstance(value, dict):
@@ -32,6 +35,15 @@ def plain(value: Any) -> Any:
 def digest(key: dict[str, Any]) -> str:
     """Twelve hexadecimal digits that name a folder by everything that its results depend on."""
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def digest_arrays(arrays: Mapping[str, np.ndarray]) -> str:
+    """Sixteen hexadecimal digits of the names, shapes, dtypes and values of arrays."""
+    found = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        found.update(f"{name} {array.shape} {array.dtype}".encode())
+        found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return found.hexdigest()[:16]
 
 
 def path_of(folder: Path, name: str) -> Path:
@@ -61,7 +73,7 @@ def put(folder: Path, name: str, value: Any) -> Any:
     """Write a result atomically, and return it as it will be read.
 
     Raises:
-        OSError: the file cannot be written; one that was there is untouched.
+        OSError: the file cannot be written; the old one is untouched.
     """
     text = json.dumps(plain(value), allow_nan=False)
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,18 +96,11 @@ def write_record(path: Path, content: dict[str, Any], seconds: dict[str, float])
         seconds: wall seconds by stage, in this process.
 
     Raises:
-        OSError: the file cannot be written; one that was there is untouched.
+        OSError: the file cannot be written; the old one is untouched.
     """
-    environments = [*_environments(path), environment() | {"seconds": seconds}]
-    record = plain(content | {"environment": environments})
+    earlier = []
+    if path.is_file():
+        with suppress(ValueError, KeyError):  # damaged: nothing is computed from it
+            earlier = json.loads(path.read_text("utf-8"))["environment"]
+    record = plain(content | {"environment": [*earlier, environment() | {"seconds": seconds}]})
     write_file(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
-
-
-def _environments(path: Path) -> list[Any]:
-    """Of the record that is there; none where it is not there or cannot be read."""
-    if not path.is_file():
-        return []
-    try:
-        return json.loads(path.read_text("utf-8"))["environment"]
-    except (ValueError, KeyError):  # it is written anew: nothing is computed from it
-        return []

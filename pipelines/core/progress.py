@@ -36,7 +36,7 @@ def keep_compiled() -> Path | None:
     Returns:
         The folder; None without a cache.
     """
-    import jax  # for runs that look through a mirror alone
+    import jax  # here: not every command uses it
 
     settings = jax.config.values
     if not settings["jax_enable_compilation_cache"]:
@@ -61,14 +61,11 @@ _NUMBERS = "numbered as in the data set"
 def named_images(
     indices: Sequence[int] | np.ndarray, tests: Sequence[int] | np.ndarray = ()
 ) -> Iterator[None]:
-    """Name images by data-set index in errors about values that are not finite.
+    """Name images by data-set index in NotFiniteErrors raised inside.
 
     Args:
-        indices: of the images that are computed with inside, in their order.
+        indices: of the images in the computation, in their order.
         tests: numbers of the test images that follow them.
-
-    Raises:
-        NetworkError, KernelError: as raised inside, with the images renamed.
     """
     try:
         yield
@@ -78,16 +75,15 @@ def named_images(
 
 
 def generator(seed: int, name: str, round_number: int = 0) -> np.random.Generator:
-    """The stream of one use of randomness in one round of one run.
+    """The random stream of one purpose in one round of one run.
 
-    The same three arguments give the same numbers, whatever was drawn elsewhere before; that is
-    what lets a resumed run go on exactly where it was.
+    It depends on the three arguments alone, so that a resumed run draws what the other would have.
     """
     return np.random.default_rng([seed, crc32(name.encode()), round_number])
 
 
 Advance = Callable[..., None]
-_TEXT = 24  # characters of a stage's own words that leave the bar its place
+_TEXT = 24  # characters of a stage's own text beside the bar
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -95,9 +91,9 @@ class Stages:
     """Seconds and peak memory by stage, and a progress bar while one runs.
 
     Attributes:
-        seconds: wall seconds of each stage so far, in the order of their first start.
-        peak_memory_mib: the largest resident memory of the process during each stage, in MiB
-            (empty where the system does not tell).
+        seconds: wall seconds by stage, in the order of their first start.
+        peak_memory_mib: peak resident memory of the process by stage, in MiB; empty where the
+            system does not report it.
     """
 
     def __init__(self, console: Console | None = None):
@@ -165,25 +161,25 @@ _SETTLED = 5.0  # seconds after which the pace is extrapolated
 
 
 class TimeLimit:
-    """Progress of a slow strategy, which is stopped early where it would take too long."""
+    """Progress of a slow strategy, stopped early if it would exceed its limit."""
 
     def __init__(self, advance: Advance, hours: float, remedies: str):
         """The clock starts at the first report, which comes when everything is compiled.
 
         Args:
-            advance: told done and total.
-            hours: what all of it may take.
-            remedies: what to do about it, for the message.
+            advance: shows done and total.
+            hours: the limit.
+            remedies: for the message.
         """
         self._advance, self._hours, self._remedies = advance, hours, remedies
         self._began: tuple[float, float] | None = None
         self._judged = False
 
     def __call__(self, done: float, total: float) -> None:
-        """So much is done.
+        """Report progress.
 
         Raises:
-            PipelineError: at this pace all of it would take longer than allowed.
+            PipelineError: extrapolated from the pace so far, the limit would be exceeded.
         """
         now = time.monotonic()
         if self._began is None:

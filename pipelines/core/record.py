@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -33,7 +33,7 @@ class HeldError(PipelineError):
 
 FORMAT = 2
 CONFIG, ENVIRONMENT, ROUNDS = "config.json", "environment.json", "rounds.jsonl"
-MACHINE = "machine"  # in the configuration: settings that may be others at each start
+MACHINE = "machine"  # in the configuration: settings that may differ at each start
 NOTES = "data_notes"  # among them: sentences on the data, for whoever reads an accuracy
 DIGEST = "sha256:"  # with which a value begins that stands for content too large to record
 LOCK, IN_PROGRESS = ".lock", ".pending"
@@ -48,8 +48,8 @@ class Run:
 
     Attributes:
         path: the directory.
-        config: as written in config.json: what identifies the run, and under `machine` the
-            settings of its last start that do not.
+        config: as in config.json: what identifies the run, and under `machine` the settings of its
+            last start that do not.
         environment: one entry for each time the run was started or resumed.
         rounds: one object for each completed round, in order.
     """
@@ -61,7 +61,7 @@ class Run:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The configuration without what may be another at each start."""
+        """The configuration without the settings of one start."""
         return {name: value for name, value in self.config.items() if name != MACHINE}
 
     @property
@@ -164,11 +164,11 @@ def open_run(
     """Start a run in a directory, or resume the one that is there.
 
     Args:
-        path: the directory, made if it is not there.
-        config: what identifies the run, JSON-able.
-        machine: settings of this start that do not, JSON-able; recorded and never compared.
-        growing: names in `config` that may change when the run is resumed.
-        begun: whether something depends on its settings although no round is complete.
+        path: the directory, made if missing.
+        config: identifies the run; JSON-able.
+        machine: settings of this start that do not identify it; recorded and never compared.
+        growing: names in `config` that may change on resume.
+        begun: whether something depends on the settings although no round is complete.
 
     Raises:
         PipelineError: the directory holds a run made with another configuration, or other files.
@@ -176,13 +176,9 @@ def open_run(
     asked = json.loads(json.dumps({"format": FORMAT, **config, MACHINE: dict(machine or {})}))
     path.mkdir(parents=True, exist_ok=True)
     if (path / CONFIG).exists():
-        found, ignored = read(path), {MACHINE, *growing}
-        old, new = (
-            {name: value for name, value in one.items() if name not in ignored}
-            for one in (found.config, asked)
-        )
-        differing = differences(old, new)
-        # before anything was computed with the old settings, the new ones take their place
+        found, ignored = read(path), dict.fromkeys((MACHINE, *growing))
+        differing = differences(found.config | ignored, asked | ignored)
+        # before anything was computed with the old settings, the new ones replace them
         if differing and (found.rounds or begun):
             raise PipelineError(
                 f"{path} holds a run made with another configuration: {'; '.join(differing)}. "
@@ -198,13 +194,13 @@ def open_run(
             )
     _write(path / CONFIG, json.dumps(asked, indent=1) + "\n")
     run = read(path)
-    starts = (*run.environment, environment())
+    starts = [*run.environment, environment()]
     _write(path / ENVIRONMENT, json.dumps(starts, indent=1) + "\n")
-    return Run(path, run.config, starts, run.rounds)
+    return replace(run, environment=tuple(starts))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Settings that two configurations do not share, in words; nested names joined by dots."""
+    """Settings in which two configurations differ, in words; nested names joined by dots."""
     found = []
     for key in sorted({*old, *new}):
         before, now = old.get(key), new.get(key)
@@ -226,7 +222,7 @@ def append(run: Run, line: dict[str, Any]) -> Run:
         for stale in run.path.glob(f"{kind}-*.safetensors"):
             if stale != latest(len(rounds) - 1):
                 stale.unlink()
-    return Run(run.path, run.config, run.environment, rounds)
+    return replace(run, rounds=rounds)
 
 
 @contextmanager
@@ -268,7 +264,7 @@ def _write(path: Path, content: str) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine, commit and command line of this process, for the record."""
+    """Versions, machine, commit and command line of this process."""
     import jax  # here: a report reads records without it
 
     versions = {}
@@ -304,13 +300,10 @@ def _commit() -> str | None:
 
 
 class RoundInProgress:
-    """Finished parts of a round that is not yet recorded: its training, chunks of its kernel.
-
-    A run interrupted in a long query resumes the query, and does not train again.
-    """
+    """Finished parts of a round that is not yet recorded: its training, chunks of its kernel."""
 
     def __init__(self, run: Run):
-        """Keep what is there of this round and configuration, and delete anything else."""
+        """Keep the parts of this round and configuration, and delete those of any other."""
         self._folder = run.path / IN_PROGRESS
         self._state = self._folder / "round.json"
         self._of = {"round": len(run.rounds), "config": run.identity}

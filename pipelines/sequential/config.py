@@ -52,7 +52,7 @@ class SequentialOptions(QueryOptions):
 
 @dataclass(frozen=True)
 class SequentialConfig(RunConfig):
-    """Ask for one label at a time, and absorb each answer without training.
+    """Query one label at a time, and absorb each answer without training.
 
     Attributes:
         dataset: the data set: digits, mnist, fashion_mnist, cifar10, cifar100, svhn, caltech101, or
@@ -61,16 +61,16 @@ class SequentialConfig(RunConfig):
         budget: questions that are answered, beyond the labels at the start. A run that is complete
             goes on with a larger one.
         initial: labels at the start, drawn uniformly. Of your own images those in train/CLASS/ are
-            taken, and only what is lacking is asked for.
+            taken, and others queried only up to this number.
         subset: candidates drawn afresh from the pool at each training; None takes the whole pool.
         test_subset: test images, drawn once, on which the linearised network is evaluated after
             each answer; None takes all.
-        retrain_every: train again after so many answers; None never does.
-        retrain_when_stale: train again when the answers have moved the linearised network's
-            parameters by more than this part of their norm; None never does.
+        retrain_every: train again after this number of answers; None never does.
+        retrain_when_stale: train again when the drift, the change of the linearised network's
+            parameters relative to their norm, exceeds this; None never does.
         final_training: train once more when the budget is spent.
-        oracle: who answers: dataset, person (at this terminal), or your own module:function, which
-            is given data-set indices and returns their classes.
+        oracle: dataset, person (at this terminal), or your own module:function: data-set indices
+            → classes.
         class_names: of your own images, the classes that have no folder yet.
     """
 
@@ -94,20 +94,16 @@ class SequentialConfig(RunConfig):
     albl: tyro.conf.Suppress[ALBLConfig] = field(default_factory=ALBLConfig)
 
     def __post_init__(self):
-        """Refuse what can be seen to be wrong before anything is read or computed.
+        """Validate before anything is read.
 
         Raises:
-            UnknownNameError: a data set or strategy that is not there.
+            UnknownNameError: an unknown data set or strategy.
             PipelineError: a number out of range, or settings that exclude each other.
         """
         NetworkSettings.__post_init__(self)
         lookup(DATASETS, self.dataset, "data set")
         lookup(dict.fromkeys(STRATEGIES), self.strategy, "sequential strategy")
-        least = {"budget": 0, "test_subset": 1, "retrain_every": 1}
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value is not None and value < bound:
-                raise PipelineError(f"{name} must be {bound} or more, not {value}.")
+        self.check_at_least(budget=0, test_subset=1, retrain_every=1)
         if self.retrain_when_stale is not None and not self.retrain_when_stale > 0:
             raise PipelineError(
                 f"retrain_when_stale must be above 0, not {self.retrain_when_stale:g}."

@@ -5,16 +5,16 @@ them, are predicted and never queried.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import entr
 
 from bridge.weights import Weights
 from kernel.covariance import AnyKernel, Cross, Features, Kernel
-from kernel.criteria import rebased
+from kernel.criteria import AcquisitionState, PointwiseState, rebased
 from kernel.lookahead import acquisition_state
 from kernel.options import CRITERIA, Options
 from kernel.posterior import Posterior, absorb, posterior
@@ -29,7 +29,7 @@ TOLERANCE = 1e-6  # rounding beyond which everything is factorised anew
 
 @dataclass(frozen=True, eq=False)
 class Linearisation:
-    """Everything that the linearised network depends on, as training left it.
+    """The linearised network after training: kernel, logits and labels.
 
     Attributes:
         kernel: between the labelled images, the candidates and the test images, in this order.
@@ -38,7 +38,7 @@ class Linearisation:
         logits: float64 (candidates + tests, classes), of the network.
         sample: positions of the candidates over which changes are summed.
         candidates: how many of the rows may be queried.
-        keep: S is held; False streams it from features.
+        keep: S is kept in memory; False streams it from features.
         ridge: λ, in units of the kernel.
     """
 
@@ -52,7 +52,7 @@ class Linearisation:
     ridge: float = 0.0
 
     def posterior(self) -> Posterior:
-        """AnyKernel the labelled set; changes refer to G from the start.
+        """The posterior given the labelled set; changes refer to G from the start.
 
         Raises:
             KernelError: as `kernel.posterior.posterior`.
@@ -144,47 +144,8 @@ class SequentialState:
     weights: Weights
 
 
-class Acquisition(Protocol):
-    """Scores of a strategy given the labels so far; `kernel.lookahead.AcquisitionState` is one."""
-
-    @property
-    def posterior(self) -> Posterior:
-        """AnyKernel the labels so far."""
-        ...
-
-    def scores(self) -> np.ndarray:
-        """One score a position, higher = query first."""
-        ...
-
-    def absorb(self, candidates: np.ndarray, label_rows: np.ndarray) -> "Acquisition":
-        """The same with the true labels of some candidates; this one is consumed."""
-        ...
-
-
-MakeAcquisition = Callable[[AnyKernel, Posterior, np.ndarray], Acquisition]
-"""Kernel, posterior and the one-hot labels of the labelled set → the strategy's acquisition."""
-
-
-@dataclass(frozen=True)
-class PredictionScores:
-    """The acquisition of a strategy that reads predictions only.
-
-    Attributes:
-        posterior: given the labels so far.
-        score: G → one score a position.
-    """
-
-    posterior: Posterior
-    score: Callable[[np.ndarray], np.ndarray]
-
-    def scores(self) -> np.ndarray:
-        """One score a position."""
-        return self.score(self.posterior.predictions)
-
-    def absorb(self, candidates: np.ndarray, label_rows: np.ndarray) -> "PredictionScores":
-        """With true labels."""
-        return replace(self, posterior=absorb(self.posterior, candidates, label_rows))
-
+MakeAcquisition = Callable[[AnyKernel, Posterior, np.ndarray], AcquisitionState]
+"""Kernel, posterior and one-hot labels of the labelled set → the strategy's state."""
 
 _UNCERTAINTY: Mapping[str, Callable[[np.ndarray], np.ndarray]] = MappingProxyType(
     {
@@ -198,7 +159,7 @@ _UNCERTAINTY: Mapping[str, Callable[[np.ndarray], np.ndarray]] = MappingProxyTyp
 def acquisition_of(
     strategy: str, options: Options, loss: str, rng: np.random.Generator
 ) -> MakeAcquisition:
-    """A strategy by its name, as a function of kernel, posterior and targets.
+    """A strategy by its name.
 
     Args:
         strategy: one of `pipelines.sequential.config.STRATEGIES`.
@@ -216,16 +177,13 @@ def acquisition_of(
         )
     seed = int(rng.integers(2**63))
 
-    def score(predictions: np.ndarray) -> np.ndarray:
+    def score(posterior: Posterior, options: Options) -> np.ndarray:
+        predictions = posterior.predictions
         if strategy == "random":
             return np.random.default_rng(seed).random(len(predictions))
         return _UNCERTAINTY[strategy](probabilities(predictions, loss))
 
-    def make(kernel: AnyKernel, posterior: Posterior, targets: np.ndarray) -> Acquisition:
-        del kernel, targets
-        return PredictionScores(posterior, score)
-
-    return make
+    return lambda kernel, posterior, targets: PointwiseState(posterior, options, score)
 
 
 class Answer(NamedTuple):
@@ -238,15 +196,14 @@ class Answer(NamedTuple):
 class Learner:
     """A linearised network that has absorbed some answers.
 
-    It follows from the linearisation and the answers, in their order, to the last bit: two that
-    were given the same are the same.
+    A function of the linearisation and the answers in their order, to the last bit.
 
     Attributes:
         linearisation: as training left it.
         answers: absorbed so far, in their order.
-        acquisition: of the strategy, given these answers.
-        squared_change: ‖Δθ‖² since the training, of the least change of the linearised network's
-            parameters that fits the answers; a determined candidate adds nothing.
+        acquisition: state of the strategy, given these answers.
+        squared_change: ‖Δθ‖², of the least change of the linearised network's parameters that fits
+            the answers; a determined candidate adds nothing.
         rounding: as last measured, by `measure`.
         refreshed: how often rounding was above the tolerance and everything factorised anew.
     """
@@ -259,12 +216,6 @@ class Learner:
         tolerance: float = TOLERANCE,
     ):
         """Condition on the labelled set, then absorb answers one by one.
-
-        Args:
-            linearisation: as training left it.
-            make_acquisition: of the strategy.
-            answers: those to begin with.
-            tolerance: rounding beyond which everything is factorised anew.
 
         Raises:
             KernelError: as `kernel.posterior.posterior` and `kernel.posterior.absorb`.
@@ -361,7 +312,7 @@ class Learner:
         block = block + posterior.ridge * np.eye(len(block))
         return float(residual[is_open] @ np.linalg.solve(block, residual[is_open]))
 
-    def _factorise(self) -> Acquisition:
+    def _factorise(self) -> AcquisitionState:
         """Condition the kernel anew, on all answers in one block."""
         start = self.linearisation
         made = self._make_acquisition(start.kernel, start.posterior(), start.targets)

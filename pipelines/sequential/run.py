@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,20 +19,22 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
-from bridge.module import restore
+from bridge.mirror import Mirror
+from bridge.parity import certify
 from bridge.weights import read
 from kernel.files import write_file
 from pipelines.config import identity, machine_settings
 from pipelines.core import record
 from pipelines.core.errors import PipelineError
 from pipelines.core.progress import Stages, generator, keep_compiled
-from pipelines.core.record import RoundInProgress
 from pipelines.run import (
-    Bridge,
     FirstTrainingCache,
+    RunSetup,
+    certified_mirror,
     describe,
-    fit_and_save,
     prepared,
+    print_caveats,
+    print_heading,
     print_notes,
 )
 from pipelines.sequential.config import SequentialConfig
@@ -51,61 +53,48 @@ from trainer.dataset import UNLABELLED, Dataset
 from trainer.fit import keep_freed_blocks
 from trainer.images import read_partly_labelled
 from trainer.networks import load
-from trainer.oracle import (
-    CallableOracle,
-    Command,
-    DatasetOracle,
-    Oracle,
-    PersonOracle,
-    missing_classes,
-)
+from trainer.oracle import CallableOracle, Command, DatasetOracle, PersonOracle
 from trainer.pool import Pool
-from trainer.predict import Piecewise, logits
 
 Answerer = Callable[[int, str], int | Command]
-"""Data-set index and a heading → the label, or a command to stop, skip or undo."""
+"""Data-set index and heading → the label, or a command to stop, skip or undo."""
 
 QUERY_IMAGE = ".question.png"
 KERNEL = ".kernel"  # in the run directory: finished chunks of a kernel that takes long
 
 
-def answerer_of(
+def _answerer(
     config: SequentialConfig,
     dataset: Dataset,
     console: Console,
-    function: Callable[[np.ndarray], object] | None = None,
+    function: Callable[[np.ndarray], object] | None,
 ) -> tuple[Answerer, str]:
-    """The oracle that the settings name, one image at a time, and its name in the record.
-
-    Args:
-        config: names the oracle.
-        dataset: whose images are labelled.
-        console: where a person is asked.
-        function: answers in its place, if it is given: data-set indices → classes.
+    """The oracle, one image at a time, and its name in the record.
 
     Raises:
         NetworkError: `oracle` names no function.
-        PipelineError: a person is to be asked and nothing would be shown.
+        PipelineError: a person is to be asked without a console.
     """
-    if function is not None:
-        return _one_by_one(CallableOracle(function, dataset.classes)), "function"
-    if config.oracle == "dataset":
-        return _one_by_one(DatasetOracle(dataset.train_labels)), "dataset"
-    if config.oracle == "person":
+    if function is None and config.oracle == "person":
         if console.quiet:
             raise PipelineError("oracle is person, and there is no console to ask them at.")
-        file = config.run_folder / QUERY_IMAGE
         person = PersonOracle(
             dataset.train_images,
             dataset.class_names,
-            file,
+            config.run_folder / QUERY_IMAGE,
             console,
             _read_standard_input,
             write_file,
         )
         return person.ask, "person"
-    named = CallableOracle(load(config.oracle, "oracle"), dataset.classes)
-    return _one_by_one(named), config.oracle
+    if function is not None:
+        oracle, name = CallableOracle(function, dataset.classes), "function"
+    elif config.oracle == "dataset":
+        oracle, name = DatasetOracle(dataset.train_labels), "dataset"
+    else:
+        oracle = CallableOracle(load(config.oracle, "oracle"), dataset.classes)
+        name = config.oracle
+    return lambda index, heading: int(oracle(np.array([index], np.int64))[0]), name
 
 
 def _read_standard_input() -> str:
@@ -115,106 +104,25 @@ def _read_standard_input() -> str:
     return line
 
 
-def _one_by_one(oracle: Oracle) -> Answerer:
-    return lambda index, heading: int(oracle(np.array([index], np.int64))[0])
-
-
-def initial_labels(
-    config: SequentialConfig, dataset: Dataset, journal: Journal, answerer: Answerer, who: str
-) -> dict[int, int] | None:
-    """The labelled set that the first training begins with.
-
-    Of a data set whose labels are known, `initial` images drawn uniformly. Of a person's own, all
-    that are labelled; if they are fewer than `initial`, images in random order are asked for.
-
-    Returns:
-        {data-set index: class}; None if a person stopped before.
-
-    Raises:
-        PipelineError: nobody can label as many, or they are all of one class.
-        OSError: an answer cannot be written.
-    """
-    if dataset.complete:
-        rng = generator(config.seed, "initial")
-        pool = Pool.initial(len(dataset.train_images), config.initial, rng)
-        return {int(index): int(dataset.train_labels[index]) for index in pool.labelled}
-    known = np.flatnonzero(dataset.train_labels != UNLABELLED)
-    labels = {int(index): int(dataset.train_labels[index]) for index in known}
-    order = generator(config.seed, "initial").permutation(
-        np.flatnonzero(dataset.train_labels == UNLABELLED)
-    )
-    while True:
-        asked = {line["image"]: line["label"] for line in journal.of_round(None)}
-        given = {image: label for image, label in asked.items() if label is not None}
-        if len(labels) + len(given) >= config.initial:
-            return _several_classes({**labels, **given}, dataset)
-        left = [int(index) for index in order if int(index) not in asked]
-        if not left:
-            raise PipelineError(
-                f"{len(labels) + len(given)} images are labelled and {config.initial} are to be "
-                "at the start, and all others were set aside: lower initial."
-            )
-        heading = f"label {len(labels) + len(given) + 1} of {config.initial} to begin with"
-        began = time.monotonic()
-        said = answerer(left[0], heading)
-        if said is Command.QUIT:
-            return None
-        if said is Command.UNDO:
-            if asked:
-                journal.take_back()
-            continue
-        label = said if isinstance(said, int) else None
-        journal.add(
-            {
-                "number": len(journal.answers),
-                "round": None,
-                "image": left[0],
-                "label": label,
-                "name": None if label is None else dataset.class_names[label],
-                "score": None,
-                "predicted": None,
-                "who": who,
-                "seconds": round(time.monotonic() - began, 3),
-            }
-        )
-
-
-def _several_classes(labels: dict[int, int], dataset: Dataset) -> dict[int, int]:
-    classes = set(labels.values())
-    if len(classes) < 2:
-        only = dataset.class_names[next(iter(classes))]
-        raise PipelineError(
-            f"all {len(labels)} labels at the start are {only}: there is nothing to tell apart. "
-            "Raise initial, or put images of other classes into train/CLASS/."
-        )
-    return labels
-
-
-@dataclass(frozen=True)
-class SequentialSetup:
-    """Everything of a sequential run that its trainings and queries have in common.
+@dataclass(frozen=True, kw_only=True)
+class SequentialSetup(RunSetup):
+    """The parts of a sequential run that its trainings and queries share.
 
     Attributes:
-        config: of the run.
-        dataset: its data.
-        network: trained in place.
-        bridge: its mirror.
         journal: trainings and answers so far.
-        initial: {data-set index: class}, the labels at the start.
+        answerer: labels one image at a time.
+        who: its name in the record.
         tests: positions of the test images on which the linearised network is evaluated.
-        stages: makes the record of time and memory, which shows progress.
-        first: cache of first trainings; without one each run trains its own.
+        initial: {data-set index: class}, the labels at the start, once there are enough.
     """
 
     config: SequentialConfig
-    dataset: Dataset
-    network: nn.Module
-    bridge: Bridge
+    mirror: Mirror
     journal: Journal
-    initial: dict[int, int]
+    answerer: Answerer
+    who: str
     tests: np.ndarray
-    stages: Callable[[], Stages]
-    first: FirstTrainingCache | None = None
+    initial: dict[int, int] = field(default_factory=dict)
 
     def labels(self, before: int) -> dict[int, int]:
         """{data-set index: class} of all labels given before a training, in their order."""
@@ -224,26 +132,97 @@ class SequentialSetup:
                 labels[line["image"]] = line["label"]
         return labels
 
-    def images(self, indices: np.ndarray) -> np.ndarray:
-        """As the network takes them."""
-        return self.dataset.normalise(self.dataset.train_images[indices])
+    def query(
+        self,
+        image: int,
+        heading: str,
+        number: int | None,
+        score: float | None = None,
+        predicted: int | None = None,
+    ) -> dict[str, Any] | Command:
+        """Ask for a label, and write it to the journal.
 
-    def restore(self, number: int) -> None:
-        """Give the network the weights of a training, in eval mode.
+        Args:
+            image: its data-set index.
+            heading: shown with it.
+            number: of the training before it; None for a label at the start.
+            score: of the query.
+            predicted: by the linearised network.
 
-        Raises:
-            BridgeError: they are not there, or of another network.
+        Returns:
+            The line of the journal, with the label None where the image was skipped; or the command
+            to quit or to undo, of which nothing is written.
         """
-        restore(self.network, read(self.journal.run.weights(number)))
-        self.network.eval()
+        began = time.monotonic()
+        answer = self.answerer(image, heading)
+        if answer is Command.QUIT or answer is Command.UNDO:
+            return answer
+        label = answer if isinstance(answer, int) else None
+        line = {
+            "number": len(self.journal.answers),
+            "round": number,
+            "image": image,
+            "label": label,
+            "name": None if label is None else self.dataset.class_names[label],
+            "score": score,
+            "predicted": predicted,
+            "who": self.who,
+            "seconds": round(time.monotonic() - began, 3),
+        }
+        self.journal.add(line)
+        return line
 
 
-def test_positions(dataset: Dataset, subset: int | None, seed: int) -> np.ndarray:
-    """Test images on which the linearised network is evaluated, int64, ascending."""
-    count = len(dataset.test_images)
-    if subset is None or subset >= count:
-        return np.arange(count)
-    return np.sort(generator(seed, "tests").choice(count, subset, replace=False))
+def initial_labels(setup: SequentialSetup) -> dict[int, int] | None:
+    """The labelled set of the first training.
+
+    `initial` images drawn uniformly; of your own images all that are labelled, and images in random
+    order are queried until there are `initial`.
+
+    Returns:
+        {data-set index: class}; None if a person stopped before.
+
+    Raises:
+        PipelineError: there are too few images, or all labels are of one class.
+        OSError: an answer cannot be written.
+    """
+    config, dataset, journal = setup.config, setup.dataset, setup.journal
+    rng = generator(config.seed, "initial")
+    if dataset.complete:
+        pool = Pool.initial(len(dataset.train_images), config.initial, rng)
+        return {int(index): int(dataset.train_labels[index]) for index in pool.labelled}
+    known = np.flatnonzero(dataset.train_labels != UNLABELLED)
+    labels = {int(index): int(dataset.train_labels[index]) for index in known}
+    order = rng.permutation(np.flatnonzero(dataset.train_labels == UNLABELLED))
+    while True:
+        queried = {line["image"]: line["label"] for line in journal.of_round(None)}
+        given = {image: label for image, label in queried.items() if label is not None}
+        count = len(labels) + len(given)
+        if count >= config.initial:
+            return _several_classes({**labels, **given}, dataset)
+        left = [int(index) for index in order if int(index) not in queried]
+        if not left:
+            raise PipelineError(
+                f"{count} images are labelled and {config.initial} are to be at the start, and all "
+                "others were set aside: lower initial."
+            )
+        heading = f"label {count + 1} of {config.initial} to begin with"
+        answer = setup.query(left[0], heading, None)
+        if answer is Command.QUIT:
+            return None
+        if answer is Command.UNDO and queried:
+            journal.take_back()
+
+
+def _several_classes(labels: dict[int, int], dataset: Dataset) -> dict[int, int]:
+    classes = set(labels.values())
+    if len(classes) < 2:
+        only = dataset.class_names[next(iter(classes))]
+        raise PipelineError(
+            f"all {len(labels)} labels at the start are {only}: there is nothing to distinguish. "
+            "Raise initial, or put images of other classes into train/CLASS/."
+        )
+    return labels
 
 
 def train(setup: SequentialSetup, why: str, *, go_on: bool) -> SequentialSession | None:
@@ -255,42 +234,28 @@ def train(setup: SequentialSetup, why: str, *, go_on: bool) -> SequentialSession
         go_on: whether queries follow; without, no kernel is computed.
     """
     journal, dataset = setup.journal, setup.dataset
-    number, stages = len(journal.run.rounds), setup.stages()
+    number, stages = len(journal.run.rounds), Stages(setup.console)
     labels = setup.labels(number)
-    in_progress = RoundInProgress(journal.run)
-    trained = in_progress.training()
-    if trained is None:
-        trained = _fit(setup, labels, number, stages)
-        in_progress.save_training(trained)
-    else:
-        setup.restore(number)
-        stages.seconds["fit"] = trained["seconds"]
-    whole, some = _accuracies(setup, stages)
+    indices, classes = (np.array([*values], np.int64) for values in (labels, labels.values()))
+    line = setup.train(journal.run, indices, classes, stages)
+    line |= {"why": why, "tests": len(setup.tests), "test_accuracy": None, "subset_accuracy": None}
+    if len(dataset.test_images):
+        right = setup.test_predictions(stages) == dataset.test_labels
+        line["test_accuracy"] = float(right.mean())
+        line["subset_accuracy"] = float(right[setup.tests].mean())
     session = linearise(setup, number, stages) if go_on else None
-    line = {
-        "round": number,
-        "why": why,
-        "labelled": len(labels),
-        "test_accuracy": whole,
-        "subset_accuracy": some,
+    line |= {
         "linearised_accuracy": session.status.accuracy if session else None,
-        "train_accuracy": trained["train_accuracy"],
-        "fit": trained["fit"],
-        "missing_classes": list(
-            missing_classes(np.array([*labels.values()], np.int64), dataset.class_names)
-        ),
         "candidates": len(session.state.candidates) if session else 0,
-        "tests": len(setup.tests),
         "diagnostics": session.state.diagnostics if session else {},
         "seconds": stages.seconds,
         "peak_memory_mib": stages.peak_memory_mib,
     }
-    if "shared" in trained:
-        line["shared"] = trained["shared"]
     if number == 0:
         line["initial"] = {"indices": [*labels], "labels": [*labels.values()]}
     journal.train(line)
     record.clear_round_in_progress(journal.run.path)
+    print_training(setup.console, line)
     return session
 
 
@@ -298,21 +263,22 @@ def linearise(setup: SequentialSetup, number: int, stages: Stages) -> Sequential
     """The session after a training whose weights are on the disk, with all answers since."""
     config, dataset, run = setup.config, setup.dataset, setup.journal.run
     labels = setup.labels(number)
-    aside = {
+    skipped = {
         line["image"]
         for line in setup.journal.answers
         if line["label"] is None and (line["round"] is None or line["round"] < number)
     }
-    taken = np.array([*labels, *(aside - labels.keys())], np.int64)
+    taken = np.array([*labels, *(skipped - labels.keys())], np.int64)
     pool = Pool.of(len(dataset.train_images), taken)
     candidates = pool.candidates(config.subset, generator(config.seed, "subset", number))
     with stages("certificate"):
         probe = setup.images(np.concatenate([candidates, pool.labelled])[:PROBE])
-        certified = setup.bridge.cross(run, number, probe)
+        mirror = setup.mirror.with_weights(read(run.weights(number)))
+        certificate = certify(setup.network, mirror, probe).summary()
     tests = dataset.normalise(dataset.test_images[setup.tests]) if len(setup.tests) else None
     state = build_state(
         setup.network,
-        certified,
+        (mirror, certificate),
         SequentialData(
             images=setup.images,
             labelled=labels,
@@ -333,32 +299,6 @@ def linearise(setup: SequentialSetup, number: int, stages: Stages) -> Sequential
         return SequentialSession(state, events)
 
 
-def _fit(
-    setup: SequentialSetup, labels: dict[int, int], number: int, stages: Stages
-) -> dict[str, Any]:
-    """Train and save; returns the record of it."""
-    config, run = setup.config, setup.journal.run
-    if number:  # a warm start, from the last training
-        restore(setup.network, read(run.weights(number - 1)))
-    images = setup.images(np.array([*labels], np.int64))
-    classes = np.array([*labels.values()], np.int64)
-    return fit_and_save(
-        setup.network, images, classes, config, run, number, stages, first=setup.first
-    )
-
-
-def _accuracies(setup: SequentialSetup, stages: Stages) -> tuple[float | None, float | None]:
-    """The trained network's, on all test images and on those of the linearised network."""
-    dataset = setup.dataset
-    if not len(dataset.test_images):
-        return None, None
-    with stages("evaluate"):
-        tests = Piecewise(dataset.normalise, dataset.test_images)
-        predicted = logits(setup.network, tests).argmax(axis=1)
-    right = predicted == dataset.test_labels
-    return float(right.mean()), float(right[setup.tests].mean())
-
-
 def run(
     config: SequentialConfig,
     console: Console | None = None,
@@ -369,7 +309,7 @@ def run(
     """Carry out a sequential run, or the rest of it.
 
     Args:
-        config: what to do and where to record it.
+        config: of the run, and where it is recorded.
         console: where queries and answers are shown; nothing is shown without one.
         oracle: answers in place of the one that the settings name: data-set indices → classes.
         first: cache of first trainings, for several runs that begin with the same one.
@@ -391,29 +331,32 @@ def run(
         read_dataset = lambda: _own_images(config)
     dataset, network = prepared(config.rounds_of_one, console, read_dataset)
     with record.only_writer(config.run_folder):
-        asked = identity(config) | {"data": describe(dataset)}
+        settings = identity(config) | {"data": describe(dataset)}
         machine = machine_settings(config) | {record.NOTES: list(dataset.notes)}
-        journal = open_journal(config.run_folder, asked, machine)
-        answerer, who = answerer_of(config, dataset, console, oracle)
-        print_heading(console, config, journal)
-        bridge = Bridge(network, config.twin)
-        tests = test_positions(dataset, config.test_subset, config.seed)
-        _check(config, dataset, bridge, len(tests), console)
-        initial = initial_labels(config, dataset, journal, answerer, who)
-        finished = initial is not None
-        if initial is not None:
-            setup = SequentialSetup(
-                config=config,
-                dataset=dataset,
-                network=network,
-                bridge=bridge,
-                journal=journal,
-                initial=initial,
-                tests=tests,
-                stages=lambda: Stages(console),
-                first=first,
-            )
-            finished = _spend_budget(setup, answerer, who, console)
+        journal = open_journal(config.run_folder, settings, machine)
+        answerer, who = _answerer(config, dataset, console, oracle)
+        print_heading(console, config, "sequential · ")
+        print_notes(console, journal.run)
+        if journal.answers:
+            console.print(f"{len(journal.answers)} answers are on disk; going on", style="dim")
+        tests = np.arange(len(dataset.test_images))
+        if config.test_subset is not None and config.test_subset < len(tests):
+            rng = generator(config.seed, "tests")
+            tests = np.sort(rng.choice(len(tests), config.test_subset, replace=False))
+        setup = SequentialSetup(
+            config=config,
+            dataset=dataset,
+            network=network,
+            mirror=_mirror(config, dataset, network, len(tests), console),
+            console=console,
+            journal=journal,
+            answerer=answerer,
+            who=who,
+            tests=tests,
+            first=first,
+        )
+        initial = initial_labels(setup)
+        finished = initial is not None and _spend_budget(replace(setup, initial=initial))
         journal.flush()
         (journal.run.path / QUERY_IMAGE).unlink(missing_ok=True)
         print_ending(console, config, journal, finished=finished)
@@ -429,48 +372,45 @@ def _own_images(config: SequentialConfig) -> Dataset:
     return read_partly_labelled(config.data_folder, config.image_size, config.class_names)
 
 
-def _check(
-    config: SequentialConfig, dataset: Dataset, bridge: Bridge, tests: int, console: Console
-) -> None:
-    """Refuse a network without a mirror, or too little memory, before anything is trained."""
+def _mirror(
+    config: SequentialConfig, dataset: Dataset, network: nn.Module, tests: int, console: Console
+) -> Mirror:
+    """The certified mirror of the untrained network; too little memory is refused here already."""
     labelled = config.initial + (config.budget if config.retrains else 0)
+    images = len(dataset.train_images)
+    candidates = min(config.subset or images, images - config.initial)
     probe = dataset.normalise(dataset.train_images[:PROBE])
     with console.status("mirroring the network"):
-        mirror = bridge.prepare(probe)
-    candidates = min(config.subset or len(dataset.train_images), len(dataset.train_images))
-    candidates = min(candidates, len(dataset.train_images) - config.initial)
+        mirror = certified_mirror(network, config.twin, probe)
     if candidates < 1:
-        raise PipelineError(
-            f"all {len(dataset.train_images)} images are labelled at the start: lower initial."
-        )
-    # refused before anything is trained; sizes do not depend on the projections drawn
-    rng = np.random.default_rng(0)
+        raise PipelineError(f"all {images} images are labelled at the start: lower initial.")
+    rng = np.random.default_rng(0)  # sizes do not depend on the projections drawn
     plan_sequential(mirror, probe[0], labelled, candidates, tests, config.kernel, rng)
+    return mirror
 
 
-def _spend_budget(setup: SequentialSetup, answerer: Answerer, who: str, console: Console) -> bool:
+def _spend_budget(setup: SequentialSetup) -> bool:
     """Query, absorb and train until the budget is spent; False if a person stopped before."""
     config, journal = setup.config, setup.journal
     session: SequentialSession | None = None
     if journal.unfollowed:
-        session = _resumed(setup, console)
+        session = _resumed(setup)
         journal.follow(_follows(session))
     while True:
         why = _why_train(setup, session)
         if why is not None:
             session = None  # so that there are never two of them in memory
             session = train(setup, why, go_on=len(journal.given) < config.budget)
-            print_training(console, journal.run.rounds[-1])
         if len(journal.given) >= config.budget:
             if why is None:
                 shutil.rmtree(journal.run.path / KERNEL, ignore_errors=True)
                 return True
             continue
         if session is None:
-            session = _resumed(setup, console)
+            session = _resumed(setup)
             continue  # perhaps it has gone stale already
         try:
-            if not _query(setup, session, answerer, who, console):
+            if not _query(setup, session):
                 return False
         except Exhausted:
             since = journal.of_round(len(journal.run.rounds) - 1)
@@ -478,14 +418,14 @@ def _spend_budget(setup: SequentialSetup, answerer: Answerer, who: str, console:
                 raise
             session = None
             session = train(setup, "no candidate was left", go_on=True)
-            print_training(console, journal.run.rounds[-1])
 
 
-def _resumed(setup: SequentialSetup, console: Console) -> SequentialSession:
-    number = len(setup.journal.run.rounds) - 1
-    with console.status("absorbing the answers since the training"):
-        setup.restore(number)
-        return linearise(setup, number, setup.stages())
+def _resumed(setup: SequentialSetup) -> SequentialSession:
+    run = setup.journal.run
+    number = len(run.rounds) - 1
+    with setup.console.status("absorbing the answers since the training"):
+        setup.restore(run, number)
+        return linearise(setup, number, Stages(setup.console))
 
 
 def _why_train(setup: SequentialSetup, session: SequentialSession | None) -> str | None:
@@ -505,40 +445,20 @@ def _why_train(setup: SequentialSetup, session: SequentialSession | None) -> str
     return None
 
 
-def _query(
-    setup: SequentialSetup,
-    session: SequentialSession,
-    answerer: Answerer,
-    who: str,
-    console: Console,
-) -> bool:
+def _query(setup: SequentialSetup, session: SequentialSession) -> bool:
     """One query and its answer; False if a person stops."""
-    config, journal = setup.config, setup.journal
-    query = session.next_query()
-    began = time.monotonic()
-    said = answerer(query.image, query_heading(config, len(journal.given), session.status))
-    if said is Command.QUIT:
-        return False
-    if said is Command.UNDO:
+    config, journal, console = setup.config, setup.journal, setup.console
+    image, score, predicted = session.next_query()
+    heading = query_heading(config, len(journal.given), session.status)
+    line = setup.query(image, heading, len(journal.run.rounds) - 1, score, predicted)
+    if line is Command.UNDO:
         _undo(journal, session, console)
-        return True
-    label = said if isinstance(said, int) else None
-    line = {
-        "number": len(journal.answers),
-        "round": len(journal.run.rounds) - 1,
-        "image": query.image,
-        "label": label,
-        "name": None if label is None else setup.dataset.class_names[label],
-        "score": query.score,
-        "predicted": query.predicted,
-        "who": who,
-        "seconds": round(time.monotonic() - began, 3),
-    }
-    journal.add(line)  # on the disk before it is absorbed
-    if label is None:
-        session.skip(query.image)
+    if isinstance(line, Command):
+        return line is not Command.QUIT
+    if line["label"] is None:
+        session.skip(image)
     else:
-        session.add_label(query.image, label)
+        session.add_label(image, line["label"])
     journal.follow(_follows(session))
     print_answer(console, journal.answers[-1], config.budget, len(journal.given))
     return True
@@ -555,27 +475,10 @@ def _undo(journal: Journal, session: SequentialSession, console: Console) -> Non
 
 
 def _follows(session: SequentialSession) -> dict[str, object]:
-    status = session.status
-    return {
-        "labelled": status.labelled,
-        "accuracy": status.accuracy,
-        "drift": status.drift,
-        "foreseen": status.foreseen,
-        "rounding": status.rounding,
-        "refreshed": status.refreshed,
-    }
-
-
-def print_heading(console: Console, config: SequentialConfig, journal: Journal) -> None:
-    """Print the run in one line, and how many answers are on disk."""
-    console.print(
-        f"[bold]{config.dataset}[/bold] · sequential · {config.strategy} · seed {config.seed} · "
-        f"{config.network} {' '.join(config.network_args)}",
-        highlight=False,
-    )
-    print_notes(console, journal.run)
-    if journal.answers:
-        console.print(f"{len(journal.answers)} answers are on disk; going on", style="dim")
+    """Entries of an answer's line that are known once it is absorbed."""
+    entries = session.status._asdict()
+    del entries["answered"]
+    return entries
 
 
 def query_heading(config: SequentialConfig, answered: int, status: Status) -> str:
@@ -607,13 +510,7 @@ def print_training(console: Console, line: dict[str, Any]) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    if not line["fit"]["fitted"]:
-        console.print(
-            f"the labels were not fitted: {line['fit']['stopped']}", style="yellow", soft_wrap=True
-        )
-    if line["missing_classes"]:
-        named = ", ".join(line["missing_classes"][:10])
-        console.print(f"no label yet of: {escape(named)}", style="yellow", highlight=False)
+    print_caveats(console, line)
 
 
 def print_ending(

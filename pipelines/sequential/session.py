@@ -1,7 +1,6 @@
 """Sequential queries: one image at a time, each label absorbed before the next query."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from kernel.ntk import compute_kernel
 from kernel.options import CRITERIA, Options
 from kernel.plan import Plan, Sizes, plan_query
 from pipelines.core.errors import PipelineError
+from pipelines.core.json_io import digest_arrays
 from pipelines.core.progress import Stages, generator, named_images
 from pipelines.query import checked_images, checked_labels
 from pipelines.sequential.config import STRATEGIES, SequentialOptions, criterion_options
@@ -89,15 +89,11 @@ class SequentialSession:
     `pipelines.sequential.start` makes one of a trained network.
 
     Attributes:
-        state: what does not change with a label.
+        state: constant over the session.
     """
 
     def __init__(self, state: SequentialState, events: Sequence[Event] = ()):
-        """Start from a state, and repeat events.
-
-        Args:
-            state: what does not change with a label.
-            events: labels and images set aside, in the order in which they came.
+        """Start from a state, and repeat events in their order.
 
         Raises:
             PipelineError: as `add_label` and `skip`.
@@ -118,18 +114,18 @@ class SequentialSession:
 
     @classmethod
     def restore(cls, folder: Path | str) -> "SequentialSession":
-        """As it was saved: with the same next query, and the same after it.
+        """Read a saved session; its queries are the same, to the last bit.
 
         Raises:
-            PipelineError, BridgeError: the folder holds nothing that was saved, or it was changed.
+            PipelineError, BridgeError: nothing was saved in the folder, or it was changed.
         """
         return cls(*read(Path(folder)))
 
     def save(self, folder: Path | str) -> None:
-        """Write everything that `restore` needs: arrays, weights, settings and labels.
+        """Write arrays, weights, settings and labels.
 
-        The folder is made if it is not there. Saved again after further labels, only those are
-        written. A process killed while it saves leaves what was saved before.
+        The folder is made if missing. Saved again, only the labels are written. A process killed
+        while it saves leaves the earlier save.
 
         Raises:
             PipelineError, BridgeError, OSError: it cannot be written.
@@ -276,7 +272,7 @@ class SequentialSession:
                 raise Exhausted(
                     f"the labels so far determine all {left} candidates that are left (they are "
                     "duplicates, or the kernel has no more directions), so that look-ahead cannot "
-                    "tell them apart: train again, choose another kernel kind, or a larger sketch."
+                    "rank them: train again, choose another kernel kind, or a larger sketch."
                 )
         scores = np.asarray(learner.acquisition.scores(), np.float64)[: len(candidates)]
         if np.isnan(scores[is_open]).any():
@@ -313,14 +309,16 @@ def _whole(value: object, what: str) -> int:
 FORMAT = 2
 STATE = "state.json"
 _FORMS = {"dense": Kernel, "features": Features, "cross": Cross}
+# fields of a state and of its linearisation, by how they are saved
 _PLAIN = ("classes", "norm", "strategy", "loss", "seed", "diagnostics")
+_PLAIN_OF_START = ("candidates", "keep", "ridge")
+_ARRAYS_OF_START = ("targets", "labelled_logits", "logits", "sample")
 
 
 def write(folder: Path, state: SequentialState, events: Sequence[Event]) -> None:
-    """Save a session in place of what was saved in the folder before; nothing is pickled.
+    """Save a session, over an earlier one; nothing is pickled.
 
-    The arrays are written once, under a name that follows from their contents; `state.json` names
-    them and is replaced whole, last.
+    The arrays are written once, under their digest; `state.json` names them and is written last.
 
     Raises:
         PipelineError: the folder holds something else.
@@ -335,7 +333,7 @@ def write(folder: Path, state: SequentialState, events: Sequence[Event]) -> None
             "empty or new folder."
         )
     arrays, form = _arrays(state)
-    name = f"state-{_digest(arrays)}.safetensors"
+    name = f"state-{digest_arrays(arrays)}.safetensors"
     if not (folder / name).exists():
         groups = {
             "parameter": state.weights.params,
@@ -349,9 +347,7 @@ def write(folder: Path, state: SequentialState, events: Sequence[Event]) -> None
         "arrays": name,
         "form": form,
         "precision": start.kernel.precision,
-        "candidates": start.candidates,
-        "keep": start.keep,
-        "ridge": start.ridge,
+        **{key: getattr(start, key) for key in _PLAIN_OF_START},
         "options": dataclasses.asdict(state.options),
         "labelled": [[index, label] for index, label in state.labelled.items()],
         **{key: getattr(state, key) for key in _PLAIN},
@@ -383,13 +379,8 @@ def read(folder: Path) -> tuple[SequentialState, tuple[Event, ...]]:
         arrays = groups["constant"]
         linearisation = Linearisation(
             kernel=_kernel(saved["form"], saved["precision"], arrays),
-            targets=arrays["targets"],
-            labelled_logits=arrays["labelled_logits"],
-            logits=arrays["logits"],
-            sample=arrays["sample"],
-            candidates=saved["candidates"],
-            keep=saved["keep"],
-            ridge=saved["ridge"],
+            **{key: arrays[key] for key in _ARRAYS_OF_START},
+            **{key: saved[key] for key in _PLAIN_OF_START},
         )
         state = SequentialState(
             linearisation=linearisation,
@@ -413,15 +404,9 @@ def _arrays(state: SequentialState) -> tuple[dict[str, np.ndarray], str]:
     """Everything that is an array, and the form of the kernel."""
     start = state.linearisation
     form = next(name for name, kind in _FORMS.items() if isinstance(start.kernel, kind))
-    arrays = {
-        "kernel": np.asarray(start.kernel.values),
-        "targets": start.targets,
-        "labelled_logits": start.labelled_logits,
-        "logits": start.logits,
-        "sample": start.sample,
-        "indices": state.candidates,
-        "test_labels": state.test_labels,
-    }
+    arrays = {key: getattr(start, key) for key in _ARRAYS_OF_START}
+    arrays |= {"kernel": np.asarray(start.kernel.values)}
+    arrays |= {"indices": state.candidates, "test_labels": state.test_labels}
     if isinstance(start.kernel, Cross):
         arrays["diagonal"] = start.kernel.diagonal
     return arrays, form
@@ -431,14 +416,6 @@ def _kernel(form: str, precision: Any, arrays: dict[str, np.ndarray]) -> AnyKern
     if form == "cross":
         return Cross(arrays["kernel"], arrays["diagonal"], precision)
     return _FORMS[form](arrays["kernel"], precision)
-
-
-def _digest(arrays: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name, array in sorted(arrays.items()):
-        digest.update(f"{name} {array.shape} {array.dtype}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()[:16]
 
 
 class SequentialData(NamedTuple):
@@ -474,19 +451,19 @@ def build_state(
 ) -> SequentialState:
     """Kernel, logits and labels from which a session starts.
 
-    The kernel is the mirror's, between the labelled images, the candidates and the test images; no
-    entries between test images are needed, and without a sketch none are computed.
+    The kernel is between the labelled images, the candidates and the test images; without a sketch
+    no entries between test images are computed.
 
     Args:
         network: in eval mode.
-        certified: its mirror and the certificate, for the record.
+        certified: its mirror and the certificate.
         data: images and labels.
-        strategy: how the next image is chosen.
+        strategy: chooses the next image.
         options: of kernel and strategy.
         seed: of the random strategy and of ties.
         rng: of random projections and of the sample.
         progress: records time and memory, and shows progress.
-        folder: where a kernel keeps its finished chunks; None keeps none.
+        folder: of finished chunks of a slow kernel; None keeps none.
 
     Raises:
         PipelineError, KernelError: as `plan_sequential`.

@@ -299,7 +299,7 @@ class LookAheadConfig(CriterionOptions):
         try:
             super().__post_init__()
         except KernelError as error:
-            raise PipelineError(f"lookahead: {error}") from error
+            raise PipelineError(str(error)) from error
 
     def criterion_options(self, reference: Reference, seed: int) -> Options:
         """Options of the criteria in one query.

@@ -56,11 +56,11 @@ def test_a_run_that_begins_with_the_training_of_another(tmp_path, shared, fits):
 
 
 def test_a_sequential_run_begins_with_it_too(tmp_path, shared, monkeypatch):
-    def trains(*arguments, first, **options):
-        assert first is shared
+    def trains(setup, *arguments):
+        assert setup.first is shared
         raise KeyboardInterrupt  # the rest is as in a run
 
-    monkeypatch.setattr(sequential, "fit_and_save", trains)
+    monkeypatch.setattr(run.RunSetup, "fit_and_save", trains)
     with pytest.raises(KeyboardInterrupt):
         sequential.run(sequential_config(tmp_path / "one", budget=0), first=shared)
 

@@ -252,11 +252,11 @@ def test_more_than_there_are(rng):
     [
         ({"batch": "best"}, "unknown batch mode 'best'"),
         ({"interval": 0}, "lookahead.interval must be 1 or more"),
-        ({"labels": "hard"}, "lookahead: unknown rule of labels 'hard'"),
-        ({"beta": 0}, "lookahead: beta must be a number above 0"),
-        ({"temperature": "ece"}, "lookahead: unknown temperature 'ece'"),
-        ({"radius": -2.0}, "lookahead: radius must be a number above 0"),
-        ({"clusters": 1}, "lookahead: clusters must be 2 or more"),
+        ({"labels": "hard"}, "^unknown rule of labels 'hard'"),
+        ({"beta": 0}, "^beta must be a number above 0"),
+        ({"temperature": "ece"}, "^unknown temperature 'ece'"),
+        ({"radius": -2.0}, "^radius must be a number above 0"),
+        ({"clusters": 1}, "^clusters must be 2 or more"),
     ],
 )
 def test_settings_that_cannot_be(options, message):

@@ -348,7 +348,7 @@ def test_a_dry_run_tells_of_the_arms(tmp_path, monkeypatch):
     told = io.StringIO()
     dry_run.dry_run(settings, Console(file=told, width=200))
     assert "1 cycles of albl on digits" in told.getvalue()
-    assert "Each query asks naive, one_step." in told.getvalue()
+    assert "Each query is by naive, one_step." in told.getvalue()
     assert re.search("naive .* 4 retrainings of 1 epochs", told.getvalue())
     assert re.search("one_step .* 4 steps of SGD", told.getvalue())
 

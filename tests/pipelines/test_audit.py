@@ -296,7 +296,7 @@ def test_a_file_that_something_else_changed_is_named(whole, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"candidates": 7}, PipelineError, "candidates must be 8 or more, not 7: a rank"),
+        ({"candidates": 7}, PipelineError, "candidates must be 8 or more, not 7"),
         ({"subset": 7}, PipelineError, "subset is 7 and candidates is 8"),
         ({"controls": 1}, PipelineError, "controls must be 2 or more, not 1"),
         ({"repeats": 3}, PipelineError, "controls must be 3 or more, not 2"),

@@ -82,11 +82,11 @@ def test_every_form(options, form, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("options", "batch"),
     [
-        (("--strategy", "uherding"), "conditioned, 5 looks"),
+        (("--strategy", "uherding"), "conditioned, scored 5 times"),
         (("--strategy", "max_det", "--lookahead.batch", "top"), "top"),
         (
             ("--strategy", "flip", "--lookahead.batch", "hybrid", "--lookahead.interval", 2),
-            "hybrid, 3 looks",
+            "hybrid, scored 3 times",
         ),
     ],
 )

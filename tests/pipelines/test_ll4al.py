@@ -148,9 +148,9 @@ def test_a_run_that_stopped_goes_on_with_the_same_module(moment, tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         run.run(small(tmp_path / "stopped", strategy="ll4al"))
     monkeypatch.undo()
-    trainings, real_fit = [], rounds.fit_and_save
+    trainings, real_fit = [], rounds.RunSetup.fit_and_save
     monkeypatch.setattr(
-        rounds, "fit_and_save", lambda *a, **k: trainings.append(a) or real_fit(*a, **k)
+        rounds.RunSetup, "fit_and_save", lambda *a: trainings.append(a) or real_fit(*a)
     )
     resumed = run.run(small(tmp_path / "stopped", strategy="ll4al"))
     assert comparable(resumed) == comparable(whole)

@@ -257,7 +257,7 @@ def test_bad_requests_are_refused_before_anything_is_written(changes, error, mes
     [
         ({"strategy": "mlmc"}, "unknown strategy 'mlmc': did you mean 'mlmoc'"),
         ({"subset": 3}, "subset is 3 and query is 5"),
-        ({"initial": 0}, "labelled set would be empty"),
+        ({"initial": 0}, "initial must be 1 or more, not 0"),
         ({"query": 0}, "query must be 1 or more"),
         ({"seed": -1}, "seed must be 0 or more"),
         ({"network_args": ("hidden",)}, "not of the form name=value"),

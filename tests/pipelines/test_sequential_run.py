@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -20,7 +19,7 @@ from rich.console import Console
 from bridge.module import weights_of
 from pipelines.core.errors import PipelineError
 from pipelines.report.build import report
-from pipelines.run import Bridge
+from pipelines.run import RunSetup, certified_mirror
 from pipelines.sequential import __main__, journal, run
 from pipelines.sequential.config import SequentialConfig
 from pipelines.sequential.run import run as carry_out
@@ -39,21 +38,22 @@ def same(first: journal.Journal, second: journal.Journal) -> bool:
     ) == comparable(second.run.rounds)
 
 
-class OneMirror(Bridge):
-    """Networks of one shape are traced once, not in every run."""
-
-    made: ClassVar = {}
-
-    def _make(self, probe):
-        key = tuple(tuple(p.shape) for p in self._network.parameters())
-        if key not in self.made:
-            self.made[key] = super()._make(probe)
-        return self.made[key].with_weights(weights_of(self._network))
+@pytest.fixture(scope="module")
+def mirrors():
+    return {}
 
 
 @pytest.fixture(autouse=True)
-def _one_mirror(monkeypatch):
-    monkeypatch.setattr(run, "Bridge", OneMirror)
+def _one_mirror(mirrors, monkeypatch):
+    """Networks of one shape are traced once, not in every run."""
+
+    def one_mirror(network, twin, probe):
+        key = tuple(tuple(p.shape) for p in network.parameters())
+        if key not in mirrors:
+            mirrors[key] = certified_mirror(network, twin, probe)
+        return mirrors[key].with_weights(weights_of(network))
+
+    monkeypatch.setattr(run, "certified_mirror", one_mirror)
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +250,7 @@ def test_requests_that_cannot_be_carried_out(changes, message, tmp_path):
 
 
 def test_a_memory_that_is_too_small_is_refused_before_training(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "fit_and_save", lambda *_: pytest.fail("it was trained"))
+    monkeypatch.setattr(RunSetup, "fit_and_save", lambda *_: pytest.fail("it was trained"))
     small = config(tmp_path)
     kernel = dataclasses.replace(small.kernel, memory_gib=1e-4)
     with pytest.raises(ValueError, match=r"give .* GiB.*counted with 30 test images"):

@@ -21,6 +21,7 @@ from bridge.module import restore, save_module
 from bridge.weights import read
 from pipelines.config import MeasurementSettings, RunConfig, identity
 from pipelines.core import json_io
+from pipelines.core.entries import digest
 from pipelines.core.errors import PipelineError
 from pipelines.core.progress import Advance, Stages, generator
 from pipelines.run import describe, prepared
@@ -131,19 +132,27 @@ class NetworkTask:
             A copy in eval mode, and how its training ended, JSON-able.
         """
         notes, weights = json_io.get(folder, _NOTES), folder / _WEIGHTS
-        if notes is not None and weights.is_file():
+        if notes is not None:
+            found = digest(weights.read_bytes()) if weights.is_file() else "missing"
+            if found != notes["weights"]:
+                raise PipelineError(
+                    f"{weights} is {found} and {json_io.path_of(folder, _NOTES)} was written with "
+                    f"{notes['weights']} (SHA-256): delete the folder {folder}, and give the same "
+                    "command again."
+                )
             network = copy.deepcopy(self.network)
             restore(network, read(weights))
             return network.eval(), notes
         network, notes = self.fit(self.run.train, stages)
         folder.mkdir(parents=True, exist_ok=True)
         save_module(network, weights, {"stage": "first round"})
+        notes["weights"] = digest(weights.read_bytes())
         return network, json_io.put(folder, _NOTES, notes)
 
 
 def is_trained(folder: Path) -> bool:
     """Whether `NetworkTask.trained` would find its network in the folder."""
-    return json_io.path_of(folder, _NOTES).is_file() and (folder / _WEIGHTS).is_file()
+    return json_io.path_of(folder, _NOTES).is_file()
 
 
 def build_networks(runs: Sequence[RunConfig], console: Console) -> tuple[Dataset, list[nn.Module]]:

@@ -20,6 +20,7 @@ from kernel.sharded import matmul_precision, mesh
 from pipelines import strategies
 from pipelines.config import RunConfig, identity, machine_settings
 from pipelines.core import record
+from pipelines.core.entries import digest
 from pipelines.core.errors import PipelineError
 from pipelines.core.progress import Stages, generator, keep_compiled
 from pipelines.core.record import MACHINE, NOTES, RoundInProgress, Run
@@ -194,10 +195,10 @@ class RunSetup:
         return self.dataset.normalise(self.dataset.train_images[indices])
 
     def restore(self, run: Run, number: int) -> None:
-        """Load the weights of a round into the network, in eval mode, and the auxiliary module.
+        """Load a round's checked weights into the network, in eval mode, and the auxiliary module.
 
         Raises:
-            BridgeError: the files are missing, damaged, or of another module.
+            BridgeError: they are of another module.
         """
         restore(self.network, read(run.weights(number)))
         self.network.eval()
@@ -222,11 +223,13 @@ class RunSetup:
 
         Raises:
             FitError: a labelled set that cannot be trained on, or training that diverges.
+            PipelineError: the last round's weights are missing or were changed.
         """
-        number, in_progress = len(run.rounds), RoundInProgress(run)
+        number, in_progress = len(run.rounds), round_in_progress(run, indices, labels)
         trained = in_progress.training()
         if trained is None:
             if number:
+                run.check_weights(number - 1)
                 self.restore(run, number - 1)
             trained = self.fit_and_save(run, self.images(indices), labels, stages)
             in_progress.save_training(trained)
@@ -247,8 +250,9 @@ class RunSetup:
         """Train in place and save.
 
         Returns:
-            `train_accuracy`, `fit` and `seconds`, JSON-able; `shared` too, the name of the entry,
-            where the training is cached in `first`.
+            `train_accuracy`, `fit`, `seconds` and the digests `weights` and, with an auxiliary
+            module, `auxiliary_weights`, JSON-able; `shared` too, the name of the entry, where the
+            training is cached in `first`.
         """
         network, module, number = self.network, self.auxiliary_module, len(run.rounds)
 
@@ -268,9 +272,12 @@ class RunSetup:
         else:
             trained = self.first.get_or_train(network, images, labels, self.config, train)
         provenance = {"round": str(number)}
-        if module is not None:  # first: weights of the network end a training
-            save_module(module, run.auxiliary_weights(number), provenance)
-        save_module(network, run.weights(number), provenance)
+        saved = {"weights": (network, run.weights(number))}
+        if module is not None:
+            saved["auxiliary_weights"] = (module, run.auxiliary_weights(number))
+        for name, (part, path) in saved.items():
+            save_module(part, path, provenance)
+            trained[name] = digest(path.read_bytes())
         return trained
 
     def test_predictions(self, stages: Stages) -> np.ndarray:
@@ -278,6 +285,11 @@ class RunSetup:
         with stages("evaluate"):
             tests = Piecewise(self.dataset.normalise, self.dataset.test_images)
             return logits(self.network, tests).argmax(axis=1)
+
+
+def round_in_progress(run: Run, indices: np.ndarray, labels: np.ndarray) -> RoundInProgress:
+    """Finished parts of the next round, which trains on these labels."""
+    return RoundInProgress(run, dict(zip(indices.tolist(), labels.tolist(), strict=True)))
 
 
 def one_round(setup: RunSetup, run: Run, pool: Pool, labels: np.ndarray) -> dict[str, Any]:
@@ -318,7 +330,7 @@ def _query(
         options=dataclasses.replace(config, albl=config.albl.within(config.cycles * config.query)),
         resources=Resources(
             progress=stages,
-            folder=RoundInProgress(run).kernel_folder,
+            folder=round_in_progress(run, pool.labelled, labels).kernel_folder,
             oracle=oracle,
             history=run.rounds,
             auxiliary_module=setup.auxiliary_module,

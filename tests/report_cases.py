@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.core import record
+from pipelines.sequential import journal
 
 ENVIRONMENT = {
     "python": "3.11.9",
@@ -28,9 +29,40 @@ def line(number: int, accuracy: float, last: bool, **changes: Any) -> dict[str, 
         "scores": [],
         "labels": [],
         "diagnostics": {},
+        "weights": "0123456789abcdef",
         "seconds": {"fit": 9.0, "evaluate": 4.0, "predict": 1.0, "select": 0.5},
         "peak_memory_mib": {"fit": 1024.0, "predict": 2048.0},
     } | changes
+
+
+def answer(number: int, **changes: Any) -> dict[str, Any]:
+    """A line of answers.jsonl, after the first training."""
+    return {
+        "number": number,
+        "round": 0,
+        "image": number,
+        "label": 3,
+        "name": "3",
+        "score": 0.5,
+        "predicted": 3,
+        "who": "dataset",
+        "seconds": 0.1,
+        "labelled": 11 + number,
+        "accuracy": 0.5,
+        "drift": 0.1,
+        "foreseen": 1,
+        "rounding": 0.0,
+        "refreshed": 0,
+    } | changes
+
+
+def store_answers(folder: Path, answers: list[dict[str, Any]]) -> None:
+    """Write the answers of a sequential run, and their seal into its last round."""
+    (folder / journal.ANSWERS).write_bytes(record.json_lines(answers))
+    rounds = record.read_lines(folder / record.ROUNDS)
+    for last in rounds[-1:]:
+        last["answers"] = journal.seal_of(answers)
+    (folder / record.ROUNDS).write_bytes(record.json_lines(rounds))
 
 
 def run(
@@ -57,6 +89,7 @@ def run(
         "subset": 50,
         "cycles": cycles,
         "train": {"loss": "l2", "epochs": 3},
+        "data": {},
     }
     rounds = tuple(
         line(i, accuracy, i == cycles) | (lines or {}).get(i, {})

@@ -14,7 +14,9 @@ from benchmarks import contention, dynamics, herding, kernel, kernel_tables, poo
 from benchmarks.kernel_memory import Taken
 from benchmarks.measuring import Compiling, Ratio, Times, apart, read, watched, write
 from benchmarks.pool_tables import STAGES, Run, Stage, exponent, summary
+from pipelines.core import record
 from pipelines.core.errors import PipelineError
+from tests.report_cases import answer, line, store_answers
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
@@ -265,20 +267,15 @@ def test_where_files_lie_is_not_written(tmp_path):
 def written(folder, mode, strategy, seed, accuracies, answers=()):
     """A run directory, as far as the comparison of sequential runs reads it."""
     folder.mkdir()
-    config = {"format": 2, "seed": seed, "strategy": strategy, "cycles": len(accuracies) - 1}
-    (folder / "config.json").write_text(json.dumps(config | ({"mode": mode} if mode else {})))
+    config = {"format": record.FORMAT, "seed": seed, "strategy": strategy, "data": {}}
+    config |= {"cycles": len(accuracies) - 1} | ({"mode": mode} if mode else {})
+    (folder / "config.json").write_text(json.dumps(config))
     rounds = [
-        {
-            "round": number,
-            "labelled": 10 + 5 * number,
-            "test_accuracy": accuracy,
-            "subset_accuracy": accuracy + 0.01,
-        }
+        line(number, accuracy, number == config["cycles"], subset_accuracy=accuracy + 0.01)
         for number, accuracy in enumerate(accuracies)
     ]
-    (folder / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rounds))
-    lines = [{"labelled": 11 + place, "accuracy": found} for place, found in enumerate(answers)]
-    (folder / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "rounds.jsonl").write_bytes(record.json_lines(rounds))
+    store_answers(folder, [answer(number, accuracy=a) for number, a in enumerate(answers)])
     return folder
 
 

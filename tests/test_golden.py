@@ -220,7 +220,8 @@ def table(folder: Path) -> str:
         made.mkdir()
         settings = {"dataset": "digits", "network": "cnn", "strategy": strategy, "seed": seed}
         settings |= {"initial": 10, "query": 5, "subset": 50, "cycles": 3, "train": {"loss": "l2"}}
-        (made / "config.json").write_text(json.dumps({"format": FORMAT} | settings))
+        settings |= {"format": FORMAT, "data": {}}
+        (made / "config.json").write_text(json.dumps(settings))
         lines = [
             {
                 "round": i,
@@ -229,13 +230,16 @@ def table(folder: Path) -> str:
                 "train_accuracy": 1 - i / 50,
                 "fit": {
                     "steps": 40 + i,
+                    "epochs": 40 + i,
                     "fitted": i < 3,
                     "stopped": "so",
                     "residual_rms": 0.1 / (i + 1),
                 },
                 "missing_classes": ["7"][i:],
                 "candidates": 50,
-                "indices": list(range(5 * (i < 3))),
+                **dict.fromkeys(("indices", "scores", "labels"), list(range(5 * (i < 3)))),
+                "diagnostics": {},
+                "weights": "",
                 "seconds": {
                     "fit": 9.0 + i,
                     "predict": 1.5,

@@ -12,7 +12,7 @@ from experiments.approximation import report as approximation
 from experiments.dynamics import report as dynamics
 from experiments.studies.study import Trial, key_of, kind_of
 from experiments.sweep.executors import Job, Outcome
-from kernel.files import write_file
+from kernel.files import write_file, write_files
 from pipelines.audit import report as audit
 from pipelines.config import RunConfig, identity
 from pipelines.core import record
@@ -173,8 +173,7 @@ def pack(folder: Path) -> Files:
 def unpack(folder: Path, files: Files, stale: Iterable[str] = ()) -> None:
     """Put a record in place, over an earlier state of the same.
 
-    Each file is replaced whole, and those that say how far the record has come are the last, so
-    that a process killed in between leaves a record that the trial goes on from.
+    The files are replaced together, those that say how far the record has come last.
 
     Args:
         folder: the directory, made if it is not there.
@@ -187,9 +186,10 @@ def unpack(folder: Path, files: Files, stale: Iterable[str] = ()) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     targets = {name: _target(folder, name) for name in files}
-    for name in sorted(files, key=lambda name: 1 + _LAST.index(name) if name in _LAST else 0):
+    order = sorted(files, key=lambda name: 1 + _LAST.index(name) if name in _LAST else 0)
+    for name in order:
         targets[name].parent.mkdir(parents=True, exist_ok=True)
-        write_file(targets[name], files[name])
+    write_files({targets[name]: files[name] for name in order})
     for name in set(stale) - set(files):
         _target(folder, name).unlink(missing_ok=True)
     record.clear_round_in_progress(folder)  # which has been completed elsewhere

@@ -90,7 +90,9 @@ class FirstTrainings:
             if notes is None:
                 notes = train()
                 module.save_module(network, folder / _WEIGHTS, {"stage": "first training"})
-                json_io.put(folder, _NOTES, {"of": inputs, "notes": notes})  # last: it is complete
+                weights = _digest((folder / _WEIGHTS).read_bytes())
+                # last: it is complete
+                json_io.put(folder, _NOTES, {"of": inputs, "notes": notes, "weights": weights})
         return notes | {"shared": name}
 
 
@@ -100,8 +102,10 @@ def _restore(folder: Path, inputs: dict[str, Any], network: nn.Module) -> dict[s
         found = json_io.get(folder, _NOTES)
         if found is None or found["of"] != inputs:
             return None
+        if found["weights"] != _digest((folder / _WEIGHTS).read_bytes()):
+            return None
         module.restore(network, read(folder / _WEIGHTS))
-    except (PipelineError, BridgeError):  # changed by someone: training anew gives the same
+    except (PipelineError, BridgeError, OSError):  # changed: training anew gives the same
         return None
     network.eval()
     return found["notes"]

@@ -209,6 +209,7 @@ def _last_round(config: AuditConfig, run: Run) -> Pretrained:
                 "weights and let the audit train."
             )
     config = dataclasses.replace(config, **own, initial=len(labelled))
+    run.check_weights(len(run.rounds) - 1)
     weights = read_weights(run.weights(len(run.rounds) - 1))
     return Pretrained(config, labelled, labels, weights, run.config["data"])
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from kernel.files import write_file
+from pipelines.core import entries
 from pipelines.core.errors import PipelineError
 from pipelines.core.record import environment
 
@@ -55,18 +56,22 @@ def get(folder: Path, name: str) -> Any | None:
     """A cached result, or None if it has not been computed yet.
 
     Raises:
-        PipelineError: a file that cannot be understood.
+        PipelineError: the file is damaged, was changed, or is of another folder or name.
     """
     path = path_of(folder, name)
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text("utf-8"))
+        cached = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise PipelineError(
-            f"{path} is not valid JSON ({error}). It is written whole or not at all, so something "
-            "else changed it: delete it and give the same command again."
-        ) from error
+        raise _changed(path, f"is not valid JSON ({error})") from error
+    if not isinstance(cached, dict) or cached.keys() != {"of", "sha256", "value"}:
+        raise _changed(path, "is no cached result")
+    if cached["of"] != _label(folder, name):
+        raise _changed(path, f"is the result {cached['of']!r}, not {_label(folder, name)!r}")
+    if cached["sha256"] != _digest(cached["value"]):
+        raise _changed(path, "does not have the values that were written")
+    return cached["value"]
 
 
 def put(folder: Path, name: str, value: Any) -> Any:
@@ -75,10 +80,26 @@ def put(folder: Path, name: str, value: Any) -> Any:
     Raises:
         OSError: the file cannot be written; the old one is untouched.
     """
-    text = json.dumps(plain(value), allow_nan=False)
+    value = json.loads(json.dumps(plain(value), allow_nan=False))
+    cached = {"of": _label(folder, name), "sha256": _digest(value), "value": value}
     folder.mkdir(parents=True, exist_ok=True)
-    write_file(path_of(folder, name), text.encode())
-    return json.loads(text)
+    write_file(path_of(folder, name), json.dumps(cached).encode())
+    return value
+
+
+def _label(folder: Path, name: str) -> str:
+    return f"{folder.name}/{name}"
+
+
+def _digest(value: Any) -> str:
+    return entries.digest(json.dumps(value).encode())
+
+
+def _changed(path: Path, what: str) -> PipelineError:
+    return PipelineError(
+        f"{path} {what}. It is written whole or not at all, so something else changed it: delete "
+        "it and give the same command again."
+    )
 
 
 def get_or_compute(folder: Path, name: str, compute: Callable[[], Any]) -> Any:

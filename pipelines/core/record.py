@@ -11,7 +11,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -19,6 +19,21 @@ from pathlib import Path
 from typing import IO, Any
 
 from kernel.files import remove_temporaries, write_file
+from pipelines.core.entries import (
+    ANY_OBJECT,
+    COUNT,
+    FLAG,
+    NUMBER,
+    TEXT,
+    below,
+    changed,
+    check_entries,
+    check_file,
+    digest,
+    list_of,
+    object_of,
+    optional,
+)
 from pipelines.core.errors import PipelineError
 
 try:
@@ -31,7 +46,7 @@ class HeldError(PipelineError):
     """Another process is working in the directory."""
 
 
-FORMAT = 2
+FORMAT = 3
 CONFIG, ENVIRONMENT, ROUNDS = "config.json", "environment.json", "rounds.jsonl"
 MACHINE = "machine"  # in the configuration: settings that may differ at each start
 NOTES = "data_notes"  # among them: sentences on the data, for whoever reads an accuracy
@@ -40,6 +55,25 @@ LOCK, IN_PROGRESS = ".lock", ".pending"
 REPORT = "report.html"  # of reports, which may lie beside runs
 NOTE = "trial.json"  # how a sweep's attempts at the run ended; may be there before the run is
 _PACKAGES = ("ntk-lookahead", "torch", "torchvision", "jax", "jaxlib", "neural-tangents", "numpy")
+
+
+_NUMBERS = list_of(NUMBER)
+_DATA = {"train": list_of(COUNT), "classes": list_of(TEXT)}
+_ROUND = {
+    "labelled": COUNT,
+    "test_accuracy": optional(NUMBER),
+    "train_accuracy": NUMBER,
+    "fit": ANY_OBJECT,
+    "missing_classes": list_of(TEXT),
+    "candidates": COUNT,
+    "diagnostics": ANY_OBJECT,
+    "weights": TEXT,
+    "seconds": object_of(NUMBER),
+    "peak_memory_mib": object_of(NUMBER),
+}
+_TRAINED = {name: _ROUND[name] for name in ("train_accuracy", "fit", "weights")}
+_TRAINED |= {"seconds": NUMBER}
+_FIT = {"steps": COUNT, "epochs": COUNT, "fitted": FLAG, "stopped": TEXT, "residual_rms": NUMBER}
 
 
 @dataclass(frozen=True)
@@ -52,12 +86,14 @@ class Run:
             last start that do not.
         environment: one entry for each time the run was started or resumed.
         rounds: one object for each completed round, in order.
+        key: digest of what identifies the run, once it is open; recorded with each round.
     """
 
     path: Path
     config: dict[str, Any]
     environment: tuple[dict[str, Any], ...]
     rounds: tuple[dict[str, Any], ...]
+    key: str = ""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -76,6 +112,22 @@ class Run:
     def auxiliary_weights(self, round_number: int) -> Path:
         """The file of the module trained along with the network in a round, if any was."""
         return self.path / f"auxiliary-{round_number:03d}.safetensors"
+
+    def check_weights(self, number: int, trained: Mapping[str, Any] | None = None) -> None:
+        """Refuse the files of a round's weights unless they are those that it recorded.
+
+        Args:
+            number: of the round.
+            trained: the record of its training, where the round is not complete.
+
+        Raises:
+            PipelineError: one is missing or was changed.
+        """
+        line = self.rounds[number] if trained is None else trained
+        recorded = self.path / (ROUNDS if trained is None else IN_PROGRESS)
+        check_file(self.weights(number), line["weights"], recorded)
+        if "auxiliary_weights" in line:
+            check_file(self.auxiliary_weights(number), line["auxiliary_weights"], recorded)
 
 
 def read(path: Path) -> Run:
@@ -96,10 +148,10 @@ def read(path: Path) -> Run:
     environment = path / ENVIRONMENT
     starts = _parse(environment, _text(environment), list) if environment.is_file() else []
     rounds = path / ROUNDS
-    lines = _text(rounds).splitlines() if rounds.is_file() else []
-    parsed = tuple(_parse(rounds, line, dict, number) for number, line in enumerate(lines, start=1))
+    parsed = tuple(read_lines(rounds))
     if [line.get("round") for line in parsed] != list(range(len(parsed))):
         raise PipelineError(f"{rounds} does not hold rounds 0, 1, 2, … in order; it was edited.")
+    _check_rounds(rounds, config, parsed)
     return Run(path, config, tuple(starts), parsed)
 
 
@@ -128,11 +180,21 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     return list(found.values())
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """One JSON object a line; none of a file that is not there.
+
+    Raises:
+        PipelineError: a line is no JSON object.
+    """
+    lines = _text(path).splitlines() if path.is_file() else []
+    return [_parse(path, line, dict, number) for number, line in enumerate(lines, start=1)]
+
+
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise _changed(f"{path} is not UTF-8 text ({error})") from error
+        raise changed(f"{path} is not UTF-8 text ({error})") from error
 
 
 def _parse(path: Path, text: str, kind: type = dict, line: int | None = None) -> Any:
@@ -140,17 +202,38 @@ def _parse(path: Path, text: str, kind: type = dict, line: int | None = None) ->
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise _changed(f"{where} is not valid JSON ({error})") from error
+        raise changed(f"{where} is not valid JSON ({error})") from error
     if not isinstance(value, kind):
-        raise _changed(f"{where} holds a JSON {type(value).__name__}, not a {kind.__name__}")
+        raise changed(f"{where} holds a JSON {type(value).__name__}, not a {kind.__name__}")
     return value
 
 
-def _changed(what: str) -> PipelineError:
-    return PipelineError(
-        f"{what}. The run writes it whole or not at all, so something else changed it: restore "
-        "it, or start the run in a new directory."
-    )
+def _check_rounds(where: Path, config: Mapping[str, Any], rounds: Sequence[dict[str, Any]]) -> None:
+    """Refuse rounds with entries that are missing, of another type or out of range.
+
+    Raises:
+        PipelineError: saying which.
+    """
+    check_entries(f"{where.parent / CONFIG}", config, {"cycles": COUNT, "data": ANY_OBJECT})
+    data = config["data"]
+    index, label = COUNT, COUNT
+    if {"train", "classes"} <= data.keys():
+        check_entries(f"{where.parent / CONFIG}, data", data, _DATA)
+        index = below(data["train"][0], "an index of an image")
+        label = below(len(data["classes"]), "a class")
+    batch = {"indices": list_of(index), "labels": list_of(label)}
+    sequential = config.get("mode") == "sequential"
+    for number, line in enumerate(rounds):
+        at = f"{where}, line {number + 1}"
+        check_entries(at, line, _ROUND if sequential else _ROUND | batch | {"scores": _NUMBERS})
+        check_entries(f"{at}, 'fit'", line["fit"], _FIT)
+        if "initial" in line:
+            check_entries(f"{at}, 'initial'", line["initial"], batch)
+    if not sequential and len(rounds) > config["cycles"] + 1:
+        raise changed(
+            f"{where} has {len(rounds)} rounds and {where.parent / CONFIG} {config['cycles']} "
+            f"cycles, which end with round {config['cycles']}"
+        )
 
 
 def open_run(
@@ -174,9 +257,10 @@ def open_run(
         PipelineError: the directory holds a run made with another configuration, or other files.
     """
     asked = json.loads(json.dumps({"format": FORMAT, **config, MACHINE: dict(machine or {})}))
+    ignored = dict.fromkeys((MACHINE, *growing))
     path.mkdir(parents=True, exist_ok=True)
     if (path / CONFIG).exists():
-        found, ignored = read(path), dict.fromkeys((MACHINE, *growing))
+        found = read(path)
         differing = differences(found.config | ignored, asked | ignored)
         # before anything was computed with the old settings, the new ones replace them
         if differing and (found.rounds or begun):
@@ -192,8 +276,15 @@ def open_run(
                 f"{path} is not empty and holds no {CONFIG} (found {', '.join(foreign[:3])}); "
                 "give --run an empty or new directory."
             )
+    key = digest(json.dumps(asked | ignored, sort_keys=True).encode())
     _write(path / CONFIG, json.dumps(asked, indent=1) + "\n")
-    run = read(path)
+    run = replace(read(path), key=key)
+    for line in run.rounds:
+        if line.get("config") != key:
+            raise changed(
+                f"{path / ROUNDS} has, in round {line['round']}, the configuration "
+                f"{line.get('config')}, and {path / CONFIG} is {key}: they are of different runs"
+            )
     starts = [*run.environment, environment()]
     _write(path / ENVIRONMENT, json.dumps(starts, indent=1) + "\n")
     return replace(run, environment=tuple(starts))
@@ -216,8 +307,9 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
 
 def append(run: Run, line: dict[str, Any]) -> Run:
     """Add a completed round and drop the weights of the rounds before it."""
-    rounds = (*run.rounds, json.loads(json.dumps(line, allow_nan=False)))
-    _write(run.path / ROUNDS, "".join(json.dumps(entry) + "\n" for entry in rounds))
+    line = json.loads(json.dumps(line | {"config": run.key}, allow_nan=False))
+    rounds = (*run.rounds, line)
+    write_file(run.path / ROUNDS, json_lines(rounds))
     for kind, latest in (("weights", run.weights), ("auxiliary", run.auxiliary_weights)):
         for stale in run.path.glob(f"{kind}-*.safetensors"):
             if stale != latest(len(rounds) - 1):
@@ -257,6 +349,11 @@ def _open_lock(path: Path) -> IO[str]:
         raise PipelineError(
             f"{path} is a symbolic link, and the run's lock must be a file of its own: delete it."
         ) from error
+
+
+def json_lines(entries: Iterable[Mapping[str, Any]]) -> bytes:
+    """One JSON object a line."""
+    return "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in entries).encode()
 
 
 def _write(path: Path, content: str) -> None:
@@ -302,12 +399,17 @@ def _commit() -> str | None:
 class RoundInProgress:
     """Finished parts of a round that is not yet recorded: its training, chunks of its kernel."""
 
-    def __init__(self, run: Run):
-        """Keep the parts of this round and configuration, and delete those of any other."""
-        self._folder = run.path / IN_PROGRESS
+    def __init__(self, run: Run, labelled: Mapping[int, int]):
+        """Keep the parts of this round, and delete those of any other.
+
+        Args:
+            run: the rounds so far.
+            labelled: {data-set index: class}, in the order in which they are trained on.
+        """
+        self._run, self._folder = run, run.path / IN_PROGRESS
         self._state = self._folder / "round.json"
-        self._of = {"round": len(run.rounds), "config": run.identity}
-        self._weights = run.weights(len(run.rounds))
+        labels = digest(json.dumps([*labelled.items()]).encode())
+        self._of = {"round": len(run.rounds), "config": run.identity, "labels": labels}
         if not self._state.is_file() or self._read()["of"] != self._of:
             clear_round_in_progress(run.path)
 
@@ -317,10 +419,15 @@ class RoundInProgress:
         return self._folder / "kernel"
 
     def training(self) -> dict[str, Any] | None:
-        """The record of the round's training, if its weights are on disk."""
-        if not self._state.is_file() or not self._weights.is_file():
+        """The record of the round's training, if its weights are on disk as it left them."""
+        if not self._state.is_file():
             return None
-        return self._read()["trained"]
+        trained = self._read()["trained"]
+        try:
+            self._run.check_weights(len(self._run.rounds), trained)
+        except PipelineError:  # trained again, which gives the same
+            return None
+        return trained
 
     def save_training(self, trained: dict[str, Any]) -> None:
         """Record the round's training, whose weights are on disk.
@@ -333,13 +440,15 @@ class RoundInProgress:
 
     def _read(self) -> dict[str, Any]:
         try:
-            return json.loads(self._state.read_text("utf-8"))
-        except ValueError as error:
+            state = _parse(self._state, _text(self._state))
+            check_entries(f"{self._state}", state, {"of": ANY_OBJECT, "trained": ANY_OBJECT})
+            check_entries(f"{self._state}", state["trained"], _TRAINED)
+            check_entries(f"{self._state}, 'fit'", state["trained"]["fit"], _FIT)
+        except PipelineError as error:
             raise PipelineError(
-                f"{self._state} is not valid JSON ({error}). The run writes it whole or not at "
-                f"all, so something else changed it: delete the folder {self._folder} and give "
-                "the same command again."
+                f"{error} Or delete the folder {self._folder}, and give the same command again."
             ) from error
+        return state
 
 
 def clear_round_in_progress(path: Path) -> None:

@@ -1,19 +1,29 @@
 """Answers of a sequential run on disk, and the curve that they and the trainings make.
 
-An answer is on the disk before it is absorbed and before the next question; accuracy and drift
-after it are added to its line with the next write. Every file is replaced whole.
+An answer is on the disk before it is absorbed and before the next query; accuracy and drift after
+it are added to its line with the next write. Every file is replaced atomically.
 """
 
 import io
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from kernel.files import write_file, write_files
+from kernel.files import write_files
 from pipelines.core import record
+from pipelines.core.entries import (
+    ANY_OBJECT,
+    COUNT,
+    NUMBER,
+    TEXT,
+    below,
+    check_entries,
+    digest,
+    optional,
+)
 from pipelines.core.errors import PipelineError
 from pipelines.core.record import Run
 from pipelines.report.drawing import SMALL, canvas, finish
@@ -24,8 +34,40 @@ CSV, CURVE_IMAGE = "curve.csv", "curve.png"
 _LINEARISED, _TRAINED = "#0072b2", "#d55e00"
 
 
+_ANSWER = {
+    "number": COUNT,
+    "round": optional(COUNT),
+    "image": COUNT,
+    "label": optional(COUNT),
+    "name": optional(TEXT),
+    "score": optional(NUMBER),
+    "predicted": optional(COUNT),
+    "who": TEXT,
+    "seconds": NUMBER,
+}
+_FOLLOWS = {
+    "labelled": COUNT,
+    "accuracy": optional(NUMBER),
+    "drift": NUMBER,
+    "foreseen": COUNT,
+    "rounding": NUMBER,
+    "refreshed": COUNT,
+}
+_SEAL = {"count": COUNT, "sha256": TEXT}
+
+
+def seal_of(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Number and digest of answers, as the last line of rounds.jsonl records them."""
+    names = [name for name in _ANSWER if name != "seconds"]
+    written = [{name: line[name] for name in names} for line in answers]
+    return {"count": len(answers), "sha256": digest(record.json_lines(written))}
+
+
 class Journal:
     """A run directory of the sequential mode.
+
+    The last training's line names the answers so far by number and digest, so that files of
+    different moments or runs are refused. One answer more is what a killed process may leave.
 
     Attributes:
         run: configuration, environment, and one line for each training.
@@ -68,11 +110,11 @@ class Journal:
     def train(self, line: dict[str, Any]) -> None:
         """Add a training, whose weights are on the disk."""
         self.flush()
-        self.run = record.append(self.run, line)
+        self.run = record.append(self.run, line | {"answers": seal_of(self.answers)})
 
     @property
     def given(self) -> list[dict[str, Any]]:
-        """The answers that count against the budget: labels given since the first training."""
+        """The answers that count against the budget: labels since the first training."""
         return [
             line for line in self.answers if line["label"] is not None and line["round"] is not None
         ]
@@ -81,9 +123,17 @@ class Journal:
         """Answers and images set aside after a training; None: before the first."""
         return [line for line in self.answers if line["round"] == number]
 
-    def _write(self, lines: list[dict[str, Any]]) -> None:
-        text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-        write_file(self.run.path / ANSWERS, text.encode())
+    def _write(self, answers: list[dict[str, Any]]) -> None:
+        """Replace the answers and the line that names them: of two the longer first."""
+        files = {self.run.path / ANSWERS: record.json_lines(answers)}
+        run = self.run
+        if run.rounds:
+            last = run.rounds[-1] | {"answers": seal_of(answers)}
+            run = replace(run, rounds=(*run.rounds[:-1], last))
+            rounds = {run.path / record.ROUNDS: record.json_lines(run.rounds)}
+            files = rounds | files if len(answers) < len(self.answers) else files | rounds
+        write_files(files)
+        self.run = run
 
 
 def open_journal(
@@ -92,12 +142,13 @@ def open_journal(
     """Start a run in a directory, or resume the one that is there.
 
     Args:
-        path: the directory, made if it is not there.
-        config: what identifies the run; a larger budget than before goes on.
+        path: the directory, made if missing.
+        config: identifies the run; its budget may grow.
         machine: settings of this start that do not; recorded and never compared.
 
     Raises:
-        PipelineError: the directory holds a run made with other settings, or other files.
+        PipelineError: the directory holds a run made with other settings, or other files, or files
+            that disagree.
     """
     answers = read(path).answers if (path / record.CONFIG).is_file() else []
     run = record.open_run(path, config, machine, growing=GROWING, begun=bool(answers))
@@ -108,23 +159,62 @@ def read(path: Path) -> Journal:
     """Read a run directory, complete or not.
 
     Raises:
-        PipelineError: it is not one, or one of its files cannot be understood.
+        PipelineError: it is not one, one of its files cannot be understood, or the answers are not
+            those that the trainings name.
     """
-    run = record.read(path)
-    file = path / ANSWERS
-    if not file.is_file():
+    run, file = record.read(path), path / ANSWERS
+    if run.config.get("mode") != "sequential":
         return Journal(run, [])
-    try:
-        answers = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
-        numbers = [line["number"] for line in answers]
-    except (ValueError, KeyError, TypeError) as error:
-        raise PipelineError(
-            f"{file} cannot be understood ({error!r}). The run writes it whole or not at all, so "
-            "something else changed it: restore it, or start in a new directory."
-        ) from error
-    if numbers != list(range(len(answers))):
+    answers = record.read_lines(file)
+    data = run.config["data"]
+    kinds = dict(_ANSWER)
+    if {"train", "classes"} <= data.keys():
+        label = optional(below(len(data["classes"]), "a class"))
+        kinds |= {"image": below(data["train"][0], "an index of an image")}
+        kinds |= {"label": label, "predicted": label}
+    for number, line in enumerate(answers, start=1):
+        where = f"{file}, line {number}"
+        check_entries(where, line, kinds)
+        if "drift" in line or (number < len(answers) and line["round"] is not None):
+            check_entries(where, line, _FOLLOWS)
+    if [line["number"] for line in answers] != list(range(len(answers))):
         raise PipelineError(f"{file} does not hold answers 0, 1, 2, … in order; it was edited.")
+    _check_seal(run, file, answers)
     return Journal(run, answers)
+
+
+def _check_seal(run: Run, file: Path, answers: list[dict[str, Any]]) -> None:
+    """Refuse answers that are not those that the trainings name."""
+    rounds = run.path / record.ROUNDS
+    if not run.rounds:
+        later = [line for line in answers if line["round"] is not None]
+        if later:
+            raise _disagree(
+                f"{file} has {len(later)} answers given after a training, and {rounds} has none"
+            )
+        return
+    last = run.rounds[-1]
+    where = f"{rounds}, line {len(run.rounds)}"
+    check_entries(where, last, {"answers": ANY_OBJECT})
+    check_entries(f"{where}, 'answers'", last["answers"], _SEAL)
+    count = last["answers"]["count"]
+    if not count <= len(answers) <= count + 1:
+        raise _disagree(f"{file} has {len(answers)} answers, and {rounds} was written with {count}")
+    if seal_of(answers[:count]) != last["answers"]:
+        raise _disagree(f"{file} has other answers than those that {rounds} was written with")
+    beyond = [line["round"] for line in answers if (line["round"] or 0) >= len(run.rounds)]
+    if beyond:
+        raise _disagree(
+            f"{file} has an answer given after training {beyond[0]}, and {rounds} ends with "
+            f"training {len(run.rounds) - 1}"
+        )
+
+
+def _disagree(what: str) -> PipelineError:
+    return PipelineError(
+        f"{what}: one of them was deleted, changed, or replaced by one of another moment or run. "
+        "Restore both from the same moment, or start in a new directory."
+    )
 
 
 def curve(journal: Journal) -> pd.DataFrame:

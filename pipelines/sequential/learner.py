@@ -125,7 +125,8 @@ class SequentialState:
         strategy: how the next image is chosen.
         options: of look-ahead criteria.
         loss: of the training.
-        seed: of the random strategy and of ties.
+        seed: of everything random.
+        round_number: distinguishes the random streams of successive sessions.
         diagnostics: of the kernel, JSON-able.
         weights: of the network.
     """
@@ -140,6 +141,7 @@ class SequentialState:
     options: Options
     loss: str
     seed: int
+    round_number: int
     diagnostics: dict[str, Any]
     weights: Weights
 

@@ -25,6 +25,7 @@ from bridge.weights import read
 from kernel.files import write_file
 from pipelines.config import identity, machine_settings
 from pipelines.core import record
+from pipelines.core.entries import changed
 from pipelines.core.errors import PipelineError
 from pipelines.core.progress import Stages, generator, keep_compiled
 from pipelines.run import (
@@ -38,7 +39,7 @@ from pipelines.run import (
     print_notes,
 )
 from pipelines.sequential.config import SequentialConfig
-from pipelines.sequential.journal import Journal, open_journal, write_curve
+from pipelines.sequential.journal import ANSWERS, Journal, open_journal, write_curve
 from pipelines.sequential.learner import Event
 from pipelines.sequential.session import (
     Exhausted,
@@ -194,6 +195,12 @@ def initial_labels(setup: SequentialSetup) -> dict[int, int] | None:
     known = np.flatnonzero(dataset.train_labels != UNLABELLED)
     labels = {int(index): int(dataset.train_labels[index]) for index in known}
     order = rng.permutation(np.flatnonzero(dataset.train_labels == UNLABELLED))
+    first = [line["image"] for line in journal.of_round(None)]
+    if first != order[: len(first)].tolist():
+        raise changed(
+            f"{journal.run.path / ANSWERS} begins with the images {str(first[:5])[1:-1]}, … and "
+            f"the settings draw {str(order[:5].tolist())[1:-1]}, …: it is of another run"
+        )
     while True:
         queried = {line["image"]: line["label"] for line in journal.of_round(None)}
         given = {image: label for image, label in queried.items() if label is not None}
@@ -289,8 +296,7 @@ def linearise(setup: SequentialSetup, number: int, stages: Stages) -> Sequential
         ),
         config.strategy,
         config.options,
-        config.seed,
-        rng=generator(config.seed, "kernel", number),
+        (config.seed, number),
         progress=stages,
         folder=run.path / KERNEL,
     )
@@ -424,6 +430,7 @@ def _resumed(setup: SequentialSetup) -> SequentialSession:
     run = setup.journal.run
     number = len(run.rounds) - 1
     with setup.console.status("absorbing the answers since the training"):
+        run.check_weights(number)
         setup.restore(run, number)
         return linearise(setup, number, Stages(setup.console))
 

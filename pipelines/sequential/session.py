@@ -23,6 +23,16 @@ from kernel.model import dtype_of
 from kernel.ntk import compute_kernel
 from kernel.options import CRITERIA, Options
 from kernel.plan import Plan, Sizes, plan_query
+from pipelines.core.entries import (
+    ANY_OBJECT,
+    COUNT,
+    FLAG,
+    NUMBER,
+    TEXT,
+    check_entries,
+    list_of,
+    optional,
+)
 from pipelines.core.errors import PipelineError
 from pipelines.core.json_io import digest_arrays
 from pipelines.core.progress import Stages, generator, named_images
@@ -101,7 +111,8 @@ class SequentialSession:
         """
         self.state = state
         self._positions = {index: n for n, index in enumerate(state.candidates.tolist())}
-        self._ties = generator(state.seed, "ties").permutation(len(state.candidates))
+        ties = generator(state.seed, "ties", state.round_number)
+        self._ties = ties.permutation(len(state.candidates))
         self._events: list[Event] = []
         self._foreseen: list[bool] = []
         self._query: SequentialQuery | None = None
@@ -252,7 +263,7 @@ class SequentialSession:
 
     def _learn(self, answers: Sequence[Answer]) -> Learner:
         state = self.state
-        rng = generator(state.seed, "order")
+        rng = generator(state.seed, "order", state.round_number)
         make = acquisition_of(state.strategy, state.options, state.loss, rng)
         return Learner(state.linearisation, make, answers)
 
@@ -306,12 +317,22 @@ def _whole(value: object, what: str) -> int:
     raise PipelineError(f"the {what} must be a whole number, not {value!r}.")
 
 
-FORMAT = 2
+FORMAT = 3
 STATE = "state.json"
 _FORMS = {"dense": Kernel, "features": Features, "cross": Cross}
 # fields of a state and of its linearisation, by how they are saved
-_PLAIN = ("classes", "norm", "strategy", "loss", "seed", "diagnostics")
-_PLAIN_OF_START = ("candidates", "keep", "ridge")
+_PLAIN = {
+    "classes": COUNT,
+    "norm": NUMBER,
+    "strategy": TEXT,
+    "loss": TEXT,
+    "seed": COUNT,
+    "round_number": COUNT,
+    "diagnostics": ANY_OBJECT,
+}
+_PLAIN_OF_START = {"candidates": COUNT, "keep": FLAG, "ridge": NUMBER}
+_SAVED = {"arrays": TEXT, "form": TEXT, "precision": TEXT, "options": ANY_OBJECT}
+_SAVED |= {"labelled": list_of(list_of(COUNT)), "events": list_of(list_of(optional(COUNT)))}
 _ARRAYS_OF_START = ("targets", "labelled_logits", "logits", "sample")
 
 
@@ -375,6 +396,7 @@ def read(folder: Path) -> tuple[SequentialState, tuple[Event, ...]]:
             raise PipelineError(
                 f"{path} was written in format {saved['format']!r}; this version reads {FORMAT}."
             )
+        check_entries(f"{path}", saved, _SAVED | _PLAIN | _PLAIN_OF_START)
         groups, provenance, _ = unpack(folder / saved["arrays"])
         arrays = groups["constant"]
         linearisation = Linearisation(
@@ -444,8 +466,7 @@ def build_state(
     data: SequentialData,
     strategy: str,
     options: SequentialOptions,
-    seed: int,
-    rng: np.random.Generator,
+    stream: tuple[int, int],
     progress: Stages,
     folder: Path | None = None,
 ) -> SequentialState:
@@ -460,8 +481,7 @@ def build_state(
         data: images and labels.
         strategy: chooses the next image.
         options: of kernel and strategy.
-        seed: of the random strategy and of ties.
-        rng: of random projections and of the sample.
+        stream: seed and round of everything random.
         progress: records time and memory, and shows progress.
         folder: of finished chunks of a slow kernel; None keeps none.
 
@@ -470,7 +490,9 @@ def build_state(
         NetworkError: logits that are not finite.
     """
     mirror, certificate = certified
-    kernel_rng, sample_rng = rng.spawn(2)
+    seed, number = stream
+    kernel_rng, sample_rng = generator(seed, "kernel", number).spawn(2)
+    cluster_seed = int(generator(seed, "clusters", number).integers(2**31))
     labelled = np.fromiter(data.labelled, np.int64, len(data.labelled))
     classes = np.array([data.labelled[int(index)] for index in labelled], np.int64)
     candidates, tests, settings = data.candidates, len(data.test_labels), options.kernel
@@ -518,9 +540,10 @@ def build_state(
         classes=data.classes,
         norm=float(np.sqrt(sum(squares))),
         strategy=strategy,
-        options=criterion_options(strategy, options, seed),
+        options=criterion_options(strategy, options, cluster_seed),
         loss=options.loss,
         seed=seed,
+        round_number=number,
         diagnostics={
             "kind": settings.kind,
             "sketch": settings.sketch,
@@ -593,7 +616,7 @@ def start(
         options: of the loss, the candidates, the kernel and look-ahead; the defaults if None.
         tests: images and their classes, on which the linearised network's accuracy is computed.
         mirror: your own mirror of the model; None makes one.
-        seed: of the subset, of random choice, projections and ties.
+        seed: of everything random, with the number of labels.
         progress: records time and memory, and shows progress.
 
     Raises:
@@ -608,7 +631,8 @@ def start(
     array = checked_images(images)
     pool, labels = checked_labels(labelled, len(array))
     test_images, test_labels = (None, np.empty(0, np.int64)) if tests is None else _checked(*tests)
-    candidates = pool.candidates(options.subset, generator(seed, "subset"))
+    number = len(pool.labelled)  # so that successive sessions draw independently
+    candidates = pool.candidates(options.subset, generator(seed, "subset", number))
     if not len(candidates):
         raise PipelineError("every image is labelled already: there is nothing to ask.")
     twin = mirror.with_weights(weights_of(model)) if mirror else trace.mirror(model, array[:PROBE])
@@ -632,8 +656,7 @@ def start(
         ),
         strategy,
         options,
-        seed,
-        rng=generator(seed, "kernel"),
+        (seed, number),
         progress=progress or Stages(),
     )
     return SequentialSession(state)

@@ -12,7 +12,7 @@ from pipelines.audit.config import AuditConfig
 from pipelines.config import RunConfig, identity
 from pipelines.core import record
 from pipelines.sequential.config import SequentialConfig
-from tests.report_cases import ENVIRONMENT, line
+from tests.report_cases import ENVIRONMENT, answer, line, store_answers
 
 TASK = "digits, CNN"
 RUN = RunConfig(dataset="digits", initial=10, query=5, subset=50, cycles=2, network="cnn")
@@ -49,13 +49,8 @@ def store(trial: Trial, root: Path, accuracies: list[float], **changes: Any) -> 
 def store_sequential(trial: Trial, root: Path, accuracies: list[float]) -> Path:
     """A sequential run of one training, with the accuracy after each answer."""
     folder = store(trial, root, accuracies[:1], tests=20, queried=0)
-    lines = [
-        {"number": number, "round": 0, "labelled": 11 + number, "label": 3, "accuracy": accuracy}
-        | {"drift": 0.1}
-        for number, accuracy in enumerate(accuracies[1:])
-    ]
-    text = "".join(json.dumps(entry) + "\n" for entry in lines)
-    (folder / "answers.jsonl").write_text(text)
+    lines = [answer(n, accuracy=accuracy) for n, accuracy in enumerate(accuracies[1:])]
+    store_answers(folder, lines)
     return folder
 
 

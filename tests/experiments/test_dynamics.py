@@ -27,6 +27,7 @@ from pipelines.core.errors import PipelineError
 from pipelines.core.progress import Stages, generator
 from pipelines.strategies.options import DynamicsConfig
 from tests.kernel_cases import one_hot, scalar_kernel
+from tests.report_cases import line
 from trainer.errors import TrainerError
 from trainer.fit import TrainConfig, fit
 from trainer.predict import logits
@@ -249,10 +250,9 @@ def run_of(folder, gamma, seed, accuracies, **changes):
         **changes,
     )
     path = folder / f"{strategy}-{gamma}-{seed}"
-    run = record.open_run(path, identity(config))
+    run = record.open_run(path, identity(config) | {"data": {}})
     for number, accuracy in enumerate(accuracies):
-        line = {"round": number, "labelled": 10 + 5 * number, "test_accuracy": accuracy}
-        run = record.append(run, line)
+        run = record.append(run, line(number, accuracy, number == 2))
     return path
 
 
@@ -288,10 +288,11 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path):
     with pytest.raises(PipelineError, match="none of the runs given is of the strategy dynamical"):
         read_gammas([run_of(tmp_path, None, 0, [0.1, 0.2])])
     other = record.open_run(
-        tmp_path / "entropy", identity(RunConfig(dataset="digits", strategy="entropy"))
+        tmp_path / "entropy",
+        identity(RunConfig(dataset="digits", strategy="entropy")) | {"data": {}},
     )
     with pytest.raises(PipelineError, match="a run of entropy, which has no gamma"):
-        read_gammas([record.append(other, {"round": 0}).path])
+        read_gammas([record.append(other, line(0, 0.5, False)).path])
 
 
 # --- what cannot be

@@ -28,6 +28,7 @@ from pipelines.core.errors import PipelineError
 from pipelines.sequential.config import SequentialConfig
 from pipelines.strategies.options import KernelConfig
 from tests.experiments.sweep_cases import SMALL
+from tests.report_cases import answer, line, store_answers
 
 RANDOM = Trial("digits", "random", 0, canonical(dataclasses.replace(SMALL, strategy="random")))
 MLMOC = Trial("digits", "mlmoc", 0, canonical(dataclasses.replace(SMALL, strategy="mlmoc")))
@@ -41,8 +42,8 @@ def written(path: Path, config: Config, rounds: int, **changes: Any) -> Path:
     settings = {"format": record.FORMAT, **identity(config), "data": {"sha256": "x"}, **changes}
     known = {name: value for name, value in settings.items() if value is not ...}
     (path / record.CONFIG).write_text(json.dumps(known))
-    lines = [json.dumps({"round": number}) + "\n" for number in range(rounds)]
-    (path / record.ROUNDS).write_text("".join(lines))
+    lines = [line(number, 0.5, False) for number in range(rounds)]
+    (path / record.ROUNDS).write_bytes(record.json_lines(lines))
     return path
 
 
@@ -160,8 +161,7 @@ def test_when_a_sequential_run_is_complete(changes, rounds, given, expected, tmp
     config = dataclasses.replace(ASK, **changes)
     trial = Trial("digits", "mlmoc", 0, config)
     path = written(tmp_path / "x", config, rounds)
-    lines = [{"number": n, "round": 0, "image": n, "label": 1} for n in range(given)]
-    (path / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    store_answers(path, [answer(n) for n in range(given)])
     assert find_records(tmp_path, [trial, RANDOM]) == {trial.key: path}
     assert state(trial, path) == expected
 
@@ -201,7 +201,7 @@ def test_a_record_as_bytes(tmp_path):
 
 def test_a_record_says_how_far_it_is_when_all_else_is_there(tmp_path, monkeypatch):
     order = []
-    monkeypatch.setattr(records, "write_file", lambda path, data: order.append(path.name))
+    monkeypatch.setattr(records, "write_files", lambda files: order.extend(p.name for p in files))
     names = ["trial.json", "a.csv", "rounds.jsonl", "weights-001.safetensors", "answers.jsonl"]
     unpack(tmp_path, dict.fromkeys([*names, "results/x.json"], b""))
     assert order[-3:] == ["answers.jsonl", "rounds.jsonl", "trial.json"]

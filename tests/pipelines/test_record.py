@@ -9,8 +9,10 @@ import pytest
 
 from pipelines.core import record
 from pipelines.core.errors import PipelineError
+from tests.report_cases import line
 
-CONFIG = {"dataset": "digits", "cycles": 2, "train": {"epochs": 3}}
+CONFIG = {"dataset": "digits", "cycles": 2, "train": {"epochs": 3}, "data": {}}
+FIRST = line(0, 0.5, False)
 
 
 def test_round_trip(tmp_path):
@@ -19,11 +21,11 @@ def test_round_trip(tmp_path):
     assert not run.complete
     for number in range(3):
         run.weights(number).write_bytes(b"weights")
-        run = record.append(run, {"round": number, "indices": [number]})
+        run = record.append(run, line(number, 0.5, number == 2))
     assert run.complete
     again = record.read(tmp_path / "run")
     assert again.rounds == run.rounds
-    assert again.config == {"format": 2, **CONFIG, "machine": {}}
+    assert again.config == {"format": 3, **CONFIG, "machine": {}}
     assert [path.name for path in sorted(again.path.glob("weights*"))] == [
         "weights-002.safetensors"
     ]
@@ -31,14 +33,14 @@ def test_round_trip(tmp_path):
 
 def test_environment_is_noted_at_every_start(tmp_path):
     record.open_run(tmp_path, CONFIG)
-    run = record.append(record.open_run(tmp_path, CONFIG), {"round": 0})
+    run = record.append(record.open_run(tmp_path, CONFIG), FIRST)
     starts = json.loads((tmp_path / "environment.json").read_text())
     assert len(starts) == len(run.environment) == 2
     assert starts[0]["versions"]["torch"]
 
 
 def test_another_configuration_is_refused_by_setting(tmp_path):
-    record.append(record.open_run(tmp_path, CONFIG), {"round": 0})
+    record.append(record.open_run(tmp_path, CONFIG), FIRST)
     changed = CONFIG | {"train": {"epochs": 4}}
     with pytest.raises(PipelineError, match=r"train\.epochs is 3 there, 4 here"):
         record.open_run(tmp_path, changed)
@@ -50,11 +52,11 @@ def test_a_run_without_a_round_takes_the_new_configuration(tmp_path):
 
 
 def test_settings_of_the_machine_are_recorded_and_not_compared(tmp_path):
-    record.append(record.open_run(tmp_path, CONFIG, {"device": "cpu"}), {"round": 0})
+    record.append(record.open_run(tmp_path, CONFIG, {"device": "cpu"}), FIRST)
     again = record.open_run(tmp_path, CONFIG, {"device": "cuda"})
-    assert again.rounds == ({"round": 0},)
+    assert again.rounds == (FIRST | {"config": again.key},)
     assert again.config["machine"] == {"device": "cuda"}
-    assert again.identity == {"format": 2, **CONFIG}
+    assert again.identity == {"format": 3, **CONFIG}
 
 
 def test_what_may_grow_is_not_compared_and_what_has_begun_is(tmp_path):
@@ -68,7 +70,7 @@ def test_what_may_grow_is_not_compared_and_what_has_begun_is(tmp_path):
 def test_a_run_of_the_format_before_is_refused_in_words(tmp_path):
     record.open_run(tmp_path, CONFIG)
     (tmp_path / "config.json").write_text(json.dumps({"format": 1, **CONFIG}))
-    with pytest.raises(PipelineError, match=r"format 1, and .* format 2 only\. Give --run a"):
+    with pytest.raises(PipelineError, match=r"format 1, and .* format 3 only\. Give --run a"):
         record.open_run(tmp_path, CONFIG)
 
 
@@ -81,8 +83,9 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 
 def test_broken_files_are_named(tmp_path):
-    record.append(record.open_run(tmp_path, CONFIG), {"round": 0})
-    (tmp_path / "rounds.jsonl").write_text('{"round": 0}\n{"round": \n')
+    record.append(record.open_run(tmp_path, CONFIG), FIRST)
+    whole = (tmp_path / "rounds.jsonl").read_text()
+    (tmp_path / "rounds.jsonl").write_text(whole + '{"round": \n')
     with pytest.raises(PipelineError, match=r"rounds\.jsonl, line 2 is not valid JSON"):
         record.read(tmp_path)
     (tmp_path / "rounds.jsonl").write_text('{"round": 1}\n')
@@ -100,22 +103,22 @@ def test_broken_files_are_named(tmp_path):
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
-    run = record.append(record.open_run(tmp_path, CONFIG), {"round": 0})
+    run = record.append(record.open_run(tmp_path, CONFIG), FIRST)
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        record.append(run, {"round": 1})
+        record.append(run, line(1, 0.5, False))
     monkeypatch.undo()
-    assert record.read(tmp_path).rounds == ({"round": 0},)
+    assert record.read(tmp_path).rounds == run.rounds
     assert not list(tmp_path.glob(".rounds*"))
 
 
 def test_numbers_that_json_does_not_know_are_refused(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
-        record.append(record.open_run(tmp_path, CONFIG), {"round": 0, "score": float("nan")})
+        record.append(record.open_run(tmp_path, CONFIG), FIRST | {"score": float("nan")})
 
 
 @pytest.mark.skipif(os.name != "posix", reason="locks are POSIX")

@@ -220,7 +220,7 @@ def test_missing_memory_and_unknown_stages_are_no_obstacle(tmp_path, no_figures)
         (lambda folder: (folder / "rounds.jsonl").write_text(""), "no completed round yet in .*-0"),
         (
             lambda folder: (folder / "config.json").write_text(json.dumps({"format": 99})),
-            "format 99, and this version reads and resumes format 2 only",
+            "format 99, and this version reads and resumes format 3 only",
         ),
         (lambda folder: (folder / "config.json").unlink(), "no run found in .*margin-0"),
     ],

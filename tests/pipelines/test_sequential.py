@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from bridge.errors import BridgeError
-from bridge.weights import Weights
 from kernel.covariance import Cross, Kernel
+from kernel.criteria import PointwiseState
 from kernel.options import CRITERIA, Options
 from pipelines.core.errors import PipelineError
 from pipelines.sequential import Exhausted, SequentialSession, learner
@@ -18,35 +18,12 @@ from pipelines.sequential.learner import (
     Event,
     Learner,
     Linearisation,
-    PredictionScores,
-    SequentialState,
     acquisition_of,
 )
-from tests.kernel_cases import all_forms, full_kernel, one_hot, random_features
+from tests.kernel_cases import one_hot
+from tests.sequential_cases import CANDIDATES, CLASSES, LABELLED, TESTS, linearisation, state
 
-LABELLED, CANDIDATES, TESTS, CLASSES = 6, 40, 9, 3
 FORMS = ("dense", "features kept", "features streamed", "cross", "full")
-
-
-def linearisation(form: str, rng, ridge=0.0, candidates=CANDIDATES) -> Linearisation:
-    """A random problem; of a kernel between anchors there is nothing between test images."""
-    count = LABELLED + candidates + TESTS
-    sample = np.arange(candidates)
-    if form == "full":
-        kernel, keep = full_kernel(count, CLASSES, rng), True
-    else:
-        features = random_features(count, 2 * count, rng)
-        kernel, keep = all_forms(features, LABELLED, sample)[form]
-    return Linearisation(
-        kernel=kernel,
-        targets=one_hot(rng.integers(CLASSES, size=LABELLED), CLASSES),
-        labelled_logits=rng.normal(size=(LABELLED, CLASSES)),
-        logits=rng.normal(size=(candidates + TESTS, CLASSES)),
-        sample=sample,
-        candidates=candidates,
-        keep=keep,
-        ridge=ridge,
-    )
 
 
 def margin(rng=None):
@@ -121,7 +98,7 @@ def test_rounding_is_measured_and_refreshed_past_the_tolerance(form, rng):
     assert made.refreshed == 0
     # spoil S and G a little: it is seen, at its size
     posterior = made.acquisition.posterior
-    assert isinstance(made.acquisition, PredictionScores)
+    assert isinstance(made.acquisition, PointwiseState)
     made.acquisition = replace(
         made.acquisition, posterior=posterior._replace(drift=posterior.drift + 1e-3)
     )
@@ -142,28 +119,6 @@ def test_a_determined_candidate_moves_nothing(rng):
     np.testing.assert_array_equal(made.predictions, before)
     assert made.squared_change == 0
     assert made.determined[0]
-
-
-def state(
-    strategy="mlmoc", form="cross", seed=0, loss="l2", tests=TESTS, **changes
-) -> SequentialState:
-    rng = np.random.default_rng(5)
-    start = changes.pop("start", None) or linearisation(form, rng)
-    indices = 100 + np.arange(start.candidates) * 3
-    return SequentialState(
-        linearisation=start,
-        candidates=indices,
-        labelled={index: int(row.argmax()) for index, row in enumerate(start.targets)},
-        test_labels=rng.integers(CLASSES, size=tests),
-        classes=CLASSES,
-        norm=2.0,
-        strategy=strategy,
-        options=Options(reference="linearised"),
-        loss="l2",
-        seed=seed,
-        diagnostics={"kind": "single"},
-        weights=Weights({"w": np.ones(3, np.float32)}, {}, {}),
-    )
 
 
 def label_of(index: int) -> int:
@@ -317,9 +272,14 @@ def test_what_was_saved_is_checked(tmp_path):
     (folder / "state.json").write_text(json.dumps(saved | {"format": 7}))
     with pytest.raises(PipelineError, match="written in format 7"):
         SequentialSession.restore(folder)
-    (folder / "state.json").write_text(json.dumps(saved | {"events": 3}))
-    with pytest.raises(PipelineError, match="is not what was saved"):
-        SequentialSession.restore(folder)
+    for change, message in (
+        ({"events": 3}, "'events' 3, which must be a list"),
+        ({"seed": "0"}, "'seed' '0', which must be a whole number"),
+        ({"ridge": None}, "'ridge' None, which must be a number"),
+    ):
+        (folder / "state.json").write_text(json.dumps(saved | change))
+        with pytest.raises(PipelineError, match=message):
+            SequentialSession.restore(folder)
     (folder / "state.json").write_text(json.dumps(saved))
     arrays = folder / saved["arrays"]
     arrays.write_bytes(arrays.read_bytes()[:-8])

@@ -377,7 +377,7 @@ def test_a_line_that_was_changed_is_noticed(tmp_path, whole):
     with pytest.raises(PipelineError, match="does not hold answers 0, 1, 2"):
         journal.read(copy)
     (copy / "answers.jsonl").write_text("nonsense")
-    with pytest.raises(PipelineError, match="cannot be understood"):
+    with pytest.raises(PipelineError, match="line 1 is not valid JSON"):
         journal.read(copy)
 
 

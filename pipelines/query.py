@@ -64,7 +64,8 @@ def query(
             in the batch mode `hybrid` only. The answers are in the diagnostics.
         mirror: your own mirror of the model, by `bridge.twin` or kept from an earlier query; it is
             given the model's present weights. None traces one.
-        seed: of the subset, of random choice and of ties.
+        seed: of everything random, with the number of labels: successive queries of one seed draw
+            independently.
         progress: records time and memory, and shows progress.
 
     Returns:
@@ -84,7 +85,7 @@ def query(
     context = query_context(
         model, images, labelled, batch_size, [method], options, resources, mirror, seed
     )
-    return method(context, batch_size, generator(seed, strategy))
+    return method(context, batch_size, generator(seed, strategy, len(labelled)))
 
 
 def compare(
@@ -131,12 +132,15 @@ def compare(
             f"strategies are {list(strategies)}; name at least one, and each of them once."
         )
     methods = [table.get(name) for name in strategies]
-    shared_seed = int(generator(seed, "shared").integers(2**63))
+    shared_seed = int(generator(seed, "shared", len(labelled)).integers(2**63))
     resources = _resources(history, auxiliary_module, oracle, progress, shared_seed)
     context = query_context(
         model, images, labelled, batch_size, methods, options, resources, mirror, seed
     )
-    return {row.name: row(context, batch_size, generator(seed, row.name)) for row in methods}
+    return {
+        row.name: row(context, batch_size, generator(seed, row.name, len(labelled)))
+        for row in methods
+    }
 
 
 def _resources(
@@ -195,7 +199,7 @@ def query_context(
             f"subset is {options.subset} and batch_size is {batch_size}: a batch cannot be larger "
             "than the candidates it is chosen from."
         )
-    candidates = pool.candidates(options.subset, generator(seed, "subset"))
+    candidates = pool.candidates(options.subset, generator(seed, "subset", len(labelled)))
     return build_context(
         model,
         lambda indices: array[indices],

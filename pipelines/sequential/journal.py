@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from kernel.files import write_files
+from kernel.files import write_file, write_files
 from pipelines.core import record
 from pipelines.core.entries import (
     ANY_OBJECT,
@@ -124,15 +124,18 @@ class Journal:
         return [line for line in self.answers if line["round"] == number]
 
     def _write(self, answers: list[dict[str, Any]]) -> None:
-        """Replace the answers and the line that names them: of two the longer first."""
-        files = {self.run.path / ANSWERS: record.json_lines(answers)}
-        run = self.run
+        """Replace the answers and the line that names them, one file durably before the other.
+
+        Whatever stops it, there are as many answers as named or one more.
+        """
+        run, files = self.run, [(ANSWERS, answers)]
         if run.rounds:
             last = run.rounds[-1] | {"answers": seal_of(answers)}
             run = replace(run, rounds=(*run.rounds[:-1], last))
-            rounds = {run.path / record.ROUNDS: record.json_lines(run.rounds)}
-            files = rounds | files if len(answers) < len(self.answers) else files | rounds
-        write_files(files)
+            at = 0 if len(answers) < len(self.answers) else 1
+            files.insert(at, (record.ROUNDS, [*run.rounds]))
+        for name, lines in files:
+            write_file(run.path / name, record.json_lines(lines))
         self.run = run
 
 

@@ -30,7 +30,7 @@ from kernel.model import Model, require_rng
 from kernel.param_groups import Block
 from kernel.plan import Pass, Plan, Progress, Report, threads_of
 from kernel.scratch import Scratch, load_sums, save_sums, unfinished
-from kernel.taps import not_finite
+from kernel.taps import check_gradients
 
 _Result = TypeVar("_Result")
 
@@ -136,9 +136,7 @@ def sketches(
         # one projection at a time: what one image leaves in the network is what takes memory
         for projection in jnp.asarray(projections, problem.precision):
             one = sketch_gradients(*how, some, projection[None], signs)
-            if not bool(one.finite.all()):
-                bad = sorted(set(idx[~np.asarray(one.finite)].tolist()))
-                raise not_finite(model, images, bad, projections)
+            check_gradients(model, images, idx, np.asarray(one.finite), projections)
             all_rows.append(np.asarray(one.rows)[:, 0])
             logits = np.asarray(one.logits)
         return all_rows, logits
@@ -378,8 +376,6 @@ class _HostPass(NamedTuple):
                 self.model, self.one.blocks, some, self.projections, square=square, together=False
             )
         )
-        finite = np.asarray(chunk.finite)
-        if not finite.all():
-            bad = sorted(set(idx[~finite].tolist()))
-            raise not_finite(self.model, self.images, bad, np.asarray(self.projections))
+        projections = np.asarray(self.projections)
+        check_gradients(self.model, self.images, idx, np.asarray(chunk.finite), projections)
         return chunk

@@ -360,8 +360,9 @@ def mlmoc(posterior: Posterior, reference: str = "network") -> Float[np.ndarray,
     if reference == "network":
         changes = _drifting_changes(posterior.covariance, drift, residual, inverse)
     else:
+        sums = total(posterior.covariance, _add_absolute)
         # (17) ‖R_x'‖ ‖S[:,x']‖₁ / (s_x' + λ)
-        changes = np.linalg.norm(residual, axis=1) * inverse * absolute_sums(posterior.covariance)
+        changes = np.linalg.norm(residual, axis=1) * inverse * sums
     return np.where(posterior.determined, 0.0, scale * changes)
 
 
@@ -377,11 +378,6 @@ def _drifting_changes(
     drifts = covariance.pad(drift)
 
     return total(covariance, _add_changes, drifts, moves, squares)
-
-
-def absolute_sums(covariance: Covariance) -> Float[np.ndarray, " candidates"]:
-    """‖S[:,x']‖₁ over the sample."""
-    return total(covariance, _add_absolute)
 
 
 @jax.jit
@@ -457,7 +453,8 @@ def emoc(posterior: Posterior, options: Options) -> Float[np.ndarray, " candidat
     if options.reference == "linearised":
         # (19) (‖S[:,x']‖₁ / (s_x' + λ)) Σ_c p(c|x') ‖e_c − G_x'‖
         expected = np.einsum("xc,xc->x", p, np.sqrt(squares))
-        return share(posterior) * expected * inverse * absolute_sums(posterior.covariance)
+        sums = total(posterior.covariance, _add_absolute)
+        return share(posterior) * expected * inverse * sums
     pad = posterior.covariance.pad
     drifts, predictions = pad(posterior.drift), pad(posterior.predictions)
     columnwise = predictions, pad(p), pad(squares), pad(inverse)

@@ -269,14 +269,12 @@ def infinite_kernel(
     Raises:
         KernelError: no such architecture; too little memory; entries that are not finite.
     """
-    cut = tiling(images, labelled, None if sample is None else len(sample), memory_gib)
-    anchors = np.arange(cut.examples)
-    if sample is not None:
-        anchors = np.concatenate([anchors[:labelled], labelled + sample])
-    order = np.concatenate([anchors, np.setdiff1d(np.arange(cut.examples), anchors)])
-    values = _tiled_kernel(architecture, images[order], cut, progress, folder)
+    how = {"memory_gib": memory_gib, "progress": progress, "folder": folder}
     if sample is None:
-        return Kernel(values, "float64")
+        return Kernel(infinite_rows(architecture, images, len(images), **how), "float64")
+    anchors = np.concatenate([np.arange(labelled), labelled + sample])
+    order = np.concatenate([anchors, np.setdiff1d(np.arange(len(images)), anchors)])
+    values = infinite_rows(architecture, images[order], len(anchors), **how)
     back = np.argsort(order)
     others = _diagonal(architecture, images[order[len(anchors) :]])
     diagonal = np.concatenate([values.diagonal(), others])
@@ -290,59 +288,22 @@ def infinite_rows(
     *,
     memory_gib: float = 4.0,
     progress: Report | None = None,
+    folder: Path | None = None,
 ) -> Float[np.ndarray, "anchors examples"]:
-    """The kernel between the first images and all.
+    """The kernel between the first images and all, by tiles.
 
     Args:
         architecture: of the network.
         images: normalised.
         anchors: how many are the first.
         memory_gib: GiB that it may take.
-        progress: called with the tiles done and all tiles.
+        progress: called with the tiles done and all tiles, first when everything is compiled.
+        folder: as for `infinite_kernel`.
 
     Raises:
         KernelError: as `infinite_kernel`.
     """
-    cut = tiling(images, anchors, 0, memory_gib)
-    return _tiled_kernel(architecture, images, cut, progress, None)
-
-
-@cache
-def pairs(architecture: Architecture, side: int) -> Callable[[np.ndarray, np.ndarray], Array]:
-    """Θ between two sets of images (examples, height, width, channels), compiled once a shape.
-
-    Args:
-        architecture: of the network.
-        side: pixels of the shorter side of an image.
-    """
-    kernel = architecture.layers(side)[2]
-
-    @partial(jax.jit, compiler_options=_options())
-    def ntk(ones, others):
-        with warnings.catch_warnings():  # branches are independent: each has its convolution
-            warnings.filterwarnings("ignore", "`FanIn` layers assume independent inputs")
-            return kernel(ones, others, "ntk")
-
-    return ntk
-
-
-def _options() -> dict[str, int]:
-    """For the compiler: on a CPU, not to vectorise convolutions.
-
-    Its vectorised ones (jaxlib 0.10, AVX-512) read past the end of their input, which kills the
-    process at sizes such as 16×16 pixels. The kernel takes as long without.
-    """
-    return {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
-
-
-def _tiled_kernel(
-    architecture: Architecture,
-    images: np.ndarray,
-    cut: Tiling,
-    progress: Report | None,
-    folder: Path | None,
-) -> np.ndarray:
-    """All tiles into the rows of the anchors; finished rows of tiles are not made again."""
+    cut = tiling(images, anchors, None if anchors == len(images) else 0, memory_gib)
     pixels, size = _last_channels(images), cut.size
     kept = Scratch()
     if folder is not None:
@@ -371,6 +332,34 @@ def _tiled_kernel(
     if not np.isfinite(values).all():
         raise KernelError("the kernel of infinite width has entries that are not finite.")
     return values
+
+
+@cache
+def pairs(architecture: Architecture, side: int) -> Callable[[np.ndarray, np.ndarray], Array]:
+    """Θ between two sets of images (examples, height, width, channels), compiled once a shape.
+
+    Args:
+        architecture: of the network.
+        side: pixels of the shorter side of an image.
+    """
+    kernel = architecture.layers(side)[2]
+
+    @partial(jax.jit, compiler_options=_options())
+    def ntk(ones, others):
+        with warnings.catch_warnings():  # branches are independent: each has its convolution
+            warnings.filterwarnings("ignore", "`FanIn` layers assume independent inputs")
+            return kernel(ones, others, "ntk")
+
+    return ntk
+
+
+def _options() -> dict[str, int]:
+    """For the compiler: on a CPU, not to vectorise convolutions.
+
+    Its vectorised ones (jaxlib 0.10, AVX-512) read past the end of their input, which kills the
+    process at sizes such as 16×16 pixels. The kernel takes as long without.
+    """
+    return {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
 
 
 def _diagonal(architecture: Architecture, images: np.ndarray) -> np.ndarray:

@@ -121,17 +121,10 @@ def subtract_outer(
             to_device(left, (matrix.shape[0], rank)),
             to_device(right, (matrix.shape[1], rank)),
         )
-    rank = left.shape[1]
-    size = _CACHED_ROWS if rank == 1 else tile_rows(len(right))
-    product = np.empty((min(size, len(matrix)), len(right)))
-    for start in range(0, len(matrix), size):
-        rows = matrix[start : start + size]
-        out = product[: len(rows)]
-        if rank == 1:
-            np.multiply(left[start : start + size], right[:, 0], out=out)
-        else:
-            np.matmul(left[start : start + size], right.T, out=out)
-        rows -= out
+    single = left.shape[1] == 1
+    for start, stop in row_blocks(len(matrix), _CACHED_ROWS if single else tile_rows(len(right))):
+        own = left[start:stop]
+        matrix[start:stop] -= own * right.T if single else own @ right.T
     return matrix
 
 

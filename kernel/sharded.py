@@ -37,7 +37,7 @@ from kernel.options import Precision
 from kernel.param_groups import Block, ParamGroup
 from kernel.plan import Pass, Plan, Progress, Report
 from kernel.scratch import Scratch, load_sums, save_sums, unfinished
-from kernel.taps import not_finite
+from kernel.taps import check_gradients
 
 AXIS = "examples"
 
@@ -451,7 +451,8 @@ class _MeshPass(NamedTuple):
             spread(some, self.mesh),
             *everywhere((projections.astype(some.dtype), starts), self.mesh),
         )
-        check_batch(self.model, self.images, batch, chunk.finite, projections)
+        finite = collected(chunk.finite).reshape(-1)  # in every process alike
+        check_gradients(self.model, self.images, batch.idx, finite, projections)
         return _Formed(batch, chunk)
 
     def _add_gram(self, values: np.ndarray, kept: list[_Formed]) -> None:
@@ -480,26 +481,6 @@ class _MeshPass(NamedTuple):
     def _contracted(self, own: _Formed, other: _Formed, steps: int) -> jax.Array:
         with jax.default_matmul_precision(self.products):
             return contract_on(self.mesh, self.shapes, steps, own.chunk, other.chunk)
-
-
-def check_batch(
-    model: Model, images: np.ndarray, batch: DeviceBatch, finite: jax.Array, projections: np.ndarray
-) -> None:
-    """Refuse gradients that are not finite, in every process alike.
-
-    Args:
-        model: the network.
-        images: all of them.
-        batch: that was differentiated.
-        finite: whether the gradients are, by image of the batch.
-        projections: one v a row.
-
-    Raises:
-        KernelError: they are not.
-    """
-    bad = batch.idx[~collected(finite).reshape(-1)]
-    if len(bad):
-        raise not_finite(model, images, sorted(set(bad.tolist())), projections)
 
 
 def _unpadded(
@@ -557,7 +538,8 @@ def sketches_sharded(
                 one = everywhere(projections[number : number + 1], mesh)
                 how = (mesh, model.function, problem.groups, buckets)
                 folded = sketch_on(*how, *weights, some, one, signs)
-                check_batch(model, images, batch, folded.finite, projections)
+                finite = collected(folded.finite).reshape(-1)
+                check_gradients(model, images, batch.idx, finite, projections)
                 own = collected(folded.rows)[: batch.images, 0]
                 found.features[batch.start : batch.stop, number] = own * scale
                 found.logits[batch.start : batch.stop] = collected(folded.logits)[: batch.images]

@@ -323,6 +323,26 @@ def not_finite(
     return NotFiniteError(bad, where)
 
 
+def check_gradients(
+    model: Model, images: np.ndarray, idx: np.ndarray, finite: np.ndarray, projections: np.ndarray
+) -> None:
+    """Refuse gradients that are not finite.
+
+    Args:
+        model: the network.
+        images: all of them.
+        idx: those that were differentiated, padding included.
+        finite: whether the gradients of each are.
+        projections: one v a row.
+
+    Raises:
+        NotFiniteError: they are not, with the images and the layer.
+    """
+    bad = sorted(set(idx[~finite].tolist()))
+    if bad:
+        raise not_finite(model, images, bad, projections)
+
+
 def _layer(model: Model, image: Array, projections: Array) -> str:
     if not bool(jnp.isfinite(image).all()):
         return "the first of them holds values that are not finite"

@@ -31,6 +31,7 @@ UNLABELLED_FOLDERS = ("unlabelled", "unlabeled")
 LARGEST_FILE = 256 << 20  # bytes of an image in an archive, which is read whole
 _LARGEST_HEADER = 1 << 20  # bytes of a long name or of extended attributes in a tar
 _LONGEST_TARGET = 4096  # bytes of a path that a link in a zip leads to
+_MOST_PATHS = 1000  # paths to an entry of an archive, on average
 _LONGEST_CHAIN = 40  # links to links, as Linux has it
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _JUNK = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
@@ -270,7 +271,9 @@ class _Archive:
             for member in self._members(self._path):
                 self._add(root, member, len(sizes))
                 sizes.append((member.name, member.size))
-        for path, node in self._walk((root,), (), frozenset()):
+        for count, (path, node) in enumerate(self._walk((root,), (), frozenset())):
+            if count > _MOST_PATHS * (len(sizes) + 1):
+                raise self._refused("/".join(path), "is one of too many paths that its links make")
             parts = (*self._mount, *path[path[:1] == self._mount :])
             if not isinstance(node, int):
                 yield parts, None
@@ -402,8 +405,9 @@ def _zip_members(path: Path) -> Iterator[_Member]:
             if not entry.flag_bits & 0x800:  # macOS writes UTF-8 and does not say so
                 with suppress(UnicodeError):
                     name = name.encode("cp437").decode()
-            unix = entry.create_system == 3
-            kind = kinds.get(stat.S_IFMT(entry.external_attr >> 16) if unix else 0, "other")
+            unix = entry.create_system in (3, 19)  # Unix or macOS
+            has_mode = unix or entry.external_attr & 0x8000  # p7zip's mark
+            kind = kinds.get(stat.S_IFMT(entry.external_attr >> 16) if has_mode else 0, "other")
             name = name if unix else name.replace("\\", "/")
             link = kind == "link" and entry.file_size <= _LONGEST_TARGET
             yield _Member(
@@ -458,6 +462,9 @@ def _tar_members(path: Path) -> Iterator[_Member]:
         archive.fileobj.seek(archive.offset)
         if len(archive.fileobj.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
             raise tarfile.ReadError("unexpected end, the closing block of zeros is missing")
+        while block := archive.fileobj.read(1 << 20):
+            if block.strip(b"\0"):
+                raise tarfile.ReadError("another archive follows its end, and would not be read")
 
 
 def _untarred(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:

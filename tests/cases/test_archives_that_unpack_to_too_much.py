@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from tests.cases.image_trees import images, packed, tar
+from tests.cases.image_trees import NAMES, images, packed, tar
 from trainer import containers
 from trainer.containers import LARGEST_FILE, FileTree
 from trainer.data import load
@@ -109,6 +109,13 @@ def test_a_header_of_a_tar_that_is_too_large_is_refused(tmp_path, kind):
     path.write_bytes(entry.tobuf(tarfile.USTAR_FORMAT) + bytes(4096))
     with pytest.raises(DataError, match="damaged.*a header of 2147483648 bytes"):
         FileTree(path)
+
+
+def test_folders_that_links_multiply_are_refused(tmp_path):
+    links = {f"train/a/{i}/{side}": f"../{i + 1}" for i in range(40) for side in "lr"}
+    files = images(*NAMES, "train/a/40/0.png")
+    with pytest.raises(DataError, match="is one of too many paths that its links make"):
+        load("images", tar(tmp_path / "own.tar", files, links))
 
 
 def test_a_long_chain_of_links_ends(tmp_path):

@@ -1,5 +1,6 @@
 """One data set is one data set as folder, zip and tar; an entry that would be moved is refused."""
 
+import io
 import os
 import stat
 import tarfile
@@ -116,7 +117,7 @@ def test_an_entry_that_would_be_moved_is_refused_by_name(tmp_path, kind, name, m
             for own, content in files:
                 entry = tarfile.TarInfo(own)
                 entry.size = len(content)
-                archive.addfile(entry, __import__("io").BytesIO(content))
+                archive.addfile(entry, io.BytesIO(content))
     refused(path, message)
 
 
@@ -180,6 +181,14 @@ def test_a_name_that_is_not_utf8_is_refused(tmp_path):
     made = folder(tmp_path / "folder", images())
     os.rename(made / "train/a", os.fsencode(made / "train") + b"/a\xe9")
     refused(made, r"the name 'a\\udce9' is not in UTF-8")
+
+
+def test_a_tar_behind_a_tar_is_said(tmp_path):
+    one = tar(tmp_path / "one.tar", images())
+    other = tar(tmp_path / "other.tar", images("train/a/2.png"))
+    path = tmp_path / "both.tar"
+    path.write_bytes(one.read_bytes() + other.read_bytes())
+    refused(path, "another archive follows its end, and would not be read")
 
 
 def test_an_archive_in_an_archive_is_no_image(tmp_path):

@@ -1,6 +1,8 @@
+import ctypes
 import functools
 import gc
 import os
+import platform
 import sys
 import tempfile
 import time
@@ -66,7 +68,9 @@ def _free_compiled() -> Iterator[None]:
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
-        gc.collect()
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture

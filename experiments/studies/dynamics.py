@@ -11,6 +11,7 @@ from experiments.studies.tasks import (
     PAPER_THEORY,
     SMALL_D,
     SMALL_THEORY,
+    as_jpeg,
 )
 
 # What a whole budget is, in labels, and how many rounds the figures spend it in.
@@ -60,7 +61,9 @@ ROUNDS = Study(
 )
 
 _SMALL_CNN = {
-    "CIFAR-10 16×16, CNN": vary(_PAPER_CNN, {"image_size": 16, "train.precision": "bfloat16"})
+    "CIFAR-10 16×16, CNN": as_jpeg(
+        vary(_PAPER_CNN, {"image_size": 16, "train.precision": "bfloat16"})
+    )
 }
 CIFAR10_ROUNDS = dataclasses.replace(
     ROUNDS,

@@ -3,7 +3,7 @@
 from experiments.approximation.config import ApproximationConfig
 from experiments.statistics.claims import Part, falls, measured
 from experiments.studies.study import Grid, Study, vary
-from experiments.studies.tasks import DYNAMICS_SEEDS, FIVE
+from experiments.studies.tasks import DYNAMICS_SEEDS, FIVE, as_jpeg
 from pipelines.audit.config import AuditConfig
 
 _OWN = "experiments.approximation.networks:"
@@ -113,9 +113,10 @@ def _small_audits(name: str, dataset: str, *wide: str) -> dict[str, AuditConfig]
     }
 
 
-_AUDIT_SMALL = _small_audits("MNIST", "mnist", "stages=1", "widen=1") | _small_audits(
-    "CIFAR-10", "cifar10", "stages=2", "widen=1"
-)
+_AUDIT_SMALL = _small_audits("MNIST", "mnist", "stages=1", "widen=1") | {
+    name: as_jpeg(audit)
+    for name, audit in _small_audits("CIFAR-10", "cifar10", "stages=2", "widen=1").items()
+}
 # [L]'s labels and widths, images as they are.
 _WHOLE = {
     "image_size": None,

@@ -5,13 +5,28 @@ The small ones fit their labels on two CPU cores in seconds, which is what look-
 than width: see docs/results/fit_reliability.md.
 """
 
+import dataclasses
+from pathlib import Path
+from typing import TypeVar
+
 from experiments.dynamics.config import TheoryConfig
 from experiments.studies.study import vary
-from pipelines.config import RunConfig, defaults_of
+from pipelines.config import NetworkSettings, RunConfig, defaults_of
 
 LOOK_AHEAD_SEEDS = tuple(range(6))  # [L]
 DYNAMICS_SEEDS = tuple(range(5))  # [D]
 FIVE = tuple(range(5))
+
+Settings = TypeVar("Settings", bound=NetworkSettings)
+
+
+def as_jpeg(settings: Settings) -> Settings:
+    """The same on CIFAR-10 as lossy JPEG: `cifar10-jpeg` in the folder of the data sets.
+
+    The folder holds `train.zip` and `test.zip`. Small studies were done on these images.
+    """
+    return dataclasses.replace(settings, dataset="images", data_dir=Path("cifar10-jpeg"))
+
 
 # [L]'s data sets with its networks, batches and candidates.
 PAPER_L = {
@@ -37,8 +52,8 @@ SMALL = {
 }
 # Harder images, and so twice the labels.
 SMALL_CIFAR10 = {
-    "CIFAR-10 16×16": vary(
-        defaults_of("cifar10"), {**_SMALL, "image_size": 16, "initial": 200, "query": 40}
+    "CIFAR-10 16×16": as_jpeg(
+        vary(defaults_of("cifar10"), {**_SMALL, "image_size": 16, "initial": 200, "query": 40})
     )
 }
 
@@ -108,6 +123,7 @@ def theory(run: RunConfig, queries: tuple[int, ...], subset: int) -> TheoryConfi
     """The measurement of dynamicAL's theory on the network that such a run begins with."""
     return TheoryConfig(
         dataset=run.dataset,
+        data_dir=run.data_dir,
         initial=run.initial,
         subset=subset,
         queries=queries,
@@ -119,7 +135,7 @@ def theory(run: RunConfig, queries: tuple[int, ...], subset: int) -> TheoryConfi
     )
 
 
-_SMALL_CIFAR = {"CIFAR-10 16×16, cross-entropy": small_dynamics("cifar10", image_size=16)}
+_SMALL_CIFAR = {"CIFAR-10 16×16, cross-entropy": as_jpeg(small_dynamics("cifar10", image_size=16))}
 SMALL_THEORY = {
     name: theory(run, (25, 50, 100), 500) for name, run in (SMALL_D | _SMALL_CIFAR).items()
 }

@@ -169,7 +169,7 @@ def job_of(row: Planned, config: SweepConfig) -> Job:
     settings = dataclasses.replace(
         row.trial.config,
         run=row.path,
-        data_dir=data,
+        data_dir=data / (row.trial.config.data_dir or ""),
         download=config.download,
         device=config.device,
     )

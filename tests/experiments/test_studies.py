@@ -6,6 +6,7 @@ from experiments.report.results import results
 from experiments.statistics.claims import UNDECIDED, judge
 from experiments.studies import STUDIES, find
 from experiments.studies.study import SIZES, kind_of
+from experiments.sweep.plan import SweepConfig, job_of, locate
 from tests.experiments.sweep_cases import STUDY
 
 # of a trial that takes hours; and of an audit, whose claims are about eight networks
@@ -40,6 +41,25 @@ def test_studies_of_one_measurement_share_its_trials():
     alike = {trial.key for trial in STUDIES["strategies"].trials("small")}
     both = alike & {trial.key for trial in STUDIES["criteria"].trials("small")}
     assert len(both) == 30  # random, mlmoc and flip of two data sets, five seeds
+
+
+def test_small_studies_of_cifar10_read_it_as_jpeg(tmp_path):
+    found = [
+        trial
+        for study in STUDIES.values()
+        for trial in study.trials("small")
+        if trial.task.startswith("CIFAR-10")
+    ]
+    assert {kind_of(trial.config) for trial in found} == {"run", "audit", "dynamics"}
+    asked = SweepConfig("cifar10_strategies", data_dir=tmp_path, runs=tmp_path / "runs")
+    for trial in found:
+        (row,) = locate([trial], asked.runs)
+        settings = job_of(row, asked).config
+        assert settings.dataset == "images"
+        assert settings.data_folder == tmp_path / "cifar10-jpeg"
+        assert trial.config.image_size == 16
+    large = find("cifar10_strategies").trials("paper")
+    assert {trial.config.dataset for trial in large} == {"cifar10"}
 
 
 def test_every_study_is_found_by_its_name():

@@ -17,20 +17,12 @@ from rich.console import Console
 
 from experiments.approximation.config import FULL, INITIAL, TRAINED
 from experiments.approximation.run import NETWORK, ZERO, ApproximationResult, Rows, WidthResult
+from experiments.drawing import legend_above, series_style, share_y_limits
 from experiments.dynamics.report import cell, markdown_table, print_table
 from kernel.files import write_files
 from pipelines.config import identity
 from pipelines.core.json_io import write_record
-from pipelines.report.drawing import (
-    INK,
-    SMALL,
-    canvas,
-    finish,
-    legend_above,
-    png,
-    series_style,
-    share_y_limits,
-)
+from pipelines.report.drawing import INK, SMALL, canvas, finish, png
 from pipelines.run import describe
 
 FORMAT = 1

@@ -17,25 +17,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from experiments.drawing import legend_above, series_style, share_y_limits
 from experiments.dynamics.config import FIGURES
 from experiments.dynamics.figures import DYNAMICAL, G_MSE, RANDOM, Rows
 from experiments.dynamics.run import INITIAL, STATES, TRAINED, DynamicsResult
 from kernel.files import write_files
 from pipelines.config import identity
 from pipelines.core.json_io import write_record
-from pipelines.report.drawing import (
-    INK,
-    QUIET,
-    SMALL,
-    canvas,
-    finish,
-    frame,
-    label_ticks,
-    legend_above,
-    png,
-    series_style,
-    share_y_limits,
-)
+from pipelines.report.drawing import INK, QUIET, SMALL, canvas, finish, frame, label_ticks, png
 from pipelines.run import describe
 
 FORMAT = 1

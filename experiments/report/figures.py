@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from experiments.drawing import styles
 from experiments.report.measures import dots, families, measured, panels, single
 from experiments.report.results import Ranking, Results, Statistics, common
 from experiments.statistics.curves import REFERENCE, finished, having
@@ -35,7 +36,6 @@ from pipelines.report.drawing import (
     name_curves,
     name_width,
     short,
-    styles,
 )
 from pipelines.report.page import duration, seed_ranges
 

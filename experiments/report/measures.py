@@ -12,8 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from experiments.drawing import styles
 from experiments.report.results import INITIAL, TRAINED
 from experiments.statistics.curves import having
+from pipelines.report.curves import interval
 from pipelines.report.drawing import (
     INK,
     LEFT,
@@ -25,9 +27,7 @@ from pipelines.report.drawing import (
     name_width,
     short,
     style_of,
-    styles,
 )
-from pipelines.report.intervals import interval
 
 _SPREAD = 10.0  # largest over smallest value from which an axis is logarithmic
 _MOST_LINES, _OVERLAID = 8, 3  # lines of one figure; lines up to which both states share a panel

@@ -30,8 +30,9 @@ from experiments.statistics.curves import (
     means,
     need,
 )
+from experiments.statistics.significance import LEVEL, geometric, holm, p_against, p_within
 from pipelines.core.errors import PipelineError
-from pipelines.report.intervals import LEVEL, geometric, holm, interval, p_against, p_within
+from pipelines.report.curves import interval
 
 Verdict = Literal["reproduced", "not reproduced", "not decided by this size"]
 REPRODUCED: Verdict = "reproduced"

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from experiments.statistics.significance import geometric, holm, p_against
 from pipelines.core.errors import PipelineError
-from pipelines.report.curves import REFERENCE
-from pipelines.report.intervals import CONFIDENCE, geometric, holm, interval, p_against
+from pipelines.report.curves import CONFIDENCE, REFERENCE, interval
 
 UNIT = ["task", "seed"]
 TRIAL = ["task", "method", "seed"]

@@ -14,8 +14,9 @@ from matplotlib.axes import Axes
 from scikit_posthocs import critical_difference_diagram, posthoc_nemenyi_friedman
 from scipy import stats
 
+from experiments.statistics.significance import LEVEL, holm, p_against
 from pipelines.core.errors import PipelineError
-from pipelines.report.intervals import LEVEL, holm, interval, p_against
+from pipelines.report.curves import interval
 
 _BLOCK = "a block is one task (data set, network and settings) with one seed"
 _INK, _SIZE = "#1a1a1a", 9.0

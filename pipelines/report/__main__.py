@@ -17,8 +17,8 @@ def main(
 ) -> None:
     """Learning curves, differences from random, query times and tables.
 
-    Runs are averaged over seeds where everything but strategy, seed and length is equal, and stand
-    in groups apart where it is not. Writes figures, the data as CSV, and report.html, which needs
+    Runs are averaged over seeds where everything but strategy, seed and length is equal, and
+    otherwise form separate groups. Writes figures, the data as CSV, and report.html, which needs
     no other file.
 
     Args:

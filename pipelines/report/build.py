@@ -7,10 +7,9 @@ untrained.
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import pandas as pd
 from rich import box
@@ -47,8 +46,7 @@ _NOTE = (
 )
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """One group of runs in the report.
 
     Attributes:
@@ -56,20 +54,19 @@ class Section:
         warnings: of `caveats`.
         summary: of `curves.summary`.
         pictures: (alternative text, PNG).
-        settings: settings the runs have in common.
-        runs: record, strategy, seed, rounds, versions and machine of each run.
+        settings: that the runs have in common.
+        runs: record, strategy, seed, rounds, versions and machine of each.
     """
 
     title: str
     warnings: tuple[str, ...]
     summary: pd.DataFrame
     pictures: tuple[tuple[str, bytes], ...]
-    settings: Mapping[str, Any]
-    runs: tuple[tuple[str, ...], ...]
+    settings: page.Table
+    runs: page.Table
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(NamedTuple):
     """Files and contents of a report.
 
     Attributes:
@@ -109,22 +106,22 @@ def report(runs: Sequence[Path], out: Path) -> Report:
             f"no completed round yet in {', '.join(empty)}; a report can be made as soon as one "
             "run has evaluated its first network."
         )
-    warnings = [f"No completed round yet, left out: {', '.join(empty)}."] if empty else []
-    tables, sections, pngs = [], [], {}
+    warnings = (f"No completed round yet, left out: {', '.join(empty)}.",) if empty else ()
+    rounds, tables, sections, pngs = [], [], [], {}
     for group in groups([run for run in found if run.rounds]):
-        rounds = curves.tidy(group)
-        drawn = figures(group, rounds)
+        rounds.append(curves.tidy(group))
+        summary, drawn = curves.summary(rounds[-1]), figures(group, rounds[-1])
+        tables.append(summary.assign(group=group.title))
         stem = _stem(group, {name.rpartition("-")[0] for name in pngs})
         pngs |= {f"{stem}-{name}.png": png for name, _, png in drawn}
-        tables.append(rounds)
         sections.append(
             Section(
                 title=group.title,
-                warnings=caveats(group, rounds),
-                summary=curves.summary(rounds),
+                warnings=caveats(group, rounds[-1]),
+                summary=summary,
                 pictures=tuple((alt, png) for _, alt, png in drawn),
-                settings=group.settings,
-                runs=tuple(_row(run) for run in group.runs),
+                settings=page.Table(("setting", "value"), tuple(group.settings.items())),
+                runs=page.Table(_RUN_COLUMNS, tuple(map(_row, group.runs))),
             )
         )
     made = Report(
@@ -134,21 +131,26 @@ def report(runs: Sequence[Path], out: Path) -> Report:
         rounds=out / "rounds.csv",
         table=out / "table.csv",
         sections=tuple(sections),
-        warnings=tuple(warnings),
+        warnings=warnings,
     )
-    table = pd.concat(
-        [section.summary.assign(group=section.title) for section in sections], ignore_index=True
+    html = page.render(
+        "runs.html",
+        title="Active learning report",
+        warnings=warnings,
+        note=_NOTE,
+        times=_TIMES,
+        sections=sections,
+        accuracies=page.accuracies,
+        timings=page.timings,
     )
+    files = dict(zip(made.figures, pngs.values(), strict=True)) | {
+        made.rounds: pd.concat(rounds, ignore_index=True).to_csv(index=False).encode(),
+        made.table: pd.concat(tables, ignore_index=True).to_csv(index=False).encode(),
+        made.page: html.encode(),
+    }
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_files(
-            dict(zip(made.figures, pngs.values(), strict=True))
-            | {
-                made.rounds: pd.concat(tables, ignore_index=True).to_csv(index=False).encode(),
-                made.table: table.to_csv(index=False).encode(),
-                made.page: _page(sections, warnings).encode(),
-            }
-        )
+        write_files(files)
     except OSError as error:
         raise PipelineError(
             f"the report cannot be written into {out} ({error}); give --out a folder that can be "
@@ -165,53 +167,27 @@ def _stem(group: Group, taken: set[str]) -> str:
     return next(name for name in names if name not in taken)
 
 
-def _row(run: record.Run) -> tuple[str, ...]:
-    """A run, as in `Section.runs`."""
+_RUN_COLUMNS = ("run", "strategy", "seed", "rounds", "versions", "machine")
+
+
+def _row(run: Run) -> tuple[str, ...]:
+    """A run, by `_RUN_COLUMNS`."""
     last = run.environment[-1] if run.environment else {}
     versions = {"python": last.get("python"), **last.get("versions", {})}
-    listed = [f"{name} {version}" for name, version in versions.items() if version]
-    if last.get("commit"):
-        listed.append(f"commit {last['commit']}")
+    versions["commit"] = last.get("commit")
     machine = [str(last[key]) for key in ("platform", "device") if last.get(key)]
-    if last.get("cpus"):
-        machine.append(f"{last['cpus']} CPUs")
     return (
         str(run.path),
         str(run.config["strategy"]),
         str(run.config["seed"]),
         f"{len(run.rounds)} of {run.config['cycles'] + 1}",
-        ", ".join(listed),
-        ", ".join(machine),
+        ", ".join(f"{name} {version}" for name, version in versions.items() if version),
+        ", ".join([*machine, *([f"{last['cpus']} CPUs"] if last.get("cpus") else [])]),
     )
-
-
-def _page(sections: Sequence[Section], warnings: Sequence[str]) -> str:
-    return page.render(
-        "runs.html",
-        title="Active learning report",
-        warnings=warnings,
-        note=_NOTE,
-        times=_TIMES,
-        sections=[
-            {
-                "title": section.title,
-                "warnings": section.warnings,
-                "accuracies": page.accuracies(section.summary),
-                "timings": page.timings(section.summary),
-                "pictures": section.pictures,
-                "settings": page.Table(("setting", "value"), tuple(section.settings.items())),
-                "runs": page.Table(_RUN_COLUMNS, section.runs),
-            }
-            for section in sections
-        ],
-    )
-
-
-_RUN_COLUMNS = ("run", "strategy", "seed", "rounds", "versions", "machine")
 
 
 def caveats(group: Group, rounds: pd.DataFrame) -> tuple[str, ...]:
-    """What is missing, unequal or untrained in a group of runs, in sentences.
+    """Sentences on missing, unequal or untrained runs of a group.
 
     Args:
         group: the runs.

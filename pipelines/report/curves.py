@@ -14,14 +14,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
+from scipy import stats
 
 from pipelines.core.errors import PipelineError
 from pipelines.core.record import Run
-from pipelines.report.intervals import Interval, interval
 from pipelines.strategies import SECTIONS, sections_of
 
 REFERENCE = "random"
+CONFIDENCE = 0.95
+ROUNDING = 1e-12  # relative, of float64 after a few sums
 # Settings that may differ within a group; `cycles` only says how far a run goes.
 _APART = {"format", "strategy", "seed", "cycles"}
 STAGE = "seconds_"  # prefix of the columns that hold a stage's seconds
@@ -43,7 +46,7 @@ class Group:
     """Runs that differ in nothing but strategy, seed and length, so that they may be compared.
 
     Attributes:
-        title: data set and network, and the settings that tell the group from the others.
+        title: data set and network, and the settings in which the group differs from the others.
         settings: what the runs have in common, nested names joined by dots.
         runs: at most one for each strategy and seed, `random` first.
         dropped: runs left out in favour of a longer one of the same strategy and seed.
@@ -64,69 +67,53 @@ def groups(runs: Sequence[Run]) -> tuple[Group, ...]:
     Raises:
         PipelineError: a configuration lacks data set, network, strategy or seed.
     """
-    alike: dict[str, list[_Entry]] = {}
     for run in runs:
         for name in ("dataset", "network", "strategy", "seed", "cycles"):
             field(run.config, name, f"config.json of {run.path}")
-        entry = _entry(run)
-        alike.setdefault(_key(entry.shared), []).append(entry)
-    members = [own for entries in alike.values() for own in _comparable(entries)]
-    settings = [_settings(own) for own in members]
+    members = _comparable([(run, _sections(run)) for run in runs])
+    settings = [
+        {key: value for _, own in group for part in own.values() for key, value in part.items()}
+        for group in members
+    ]
     made = []
-    for own, values in zip(members, settings, strict=True):
-        kept, dropped = _one_per_seed([entry.run for entry in own])
+    for group, values in zip(members, settings, strict=True):
+        kept, dropped = _one_per_seed([run for run, _ in group])
         made.append(Group(_title(values, settings), values, kept, dropped))
     return tuple(sorted(made, key=lambda group: group.title))
 
 
-class _Entry(NamedTuple):
-    """A run, the settings that every strategy reads, and by section those that its own reads."""
-
-    run: Run
-    shared: dict[str, Any]
-    own: dict[str, dict[str, Any]]
+_Entry = tuple[Run, dict[str, dict[str, Any]]]  # a run and its settings by section
 
 
-def _entry(run: Run) -> _Entry:
+def _sections(run: Run) -> dict[str, dict[str, Any]]:
+    """Flat settings by section, of those that the strategy reads; all strategies read ""."""
     strategy = str(run.config["strategy"])
     arms = run.config["albl"]["arms"] if strategy == "albl" else ()
-    read = SECTIONS & sections_of(strategy, arms) & run.config.keys()
-    shared = {name: value for name, value in run.identity.items() if name not in SECTIONS}
-    own = {name: _compared({name: run.config[name]}) for name in sorted(read)}
-    return _Entry(run, _compared(shared), own)
-
-
-def _compared(settings: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in flat(settings).items() if key not in _APART}
+    read = sorted(sections_of(strategy, arms) & run.config.keys())
+    parts = {"": {name: own for name, own in run.identity.items() if name not in SECTIONS}}
+    parts |= {name: {name: run.config[name]} for name in read}
+    return {
+        name: {key: value for key, value in flat(part).items() if key not in _APART}
+        for name, part in parts.items()
+    }
 
 
 def _comparable(entries: Sequence[_Entry]) -> list[list[_Entry]]:
     """Largest sets in which no two runs read the same section with different values."""
-    values: dict[str, dict[str, dict[str, Any]]] = {}
-    for entry in entries:
-        for section, own in entry.own.items():
-            values.setdefault(section, {})[_key(own)] = own
-    found: list[list[_Entry]] = []
+    values: dict[str, dict[str, None]] = {}
+    for _, own in entries:
+        for section, part in own.items():
+            values.setdefault(section, {})[_key(part)] = None
+    found: dict[frozenset[int], list[_Entry]] = {}
     for chosen in itertools.product(*values.values()):
         picked = dict(zip(values, chosen, strict=True))
-        found.append(
-            [e for e in entries if all(_key(own) == picked[name] for name, own in e.own.items())]
-        )
-    sets = [{id(entry) for entry in one} for one in found]
-    return [
-        one
-        for number, (one, own) in enumerate(zip(found, sets, strict=True))
-        if not any(own < other for other in sets) and own not in sets[:number]
-    ]
-
-
-def _settings(entries: Sequence[_Entry]) -> dict[str, Any]:
-    """Settings of a group: those that all strategies read, and those that some of its runs read."""
-    settings = dict(entries[0].shared)
-    for entry in entries:
-        for own in entry.own.values():
-            settings |= own
-    return settings
+        agreeing = {
+            number: entry
+            for number, entry in enumerate(entries)
+            if all(_key(part) == picked[section] for section, part in entry[1].items())
+        }
+        found[frozenset(agreeing)] = list(agreeing.values())
+    return [group for own, group in found.items() if not any(own < other for other in found)]
 
 
 def _key(settings: dict[str, Any]) -> str:
@@ -226,6 +213,32 @@ def round_row(run: Run, entry: dict[str, Any]) -> dict[str, Any]:
         "peak_memory_mib": max(entry.get("peak_memory_mib", {}).values(), default=math.nan),
         **{f"{STAGE}{stage}": value for stage, value in seconds.items()},
     }
+
+
+class Interval(NamedTuple):
+    """A mean and its 95% confidence interval; the ends are NaN for fewer than two values."""
+
+    n: int
+    mean: float
+    low: float
+    high: float
+
+
+def interval(values: Iterable[float]) -> Interval:
+    """Mean ± t(0.975, n−1) · sd/√n, Student's interval for the mean of independent values."""
+    array = np.fromiter(values, dtype=np.float64)
+    n = array.size
+    mean = float(array.mean()) if n else math.nan
+    if n < 2:
+        return Interval(n, mean, math.nan, math.nan)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * standard_error(array)
+    return Interval(n, mean, mean - half, mean + half)
+
+
+def standard_error(array: np.ndarray) -> float:
+    """Standard error of the mean; 0 where the values differ by rounding only."""
+    spread = float(array.std(ddof=1))
+    return 0.0 if spread <= ROUNDING * abs(array).max() else spread / math.sqrt(array.size)
 
 
 def _having(rounds: pd.DataFrame, column: str, values: Iterable[Any]) -> pd.DataFrame:

@@ -5,19 +5,18 @@ matplotlib's global state.
 """
 
 import io
-import itertools
 import math
 import textwrap
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from scipy.optimize import isotonic_regression
 
 from pipelines.strategies import STRATEGIES
 
@@ -49,7 +48,6 @@ _STYLES = {
     "least_confident": Style("#cc79a7", "D", _DASHES[1]),
     "mlmoc": Style("#0072b2", "P"),
 }
-# Pairs of colour and marker are unique: 6 colours and 7 markers repeat after 42 strategies.
 _INDEX = {name: index for index, name in enumerate(n for n in STRATEGIES if n not in _STYLES)}
 
 
@@ -57,26 +55,13 @@ def style_of(strategy: str) -> Style:
     """Style of a strategy: by its index in the table of strategies, else by a hash of its name."""
     if strategy in _STYLES:
         return _STYLES[strategy]
-    return _cycled(_INDEX.get(strategy, zlib.crc32(strategy.encode())))
+    return cycled(_INDEX.get(strategy, zlib.crc32(strategy.encode())))
 
 
-def _cycled(index: int) -> Style:
+def cycled(index: int) -> Style:
+    """Style of an index; the pair of colour and marker repeats after 42."""
     colour, marker, dash = (table[index % len(table)] for table in (COLOURS, _MARKERS, _DASHES))
     return Style(str(colour), str(marker), dash)
-
-
-def styles(names: Iterable[str]) -> Callable[[str], Style]:
-    """Styles of several curves: a strategy has its own, any other name the next unused one."""
-    names = list(dict.fromkeys(names))
-    known = {name: style_of(name) for name in names if name in _STYLES or name in _INDEX}
-    used = {(style.colour, style.marker) for style in known.values()}
-    unused = (
-        style
-        for style in map(_cycled, itertools.count())
-        if (style.colour, style.marker) not in used
-    )
-    assigned = known | {name: next(unused) for name in names if name not in known}
-    return lambda name: assigned.get(name) or style_of(name)
 
 
 def short(name: str, length: int = NAME) -> str:
@@ -126,42 +111,6 @@ def canvas(
         y = (0.1 + _LINE * number) / total
         figure.text(0.13 / WIDTH, y, line, fontsize=7.3, color="#555555", parse_math=False)
     return figure, made
-
-
-def series_style(
-    number: int, *, lines: bool = True, marked: bool = True, hollow: bool = False
-) -> dict[str, Any]:
-    """Keyword arguments of `Axes.plot` for a series by its number, distinguishable in greyscale."""
-    colour, marker, dash = _cycled(number)
-    return {
-        "color": colour,
-        "markerfacecolor": "white" if hollow else colour,
-        "marker": marker if marked else "",
-        "linestyle": dash if lines else "",
-        "markersize": 5.0,
-        "linewidth": 1.6,
-    }
-
-
-def legend_above(figure: Figure, handles: Sequence[Line2D]) -> Figure:
-    """Put a legend in one line above all axes."""
-    figure.legend(
-        handles=list(handles),
-        loc="upper center",
-        ncols=len(handles),
-        fontsize=SMALL,
-        frameon=False,
-        handletextpad=0.4,
-        columnspacing=1.4,
-    )
-    return figure
-
-
-def share_y_limits(panels: Sequence[Axes]) -> None:
-    """Give axes the limits that show what any of them shows."""
-    ends = [axes.get_ylim() for axes in panels]
-    for axes in panels:
-        axes.set_ylim(min(low for low, _ in ends), max(high for _, high in ends))
 
 
 def png(figure: Figure, dpi: int = 160) -> bytes:
@@ -268,40 +217,18 @@ def name_curves(
             annotation_clip=False,
         )
         axes.plot(1.04, y, marker, color=colour, markersize=5, transform=across, clip_on=False)
-        axes.annotate(
-            short(name),
-            (1.04, y),
-            (7, 0),
-            xycoords=across,
-            textcoords="offset points",
-            va="center",
-            fontsize=SMALL,
-            color=INK,
-            annotation_clip=False,
-            parse_math=False,
-        )
+        word = {"va": "center", "fontsize": SMALL, "color": INK, "parse_math": False}
+        axes.text(1.06, y, short(name), transform=across, **word)
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Positions at least `gap` apart, in the same order and nearest to `wanted` in least squares.
 
-    Isotonic regression of wanted[i] − rank·gap (pool adjacent violators), then clipped to
-    [low, high] if there is room for all.
+    Isotonic regression of wanted[i] − rank·gap, then clipped to [low, high] if there is room.
     """
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    clusters: list[list[float]] = []  # wanted[i] − rank·gap
-    for rank, index in enumerate(order):
-        clusters.append([wanted[index] - rank * gap])
-        while len(clusters) > 1 and _mean(clusters[-2]) > _mean(clusters[-1]):
-            tail = clusters.pop()
-            clusters[-1].extend(tail)
-    flat = [_mean(cluster) for cluster in clusters for _ in cluster]
-    ceiling = high - gap * (len(wanted) - 1)
-    placed = [0.0] * len(wanted)
-    for rank, index in enumerate(order):
-        placed[index] = max(min(flat[rank], ceiling), low) + rank * gap
-    return placed
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    order = np.argsort(wanted, kind="stable")
+    steps = gap * np.arange(len(order))
+    flat = isotonic_regression(np.asarray(wanted)[order] - steps).x
+    placed = np.zeros(len(order))
+    placed[order] = np.maximum(np.minimum(flat, high - gap * (len(order) - 1)), low) + steps
+    return placed.tolist()

@@ -40,7 +40,7 @@ _LABELS, _POINTS = "Number of labels", "Accuracy minus random (points)"
 _DIFFERENCE = "Difference from random, same seed"
 _TOGETHER = 4  # bands of differences in one axes; more get a panel each
 _MOST_BANDS = 6  # bands of accuracies in one axes; more are left out
-UNBANDED = "Means over seeds; their intervals stand in the other figures"
+UNBANDED = "Means over seeds; their intervals are in the other figures"
 _STAGES = {
     "predict": "#56b4e9",
     "certificate": "#f0c75e",
@@ -53,7 +53,7 @@ _STAGES = {
 
 
 def banded(curve: pd.DataFrame) -> bool:
-    """Whether `accuracy` draws the intervals: few enough curves to tell their bands apart."""
+    """Whether `accuracy` draws the intervals: few enough curves for their bands."""
     return len(strategies(curve)) <= _MOST_BANDS
 
 
@@ -174,28 +174,20 @@ def query_time(seconds: pd.DataFrame, caption: str) -> Figure:
     top = 0.36 + 0.2 * math.ceil(len(stages) / columns)
     left = max(0.35 + name_width(names), LEFT)
     figure, (axes,) = canvas(caption, 0.2 + 0.28 * len(names), left=left, top=top)
-    start, others = np.zeros(len(names)), iter(COLOURS * len(stages))
+    rows, start = range(len(names)), np.zeros(len(names))
+    others = iter(COLOURS * len(stages))
     for stage in stages:
         width = seconds[stage].fillna(0.0).to_numpy(dtype=float)
         colour = _STAGES.get(stage) or next(others)
-        axes.barh(
-            range(len(names)), width, 0.66, start, color=colour, label=stage, edgecolor="white"
-        )
+        axes.barh(rows, width, 0.66, start, label=stage, color=colour, edgecolor="white")
         start = start + width
-    for row, total in enumerate(start.tolist()):
-        axes.annotate(
-            duration(total),
-            (total, row),
-            (4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=SMALL,
-            color=INK,
-        )
+    ends = axes.barh(rows, start, 0.66, alpha=0)
+    totals = list(map(duration, start.tolist()))
+    axes.bar_label(ends, totals, padding=4, fontsize=SMALL, color=INK)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(0, max(float(start.max()) * 1.12, 1e-6))
     finish(axes, "", "Seconds (median)", "")
-    axes.set_yticks(range(len(names)), [short(name) for name in names], parse_math=False)
+    axes.set_yticks(rows, [short(name) for name in names], parse_math=False)
     axes.grid(visible=False, axis="y")
     axes.legend(
         loc="lower left",

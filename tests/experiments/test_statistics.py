@@ -15,8 +15,9 @@ from experiments.statistics.curves import (
     summary,
 )
 from experiments.statistics.ranks import critical_difference, friedman, post_hoc
+from experiments.statistics.significance import geometric, holm, p_against, p_within
 from pipelines.core.errors import PipelineError
-from pipelines.report.intervals import geometric, holm, interval, p_against, p_within
+from pipelines.report.curves import interval
 
 # Demšar 2006, Table 6: AUC of C4.5 plain, with parameter m, with cf, and with both tuned. The last
 # row but one prints 0.975 twice and ranks them 2 and 3: they were not equal before rounding.

@@ -26,8 +26,9 @@ from experiments.statistics.claims import (
 )
 from experiments.statistics.curves import costs, labels_saved, median, saving
 from experiments.statistics.ranks import draw, friedman, post_hoc
+from experiments.statistics.significance import geometric, holm, p_against
 from pipelines.core.errors import PipelineError
-from pipelines.report.intervals import geometric, holm, interval, p_against
+from pipelines.report.curves import interval
 
 SEEDS = 6
 NOISE = np.array([0.004, -0.002, 0.001, -0.003, 0.002, 0.0])  # of one seed of a method

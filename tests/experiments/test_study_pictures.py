@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 
+from experiments.drawing import styles
 from experiments.report.figures import answers, forest, gain
 from experiments.report.measures import Family, families, measured, panels
 from experiments.report.page import p_value, percent
@@ -156,3 +157,10 @@ def test_numbers_are_told_with_their_intervals():
     assert percent({"a": 0.5, "a_low": NAN, "a_high": NAN}, "a") == "50.00"
     assert percent({"a": NAN, "a_low": NAN, "a_high": NAN}, "a") == "—"
     assert [p_value(p) for p in (0.04321, 1e-9, 1.0, NAN)] == [".043", "< .0001", "1", "—"]
+
+
+def test_no_two_lines_look_alike():
+    arms = ["random", "mlmoc", *(f"mlmoc, setting {number}" for number in range(20))]
+    style = styles(arms)
+    assert len({style(name)[:2] for name in arms}) == len(arms)
+    assert style("mlmoc") == style_of("mlmoc")

@@ -22,7 +22,7 @@ from pipelines.report import build, figures
 from pipelines.report.__main__ import main
 from pipelines.report.build import print_report, report
 from pipelines.report.curves import QUERY_STAGES, TRAINING_STAGES
-from pipelines.report.drawing import style_of, styles
+from pipelines.report.drawing import style_of
 from pipelines.report.page import duration, seed_ranges, timings
 from pipelines.strategies import STRATEGIES
 from tests.report_cases import line, run, store
@@ -137,10 +137,6 @@ def test_no_two_strategies_look_alike():
     seen = [style_of(name)[:2] for name in STRATEGIES]
     assert len(set(seen)) == len(seen)
     assert style_of("of another version") == style_of("of another version")
-    arms = ["random", "mlmoc", *(f"mlmoc, setting {number}" for number in range(20))]
-    style = styles(arms)
-    assert len({style(name)[:2] for name in arms}) == len(arms)
-    assert style("mlmoc") == style_of("mlmoc")
 
 
 def test_the_table_of_times_leaves_out_short_stages_rather_than_fold(tmp_path, no_figures):

@@ -1,38 +1,18 @@
-"""Student's 95% interval of a mean, t-tests against a bound, equivalence, Holm's correction.
+"""Student's t-tests against a bound, equivalence, Holm's correction, geometric means.
 
-Intervals and tests agree: a bound has p < .05 exactly where the 95% interval excludes it.
+Tests agree with the intervals of `pipelines.report.curves`: a bound has p < .05 exactly where
+the 95% interval excludes it.
 """
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
-CONFIDENCE = 0.95
-_ROUNDING = 1e-12  # relative, of float64 after a few sums
+from pipelines.report.curves import ROUNDING, Interval, interval, standard_error
+
 LEVEL = 0.05  # of p: 1 − CONFIDENCE
-
-
-class Interval(NamedTuple):
-    """A mean and its 95% confidence interval; the ends are NaN for fewer than two values."""
-
-    n: int
-    mean: float
-    low: float
-    high: float
-
-
-def interval(values: Iterable[float]) -> Interval:
-    """Mean ± t(0.975, n−1) · sd/√n, Student's interval for the mean of independent values."""
-    array = np.fromiter(values, dtype=np.float64)
-    n = array.size
-    mean = float(array.mean()) if n else math.nan
-    if n < 2:
-        return Interval(n, mean, math.nan, math.nan)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * _error(array)
-    return Interval(n, mean, mean - half, mean + half)
 
 
 def geometric(values: Iterable[float]) -> Interval:
@@ -50,9 +30,9 @@ def p_against(values: Iterable[float], bound: float = 0.0) -> float:
     array = np.fromiter(values, dtype=np.float64)
     if array.size < 2:
         return math.nan
-    away, error = abs(float(array.mean()) - bound), _error(array)
+    away, error = abs(float(array.mean()) - bound), standard_error(array)
     if error == 0:
-        return float(away <= _ROUNDING * abs(array).max())
+        return float(away <= ROUNDING * abs(array).max())
     return 2 * float(stats.t.sf(away / error, array.size - 1))
 
 
@@ -65,10 +45,10 @@ def p_within(values: Iterable[float], low: float, high: float) -> float:
     array = np.fromiter(values, dtype=np.float64)
     if array.size < 2:
         return math.nan
-    mean, error = float(array.mean()), _error(array)
+    mean, error = float(array.mean()), standard_error(array)
     inside = min(mean - low, high - mean)
     if error == 0:
-        return float(inside <= _ROUNDING * abs(array).max())
+        return float(inside <= ROUNDING * abs(array).max())
     return min(1.0, 2 * float(stats.t.sf(inside / error, array.size - 1)))
 
 
@@ -80,9 +60,3 @@ def holm(p: Sequence[float]) -> list[float]:
     scaled = np.arange(len(order), 0, -1) * array[order]
     array[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
     return array.tolist()
-
-
-def _error(array: np.ndarray) -> float:
-    """Standard error of the mean; 0 where the values differ by rounding only."""
-    spread = float(array.std(ddof=1))
-    return 0.0 if spread <= _ROUNDING * abs(array).max() else spread / math.sqrt(array.size)

@@ -166,6 +166,12 @@ class RunConfig(StrategyOptions, NetworkSettings):
         self.check(self.strategy)
         _ = self.network_arguments
 
+    def with_budget(self) -> "RunConfig":
+        """The same with the budget of albl, where it was not given."""
+        if self.strategy != "albl":
+            return self
+        return replace(self, albl=self.albl.within(self.cycles * self.query))
+
     @property
     def asked(self) -> tuple[str, ...]:
         """Names of the strategies that choose: the strategy itself, or the arms of albl."""

@@ -17,12 +17,12 @@ from torch import nn
 from pipelines import strategies as table
 from pipelines.core.errors import PipelineError
 from pipelines.core.progress import Stages, generator
+from pipelines.core.validation import checked_count, checked_images, checked_labels
 from pipelines.strategies import Method
 from pipelines.strategies.base import Labelling, Query, QueryContext, Resources, build_context
 from pipelines.strategies.options import QueryOptions
 from trainer.config import TrainConfig
 from trainer.networks.loss_prediction import LossPrediction
-from trainer.pool import Pool
 
 if TYPE_CHECKING:
     from bridge.mirror import Mirror
@@ -81,6 +81,7 @@ def query(
         KernelError: the kernel cannot be computed in the memory given, or is singular.
     """
     method = table.get(strategy)
+    batch_size, seed = checked_count("batch_size", batch_size, 1), checked_count("seed", seed, 0)
     resources = _resources(history, auxiliary_module, oracle, progress)
     context = query_context(
         model, images, labelled, batch_size, [method], options, resources, mirror, seed
@@ -110,29 +111,18 @@ def compare(
     follow from the seed. A kernel that is shared is kept, so that its posterior takes memory
     beside it, beyond kernel.memory_gib.
 
-    Args:
-        model: your trained network in eval mode.
-        images: float (examples, channels, height, width), all of them.
-        labelled: the labels so far, {index into images: class from 0}.
-        batch_size: how many each chooses.
-        strategies: their names, each once.
-        options: as for `query`.
-        history: as for `query`.
-        auxiliary_module: as for `query`.
-        oracle: as for `query`.
-        mirror: as for `query`.
-        seed: of the subset, of what is shared, of each strategy and of ties.
-        progress: as for `query`.
+    The arguments are those of `query`, but for the names of the strategies, each once.
 
     Raises:
         PipelineError: no strategy, or one twice; what `query` raises.
     """
-    if not strategies or len(set(strategies)) < len(strategies):
-        raise PipelineError(
-            f"strategies are {list(strategies)}; name at least one, and each of them once."
-        )
-    methods = [table.get(name) for name in strategies]
-    shared_seed = int(generator(seed, "shared", len(labelled)).integers(2**63))
+    names = [strategies] if isinstance(strategies, str) else list(strategies)
+    if not names or len(set(names)) < len(names):
+        raise PipelineError(f"strategies are {names}; name at least one, and each of them once.")
+    methods = [table.get(name) for name in names]
+    batch_size, seed = checked_count("batch_size", batch_size, 1), checked_count("seed", seed, 0)
+    known = len(labelled) if isinstance(labelled, Mapping) else 0  # which is refused below
+    shared_seed = int(generator(seed, "shared", known).integers(2**63))
     resources = _resources(history, auxiliary_module, oracle, progress, shared_seed)
     context = query_context(
         model, images, labelled, batch_size, methods, options, resources, mirror, seed
@@ -150,10 +140,22 @@ def _resources(
     progress: Stages | None,
     shared_seed: int | None = None,
 ) -> Resources:
+    lines: list[Any] = [history] if isinstance(history, Query | Mapping) else list(history)
+    if not all(isinstance(line, Query | Mapping) for line in lines):
+        raise PipelineError("history holds something else than queries or lines of a run's record.")
+    if auxiliary_module is not None and not isinstance(auxiliary_module, LossPrediction):
+        raise PipelineError(
+            f"auxiliary_module is a {type(auxiliary_module).__name__}; give the LossPrediction "
+            "that was trained together with the model."
+        )
+    if oracle is not None and not callable(oracle):
+        raise PipelineError(
+            f"oracle is a {type(oracle).__name__}; give a function of indices that returns classes."
+        )
     return Resources(
         progress=progress or Stages(),
         oracle=oracle,
-        history=[line._asdict() if isinstance(line, Query) else line for line in history],
+        history=[line._asdict() if isinstance(line, Query) else line for line in lines],
         auxiliary_module=auxiliary_module,
         shared_seed=shared_seed,
     )
@@ -170,23 +172,13 @@ def query_context(
     mirror: "Mirror | None" = None,
     seed: int = 0,
 ) -> QueryContext:
-    """The context of a network, images and labels of one's own, checked.
-
-    Args:
-        model: as for `query`.
-        images: as for `query`.
-        labelled: as for `query`.
-        batch_size: as for `query`.
-        methods: the strategies that will be asked.
-        options: as for `query`.
-        resources: optional inputs of the strategies.
-        mirror: as for `query`.
-        seed: of the subset.
-
-    Raises:
-        PipelineError, NetworkError, DataError, BridgeError: as `query`.
-    """
-    options = options or QueryOptions()
+    """The context of a network, images and labels of one's own, checked; as `query` takes them."""
+    options = QueryOptions() if options is None else options
+    for name, given, wanted in (("model", model, nn.Module), ("options", options, QueryOptions)):
+        if not isinstance(given, wanted):
+            found = given.__name__ if isinstance(given, type) else type(given).__name__
+            raise PipelineError(f"{name} is a {found}; it must be a {wanted.__name__}.")
+    options.check_read([method.name for method in methods])
     array = checked_images(images)
     pool, labels = checked_labels(labelled, len(array))
     if batch_size > len(pool.unlabelled):
@@ -210,53 +202,6 @@ def query_context(
         resources=resources or Resources(),
         mirror=mirror,
     )
-
-
-def checked_images(images: np.ndarray | torch.Tensor) -> np.ndarray:
-    """Images as float32.
-
-    Raises:
-        PipelineError: they are no array of finite, normalised images.
-    """
-    array = images.detach().cpu().numpy() if isinstance(images, torch.Tensor) else images
-    if not isinstance(array, np.ndarray) or array.ndim != 4:
-        found = f"shape {array.shape}" if isinstance(array, np.ndarray) else type(images).__name__
-        raise PipelineError(
-            f"images are {found}; they must be an array or tensor of shape (examples, channels, "
-            "height, width)."
-        )
-    if not np.issubdtype(array.dtype, np.floating):
-        raise PipelineError(
-            f"images have dtype {array.dtype}; give them as the network takes them: floating "
-            "point and normalised."
-        )
-    bad = np.flatnonzero(~np.isfinite(array).all(axis=(1, 2, 3)))
-    if len(bad):
-        raise PipelineError(f"images {bad[:5].tolist()} hold NaN or infinite values.")
-    return array.astype(np.float32, copy=False)
-
-
-def checked_labels(labelled: Mapping[int, int], examples: int) -> tuple[Pool, np.ndarray]:
-    """The pool, and int64 labels of its labelled images in their order.
-
-    Raises:
-        PipelineError: no labels, or some that are no whole numbers from 0.
-        DataError: indices that are repeated or out of range.
-    """
-    if not isinstance(labelled, Mapping):
-        raise PipelineError(
-            f"labelled is a {type(labelled).__name__}; it must be the labels so far as a mapping "
-            "{index into images: class}."
-        )
-    if not labelled:
-        raise PipelineError("the labelled set is empty: label a few images at random first.")
-    wrong = [(i, c) for i, c in labelled.items() if int(c) != c or c < 0]
-    if wrong:
-        raise PipelineError(
-            f"image {wrong[0][0]} is labelled {wrong[0][1]!r}; labels are whole numbers from 0."
-        )
-    pool = Pool.of(examples, np.fromiter(labelled, np.int64, len(labelled)))
-    return pool, np.array([labelled[int(i)] for i in pool.labelled], np.int64)
 
 
 class _Callable(ModuleType):

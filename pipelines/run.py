@@ -1,6 +1,5 @@
 """Active-learning runs: train, evaluate, query and label until the budget is spent; resumable."""
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -327,7 +326,7 @@ def _query(
         Labelling(pool.labelled, labels, candidates),
         [method],
         train=config.train,
-        options=dataclasses.replace(config, albl=config.albl.within(config.cycles * config.query)),
+        options=config.with_budget(),
         resources=Resources(
             progress=stages,
             folder=round_in_progress(run, pool.labelled, labels).kernel_folder,
@@ -383,6 +382,8 @@ def run(
         machine = machine_settings(config) | {NOTES: list(dataset.notes)}
         run = record.open_run(config.run_folder, settings, machine)
         print_heading(console, config)
+        for sentence in config.ignored([config.strategy]):
+            console.print(sentence, style="yellow", highlight=False, soft_wrap=True)
         print_notes(console, run)
         print_rounds(console, run)
         mirror = None
@@ -480,6 +481,8 @@ def print_caveats(console: Console, line: dict[str, Any], indent: str = "") -> N
     missing, caveats = line["missing_classes"], []
     if not line["fit"]["fitted"]:
         caveats.append(f"the labels were not fitted: {line['fit']['stopped']}")
+    if "ties" in line.get("diagnostics", {}):
+        caveats.append(line["diagnostics"]["ties"])
     if missing:
         more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
         caveats.append(f"no label yet of: {', '.join(missing[:_NAMED])}{more}")

@@ -28,7 +28,7 @@ from pipelines.core.record import FORMAT
 from pipelines.query import compare, query
 from pipelines.report.build import report
 from pipelines.sequential import start
-from pipelines.strategies import STRATEGIES, options
+from pipelines.strategies import READERS, STRATEGIES, options
 from pipelines.strategies.options import QueryOptions
 from trainer.config import LossPredictionConfig
 from trainer.networks import build
@@ -55,7 +55,20 @@ SECTIONS = {
 }
 SMALL = {"image_size": 4, "candidates": 8, "epochs": 2, "learning_rate": 0.02, "test": 0}
 QUERIES = {
-    **{name: (name, {"baseline": SMALL, "bald": {"samples": 4}}) for name in STRATEGIES},
+    **{
+        name: (
+            name,
+            {
+                "baseline": {
+                    option: value
+                    for option, value in SMALL.items()
+                    if name in READERS.get(f"baseline.{option}", READERS["baseline"])
+                },
+                "bald": {"samples": 4} if name == "bald" else {},
+            },
+        )
+        for name in STRATEGIES
+    },
     "margin, cross_entropy": ("margin", {"loss": "cross_entropy"}),
     "badge, cross_entropy": ("badge", {"loss": "cross_entropy"}),
     "margin, subset": ("margin", {"subset": 30, "seed": 3}),

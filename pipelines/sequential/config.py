@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -16,6 +16,7 @@ from pipelines.strategies.options import (
     BaselineConfig,
     KernelConfig,
     LL4ALConfig,
+    LookAheadConfig,
     QueryOptions,
     StrategyOptions,
 )
@@ -131,6 +132,7 @@ class SequentialConfig(RunConfig):
             )
         object.__setattr__(self, "cycles", self._trainings)
         _ = self.rounds_of_one
+        self.options.check_read([self.strategy], {"kernel"})
         criterion_options(self.strategy, self.options, self.seed)
 
     @property
@@ -148,8 +150,10 @@ class SequentialConfig(RunConfig):
     @property
     def rounds_of_one(self) -> RunConfig:
         """The run in rounds of one question with the same data and network."""
-        own = {one.name: getattr(self, one.name) for one in fields(RunConfig)}
-        return RunConfig(**own | {"strategy": "mlmoc", "query": 1, "cycles": self.budget})
+        own: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(RunConfig)}
+        own |= {"strategy": "mlmoc", "lookahead": LookAheadConfig(), "query": 1}
+        own["cycles"] = self.budget
+        return RunConfig(**own)
 
     @property
     def options(self) -> SequentialOptions:

@@ -36,7 +36,13 @@ from pipelines.core.entries import (
 from pipelines.core.errors import PipelineError
 from pipelines.core.json_io import digest_arrays
 from pipelines.core.progress import Stages, generator, named_images
-from pipelines.query import checked_images, checked_labels
+from pipelines.core.validation import (
+    checked_count,
+    checked_images,
+    checked_index,
+    checked_label,
+    checked_labels,
+)
 from pipelines.sequential.config import STRATEGIES, SequentialOptions, criterion_options
 from pipelines.sequential.learner import (
     Answer,
@@ -46,7 +52,8 @@ from pipelines.sequential.learner import (
     SequentialState,
     acquisition_of,
 )
-from pipelines.strategies.base import PROBE, reference_sample
+from pipelines.strategies import get
+from pipelines.strategies.base import PROBE, check_classes, check_labels, reference_sample
 from pipelines.strategies.options import KernelConfig
 from trainer.errors import lookup
 from trainer.predict import logits
@@ -206,12 +213,8 @@ class SequentialSession:
             PipelineError: no such class, an image that is no candidate, or another label than the
                 one that the image has.
         """
-        index, label = _whole(index, "index"), _whole(label, "label")
-        if not 0 <= label < self.state.classes:
-            raise PipelineError(
-                f"image {index} was given the label {label}, and {self.state.classes} classes "
-                f"have labels 0 to {self.state.classes - 1}."
-            )
+        index = checked_index(index)
+        label = checked_label(label, index, self.state.classes)
         known = self.labels.get(index)
         if known == label:
             return
@@ -233,7 +236,7 @@ class SequentialSession:
         Raises:
             PipelineError: it is no candidate, or labelled or set aside already.
         """
-        index = _whole(index, "index")
+        index = checked_index(index)
         self._position(index)
         if index in self.labels or Event(index, None) in self._events:
             raise PipelineError(f"image {index} is labelled or set aside already.")
@@ -304,17 +307,6 @@ class SequentialSession:
                 "be labelled until the network is trained again."
             )
         return self._positions[index]
-
-
-def _whole(value: object, what: str) -> int:
-    """A whole number, whatever its type.
-
-    Raises:
-        PipelineError: it is none.
-    """
-    if isinstance(value, int | np.integer) and not isinstance(value, bool):
-        return int(value)
-    raise PipelineError(f"the {what} must be a whole number, not {value!r}.")
 
 
 FORMAT = 3
@@ -627,7 +619,8 @@ def start(
         KernelError: the kernel cannot be computed in the memory given, or is singular.
     """
     lookup(dict.fromkeys(STRATEGIES), strategy, "sequential strategy")
-    options = options or SequentialOptions()
+    options, seed = options or SequentialOptions(), checked_count("seed", seed, 0)
+    options.check_read([strategy], {"kernel"})
     array = checked_images(images)
     pool, labels = checked_labels(labelled, len(array))
     test_images, test_labels = (None, np.empty(0, np.int64)) if tests is None else _checked(*tests)
@@ -637,12 +630,13 @@ def start(
         raise PipelineError("every image is labelled already: there is nothing to ask.")
     twin = mirror.with_weights(weights_of(model)) if mirror else trace.mirror(model, array[:PROBE])
     classes = logits(model, array[:1]).shape[1]
-    for which, given in (("labelled", labels), ("test", test_labels)):
-        if len(given) and not 0 <= given.min() <= given.max() < classes:
-            raise PipelineError(
-                f"the {which} images have classes {given.min()} to {given.max()} and the network "
-                f"has {classes} logits: classes go from 0 to {classes - 1}."
-            )
+    check_classes([get(strategy)], model, classes)
+    check_labels(pool.labelled, labels, classes)
+    if len(test_labels) and not 0 <= test_labels.min() <= test_labels.max() < classes:
+        raise PipelineError(
+            f"the test images have classes {test_labels.min()} to {test_labels.max()} and the "
+            f"network has {classes} logits: classes go from 0 to {classes - 1}."
+        )
     state = build_state(
         model,
         (twin, certify(model, twin, array[:PROBE]).summary()),

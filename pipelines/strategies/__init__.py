@@ -1,7 +1,7 @@
-"""The table of strategies: what each of them needs, and the module that it is imported from.
+"""The table of strategies: name, module, needs and summary of each.
 
 A new strategy is a function `(context, batch_size, rng) -> Query` of its own name in a module of
-this package, and a row here. It is imported when it is asked for.
+this package, and a row here. Modules are imported on first use.
 """
 
 import importlib
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 NEEDS: Mapping[str, str] = MappingProxyType(
     {
+        "classes": "two logits or more, so that there are probabilities to compare",
         "logits": "logits of the labelled images and the candidates, by `QueryContext.logits`",
         "features": "penultimate features of both, in the same forward pass, by `build_context`",
         "images": "the images themselves, through `QueryContext.images`",
@@ -43,8 +44,8 @@ class Method:
     Attributes:
         name: of the strategy.
         module: that implements it, in this package.
-        needs: names of NEEDS: what is checked before anything is trained, and computed once
-            whatever the number of strategies that ask for it.
+        needs: names of NEEDS, checked before anything is trained, and computed once for all
+            strategies that are asked together.
         summary: one line, for help texts.
     """
 
@@ -54,7 +55,7 @@ class Method:
     summary: str
 
     def __post_init__(self):
-        """Refuse a need that nobody computes.
+        """Refuse an unknown need.
 
         Raises:
             ValueError: it is not in NEEDS.
@@ -73,6 +74,8 @@ class Method:
     ) -> "Query":
         """Choose a batch; all randomness is drawn from `rng`.
 
+        Picks whose score other candidates have too are reported in the diagnostics as `ties`.
+
         Raises:
             PipelineError: none are asked for, or more than there are candidates.
         """
@@ -85,48 +88,48 @@ class Method:
         if "logits" in self.needs:
             context.logits()  # before other stages, whose seconds are their own
         if self.name in CRITERIA:
-            return self._implementation.look_ahead(context, batch_size, rng, self.name)
-        return getattr(self._implementation, self.name)(context, batch_size, rng)
+            found = self._implementation.look_ahead(context, batch_size, rng, self.name)
+        else:
+            found = getattr(self._implementation, self.name)(context, batch_size, rng)
+        return found if "history" in self.needs else found.with_ties()  # albl draws from batches
 
     @property
     def _implementation(self) -> ModuleType:
         return importlib.import_module(f"{__name__}.{self.module}")
 
 
-def _row(name: str, module: str, needs: str, summary: str) -> Method:
-    return Method(name, module, frozenset(needs.split()), summary)
-
-
 _ROWS = (
-    _row("random", "uncertainty", "draws", "a uniform draw"),
-    _row("entropy", "uncertainty", "logits", "entropy of the class probabilities"),
-    _row("margin", "uncertainty", "logits", "smallest margin of the two likeliest classes"),
-    _row("least_confident", "uncertainty", "logits", "smallest probability of the likeliest class"),
-    _row("badge", "badge", "logits features draws", "k-means++ on gradients of the last layer"),
-    _row("coreset", "coreset", "features", "greedy k-centre on penultimate features"),
-    _row("bald", "bald", "images dropout draws", "mutual information, by Monte Carlo dropout"),
+    ("random", "uncertainty", "draws", "a uniform draw"),
+    ("entropy", "uncertainty", "classes logits", "entropy of the class probabilities"),
+    ("margin", "uncertainty", "classes logits", "smallest margin of the two likeliest classes"),
+    ("least_confident", "uncertainty", "classes logits", "smallest top probability"),
+    ("badge", "badge", "classes logits features draws", "k-means++ on last-layer gradients"),
+    ("coreset", "coreset", "features", "greedy k-centre on penultimate features"),
+    ("bald", "bald", "classes images dropout draws", "mutual information, by dropout passes"),
     # Look-ahead: logits are those of the kernel's own pass, or computed when they are read.
-    _row("mlmoc", "lookahead", "images kernel", "most likely model output change"),
-    _row("emoc", "lookahead", "images kernel", "expected model output change"),
-    _row("eer", "lookahead", "images kernel", "expected error reduction"),
-    _row("flip", "lookahead", "images kernel", "candidates whose predicted class would change"),
-    _row("ev_gp", "lookahead", "images kernel", "reduction of the posterior variances"),
-    _row("loss_change", "lookahead", "images kernel", "reduction of the squared loss"),
-    _row("max_det", "lookahead", "images kernel", "largest determinant of the batch's covariance"),
-    _row("max_herding", "lookahead", "images kernel", "generalised coverage of the pool"),
-    _row("uherding", "lookahead", "images kernel", "coverage of the pool, weighted by uncertainty"),
-    _row("ntkcpl", "lookahead", "images kernel draws", "agreement with pseudo-labels of clusters"),
+    ("mlmoc", "lookahead", "classes images kernel", "most likely model output change"),
+    ("emoc", "lookahead", "classes images kernel", "expected model output change"),
+    ("eer", "lookahead", "classes images kernel", "expected error reduction"),
+    ("flip", "lookahead", "classes images kernel", "candidates that would change their class"),
+    ("ev_gp", "lookahead", "images kernel", "reduction of the posterior variances"),
+    ("loss_change", "lookahead", "classes images kernel", "reduction of the squared loss"),
+    ("max_det", "lookahead", "images kernel", "largest determinant of the batch's covariance"),
+    ("max_herding", "lookahead", "images kernel", "generalised coverage of the pool"),
+    ("uherding", "lookahead", "classes images kernel", "coverage weighted by uncertainty"),
+    ("ntkcpl", "lookahead", "classes images kernel draws", "agreement with clusters' labels"),
     # Baselines of look-ahead.
-    _row("naive", "baselines", "logits images training", "mlmoc by retraining a copy each"),
-    _row("ntk_no_blocks", "baselines", "logits images kernel", "mlmoc by a linear system each"),
-    _row("one_step", "baselines", "logits images training", "mlmoc by one gradient step each"),
-    _row("infinite_ntk", "infinite", "logits images infinite", "mlmoc with the infinite-width NTK"),
-    _row("gp", "infinite", "logits images infinite", "mlmoc of a GP with the infinite-width NTK"),
-    _row("ll4al", "ll4al", "images hooks", "largest predicted loss, by a module trained along"),
-    _row("dynamical", "dynamical", "images gradients", "largest gain in training dynamics"),
-    _row("albl", "albl", "logits draws history", "a bandit over several of the other strategies"),
+    ("naive", "baselines", "classes logits images training", "mlmoc by retraining a copy each"),
+    ("ntk_no_blocks", "baselines", "classes logits images kernel", "mlmoc by a system each"),
+    ("one_step", "baselines", "classes logits images training", "mlmoc by a gradient step each"),
+    ("infinite_ntk", "infinite", "classes logits images infinite", "mlmoc, infinite-width NTK"),
+    ("gp", "infinite", "classes logits images infinite", "mlmoc of a GP, infinite-width NTK"),
+    ("ll4al", "ll4al", "classes images hooks", "largest loss predicted by a module trained along"),
+    ("dynamical", "dynamical", "classes images gradients", "largest gain in training dynamics"),
+    ("albl", "albl", "classes logits draws history", "a bandit over several other strategies"),
 )
-STRATEGIES: Mapping[str, Method] = MappingProxyType({row.name: row for row in _ROWS})
+STRATEGIES: Mapping[str, Method] = MappingProxyType(
+    {row[0]: Method(row[0], row[1], frozenset(row[2].split()), row[3]) for row in _ROWS}
+)
 
 
 def get(name: str) -> Method:
@@ -135,7 +138,7 @@ def get(name: str) -> Method:
     Raises:
         UnknownNameError: no such strategy.
     """
-    return lookup(STRATEGIES, name, "strategy")
+    return lookup(STRATEGIES, str(name), "strategy")
 
 
 def help_text(names: Iterable[str] = STRATEGIES) -> str:
@@ -145,7 +148,7 @@ def help_text(names: Iterable[str] = STRATEGIES) -> str:
 
 def needing(*needs: str) -> frozenset[str]:
     """Names of the strategies that need any of these."""
-    return frozenset(row.name for row in _ROWS if row.needs & {*needs})
+    return frozenset(name for name, row in STRATEGIES.items() if row.needs & {*needs})
 
 
 def methods_of(strategy: str, arms: Sequence[str]) -> tuple[Method, ...]:
@@ -164,23 +167,38 @@ def needs_of(methods: Iterable[Method]) -> frozenset[str]:
 
 
 def needs_mirror(needs: Set[str]) -> bool:
-    """Whether a JAX mirror of the network is among what is needed."""
+    """Whether some needs include a JAX mirror of the network."""
     return bool(needs & {"kernel", "gradients"})
 
 
-# Sections of the options that only some strategies read, by what those need.
-_SECTIONS: Mapping[str, frozenset[str]] = MappingProxyType(
+# Strategies that read a section of the options or, where others do, one option of it.
+READERS: Mapping[str, frozenset[str]] = MappingProxyType(
     {
-        "kernel": frozenset({"kernel", "training", "infinite"}),
-        "lookahead": frozenset({"kernel"}),
-        "baseline": frozenset({"training", "infinite"}),
-        "dynamics": frozenset({"gradients"}),
-        "bald": frozenset({"dropout"}),
-        "ll4al": frozenset({"hooks"}),
-        "albl": frozenset({"history"}),
+        "kernel": needing("kernel"),
+        "kernel.sample": needing("kernel", "training", "infinite"),
+        "kernel.ridge": needing("kernel", "infinite"),
+        "kernel.reference": frozenset(
+            {"mlmoc", "emoc", "flip", "naive", "ntk_no_blocks", "infinite_ntk"}
+        ),
+        "lookahead": frozenset(CRITERIA),
+        "lookahead.labels": frozenset({"emoc", "eer", "uherding"}),
+        "lookahead.beta": frozenset({"emoc", "eer", "uherding"}),
+        "lookahead.uncertainty": frozenset({"uherding"}),
+        "lookahead.temperature": frozenset({"uherding"}),
+        "lookahead.radius": frozenset({"max_herding", "uherding"}),
+        "lookahead.clusters": frozenset({"ntkcpl"}),
+        "baseline": frozenset({"naive"}),
+        "baseline.step": frozenset({"one_step"}),
+        "baseline.candidates": frozenset({"naive", "one_step", "ntk_no_blocks"}),
+        "baseline.image_size": needing("infinite"),
+        "baseline.test": frozenset({"gp"}),
+        "dynamics": needing("gradients"),
+        "bald": needing("dropout"),
+        "ll4al": needing("hooks"),
+        "albl": needing("history"),
     }
 )
-SECTIONS = frozenset(_SECTIONS)
+SECTIONS = frozenset(name.partition(".")[0] for name in READERS)
 
 
 def sections_of(strategy: str, arms: Sequence[str]) -> frozenset[str]:
@@ -190,9 +208,5 @@ def sections_of(strategy: str, arms: Sequence[str]) -> frozenset[str]:
     """
     if not STRATEGIES.keys() >= {strategy, *arms}:
         return SECTIONS
-    methods = methods_of(strategy, arms)
-    needs = needs_of(methods)
-    found = {section for section, its in _SECTIONS.items() if its & needs}
-    if "ntk_no_blocks" in {method.name for method in methods}:
-        found.add("baseline")
-    return frozenset(found)
+    names = {method.name for method in methods_of(strategy, arms)}
+    return frozenset(name.partition(".")[0] for name, own in READERS.items() if own & names)

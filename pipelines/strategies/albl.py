@@ -1,20 +1,15 @@
 """ALBL: a bandit that learns from round to round which strategy to follow (Hsu & Lin, AAAI 2015).
 
-In a round every arm with a batch of its own names it, best first. Then b images are drawn one after
-another: an arm k with probability p_k, and of it the first image of its batch that was not drawn
-before. So an arm's advice is one image at a time, q_a = Σ_k p_k [arm k is at a], an image is never
-drawn twice, and nothing has to be normalised again. The arm `random` advises all candidates that
-are left alike, with 1/left each. p stays as it is within a round: rewards come when the labels are
-in and the network is trained again. Then all draws of the round before get the same reward
+Every arm names a batch, best first. Then b images are drawn one after another: an arm k with
+probability p_k, and of its batch the first image that was not drawn before. So an arm's advice is
+one image at a time, and q_a = Σ_k p_k [arm k is at a]. The arm `random` advises all candidates that
+are left, with 1/left each. When the labels are in and the network is trained again, all draws of
+the round before get the same reward, the importance-weighted accuracy of the retrained network,
 
-    r = Σ_t [y_t = f(x_t)]/q_t / Σ_t 1/q_t    over all images drawn so far,
+    r = Σ_t [y_t = f(x_t)]/q_t / Σ_t 1/q_t    over all images drawn so far.
 
-the importance-weighted accuracy of the retrained network, and the weights are computed anew from
-the p, q, advice and reward that the records of the rounds hold, so that an interrupted run learns
-the same. The default arms are those of BADGE's published comparison (Ash et al. 2020).
-
-The bandit is Exp4.P (Beygelzimer et al. 2011). Arms and experts are the same here, so that both
-numbers are N. With T draws in all and δ: p_min = √(ln N / (N·T)), at most 1/N;
+The bandit is Exp4.P (Beygelzimer et al. 2011) with an expert an arm. With N arms, T draws in all
+and δ: p_min = √(ln N / (N·T)), at most 1/N;
 
     p = (1 − N·p_min) · w/Σw + p_min,    q = pᵀ·advice,
 
@@ -23,23 +18,19 @@ gave the reward r: ŷ_k = r · advice[k,a] / q_a, v̂_k = 1/p_k, and
 
     w_k ← w_k · exp( p_min/2 · (ŷ_k + v̂_k · √(ln(N/δ) / (N·T))) ).
 
-Weights are kept as their logarithms, which cannot overflow.
+Weights are logarithms, which cannot overflow, and are computed from the records of the earlier
+rounds, so that an interrupted run learns the same. The score of a candidate is
+Σ_k p_k [it is in the batch of arm k] (for random b/U). Cost: those of the arms, which share what
+they need, and O(b·N) for the draws.
 
-The score of a candidate is Σ_k p_k [it is in the batch of arm k] (for random b/U): how much of the
-advice asks for it. The batch holds the drawn images, sorted by that. Cost: those of the arms, which
-share what they need, and O(b·N) for the draws.
-
-Differences from Hsu & Lin, and from others:
-
-- They divide the weighted sum by n·T, which estimates a test accuracy where every image can be
-  drawn. With arms that each name one image the sum is of the order of N and the quotient, of the
-  order of N/n, teaches nothing; divided by the sum of the weights it is an accuracy.
-- They retrain after every image, here after a batch.
-- A draw of an image that is labelled already, which they allow and reward, does not occur.
-- In BADGE's comparison one arm chooses the whole batch, and p_min is 1/(10·N).
+Differences from Hsu & Lin: they divide the weighted sum by n·T, which estimates a test accuracy
+where every image can be drawn; with arms that each name one image the quotient is of the order of
+N/n and teaches nothing. They retrain after every image, here after a batch; and they allow and
+reward the draw of a labelled image, which does not occur here. In BADGE's comparison (Ash et al.
+2020), whose arms are the default, one arm chooses the whole batch, and p_min is 1/(10·N).
 
 A network that fits its labels predicts the drawn images right whichever arm advised them: the
-reward is then near 1 throughout, and weights part by which arms were drawn, hardly by which were
+reward is then near 1 throughout, and weights follow which arms were drawn rather than which were
 right. The record holds the reward of every round.
 """
 
@@ -114,6 +105,9 @@ def weighted_accuracy(right: np.ndarray, drawn: np.ndarray) -> float:
     return float(np.average(right, weights=1 / drawn))
 
 
+_COLUMNS = ("probabilities", "advised", "drawn")
+
+
 class Drawn(NamedTuple):
     """The draws of a round, in the order of its record.
 
@@ -131,91 +125,53 @@ class Drawn(NamedTuple):
     drawn: np.ndarray
     reward: float | None
 
+    @classmethod
+    def of(cls, line: Mapping[str, Any], arms: Sequence[str]) -> "Drawn":
+        """Those that a line of the history records.
 
-def rounds_of(history: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> list[Drawn]:
-    """The draws of the earlier rounds that were ALBL's.
-
-    Args:
-        history: lines of earlier rounds, of any strategies.
-        arms: names of the present arms.
-
-    Raises:
-        PipelineError: a round of other arms, or not as it was written.
-    """
-    return [_read(line, arms) for line in history if "advised" in line.get("diagnostics", {})]
-
-
-def _read(line: Mapping[str, Any], arms: Sequence[str]) -> Drawn:
-    """The draws of an earlier round.
-
-    Raises:
-        PipelineError: of other arms, or not as it was written.
-    """
-    recorded = line["diagnostics"]
-    if list(recorded.get("arms", ())) != list(arms):
-        raise PipelineError(
-            f"an earlier round was drawn from the arms {', '.join(recorded.get('arms', ()))} and "
-            f"albl.arms are {', '.join(arms)}: what was learned of those says nothing of these. "
-            "Give the same arms, or leave the earlier rounds out of history."
-        )
-    try:
-        made = Drawn(
-            np.asarray(line["indices"], np.int64),
-            np.asarray(recorded["probabilities"], np.float64),
-            np.asarray(recorded["advised"], np.float64),
-            np.asarray(recorded["drawn"], np.float64),
-            recorded["reward"],
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise PipelineError(
-            f"an earlier round of albl cannot be understood ({error!r}): give history as query() "
-            "returned it."
-        ) from error
-    batch = len(made.indices)
-    if made.advised.shape != (batch, len(arms)) or made.drawn.shape != (batch,):
-        raise PipelineError(
-            f"an earlier round of albl has {batch} indices and says who advised "
-            f"{len(made.advised)}: give history as query() returned it."
-        )
-    return made
+        Raises:
+            PipelineError: of other arms, or not as they were written.
+        """
+        recorded = line["diagnostics"]
+        earlier = ", ".join(recorded.get("arms", ()))
+        if earlier != ", ".join(arms):
+            raise PipelineError(
+                f"an earlier round was drawn from the arms {earlier} and albl.arms are "
+                f"{', '.join(arms)}: rewards of those say nothing of these. Give the same arms, or "
+                "leave the earlier rounds out of history."
+            )
+        try:
+            columns = [line["indices"], *(recorded[name] for name in _COLUMNS)]
+            indices, p, advised, q = (np.asarray(column, np.float64) for column in columns)
+            drawn = cls(indices.astype(np.int64), p, advised, q, recorded["reward"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise PipelineError(
+                f"an earlier round of albl cannot be understood ({error!r}): give history as "
+                "query() returned it."
+            ) from error
+        batch = len(indices)
+        if p.shape != (len(arms),) or advised.shape != (batch, len(arms)) or q.shape != (batch,):
+            raise PipelineError(
+                f"an earlier round of albl has {batch} indices, {len(advised)} rows of advice and "
+                f"{q.size} probabilities: give history as query() returned it."
+            )
+        return drawn
 
 
 def reward_of(context: QueryContext, past: Sequence[Drawn]) -> float | None:
     """Importance-weighted accuracy on everything drawn and labelled so far; None without any."""
     if not past:
         return None
+    indices = np.concatenate([one.indices for one in past])
+    q = np.concatenate([one.drawn for one in past])
     right = context.labelled_logits.argmax(axis=1) == context.labels
     known = dict(zip(context.labelled.tolist(), right.tolist(), strict=True))
-    drawn = [
-        (known[index], q)
-        for one in past
-        for index, q in zip(one.indices.tolist(), one.drawn.tolist(), strict=True)
-        if index in known
-    ]
-    if not drawn:
+    labelled = np.isin(indices, context.labelled)
+    if not labelled.any():
         return None
-    correct, q = (np.array(column) for column in zip(*drawn, strict=True))
-    return weighted_accuracy(correct, q)
-
-
-def log_weights_after(
-    past: Sequence[Drawn], reward: float | None, draws: int, delta: float, arms: int
-) -> np.ndarray:
-    """The weights of arms, ln w, after all earlier rounds, the last of which has this reward."""
-    logs = np.zeros(arms)
-    rewards = [*(one.reward for one in past[1:]), reward]
-    for one, earned in zip(past, rewards, strict=False):
-        if earned is not None:
-            logs = update_log_weights(
-                logs,
-                one.probabilities,
-                one.advised,
-                one.drawn,
-                earned,
-                draws=draws,
-                delta=delta,
-            )
-    return logs
+    return weighted_accuracy(
+        np.array([known[index] for index in indices[labelled].tolist()]), q[labelled]
+    )
 
 
 UNIFORM = "random"  # the arm that advises everything alike
@@ -234,10 +190,15 @@ def albl(context: QueryContext, batch_size: int, rng: np.random.Generator) -> Qu
         PipelineError: a history of other arms.
     """
     settings, arms = context.options.albl, context.options.albl.arms
-    past = rounds_of(context.resources.history, arms)
+    earlier = context.resources.history
+    past = [Drawn.of(line, arms) for line in earlier if "advised" in line.get("diagnostics", {})]
     draws = settings.budget or sum(len(one.indices) for one in past) + batch_size
     reward = reward_of(context, past)
-    logs = log_weights_after(past, reward, draws, settings.delta, len(arms))
+    logs = np.zeros(len(arms))
+    for one, earned in zip(past, [*(one.reward for one in past[1:]), reward], strict=False):
+        if earned is not None:
+            rewarded = (one.probabilities, one.advised, one.drawn, earned)
+            logs = update_log_weights(logs, *rewarded, draws=draws, delta=settings.delta)
     p = arm_probabilities(logs, least_probability(len(arms), draws))
     *arm_rngs, draw_rng, shared_rng = rng.spawn(len(arms) + 2)
     batches = _advice(context, batch_size, arm_rngs, shared_rng)
@@ -262,13 +223,7 @@ def albl(context: QueryContext, batch_size: int, rng: np.random.Generator) -> Qu
         "drawn": (advised @ p).tolist(),
         "advised": advised.tolist(),
     }
-    return Query(
-        indices=context.candidates[positions],
-        scores=scores[positions],
-        candidates=context.candidates,
-        candidate_scores=scores,
-        diagnostics=diagnostics,
-    )
+    return context.query(positions, scores, diagnostics)
 
 
 def _advice(
@@ -280,11 +235,9 @@ def _advice(
     """Positions among the candidates of each arm's batch, best first; None advises all alike."""
     arms = context.options.albl.arms
     shared = [need for arm in arms for need in STRATEGIES[arm].needs & _SHARED]
-    seed = context.resources.shared_seed
-    if seed is None and len(set(shared)) < len(shared):
+    if context.resources.shared_seed is None and len(set(shared)) < len(shared):
         seed = int(shared_rng.integers(2**63))
-    resources = replace(context.resources, oracle=None, shared_seed=seed)
-    context = replace(context, resources=resources)
+        context = replace(context, resources=replace(context.resources, shared_seed=seed))
     order = np.argsort(context.candidates)
     batches: list[np.ndarray | None] = []
     for arm, rng in zip(arms, rngs, strict=True):
@@ -309,7 +262,7 @@ def _draw(
     positions = np.zeros(batch_size, np.int64)
     taken = [0] * len(batches)
     for number in range(batch_size):
-        # no arm is at its end: of its batch_size images fewer were drawn before
+        # every arm has an image left: fewer than batch_size were drawn before
         heads = [None if batch is None else batch[left[batch]][0] for batch in batches]
         arm = int(rng.choice(len(p), p=p))
         head = heads[arm]

@@ -8,10 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipelines.strategies.base import Query, QueryContext, require_features
-from pipelines.strategies.spread import Spread, spread, spread_query, squared_distances
-
-require = require_features
+from pipelines.strategies.base import Query, QueryContext
+from pipelines.strategies.spread import Spread, spread, squared_distances
 
 
 class Embeddings(NamedTuple):
@@ -38,10 +36,8 @@ class Embeddings(NamedTuple):
 
     def distances_to(self, position: int) -> np.ndarray:
         """Squared distances of all to one of them."""
-        errors, features = (
-            self.errors @ self.errors[position],
-            self.features @ self.features[position],
-        )
+        errors = self.errors @ self.errors[position]
+        features = self.features @ self.features[position]
         # (36) d² = ‖q_x‖²‖h_x‖² + ‖q_c‖²‖h_c‖² − 2(q_x·q_c)(h_x·h_c)
         return squared_distances(self.squares, errors * features, self.squares[position])
 
@@ -59,7 +55,7 @@ def badge(context: QueryContext, batch_size: int, rng: np.random.Generator) -> Q
     with context.progress("select"):
         embeddings = Embeddings.of(context.probabilities, features)
         found = kmeans_plus_plus(embeddings, batch_size, rng)
-        return spread_query(context, found, found.distances, {})
+        return context.query(found.positions, found.distances)
 
 
 def kmeans_plus_plus(embeddings: Embeddings, batch_size: int, rng: np.random.Generator) -> Spread:

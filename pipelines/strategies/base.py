@@ -6,7 +6,7 @@ Indices are those of the whole data set everywhere; positions are those in an ar
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from scipy.special import softmax
@@ -24,6 +24,7 @@ from trainer.predict import Piecewise, Predictions, find_head, logits, predictio
 if TYPE_CHECKING:
     from bridge.mirror import Mirror
 
+ROUNDING = 2e-5  # of scores, relative: float32 through a kernel's linear systems
 PROBE = 4  # images on which a mirror is certified, and the layer of the logits is looked for
 T = TypeVar("T")
 Pair = tuple[np.ndarray, np.ndarray]
@@ -47,6 +48,22 @@ class Query(NamedTuple):
     candidates: np.ndarray
     candidate_scores: np.ndarray
     diagnostics: dict[str, Any]
+
+    def with_ties(self) -> "Query":
+        """With `ties` in the diagnostics where picks do not differ in score from other candidates.
+
+        Equal scores are broken at random; where all of them differ by rounding only, by that.
+        """
+        others = self.candidate_scores[~np.isin(self.candidates, self.indices)]
+        tied, scale = int(np.isin(self.scores, others).sum()), np.abs(self.candidate_scores).max()
+        if len(others) and np.ptp(self.candidate_scores) <= ROUNDING * scale:
+            note = "all candidates have the same score, to rounding: the picks are arbitrary"
+        elif tied:
+            rest = int(np.isin(others, self.scores).sum())
+            note = f"{tied} of {len(self.scores)} picks have the scores of {rest} other candidates"
+        else:
+            return self
+        return self._replace(diagnostics=self.diagnostics | {"ties": note})
 
 
 class Labelling(NamedTuple):
@@ -77,8 +94,8 @@ class Resources:
     Attributes:
         progress: records time and memory of named stages, and shows progress.
         folder: where long computations keep finished parts; None keeps none.
-        oracle: data-set indices → true labels, while a batch is being chosen; None where nobody
-            answers before the batch is complete.
+        oracle: data-set indices → true labels, while a batch is being chosen; None where they are
+            known only after the batch is complete.
         history: the earlier rounds, first to last: `indices`, `diagnostics` and whatever else the
             record of a run has of them.
         auxiliary_module: the loss prediction module trained along with the network, if there is.
@@ -212,6 +229,19 @@ class QueryContext:
         """p, float64 (candidates, classes), by the rule that fits the loss."""
         return probabilities(self.candidate_logits, self.train.loss)
 
+    def query(
+        self, positions: np.ndarray, scores: np.ndarray, diagnostics: dict[str, Any] | None = None
+    ) -> Query:
+        """A batch by its positions among the candidates, best first, with every score.
+
+        Raises:
+            PipelineError: a score is not a number.
+        """
+        scores = np.asarray(scores, np.float64)
+        check_numbers(scores, self.candidates)
+        indices = self.candidates[positions]
+        return Query(indices, scores[positions], self.candidates, scores, diagnostics or {})
+
     def features(self) -> Pair:
         """Penultimate features h_L, float32 (labelled, width), and h_U, (candidates, width).
 
@@ -226,36 +256,9 @@ class QueryContext:
         return self.get_or_compute("features", compute)
 
 
-class Strategy(Protocol):
-    """Scores every candidate and picks a batch."""
-
-    def __call__(self, context: QueryContext, batch_size: int, rng: np.random.Generator) -> Query:
-        """Pick `batch_size` of the candidates; all its randomness is drawn from `rng`."""
-        ...
-
-
-class Requirement(Protocol):
-    """The function `require` of a strategy's module."""
-
-    def __call__(
-        self,
-        network: nn.Module,
-        probe: np.ndarray,
-        options: StrategyOptions,
-        oracle: Oracle | None,
-    ) -> None:
-        """Refuse a network or options that the strategy cannot be asked with.
-
-        Args:
-            network: in eval mode, trained or not.
-            probe: a few images, as the network takes them.
-            options: of the strategies.
-            oracle: as in `Resources`.
-
-        Raises:
-            PipelineError, NetworkError: saying what is missing.
-        """
-        ...
+# The function `require` of a strategy's module: refuses a network (in eval mode, given a few images
+# as it takes them), options or a missing oracle, by PipelineError or NetworkError.
+Requirement = Callable[[nn.Module, np.ndarray, StrategyOptions, "Oracle | None"], None]
 
 
 def require(
@@ -264,25 +267,51 @@ def require(
     probe: np.ndarray,
     options: StrategyOptions,
     oracle: Oracle | None,
-) -> None:
-    """Check the requirements of strategies, each once.
+) -> int:
+    """Check the requirements of strategies, each once, before anything is trained or computed.
 
-    Args, Raises: as `Requirement`.
+    Args:
+        methods: the strategies that will be asked.
+        network: in eval mode, trained or not.
+        probe: a few images, as the network takes them.
+        options: of the strategies.
+        oracle: as in `Resources`.
+
+    Returns:
+        The number of classes, by a pass of the network over the probe.
+
+    Raises:
+        PipelineError, NetworkError: saying what is missing.
     """
+    trained = [m.name for m in methods if m.needs & {"kernel", "gradients", "training"}]
+    if trained and not any(parameter.requires_grad for parameter in network.parameters()):
+        raise PipelineError(
+            f"{trained[0]} follows changes of the trainable parameters, and this "
+            f"{type(network).__name__} has none: set requires_grad on those that are trained."
+        )
     for requirement in dict.fromkeys(method.requirement for method in methods):
         if requirement is not None:
             requirement(network, probe, options, oracle)
+    classes = logits(network, probe).shape[1]
+    check_classes(methods, network, classes)
+    if "features" in needs_of(methods):
+        find_head(network, probe)
+    return classes
 
 
-def require_features(
-    network: nn.Module, probe: np.ndarray, options: StrategyOptions, oracle: Oracle | None
-) -> None:
-    """Refuse a network without penultimate features.
+def check_classes(methods: Sequence[Method], network: nn.Module, classes: int) -> None:
+    """Refuse a network with fewer than two logits where a strategy compares classes.
 
     Raises:
-        NetworkError: no layer makes the logits.
+        PipelineError: naming the strategy.
     """
-    find_head(network, probe)
+    comparing = [method.name for method in methods if "classes" in method.needs]
+    if classes < 2 and comparing:
+        raise PipelineError(
+            f"{comparing[0]} compares classes, and this {type(network).__name__} returns "
+            f"{classes} logit an image: return one a class. A binary network with one logit z, "
+            "trained by its sigmoid, becomes one with two by returning torch.cat([0 * z, z], 1)."
+        )
 
 
 def build_context(
@@ -296,12 +325,12 @@ def build_context(
     resources: Resources,
     mirror: "Mirror | None" = None,
 ) -> QueryContext:
-    """Check that the strategies can be asked, and compute what they all need.
+    """Check the requirements of strategies, and compute what they share.
 
     Args:
         network: in eval mode.
         images: data-set indices → images as the network takes them.
-        labelling: what is labelled, and the candidates.
+        labelling: labelled images and candidates.
         methods: the strategies that will be asked.
         train: how the network was trained; its loss decides how logits become probabilities.
         options: of the strategies.
@@ -323,18 +352,13 @@ def build_context(
         options.check(method.name)
     methods = [one for row in methods for one in methods_of(row.name, options.albl.arms)]
     with named_images(probed):
-        require(methods, network, probe, options, resources.oracle)
+        classes = require(methods, network, probe, options, resources.oracle)
+    check_labels(labelled, labels, classes)
     needs = needs_of(methods)
     known_logits = features = certified = None
     if "features" in needs:
         with resources.progress("predict"):
             known_logits, features = _predictions(network, images, labelled, candidates)
-    if known_logits is None:
-        with named_images(probed):
-            classes = logits(network, probe).shape[1]
-    else:
-        classes = known_logits[0].shape[1]
-    _check_labels(labelled, labels, classes)
     if needs_mirror(needs):
         with resources.progress("certificate"):
             certified = _certified(network, probe, mirror)
@@ -369,7 +393,7 @@ def _certified(network: nn.Module, probe: np.ndarray, mirror: "Mirror | None") -
     return CertifiedMirror(made, parity.certify(network, made, probe).summary())
 
 
-def _check_labels(labelled: np.ndarray, labels: np.ndarray, classes: int) -> None:
+def check_labels(labelled: np.ndarray, labels: np.ndarray, classes: int) -> None:
     """Refuse labels that are no class of the network.
 
     Raises:
@@ -427,34 +451,14 @@ def top(
     rng: np.random.Generator,
     diagnostics: dict[str, Any] | None = None,
 ) -> Query:
-    """The candidates with the highest scores; ties are broken at random, by the seed.
-
-    Args:
-        context: holds the candidates.
-        scores: (candidates,), higher = query first.
-        batch_size: how many to pick.
-        rng: breaks ties.
-        diagnostics: recorded beside them.
+    """The candidates with the highest scores, float (candidates,); `rng` breaks ties.
 
     Raises:
-        PipelineError: more are asked for than there are candidates, or a score is not a number.
+        PipelineError: a score is not a number.
     """
-    candidates, scores = context.candidates, np.asarray(scores, np.float64)
     with context.progress("select"):
-        if not 1 <= batch_size <= len(scores):
-            raise PipelineError(
-                f"a query of {batch_size} images was asked for and there are {len(scores)} "
-                "candidates."
-            )
-        check_numbers(scores, candidates)
         best = np.lexsort((rng.permutation(len(scores)), -scores))[:batch_size]
-        return Query(
-            indices=candidates[best],
-            scores=scores[best],
-            candidates=candidates,
-            candidate_scores=scores,
-            diagnostics=diagnostics or {},
-        )
+        return context.query(best, scores, diagnostics)
 
 
 def check_numbers(scores: np.ndarray, candidates: np.ndarray) -> None:

@@ -23,7 +23,8 @@ from trainer.config import Loss, TrainConfig
 from trainer.fit import fit, mean_loss
 from trainer.predict import forward, logits, to_tensor
 
-_NAIVE_REMEDIES = "score fewer candidates (baseline.candidates), sum over fewer (kernel.sample)"
+_REMEDIES = "score fewer candidates (baseline.candidates), sum over fewer (kernel.sample)"
+_BATCH = 512
 
 
 def naive(context: QueryContext, batch_size: int, rng: np.random.Generator) -> Query:
@@ -54,7 +55,7 @@ def naive(context: QueryContext, batch_size: int, rng: np.random.Generator) -> Q
         kept = Scratch(context.resources.folder, key_of(given, ("naive", config, seed)))
     scores = np.zeros(len(scored))
     with context.progress("score") as advance:
-        limit = TimeLimit(advance, settings.hours, _NAIVE_REMEDIES)
+        limit = TimeLimit(advance, settings.hours, _REMEDIES)
         base = context.candidate_logits[sample]
         if context.options.kernel.reference == "linearised":
             alone = retrained(context.network, labelled, context.labels, config, seed)
@@ -114,12 +115,6 @@ def scored_positions(candidates: int, limit: int | None, rng: np.random.Generato
     return np.sort(rng.choice(candidates, limit, replace=False))
 
 
-_ONE_STEP_REMEDIES = (
-    "sum the change over fewer candidates (kernel.sample), score fewer (baseline.candidates)"
-)
-_BATCH = 512
-
-
 def one_step(context: QueryContext, batch_size: int, rng: np.random.Generator) -> Query:
     """Model output change after one step: Σ_x ‖f(x; θ − ηg) − f(x; θ)‖, η = baseline.step.
 
@@ -140,7 +135,7 @@ def one_step(context: QueryContext, batch_size: int, rng: np.random.Generator) -
     own = dataclasses.replace(context, candidates=context.candidates[scored])
     scores = np.zeros(len(scored))
     with context.progress("score") as advance:
-        limit = TimeLimit(advance, settings.hours, _ONE_STEP_REMEDIES)
+        limit = TimeLimit(advance, settings.hours, _REMEDIES)
         points = to_tensor(context.images(context.candidates[sample]), network)
         base = answers(network, {}, points)
         for number, position in enumerate(scored):
@@ -191,11 +186,6 @@ def answers(
     return torch.cat(rows).double()
 
 
-_NO_BLOCKS_REMEDIES = (
-    "score fewer candidates (baseline.candidates), or use mlmoc, whose scores are the same"
-)
-
-
 def ntk_no_blocks(context: QueryContext, batch_size: int, rng: np.random.Generator) -> Query:
     """The scores of `mlmoc`, to rounding, with one more label's system solved for each candidate.
 
@@ -204,6 +194,7 @@ def ntk_no_blocks(context: QueryContext, batch_size: int, rng: np.random.Generat
         KernelError: the kernel cannot be computed in the memory given, is singular or is `full`.
     """
     settings = context.options.kernel
+    remedies = "score fewer candidates (baseline.candidates), or use mlmoc, with the same scores"
     *rngs, scored_rng = rng.spawn(4)
     given = empirical_kernel(context, rngs)
     candidates = len(context.candidates)
@@ -218,7 +209,7 @@ def ntk_no_blocks(context: QueryContext, batch_size: int, rng: np.random.Generat
             ridge=settings.ridge,
             reference=settings.reference,
             identifiers=context.labelled.tolist(),
-            progress=TimeLimit(advance, context.options.baseline.hours, _NO_BLOCKS_REMEDIES),
+            progress=TimeLimit(advance, context.options.baseline.hours, remedies),
         )
     diagnostics = given.diagnostics | {"scored": len(scored)}
     chosen = dataclasses.replace(context, candidates=context.candidates[scored])

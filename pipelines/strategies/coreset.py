@@ -5,12 +5,10 @@ Again and again the candidate that is farthest from everything labelled or picke
 
 import numpy as np
 
-from pipelines.strategies.base import Query, QueryContext, require_features
-from pipelines.strategies.spread import Spread, spread, spread_query, squared_distances
+from pipelines.strategies.base import Query, QueryContext
+from pipelines.strategies.spread import Spread, spread, squared_distances
 
 _BLOCK = 64  # labelled images whose distances to all candidates are held at a time
-
-require = require_features
 
 
 def coreset(context: QueryContext, batch_size: int, rng: np.random.Generator) -> Query:
@@ -29,7 +27,7 @@ def coreset(context: QueryContext, batch_size: int, rng: np.random.Generator) ->
         distances = np.sqrt(found.distances)
         left = np.delete(distances, found.positions)
         radius = float(left.max()) if len(left) else 0.0
-        return spread_query(context, found, distances, {"radius": radius})
+        return context.query(found.positions, distances, {"radius": radius})
 
 
 def farthest(

@@ -54,11 +54,7 @@ def dynamical(context: QueryContext, batch_size: int, rng: np.random.Generator) 
     if settings.batch == "dissimilar":
         with context.progress("select"):
             chosen = dissimilar(scores, rows, batch_size, tie_rng.permutation(len(scores)))
-            query = query._replace(
-                indices=context.candidates[chosen.positions],
-                scores=chosen.scores[chosen.positions],
-                candidate_scores=chosen.scores,
-            )
+            query = context.query(chosen.positions, chosen.scores)
     diagnostics = _diagnostics(context, measured, squared_length(direction), query.indices)
     return query._replace(diagnostics=diagnostics | {"certificate": certificate})
 

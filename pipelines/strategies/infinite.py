@@ -50,17 +50,11 @@ def infinite_ntk(context: QueryContext, batch_size: int, rng: np.random.Generato
         KernelError: it does not fit in the memory, or is singular.
     """
     given = analytic_kernel(context, rng.spawn(1)[0])
-    with context.progress("posterior"):
-        result = _conditioned(
-            context,
-            given,
-            context.labelled_logits.astype(np.float64),
-            context.candidate_logits.astype(np.float64),
-        )
+    result = _conditioned(context, given, *context.logits())
+    reference = context.options.kernel.reference
     with context.progress("score"):
-        scores = mlmoc(result, context.options.kernel.reference)
-    diagnostics = _diagnostics(context, given, result)
-    diagnostics["reference"] = context.options.kernel.reference
+        scores = mlmoc(result, reference)
+    diagnostics = _diagnostics(context, given, result) | {"reference": reference}
     return top(context, scores, batch_size, rng, diagnostics)
 
 
@@ -75,14 +69,12 @@ def gp(context: QueryContext, batch_size: int, rng: np.random.Generator) -> Quer
     """
     kernel_rng, test_rng = rng.spawn(2)
     given = analytic_kernel(context, kernel_rng)
-    classes = context.labelled_logits.shape[1]
-    with context.progress("posterior"):
-        nothing = np.zeros((len(context.candidates), classes))
-        result = _conditioned(context, given, np.zeros((len(context.labelled), classes)), nothing)
-        # the GP's own mean is both what pseudo-labels come from and what changes are changes from
-        result = result._replace(logits=result.predictions, drift=nothing)
+    mean = [np.zeros_like(logits) for logits in context.logits()]
+    result = _conditioned(context, given, *mean)
     with context.progress("score"):
-        scores = mlmoc(result, "linearised")
+        # the GP's own mean is both what pseudo-labels come from and what changes are changes from
+        drift = np.zeros_like(result.predictions)
+        scores = mlmoc(result._replace(logits=result.predictions, drift=drift), "linearised")
     diagnostics = _diagnostics(context, given, result)
     if context.resources.test_set is not None and context.options.baseline.test > 0:
         diagnostics |= _test_accuracy(context, given.architecture, result.ridge, test_rng)
@@ -164,18 +156,19 @@ def shrink(images: np.ndarray, size: int | None) -> np.ndarray:
 def _conditioned(
     context: QueryContext, given: AnalyticKernel, labelled: np.ndarray, candidates: np.ndarray
 ) -> Posterior:
-    return posterior(
-        given.kernel,
-        np.eye(labelled.shape[1])[context.labels],
-        labelled,
-        candidates,
-        sample=given.sample,
-        consume=given.sample is None
-        and context.resources.folder is None
-        and context.resources.shared_seed is None,
-        ridge=context.options.kernel.ridge,
-        identifiers=context.labelled.tolist(),
-    )
+    """The posterior of a prior mean given on the labelled images and the candidates."""
+    alone = context.resources.folder is None and context.resources.shared_seed is None
+    with context.progress("posterior"):
+        return posterior(
+            given.kernel,
+            np.eye(labelled.shape[1])[context.labels],
+            labelled.astype(np.float64),
+            candidates.astype(np.float64),
+            sample=given.sample,
+            consume=given.sample is None and alone,
+            ridge=context.options.kernel.ridge,
+            identifiers=context.labelled.tolist(),
+        )
 
 
 def _test_accuracy(

@@ -23,6 +23,7 @@ from kernel.plan import Plan
 from kernel.posterior import posterior
 from pipelines.core.errors import PipelineError
 from pipelines.core.progress import Advance, named_images
+from pipelines.core.validation import checked_label
 from pipelines.strategies.base import (
     Oracle,
     Pair,
@@ -37,7 +38,7 @@ from pipelines.strategies.options import LookAheadConfig, StrategyOptions
 def require(
     network: nn.Module, probe: np.ndarray, options: StrategyOptions, oracle: Oracle | None
 ) -> None:
-    """Refuse the batch mode `hybrid` where nobody answers.
+    """Refuse the batch mode `hybrid` without an oracle.
 
     Raises:
         PipelineError: there is no oracle.
@@ -45,7 +46,7 @@ def require(
     if options.lookahead.batch == "hybrid" and oracle is None:
         raise PipelineError(
             "lookahead.batch is hybrid, which asks for true labels while the batch is chosen, and "
-            "nobody answers here: give an oracle, or use top or conditioned."
+            "there is no oracle: give one, or use top or conditioned."
         )
 
 
@@ -107,13 +108,7 @@ def look_ahead(
             advance,
         )
     with context.progress("select"):
-        return Query(
-            indices=context.candidates[found.positions],
-            scores=found.scores[found.positions],
-            candidates=context.candidates,
-            candidate_scores=found.scores,
-            diagnostics=diagnostics | found.diagnostics,
-        )
+        return context.query(found.positions, found.scores, diagnostics | found.diagnostics)
 
 
 class EmpiricalKernel(NamedTuple):
@@ -234,25 +229,6 @@ class Batch(NamedTuple):
     diagnostics: dict[str, Any]
 
 
-class _Remaining:
-    """Candidates that may still be picked; ties are broken by one random order."""
-
-    def __init__(self, candidates: int, rng: np.random.Generator):
-        self.order = rng.permutation(candidates)
-        self.open = np.ones(candidates, bool)
-        self.scores = np.zeros(candidates)
-        self.positions: list[int] = []
-
-    def take(self, scores: np.ndarray, count: int) -> np.ndarray:
-        """Pick the positions of the highest scores."""
-        self.scores = np.where(self.open, scores, self.scores)
-        ranked = np.where(self.open, scores, -np.inf)
-        best = np.lexsort((self.order, -ranked))[:count]
-        self.open[best] = False
-        self.positions += best.tolist()
-        return best
-
-
 def pick(
     state: AcquisitionState,
     criterion: str,
@@ -268,7 +244,7 @@ def pick(
     Args:
         state: of the criterion; is consumed.
         criterion: its name.
-        batch_size: how many to pick.
+        batch_size: how many to pick, at most as many as there are candidates.
         config: how.
         rng: breaks ties.
         candidates: data-set indices, for the oracle.
@@ -276,25 +252,30 @@ def pick(
         advance: shows progress.
 
     Raises:
-        PipelineError: more than there are candidates; scores that are not numbers; answers that
-            are not classes.
+        PipelineError: scores that are not numbers; answers that are not classes.
     """
-    if not 1 <= batch_size <= len(candidates):
-        raise PipelineError(
-            f"a query of {batch_size} images was asked for and there are {len(candidates)} "
-            "candidates."
-        )
     mode = config.mode(criterion)
-    left, answers = _Remaining(len(candidates), rng), []
     step = {"top": batch_size, "conditioned": 1, "hybrid": config.interval}[mode]
-    while (remaining := batch_size - len(left.positions)) > 0:
-        count = min(step, remaining)
-        if mode == "hybrid" and criterion in GREEDY:
-            best = _greedily(state, left, count, candidates)
-        else:
-            best = left.take(_scores(state, candidates), count)
-        advance(len(left.positions), batch_size)
-        if remaining == count:
+    order, scores = rng.permutation(len(candidates)), np.zeros(len(candidates))
+    positions, answers = np.zeros(0, np.int64), []
+
+    def take(state: AcquisitionState, count: int) -> np.ndarray:
+        """Pick the highest scores among the others; ties are broken by one random order."""
+        nonlocal positions, scores
+        others = ~np.isin(np.arange(len(candidates)), positions)
+        scores = np.where(others, _scores(state, candidates), scores)
+        best = np.lexsort((order, -np.where(others, scores, -np.inf)))[:count]
+        positions = np.concatenate([positions, best])
+        advance(len(positions), batch_size)
+        return best
+
+    while True:
+        count = min(step, batch_size - len(positions))
+        ahead, best = state, take(state, 1 if criterion in GREEDY and mode != "top" else count)
+        while len(best) < count:  # a greedy criterion: each pick counts for the next
+            ahead = ahead.assume(best[-1:])
+            best = np.concatenate([best, take(ahead, 1)])
+        if len(positions) == batch_size:
             break
         if mode == "conditioned":
             state = state.assume(best)
@@ -305,18 +286,7 @@ def pick(
     diagnostics: dict[str, Any] = {"batch": mode}
     if mode == "hybrid":
         diagnostics |= {"interval": config.interval, "answers": answers}
-    return Batch(np.array(left.positions, np.int64), left.scores, diagnostics)
-
-
-def _greedily(
-    state: AcquisitionState, left: _Remaining, count: int, candidates: np.ndarray
-) -> np.ndarray:
-    """Some picks, each counting for the next, before their labels are asked for."""
-    best = np.zeros(0, np.int64)
-    for _ in range(count):
-        best = np.concatenate([best, left.take(_scores(state, candidates), 1)])
-        state = state.assume(best[-1:])
-    return best
+    return Batch(positions, scores, diagnostics)
 
 
 def _scores(state: AcquisitionState, candidates: np.ndarray) -> np.ndarray:
@@ -327,11 +297,12 @@ def _scores(state: AcquisitionState, candidates: np.ndarray) -> np.ndarray:
 
 def _ask(oracle: Oracle, indices: np.ndarray, classes: int) -> tuple[np.ndarray, list[int]]:
     """The oracle's answers, one-hot and as a list."""
-    answers = np.asarray(oracle(indices))
-    fits = answers.shape == indices.shape and np.issubdtype(answers.dtype, np.integer)
-    if not fits or not ((answers >= 0) & (answers < classes)).all():
+    answers = oracle(indices)
+    ordered = isinstance(answers, list | tuple) or np.ndim(answers) == 1  # no mapping, set or text
+    if not ordered or len(answers) != len(indices):
         raise PipelineError(
             f"asked for the labels of images {indices[:5].tolist()}, the oracle answered "
-            f"{answers[:5].tolist()}; one whole number from 0 to {classes - 1} is needed for each."
+            f"{str(answers)[:40]}; one class for each of {len(indices)} is needed, in their order."
         )
-    return np.eye(classes)[answers], answers.tolist()
+    own = [checked_label(one, index, classes) for one, index in zip(answers, indices, strict=True)]
+    return np.eye(classes)[own], own

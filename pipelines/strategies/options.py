@@ -1,8 +1,11 @@
 """Options of queries, for Python and for the command line, checked when they are made."""
 
 import math
+import numbers
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal, get_args
+from types import MappingProxyType
+from typing import Any, Literal, get_args
 
 from kernel.errors import KernelError
 from kernel.options import (
@@ -17,14 +20,61 @@ from kernel.options import (
     Request,
 )
 from pipelines.core.errors import PipelineError
-from pipelines.strategies import STRATEGIES
+from pipelines.strategies import READERS, SECTIONS, STRATEGIES
 from trainer.config import Loss, LossPredictionConfig
 from trainer.errors import lookup
 
 
+def _whole(section: str, options: Any, **least: int) -> None:
+    """Refuse options that are no whole number, or below their least; None where it is the default.
+
+    Raises:
+        PipelineError: naming section and option, and saying what is needed.
+    """
+    for name, bound in least.items():
+        value: Any = getattr(options, name)
+        optional = type(options).__dataclass_fields__[name].default is None
+        if optional and value is None:
+            continue
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        if not whole or int(value) < bound:
+            raise PipelineError(
+                f"{section}.{name} must be {bound} or more{', or none' * optional}, not "
+                f"{value}{'' if whole else ', which is no whole number'}."
+            )
+        object.__setattr__(options, name, int(value))
+
+
+_RANGES: Mapping[str, Callable[[float], bool]] = MappingProxyType(
+    {
+        "above 0": lambda value: 0 < value < math.inf,
+        "0 or more": lambda value: 0 <= value < math.inf,
+        "from 0 to 1": lambda value: 0 <= value <= 1,
+        "above 0 and at most 1": lambda value: 0 < value <= 1,
+    }
+)
+
+
+def _number(section: str, options: Any, wanted: str, *names: str) -> None:
+    """Refuse options that are no number in one of `_RANGES`; None where it is the default.
+
+    Raises:
+        PipelineError: naming section and option, and saying what is needed.
+    """
+    for name in names:
+        value: Any = getattr(options, name)
+        optional = type(options).__dataclass_fields__[name].default is None
+        if optional and value is None:
+            continue
+        real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not real or not _RANGES[wanted](float(value)):
+            raise PipelineError(f"{section}.{name} must be {wanted}, not {value}.")
+        object.__setattr__(options, name, float(value))
+
+
 @dataclass(frozen=True)
 class ALBLConfig:
-    """Which strategies albl draws its batches from, and how it learns which of them serves.
+    """Arms of albl, and how it learns which of them to follow.
 
     Attributes:
         arms: names of strategies, at least two, without ll4al and albl itself; those of BADGE's
@@ -39,11 +89,7 @@ class ALBLConfig:
     budget: int | None = None
 
     def __post_init__(self):
-        """Refuse too few arms and numbers out of range; `check` looks at the names.
-
-        Raises:
-            PipelineError: too few arms, one named twice, or a number out of range.
-        """
+        """Raise PipelineError on too few arms or a number out of range; `check` reads the names."""
         if len(self.arms) < 2:
             raise PipelineError(
                 f"albl.arms are {', '.join(self.arms) or 'none'}: name at least two strategies to "
@@ -51,10 +97,8 @@ class ALBLConfig:
             )
         if len(set(self.arms)) < len(self.arms):
             raise PipelineError(f"albl.arms names a strategy twice: {', '.join(self.arms)}.")
-        if not 0 < self.delta <= 1:
-            raise PipelineError(f"albl.delta must be above 0 and at most 1, not {self.delta}.")
-        if self.budget is not None and self.budget < 1:
-            raise PipelineError(f"albl.budget must be 1 or more, not {self.budget}.")
+        _number("albl", self, "above 0 and at most 1", "delta")
+        _whole("albl", self, budget=1)
 
     def within(self, budget: int) -> "ALBLConfig":
         """The same, with this budget where none was given."""
@@ -70,7 +114,7 @@ class ALBLConfig:
         for arm in self.arms:
             if arm == "albl":
                 raise PipelineError(
-                    "albl.arms names albl itself: name the strategies it chooses from."
+                    "albl.arms names albl itself: name the strategies that it chooses from."
                 )
             needs = lookup(STRATEGIES, arm, "strategy").needs
             if "hooks" in needs:
@@ -87,7 +131,7 @@ class ALBLConfig:
 
 @dataclass(frozen=True)
 class BaldConfig:
-    """How bald samples what the network might answer.
+    """How bald samples the network.
 
     Attributes:
         samples: forward passes over all candidates with dropout at work.
@@ -96,15 +140,8 @@ class BaldConfig:
     samples: int = 20
 
     def __post_init__(self):
-        """Refuse fewer samples than a disagreement needs.
-
-        Raises:
-            PipelineError: fewer than two samples.
-        """
-        if self.samples < 2:
-            raise PipelineError(
-                f"bald.samples must be 2 or more, not {self.samples}: one pass agrees with itself."
-            )
+        """Raise PipelineError on fewer than two samples, which cannot disagree."""
+        _whole("bald", self, samples=2)
 
 
 @dataclass(frozen=True)
@@ -132,21 +169,9 @@ class BaselineConfig:
     hours: float = field(default=24.0, metadata={"identity": False})
 
     def __post_init__(self):
-        """Refuse numbers out of range.
-
-        Raises:
-            PipelineError: a number out of range.
-        """
-        for name in ("epochs", "candidates", "image_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise PipelineError(f"baseline.{name} must be 1 or more, not {value}.")
-        for name in ("learning_rate", "step", "hours"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise PipelineError(f"baseline.{name} must be above 0, not {value}.")
-        if self.test < 0:
-            raise PipelineError(f"baseline.test must be 0 or more, not {self.test}.")
+        """Raise PipelineError on a number out of range."""
+        _whole("baseline", self, epochs=1, candidates=1, image_size=1, test=0)
+        _number("baseline", self, "above 0", "learning_rate", "step", "hours")
 
 
 DYNAMICS_BATCHES = ("top", "dissimilar")
@@ -173,22 +198,14 @@ class DynamicsConfig:
     chunk: int | None = field(default=None, metadata={"identity": False})
 
     def __post_init__(self):
-        """Refuse unknown names and numbers out of range.
-
-        Raises:
-            UnknownNameError: a batch mode or a precision that is not there.
-            PipelineError: a number out of range.
-        """
-        if self.gamma == math.inf:
+        """Raise UnknownNameError on an unknown name, PipelineError on a number out of range."""
+        if self.gamma in (math.inf, "inf"):
             object.__setattr__(self, "gamma", "inf")  # JSON has no infinity
-        if self.gamma != "inf" and (isinstance(self.gamma, str) or not self.gamma >= 0):
+        elif not isinstance(self.gamma, numbers.Real) or not self.gamma >= 0:
             raise PipelineError(f"dynamics.gamma must be 0 or more, or inf, not {self.gamma}.")
         lookup(dict.fromkeys(DYNAMICS_BATCHES), self.batch, "batch mode of dynamical")
         lookup(dict.fromkeys(("float32", "float64")), self.precision, "precision")
-        for name in ("sketch", "chunk"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise PipelineError(f"dynamics.{name} must be 1 or more, not {value}.")
+        _whole("dynamics", self, sketch=1, chunk=1)
 
     @property
     def weight(self) -> float:
@@ -214,21 +231,13 @@ class KernelConfig(Request):
     ridge: float = 0.0
 
     def __post_init__(self):
-        """Refuse values that no kernel can be computed with."""
+        """Raise UnknownNameError on an unknown name, PipelineError on values nothing computes."""
         lookup(dict.fromkeys(KINDS), self.kind, "kernel kind")
         lookup(dict.fromkeys(REFERENCES), self.reference, "reference")
         lookup(dict.fromkeys(PRECISIONS), self.precision, "precision")
-        for name in ("sketch", "sample", "chunk", "devices"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise PipelineError(f"kernel.{name} must be 1 or more, or none, not {value}.")
-        for name, least in (("ridge", 0), ("probes", 1)):
-            if getattr(self, name) < least:
-                raise PipelineError(
-                    f"kernel.{name} must be {least} or more, not {getattr(self, name)}."
-                )
-        if not self.memory_gib > 0:
-            raise PipelineError(f"kernel.memory_gib must be above 0, not {self.memory_gib}.")
+        _whole("kernel", self, sketch=1, sample=1, chunk=1, devices=1, probes=1)
+        _number("kernel", self, "0 or more", "ridge")
+        _number("kernel", self, "above 0", "memory_gib")
         if self.precision == "tf32" and self.sketch is not None:
             raise PipelineError(
                 "kernel.precision is tf32, which is for products between whole gradients, and "
@@ -241,24 +250,13 @@ class LL4ALConfig(LossPredictionConfig):
     """How the loss prediction module of ll4al is made and trained along with the network."""
 
     def __post_init__(self):
-        """Refuse numbers out of range, and taps named twice.
-
-        Raises:
-            PipelineError: a number out of range, or a tap named twice.
-        """
+        """Raise PipelineError on a number out of range, or a tap named twice."""
         if len(set(self.taps)) < len(self.taps):
             raise PipelineError(f"ll4al.taps names something twice: {', '.join(self.taps)}.")
-        if self.width < 1:
-            raise PipelineError(f"ll4al.width must be 1 or more, not {self.width}.")
-        for name in ("margin", "weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise PipelineError(f"ll4al.{name} must be 0 or more, not {getattr(self, name)}.")
-        if not 0 < self.learning_rate < float("inf"):
-            raise PipelineError(f"ll4al.learning_rate must be above 0, not {self.learning_rate}.")
-        for name in ("detach", "grad_scale"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise PipelineError(f"ll4al.{name} must be from 0 to 1, not {value}.")
+        _whole("ll4al", self, width=1)
+        _number("ll4al", self, "0 or more", "margin", "weight")
+        _number("ll4al", self, "above 0", "learning_rate")
+        _number("ll4al", self, "from 0 to 1", "detach", "grad_scale")
 
     def resolved(self, loss: str, classes: int) -> "LL4ALConfig":
         """These options with the default of `grad_scale` for a loss: 1/C with l2, else 1."""
@@ -267,6 +265,16 @@ class LL4ALConfig(LossPredictionConfig):
         return replace(self, grad_scale=1 / classes if loss == "l2" else 1.0)
 
 
+# Options that are read only where another has a value, but for some strategies.
+_READ_WHERE: Mapping[str, tuple[str, str | None, Set[str]]] = MappingProxyType(
+    {
+        "kernel.probes": ("kind", "rademacher", frozenset()),
+        "lookahead.interval": ("batch", "hybrid", frozenset()),
+        "lookahead.labels": ("temperature", None, frozenset({"emoc", "eer"})),
+        "lookahead.beta": ("labels", "softmax", frozenset({"eer"})),
+        "dynamics.sketch": ("batch", "dissimilar", frozenset()),
+    }
+)
 LOOKAHEAD_BATCHES = ("top", "conditioned", "hybrid")
 
 
@@ -286,16 +294,10 @@ class LookAheadConfig(CriterionOptions):
     interval: int = 1
 
     def __post_init__(self):
-        """Refuse unknown names and numbers out of range.
-
-        Raises:
-            UnknownNameError: a mode that is not there.
-            PipelineError: a name or a number that no criterion can be computed with.
-        """
+        """Raise UnknownNameError on an unknown mode, PipelineError on what no criterion takes."""
         if self.batch is not None:
             lookup(dict.fromkeys(LOOKAHEAD_BATCHES), self.batch, "batch mode")
-        if self.interval < 1:
-            raise PipelineError(f"lookahead.interval must be 1 or more, not {self.interval}.")
+        _whole("lookahead", self, interval=1)
         try:
             super().__post_init__()
         except KernelError as error:
@@ -317,7 +319,7 @@ class LookAheadConfig(CriterionOptions):
         return self.batch or ("conditioned" if criterion in GREEDY else "top")
 
     def check(self, criterion: str, kernel: KernelConfig) -> None:
-        """Refuse, before anything is computed, what the criterion cannot be computed with.
+        """Refuse options that a criterion cannot be computed with.
 
         Args:
             criterion: its name.
@@ -368,7 +370,7 @@ class StrategyOptions:
     albl: ALBLConfig = ALBLConfig()
 
     def check(self, strategy: str) -> None:
-        """Refuse, before anything is computed, options that a strategy cannot be asked with.
+        """Refuse options that a strategy cannot be computed with.
 
         Raises:
             UnknownNameError: no such strategy, or arm of albl.
@@ -385,6 +387,48 @@ class StrategyOptions:
                     "ntk_no_blocks is computed on a scalar-valued kernel and kernel.kind is full: "
                     "use single, sum, trace or rademacher."
                 )
+
+    def check_read(self, strategies: Sequence[str], sections: Set[str] = frozenset()) -> None:
+        """Refuse options that strategies would ignore.
+
+        Args, Raises: PipelineError with the first sentence of `ignored`.
+        """
+        for sentence in self.ignored(strategies, sections):
+            raise PipelineError(sentence)
+
+    def ignored(self, strategies: Sequence[str], sections: Set[str] = frozenset()) -> Iterator[str]:
+        """Sentences on options that differ from their defaults and that no strategy reads.
+
+        Args:
+            strategies: that are asked.
+            sections: that are read whatever the strategies.
+        """
+        names = {name for strategy in strategies for name in (strategy, *self.choosing(strategy))}
+        for section, option, value in self._changed():
+            name, given = f"{section}.{option}", ", ".join(strategies)
+            readers = READERS.get(name, READERS[section])
+            if not readers & names and section not in sections:
+                known = [*sorted(readers)[:4], *(["…"] if len(readers) > 4 else [])]
+                yield (
+                    f"{name} is {value}, which {given} would ignore: leave it out (it is read by "
+                    f"{', '.join(known)})."
+                )
+                continue
+            where, wanted, always = _READ_WHERE.get(name, ("", None, names))
+            if not always & names and getattr(getattr(self, section), where) != wanted:
+                yield (
+                    f"{name} is {value}, which {given} would ignore unless {section}.{where} is "
+                    f"{'none' if wanted is None else wanted}: set that too, or leave {name} out."
+                )
+
+    def _changed(self) -> Iterator[tuple[str, str, Any]]:
+        """Section, name and value of options that change a result and are not their defaults."""
+        for section in sorted(SECTIONS):
+            own, default = getattr(self, section), type(self).__dataclass_fields__[section].default
+            for option in fields(own):
+                value = getattr(own, option.name)
+                if option.metadata.get("identity", True) and value != getattr(default, option.name):
+                    yield section, option.name, value
 
     def choosing(self, strategy: str) -> tuple[str, ...]:
         """Names of the strategies that choose images: the strategy itself, or the arms of albl."""
@@ -403,9 +447,5 @@ class QueryOptions(StrategyOptions):
     loss: Loss = "l2"
 
     def __post_init__(self):
-        """Refuse an unknown loss.
-
-        Raises:
-            UnknownNameError: no such loss.
-        """
+        """Raise UnknownNameError on an unknown loss."""
         lookup(dict.fromkeys(get_args(Loss)), self.loss, "loss")

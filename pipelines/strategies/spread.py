@@ -1,11 +1,9 @@
 """Greedy choice of picks that spread over a space, shared by badge and coreset."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-
-from pipelines.strategies.base import Query, QueryContext
 
 # Below this share of the squared norms a squared distance is rounding, and the points are the same.
 SAME = 1e-12
@@ -65,16 +63,3 @@ def squared_distances(
     sums = squares + square
     found = sums - 2 * products
     return np.where(found > SAME * sums, found, 0.0)
-
-
-def spread_query(
-    context: QueryContext, found: Spread, scores: np.ndarray, diagnostics: dict[str, Any]
-) -> Query:
-    """A batch as a query, with a score for every candidate."""
-    return Query(
-        indices=context.candidates[found.positions],
-        scores=scores[found.positions],
-        candidates=context.candidates,
-        candidate_scores=scores,
-        diagnostics=diagnostics,
-    )

@@ -256,7 +256,7 @@ def test_draws_that_nobody_labelled_earn_nothing():
     ("change", "message"),
     [
         ({"arms": ["margin", "entropy"]}, "drawn from the arms margin, entropy and albl.arms are"),
-        ({"drawn": [0.5]}, "has 3 indices and says who advised 3"),
+        ({"drawn": [0.5]}, "has 3 indices, 3 rows of advice and 1 prob"),
         ({"probabilities": "half"}, "cannot be understood"),
     ],
 )

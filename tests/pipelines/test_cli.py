@@ -144,6 +144,7 @@ def test_tf32_without_a_gpu_is_refused_before_training(monkeypatch, capsys, tmp_
     # a strategy without a kernel has no use for it
     command(monkeypatch, *SMALL, *arguments, "--strategy", "margin")
     assert record.read(tmp_path / "run").complete
+    assert "kernel.precision is tf32, which margin would ignore" in capsys.readouterr().out
 
 
 @pytest.mark.gpu

@@ -51,8 +51,8 @@ def test_features_come_with_the_logits_and_once(network, images):
     passes = []
     counted(network, passes)
     both = compare(network, images, LABELLED, 4, ["badge", "coreset", "albl", "margin"])
-    # twice a few images to find the layer of the logits, then the labelled ones and the others
-    assert passes == [4, 4, len(LABELLED), 20]
+    # a few images to count the classes, twice to find the layer of the logits; then all of them
+    assert passes == [4, 4, 4, len(LABELLED), 20]
     for name, found in both.items():
         alone = query(network, images, LABELLED, 4, name)
         np.testing.assert_array_equal(found.indices, alone.indices)
@@ -100,7 +100,7 @@ def test_needs_are_known_and_used():
     assert {name for name, row in STRATEGIES.items() if row.module == "lookahead"} == {*CRITERIA}
     assert all(f"{name}: {row.summary}" in help_text() for name, row in STRATEGIES.items())
     assert needing("kernel", "infinite") == needing("kernel") | needing("infinite")
-    with pytest.raises(ValueError, match=r"\['oracle'\] are not among logits, features"):
+    with pytest.raises(ValueError, match=r"\['oracle'\] are not among classes, logits, features"):
         Method("random", "uncertainty", frozenset({"oracle"}), "")
 
 

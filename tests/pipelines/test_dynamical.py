@@ -261,7 +261,7 @@ def test_a_dry_run(batch, tmp_path, monkeypatch):
         ({"batch": "conditional"}, UnknownNameError, "unknown batch mode of dynamical"),
         ({"precision": "tf32"}, UnknownNameError, "unknown precision 'tf32'"),
         ({"sketch": 0}, PipelineError, "dynamics.sketch must be 1 or more, not 0"),
-        ({"chunk": 0}, PipelineError, "dynamics.chunk must be 1 or more, not 0"),
+        ({"chunk": 0}, PipelineError, "dynamics.chunk must be 1 or more, or none, not 0"),
     ],
 )
 def test_settings_that_are_refused(values: Any, error, message):
@@ -279,5 +279,5 @@ def test_gamma_on_the_command_line(given, weight):
 
 
 def test_it_is_a_row_of_the_table():
-    assert STRATEGIES["dynamical"].needs == {"images", "gradients"}
+    assert STRATEGIES["dynamical"].needs == {"classes", "images", "gradients"}
     assert RunConfig("digits", strategy="dynamical").dynamics.weight == 2.0

@@ -143,7 +143,7 @@ def test_other_kernels_leave_no_logits(kernel, subject):
 
 
 def test_nobody_answers(subject):
-    with pytest.raises(PipelineError, match="hybrid, which asks for true labels .* nobody answers"):
+    with pytest.raises(PipelineError, match="hybrid, which asks for true .* there is no oracle"):
         ask(subject, "mlmoc", batch="hybrid")
 
 

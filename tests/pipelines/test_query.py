@@ -142,7 +142,7 @@ def test_a_duplicate_of_a_labelled_image_scores_zero(model, images):
         ({"strategy": "mlmc"}, TrainerError, "unknown strategy 'mlmc': did you mean 'mlmoc'"),
         ({"options": {"loss": "hinge"}}, TrainerError, "unknown loss 'hinge'"),
         ({"batch_size": 27}, PipelineError, "query of 27 images was asked for and 26 are not"),
-        ({"batch_size": 0}, PipelineError, "query of 0 images"),
+        ({"batch_size": 0}, PipelineError, "batch_size is 0; it must be a whole number, 1 or more"),
         ({"options": {"subset": 2}}, PipelineError, "subset is 2 and batch_size is 3"),
         ({"labelled": {}}, PipelineError, "labelled set is empty"),
         ({"labelled": [1, 2]}, PipelineError, "labelled is a list"),

@@ -204,13 +204,11 @@ def label_next(session: SequentialSession, label) -> None:
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda s: label_next(s, CLASSES), "classes have labels 0 to 2"),
-        (lambda s: label_next(s, -1), "the label -1"),
-        (lambda s: label_next(s, 0.5), "label must be a whole number, not 0.5"),
-        (
-            lambda s: label_next(s, True),
-            "label must be a whole number, not True",
-        ),
+        (lambda s: label_next(s, CLASSES), "is labelled 3; labels are whole numbers from 0 to 2"),
+        (lambda s: label_next(s, -1), "is labelled -1"),
+        (lambda s: label_next(s, 0.5), "is labelled 0.5; labels are"),
+        (lambda s: label_next(s, True), "is labelled True; labels are"),
+        (lambda s: s.skip("first"), "an image is numbered 'first'"),
         (lambda s: s.add_label(1, 0), "image 1 has the label"),
         (lambda s: s.add_label(101, 0), "image 101 is not one of the 40 candidates"),
         (

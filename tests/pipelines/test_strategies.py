@@ -71,9 +71,9 @@ def test_ties_are_broken_by_the_seed_and_not_by_place():
     assert len(picks) > 1
 
 
-def test_top_refuses_too_many_and_what_is_no_number(rng):
+def test_more_than_there_are_and_scores_that_are_no_numbers_are_refused(rng):
     with pytest.raises(PipelineError, match="query of 5 images was asked for and there are 4"):
-        top(context(P), np.zeros(4), 5, rng)
+        STRATEGIES["margin"](context(P), 5, rng)
     with pytest.raises(PipelineError, match=r"scores of images \[12\] are not numbers"):
         top(context(P), np.array([0, 1, np.nan, 2]), 2, rng)
 

@@ -1,4 +1,4 @@
-"""What every strategy of the table keeps to; one that is added to it is tested here as it is.
+"""Contract of every strategy in the table.
 
 Each is asked with the same small network, of which everything that any of them needs can be had.
 """
@@ -66,7 +66,7 @@ def ask(
     seed: int = 0,
     kernel: KernelConfig | None = None,
 ) -> Query:
-    """What a strategy asks for; `order` is that in which the candidates are given."""
+    """A query of a strategy; `order` permutes the candidates."""
     network, twin, module = trained()
     pool = Pool.of(len(images), labelled)
     candidates = pool.unlabelled if order is None else pool.unlabelled[order]
@@ -88,7 +88,7 @@ def ask(
 
 
 def check(found: Query, batch_size: int, images: int, labelled: np.ndarray = LABELLED) -> None:
-    """What holds of any query."""
+    """Properties of any query."""
     assert found.indices.dtype == found.candidates.dtype == np.int64
     assert found.scores.dtype == found.candidate_scores.dtype == np.float64
     assert len(found.indices) == len(found.scores) == batch_size
@@ -102,7 +102,7 @@ def check(found: Query, batch_size: int, images: int, labelled: np.ndarray = LAB
 
 
 @every
-def test_indices_are_those_of_the_data_set_and_scores_are_told(name):
+def test_indices_are_those_of_the_data_set_and_scores_are_returned(name):
     network, *_ = trained()
     weights = {key: tensor.clone() for key, tensor in network.state_dict().items()}
     state = torch.random.get_rng_state()
@@ -128,7 +128,7 @@ def test_the_seed_decides_whatever_the_order_of_the_candidates(name):
 
 
 @pytest.mark.parametrize("name", sorted(set(STRATEGIES) - needing("draws")))
-def test_scores_are_of_the_images_and_not_of_their_places(name):
+def test_scores_are_of_the_images_and_not_of_their_positions(name):
     """The same images elsewhere in the data set; those that draw may draw others then."""
     images, moved = pictures(), np.random.default_rng(6).permutation(IMAGES)
     elsewhere = np.empty_like(images)

@@ -38,12 +38,7 @@ from trainer.predict import Piecewise, logits
 def prepared(
     config: RunConfig, console: Console, read: Callable[[], Dataset] | None = None
 ) -> tuple[Dataset, nn.Module]:
-    """The data set and the untrained network of a run, checked against each other.
-
-    Args:
-        config: of the run.
-        console: shows that data are being read.
-        read: reads the data set, where it is not one of the table's.
+    """The data set (by `read`, if given) and the untrained network of a run, checked together.
 
     Raises:
         DataError, NetworkError, PipelineError: data or network that cannot be had, settings that
@@ -209,13 +204,7 @@ class RunSetup:
     ) -> dict[str, Any]:
         """Train on the labelled set from the last round's weights, or load a finished training.
 
-        The weights are on the disk when it returns.
-
-        Args:
-            run: the rounds so far.
-            indices: int64 (labelled,), of the data set.
-            labels: int64 (labelled,).
-            stages: records time and shows progress.
+        The weights are on the disk when it returns. Indices and labels are int64 (labelled,).
 
         Returns:
             Entries of the round's record.
@@ -294,11 +283,7 @@ def round_in_progress(run: Run, indices: np.ndarray, labels: np.ndarray) -> Roun
 def one_round(setup: RunSetup, run: Run, pool: Pool, labels: np.ndarray) -> dict[str, Any]:
     """Train on the labelled set, evaluate, and unless this is the last round query a batch.
 
-    Args:
-        setup: of the run.
-        run: the rounds so far; this one is the next.
-        pool: labelled and unlabelled images.
-        labels: int64 (labelled,), the labels of `pool.labelled`, in that order.
+    Labels are int64 (labelled,), those of `pool.labelled`.
 
     Returns:
         The line of the record; the weights are on disk before it is returned.

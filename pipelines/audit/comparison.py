@@ -147,24 +147,12 @@ class Row(NamedTuple):
 
 
 def change(fields: np.ndarray) -> np.ndarray:
-    """Σ_x ‖change at x‖, the model output change.
-
-    Args:
-        fields: (…, points, classes).
-
-    Returns:
-        (…,), in units of the logits.
-    """
+    """Σ_x ‖change at x‖, the model output change, (…,), of fields (…, points, classes)."""
     return np.linalg.norm(fields, axis=-1).sum(axis=-1)
 
 
 def errors(predicted: np.ndarray, real: np.ndarray) -> Errors:
-    """Relative L2 errors, directions and sizes; NaN where nothing changed.
-
-    Args:
-        predicted: (candidates, points, classes).
-        real: the same shape.
-    """
+    """Relative L2 errors, directions and sizes of fields; NaN where nothing changed."""
     difference = predicted - real
     over = (1, 2)
     size_real, size_predicted = _norm(real, over), _norm(predicted, over)
@@ -179,21 +167,13 @@ def errors(predicted: np.ndarray, real: np.ndarray) -> Errors:
 def resamples(candidates: int, rng: np.random.Generator, count: int = RESAMPLES) -> np.ndarray:
     """Bootstrap draws of the candidates' positions, (count, candidates).
 
-    Drawn once and used for everything that is compared, so that differences are paired.
+    Drawn once for all comparisons, so that differences are paired.
     """
     return rng.integers(candidates, size=(count, candidates))
 
 
 def spearman(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Spearman's rank correlation along the last axis, ties by mean ranks.
-
-    Args:
-        one: (…, candidates).
-        other: the same shape.
-
-    Returns:
-        (…,); NaN where either is constant.
-    """
+    """Spearman's rank correlation along the last axis, ties by mean ranks; NaN of a constant."""
     a, b = (rankdata(values, axis=-1) for values in (one, other))
     a, b = (ranks - ranks.mean(axis=-1, keepdims=True) for ranks in (a, b))
     scale = np.sqrt((a**2).sum(axis=-1) * (b**2).sum(axis=-1))
@@ -207,12 +187,7 @@ def correlation(predicted: np.ndarray, real: np.ndarray, draws: np.ndarray) -> I
 
 
 def agreement(scores: np.ndarray, draws: np.ndarray) -> Interval:
-    """Mean Spearman between the repeats of a retraining, over all pairs of them.
-
-    Args:
-        scores: (repeats, candidates), at least two repeats.
-        draws: of `resamples`.
-    """
+    """Mean Spearman over all pairs of repeats, of scores (repeats, candidates)."""
     pairs = list(combinations(scores, 2))
     drawn = np.mean([spearman(a[draws], b[draws]) for a, b in pairs], axis=0)
     return Interval.of(np.mean([spearman(a, b) for a, b in pairs]), drawn)
@@ -224,31 +199,20 @@ def ceiling(agreeing: float, repeats: int) -> float:
     If two repeats correlate by r, the mean of n of them has the reliability nr / (1 + (n−1)r)
     (Spearman and Brown, 1910), and nothing correlates with it by more than its square root
     (Spearman, 1904). Exact for sums of a signal and independent noise, an estimate for ranks.
-
-    Args:
-        agreeing: r; below 0 counts as 0.
-        repeats: n.
+    r below 0 counts as 0.
     """
     r = max(agreeing, 0.0)
     return float(np.sqrt(repeats * r / (1 + (repeats - 1) * r)))
 
 
 def likeness(fields: np.ndarray) -> float:
-    """Median over candidates of the mean cosine between the repeats of their fields.
-
-    Args:
-        fields: (repeats, candidates, points, classes), at least two repeats.
-    """
+    """Median over candidates of the mean cosine between repeats, the first axis of the fields."""
     pairs = [errors(a, b).cosine for a, b in combinations(fields, 2)]
     return median(np.mean(pairs, axis=0))
 
 
 def floor(controls: np.ndarray) -> float:
-    """Distance between trainings without a new label: mean change over all pairs.
-
-    Args:
-        controls: (controls, points, classes), outputs; at least two.
-    """
+    """Mean change over all pairs of controls, outputs (controls, points, classes)."""
     return float(np.mean([change(a - b) for a, b in combinations(controls, 2)]))
 
 
@@ -265,12 +229,8 @@ def trust(correlation: Interval, agreeing: Interval | None, ceiling: Interval | 
     above; `weak` if it starts above 0 and ends below LOW·c; `partly` if it starts above 0
     otherwise; `no` if it does not start above 0 and ends below LOW·c; `undecided` if it ends above.
     Where the agreement of two retrainings is not above 0 with 95% confidence, c means nothing:
-    `partly` if the correlation starts above 0, `unknowable` if not.
-
-    Args:
-        correlation: Spearman between predicted and real change.
-        agreeing: Spearman between repeats; None for a single repeat, whose ceiling is unknown.
-        ceiling: c; None counts as 1.
+    `partly` if the correlation starts above 0, `unknowable` if not. Of a single repeat, agreement
+    and ceiling are None, and c counts as 1.
     """
     if agreeing is not None and not agreeing.low > 0:
         return PARTLY if correlation.low > 0 else UNKNOWABLE
@@ -290,12 +250,7 @@ def real_change(
     Relative to the trained network (`network`) a retraining's change includes that of training on
     alone. For `linearised` the mean of the controls is subtracted in place of the outputs before,
     and from each repeat a control of its own, so that repeats are independent of each other.
-
-    Args:
-        real: outputs after retraining.
-        before: (points, classes), outputs of the trained network.
-        reference: `network` or `linearised`.
-        draws: of `resamples`.
+    `before` has the outputs of the trained network, (points, classes).
     """
     repeats = len(real.retrained)
     if reference == "network":
@@ -327,15 +282,10 @@ def compare(
     draws: np.ndarray,
     baseline: np.ndarray | None,
 ) -> Row:
-    """The row of one prediction.
+    """The row of one prediction: a field, or None for a score without one, and its MLMOC.
 
-    Args:
-        about: width, steps, residual, fitted, reference, kind, sketch, jitter, determined.
-        predicted: (candidates, points, classes); None for a score without a field.
-        scores: (candidates,), predicted MLMOC.
-        real: under the same reference.
-        draws: of `resamples`.
-        baseline: (candidates,), the score without a kernel; None for its own row.
+    `about` has the entries of a `Row` that describe network and kernel; `baseline` is the score
+    without a kernel, None for its own row.
     """
     ranks = correlation(scores, real.scores, draws)
     gain = None

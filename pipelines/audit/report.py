@@ -106,16 +106,9 @@ def sentence(
     ceiling: Interval | None,
     caveats: Sequence[str] = (),
 ) -> str:
-    """How far to trust the look-ahead, in one sentence.
+    """How far to trust the look-ahead, in one sentence ending with the caveats.
 
-    Args:
-        level: of trust.
-        what: the prediction, such as `single, reference network`.
-        correlation: as for `trust`.
-        candidates: how many were retrained with.
-        agreeing: as for `trust`.
-        ceiling: as for `trust`.
-        caveats: clauses to append.
+    `what` names the prediction; the numbers are those of `comparison.trust`.
     """
     if correlation.value != correlation.value:
         measured = (

@@ -317,12 +317,7 @@ def retrain(
 ) -> RealOutputs:
     """Continue training copies of the network, once for each retraining that is not cached.
 
-    Args:
-        task: points and candidates.
-        config: number of repeats and controls.
-        network: trained; not modified.
-        pseudo: int64 (points,), the network's prediction of each point.
-        stages: records time.
+    `pseudo` has the network's prediction of each point, int64 (points,).
     """
     points = task.images_of(task.points)
 

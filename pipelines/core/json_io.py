@@ -111,10 +111,7 @@ def get_or_compute(folder: Path, name: str, compute: Callable[[], Any]) -> Any:
 def write_record(path: Path, content: dict[str, Any], seconds: dict[str, float]) -> None:
     """Write the record of a measurement, with the environments of earlier ones kept in it.
 
-    Args:
-        path: of the record.
-        content: JSON-able but for arrays, named tuples and NaN.
-        seconds: wall seconds by stage, in this process.
+    Seconds are wall time by stage, in this process.
 
     Raises:
         OSError: the file cannot be written; the old one is untouched.

@@ -164,13 +164,7 @@ class TimeLimit:
     """Progress of a slow strategy, stopped early if it would exceed its limit."""
 
     def __init__(self, advance: Advance, hours: float, remedies: str):
-        """The clock starts at the first report, which comes when everything is compiled.
-
-        Args:
-            advance: shows done and total.
-            hours: the limit.
-            remedies: for the message.
-        """
+        """The clock starts at the first report, which comes when everything is compiled."""
         self._advance, self._hours, self._remedies = advance, hours, remedies
         self._began: tuple[float, float] | None = None
         self._judged = False

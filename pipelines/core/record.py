@@ -114,11 +114,7 @@ class Run:
         return self.path / f"auxiliary-{round_number:03d}.safetensors"
 
     def check_weights(self, number: int, trained: Mapping[str, Any] | None = None) -> None:
-        """Refuse the files of a round's weights unless they are those that it recorded.
-
-        Args:
-            number: of the round.
-            trained: the record of its training, where the round is not complete.
+        """Refuse weights of a round, or of a training not yet complete, that it did not record.
 
         Raises:
             PipelineError: one is missing or was changed.
@@ -400,12 +396,7 @@ class RoundInProgress:
     """Finished parts of a round that is not yet recorded: its training, chunks of its kernel."""
 
     def __init__(self, run: Run, labelled: Mapping[int, int]):
-        """Keep the parts of this round, and delete those of any other.
-
-        Args:
-            run: the rounds so far.
-            labelled: {data-set index: class}, in the order in which they are trained on.
-        """
+        """Keep the parts of the next round, with these labels, and delete those of any other."""
         self._run, self._folder = run, run.path / IN_PROGRESS
         self._state = self._folder / "round.json"
         labels = digest(json.dumps([*labelled.items()]).encode())

@@ -144,10 +144,7 @@ def open_journal(
 ) -> Journal:
     """Start a run in a directory, or resume the one that is there.
 
-    Args:
-        path: the directory, made if missing.
-        config: identifies the run; its budget may grow.
-        machine: settings of this start that do not; recorded and never compared.
+    Arguments are those of `record.open_run`; the budget in `config` may grow.
 
     Raises:
         PipelineError: the directory holds a run made with other settings, or other files, or files

@@ -69,11 +69,9 @@ class Linearisation:
         return rebased(made)
 
     def only(self, candidates: np.ndarray, tests: np.ndarray) -> "Linearisation":
-        """The same with a few candidates, all of them in the sample, and a few test images.
+        """The same with a few candidates, all of them in the sample, and tests, by position.
 
-        Args:
-            candidates: their positions; for a kernel between anchors, of the sample.
-            tests: their positions.
+        For a kernel between anchors the candidates are of the sample.
         """
         labelled = len(self.targets)
         positions = np.concatenate([candidates, tests])
@@ -161,13 +159,7 @@ _UNCERTAINTY: Mapping[str, Callable[[np.ndarray], np.ndarray]] = MappingProxyTyp
 def acquisition_of(
     strategy: str, options: Options, loss: str, rng: np.random.Generator
 ) -> MakeAcquisition:
-    """A strategy by its name.
-
-    Args:
-        strategy: one of `pipelines.sequential.config.STRATEGIES`.
-        options: of look-ahead criteria.
-        loss: of the training; it decides how predictions become probabilities.
-        rng: draws the order of `random`, once.
+    """A strategy by its name; `rng` draws the order of `random`, once.
 
     Raises:
         UnknownNameError: no such strategy.

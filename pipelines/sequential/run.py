@@ -141,14 +141,7 @@ class SequentialSetup(RunSetup):
         score: float | None = None,
         predicted: int | None = None,
     ) -> dict[str, Any] | Command:
-        """Ask for a label, and write it to the journal.
-
-        Args:
-            image: its data-set index.
-            heading: shown with it.
-            number: of the training before it; None for a label at the start.
-            score: of the query.
-            predicted: by the linearised network.
+        """Ask for a label, and write it to the journal, after training `number` (None: the first).
 
         Returns:
             The line of the journal, with the label None where the image was skipped; or the command
@@ -233,13 +226,7 @@ def _several_classes(labels: dict[int, int], dataset: Dataset) -> dict[int, int]
 
 
 def train(setup: SequentialSetup, why: str, *, go_on: bool) -> SequentialSession | None:
-    """Train on all labels so far, record it, and linearise the network.
-
-    Args:
-        setup: of the run.
-        why: it is trained now, for the record.
-        go_on: whether queries follow; without, no kernel is computed.
-    """
+    """Train on all labels so far, record it, and linearise the network if queries follow."""
     journal, dataset = setup.journal, setup.dataset
     number, stages = len(journal.run.rounds), Stages(setup.console)
     labels = setup.labels(number)

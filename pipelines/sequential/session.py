@@ -29,6 +29,7 @@ from pipelines.core.entries import (
     FLAG,
     NUMBER,
     TEXT,
+    changed,
     check_entries,
     list_of,
     optional,
@@ -201,13 +202,9 @@ class SequentialSession:
         return self._query
 
     def add_label(self, index: int, label: int) -> None:
-        """Absorb a label: of the image queried, or of any other candidate.
+        """Absorb a label: of the image queried, or of any other candidate, by data-set index.
 
-        The same label given again counts once; an image that was set aside may be labelled.
-
-        Args:
-            index: in the data set.
-            label: the class, from 0.
+        The same label again counts once; an image that was set aside may be labelled.
 
         Raises:
             PipelineError: no such class, an image that is no candidate, or another label than the
@@ -346,13 +343,10 @@ def write(folder: Path, state: SequentialState, events: Sequence[Event]) -> None
             "empty or new folder."
         )
     arrays, form = _arrays(state)
-    name = f"state-{digest_arrays(arrays)}.safetensors"
+    weights = {"parameter": state.weights.params, "buffer": state.weights.buffers}
+    groups = weights | {"constant": arrays}
+    name = _file_name(groups)
     if not (folder / name).exists():
-        groups = {
-            "parameter": state.weights.params,
-            "buffer": state.weights.buffers,
-            "constant": arrays,
-        }
         pack(Contents(groups, state.weights.provenance, {}), folder / name)
     start = state.linearisation
     content = {
@@ -390,6 +384,8 @@ def read(folder: Path) -> tuple[SequentialState, tuple[Event, ...]]:
             )
         check_entries(f"{path}", saved, _SAVED | _PLAIN | _PLAIN_OF_START)
         groups, provenance, _ = unpack(folder / saved["arrays"])
+        if _file_name(groups) != saved["arrays"]:
+            raise changed(f"{folder / saved['arrays']} holds {_file_name(groups)}")
         arrays = groups["constant"]
         linearisation = Linearisation(
             kernel=_kernel(saved["form"], saved["precision"], arrays),
@@ -424,6 +420,11 @@ def _arrays(state: SequentialState) -> tuple[dict[str, np.ndarray], str]:
     if isinstance(start.kernel, Cross):
         arrays["diagonal"] = start.kernel.diagonal
     return arrays, form
+
+
+def _file_name(groups: Mapping[str, Mapping[str, np.ndarray]]) -> str:
+    named = {f"{kind} {name}": array for kind, own in groups.items() for name, array in own.items()}
+    return f"state-{digest_arrays(named)}.safetensors"
 
 
 def _kernel(form: str, precision: Any, arrays: dict[str, np.ndarray]) -> AnyKernel:

@@ -189,7 +189,7 @@ def test_a_report_of_an_interrupted_and_resumed_sweep_is_that_of_one_that_was_no
 def test_a_part_of_a_study_is_reported_with_what_is_missing(tmp_path, capsys, no_figures):
     study = cases.study(THREE, claims=CLAIMS[:1])
     trials = study.trials("small")
-    fit = {"steps": 3, "fitted": False, "residual_rms": 0.4}
+    fit = {"steps": 3, "epochs": 3, "fitted": False, "stopped": "so", "residual_rms": 0.4}
     cases.store(trials[0], tmp_path / "runs", [0.1, 0.2, 0.3], fit=fit)
     made = study_report(study, "small", tmp_path / "runs", tmp_path / "out")
     missing = "8 of 9 trials are not begun: digits, CNN, seeds of margin (0–2), entropy (0–2)"

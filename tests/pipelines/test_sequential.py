@@ -280,6 +280,13 @@ def test_what_was_saved_is_checked(tmp_path):
             SequentialSession.restore(folder)
     (folder / "state.json").write_text(json.dumps(saved))
     arrays = folder / saved["arrays"]
+    SequentialSession(state(seed=1, form="dense")).save(tmp_path / "other")
+    (other,) = (tmp_path / "other").glob("*.safetensors")
+    whole = arrays.read_bytes()
+    arrays.write_bytes(other.read_bytes())
+    with pytest.raises(PipelineError, match=f"{arrays.name} holds {other.name}"):
+        SequentialSession.restore(folder)
+    arrays.write_bytes(whole)
     arrays.write_bytes(arrays.read_bytes()[:-8])
     with pytest.raises(BridgeError):
         SequentialSession.restore(folder)

@@ -124,7 +124,7 @@ def sentence(
         limit = "and without repeats the most that is possible is not known"
     elif agreeing.value != agreeing.value:
         limit = (
-            "and whether two retrainings agree is not known, for the change of one of them is the "
+            "and whether two retrainings agree is undetermined, for the change of one of them is the "
             "same for all"
         )
     elif not agreeing.low > 0:

@@ -124,8 +124,8 @@ def sentence(
         limit = "and without repeats the most that is possible is not known"
     elif agreeing.value != agreeing.value:
         limit = (
-            "and whether two retrainings agree is undetermined, for the change of one of them is the "
-            "same for all"
+            "and whether two retrainings agree is undetermined, for the change of one of them is "
+            "the same for all"
         )
     elif not agreeing.low > 0:
         limit = f"and two retrainings with the same candidates agree with {_shown(agreeing)}"

@@ -6,7 +6,7 @@ penultimate layer is recognised by the values it passes on, not by its name.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -116,7 +116,8 @@ def to_tensor(
             "pass them through Dataset.normalise first"
         )
     device, dtype = placement(network)
-    return torch.tensor(np.ascontiguousarray(images), device=device, dtype=dtype)
+    # one image of a reversed array is contiguous to numpy, and has a stride that torch refuses
+    return torch.from_numpy(np.array(images, order="C")).to(device, dtype)
 
 
 def forward(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -189,8 +190,16 @@ def answers(
     network: nn.Module,
     images: Images,
     batch_size: int = 512,
+    after: Callable[[], object] = lambda: None,
 ) -> Float32[np.ndarray, "examples classes"]:
     """Finite logits of every image, batch by batch, in whatever mode the network is.
+
+    Args:
+        network: as of `logits`, but for the mode.
+        images: as of `logits`.
+        batch_size: how many images go through the network at once.
+        after: called after each batch; keeps what hooks have seen of it. Not every pass of the
+            network is one of these images: its work is counted in a pass of its own.
 
     Raises:
         NetworkError, DataError: as `logits`, but for the mode.
@@ -203,6 +212,7 @@ def answers(
         for start in range(0, max(len(images), 1), batch_size):
             batch = to_tensor(images[start : start + batch_size], network)
             rows.append(forward(network, batch).float().cpu().numpy())
+            after()
             finite = np.isfinite(rows[-1]).all(axis=1)
             if not finite.all():
                 index = start + int(np.argmin(finite))
@@ -215,29 +225,32 @@ def answers(
     return np.concatenate(rows)
 
 
-_FLOPS: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], int]] = WeakKeyDictionary()
+_FLOPS: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], float]] = WeakKeyDictionary()
 
 
-def flops(network: nn.Module, image: Num[np.ndarray, "images channels height width"]) -> int:
+def flops(network: nn.Module, image: Num[np.ndarray, "images channels height width"]) -> float:
     """Floating-point operations of products and convolutions in a forward pass; counted once.
 
     Args:
-        network: in whatever mode.
+        network: in whatever mode. One that fails costs nothing: the pass that was asked for says
+            what is wrong.
         image: one, or none at all, which costs nothing.
     """
     known = _FLOPS.setdefault(network, {})
-    if image.shape not in known:
-        batch = to_tensor(image, network)
-        devices = [batch.device] if batch.device.type == "cuda" else []
-        with (
-            torch.no_grad(),
-            torch.random.fork_rng(devices=devices),
-            torch.compiler.set_stance("force_eager"),
-            FlopCounterMode(display=False) as counter,
-        ):
-            forward(network, batch)
-        known[image.shape] = counter.get_total_flops()
-    return known[image.shape]
+    if image.shape in known:
+        return known[image.shape]
+    batch = to_tensor(np.repeat(image, 2, axis=0), network)  # not every network takes one alone
+    devices = [batch.device] if batch.device.type == "cuda" else []
+    with (
+        suppress(Exception),
+        torch.no_grad(),
+        torch.random.fork_rng(devices=devices),
+        torch.compiler.set_stance("force_eager"),
+        FlopCounterMode(display=False) as counter,
+    ):
+        network(batch)
+        known[image.shape] = counter.get_total_flops() / 2
+    return known.get(image.shape, 0.0)
 
 
 NAMED = "feature_layer"  # the attribute by which a network names the layer that gives features
@@ -331,20 +344,7 @@ def predictions(
     Raises:
         NetworkError: as `logits`; features that are not finite (NotFiniteError).
     """
-    with _reading(network, head) as rows:
-        answers = logits(network, images, batch_size)
-    features = np.concatenate(rows)
-    finite = np.isfinite(features).all(axis=1)
-    if not finite.all():
-        cause = f"the logits are; look at that image, or name another layer ({NAMED})"
-        raise NotFiniteError(f"features at {head.name!r}", int(np.argmin(finite)), cause)
-    return Predictions(answers, features)
-
-
-@contextmanager
-def _reading(network: nn.Module, head: Head) -> Iterator[list[np.ndarray]]:
-    """Within it every forward pass of the network adds its rows of features to the list."""
-    layer, rows = submodule(network, head.name, NAMED), []
+    rows: list[np.ndarray] = []
     seen: list[torch.Tensor] = []
 
     def read(layer: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
@@ -356,12 +356,17 @@ def _reading(network: nn.Module, head: Head) -> Iterator[list[np.ndarray]]:
             )
         seen[:] = [_rows(layer, taken, head)]  # a layer used twice makes the logits at the last
 
-    def keep(*_: Any) -> None:
-        rows.append(seen.pop().float().cpu().numpy())
-
-    reading = layer.register_forward_hook(read, with_kwargs=True)
-    with hooks([reading, network.register_forward_hook(keep)]):
-        yield rows
+    layer = submodule(network, head.name, NAMED)
+    refuse_training(network)
+    with hooks([layer.register_forward_hook(read, with_kwargs=True)]):
+        keep = lambda: rows.append(seen.pop().float().cpu().numpy())
+        outputs = answers(network, images, batch_size, keep)
+    features = np.concatenate(rows)
+    finite = np.isfinite(features).all(axis=1)
+    if not finite.all():
+        cause = f"the logits are; look at that image, or name another layer ({NAMED})"
+        raise NotFiniteError(f"features at {head.name!r}", int(np.argmin(finite)), cause)
+    return Predictions(outputs, features)
 
 
 def _rows(layer: nn.Module, taken: torch.Tensor, head: Head) -> torch.Tensor:

@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -5,8 +7,11 @@ from torch import nn
 
 from trainer import threads
 from trainer.config import TrainConfig
+from trainer.errors import NetworkError
 from trainer.fit import fit
-from trainer.predict import flops, logits
+from trainer.networks import build
+from trainer.networks.loss_prediction import LossPrediction
+from trainer.predict import find_head, flops, logits, predictions, to_tensor
 from trainer.threads import GRAIN, limited
 
 SHAPE = (3, 6, 6)
@@ -31,7 +36,7 @@ class Spying(nn.Module):
         self.seen: set[int] = set()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if len(images) > 1:
+        if len(images) > 2:  # two are counted with
             self.seen.add(torch.get_num_threads())
         return self.head(self.body(images).flatten(1))
 
@@ -82,3 +87,41 @@ def test_training_and_prediction_keep_to_the_rule(
     fit(network, images(8), np.arange(8) % 4, config, np.random.default_rng(0))
     assert network.seen == {expected}
     assert torch.get_num_threads() == 4
+
+
+def test_the_pass_that_counts_the_work_gives_no_features(four) -> None:
+    """A network that was never counted before: one row an image, and of that image."""
+    network = build("cnn", SHAPE, 4, np.random.default_rng(0))
+    head = find_head(network, images(3))
+    again = copy.deepcopy(network)
+    counted, uncounted = (predictions(one, images(5), head, 2) for one in (network, again))
+    assert counted.features.shape == (5, 128)
+    np.testing.assert_array_equal(counted.features, uncounted.features)
+    module = LossPrediction.of(network, images(2), np.random.default_rng(0))
+    again = copy.deepcopy(network)
+    predicted = [module.predict(one, images(5), 2) for one in (network, again)]
+    assert predicted[0].shape == (5,)
+    np.testing.assert_array_equal(predicted[0], predicted[1])
+
+
+class Squeezing(nn.Module):
+    """One that returns no row for a single image, and dies where it is given another size."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3 * 36, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(images.flatten(1)).squeeze(0)
+
+
+def test_what_a_network_answers_does_not_depend_on_the_count(four) -> None:
+    network = Squeezing().eval()
+    assert logits(network, images(3)).shape == (3, 4)
+    assert flops(network, images(1)) == 2 * 3 * 36 * 4
+    with pytest.raises(NetworkError, match=r"failed on images of shape \(3, 3, 6, 5\)"):
+        logits(network, images(3)[..., 1:])
+    backwards = logits(network, images(3)[::-1])
+    np.testing.assert_array_equal(backwards, logits(network, images(3))[::-1])
+    for count in (1, 2):
+        to_tensor(images(3)[::-1][:count], network)

@@ -150,18 +150,6 @@ def residual_rms(
     return float(np.sqrt(np.mean((np.eye(answers.shape[1])[labels] - given) ** 2)))
 
 
-class Epoch(NamedTuple):
-    """Outcome of an epoch.
-
-    Attributes:
-        loss: mean over its images, of the network alone.
-        added: mean over its images of the auxiliary module's loss.
-    """
-
-    loss: float
-    added: float
-
-
 def _epochs(
     network: nn.Module,
     images: np.ndarray,
@@ -171,19 +159,12 @@ def _epochs(
     rng: np.random.Generator,
     auxiliary_module: AuxiliaryModule | None,
     done: float | None,
-) -> Iterator[Epoch]:
+) -> Iterator[tuple[float, float]]:
     """Train in place with a fresh optimiser; yield after each epoch, in eval mode.
 
-    Args:
-        network: on its own device.
-        images: normalised.
-        labels: class of each.
-        config: how.
-        rate: the highest learning rate of the schedule.
-        rng: draws the order of the images and the augmentation.
-        auxiliary_module: trained along; None for the network alone.
-        done: share of all training that is over, for the auxiliary module; None is that of this
-            schedule.
+    What is yielded is the mean over the images of the network's own loss, and of the auxiliary
+    module's. `rate` is the highest of the schedule; `done` is the share of all training that is
+    over, for the auxiliary module, and by default that of this schedule.
     """
     pixels = to_tensor(images, network)
     targets = torch.tensor(labels, device=pixels.device, dtype=torch.int64)
@@ -221,7 +202,7 @@ def _epochs(
         network.eval()
         if auxiliary_module is not None:
             auxiliary_module.eval()
-        yield Epoch(total.item() / len(labels), extra.item() / len(labels))
+        yield total.item() / len(labels), extra.item() / len(labels)
 
 
 def _lay_out(network: nn.Module, memory_format: torch.memory_format) -> None:
@@ -452,7 +433,7 @@ def _schedule(
     labels: np.ndarray,
     config: TrainConfig,
     ceiling: float,
-    passes: Iterator[Epoch],
+    passes: Iterator[tuple[float, float]],
     history: list[float],
     report: Progress,
 ) -> np.ndarray | None:

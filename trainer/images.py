@@ -86,7 +86,12 @@ def _read_labelled(tree: FileTree, image_size: int | None) -> Dataset:
     read = {entry.parts[: depth + 1] for entry in inside}
     above = {entry.parts[: depth + 1] for entry in tree.entries if not entry.folder}
     unread = ["/".join(parts) for parts in sorted(above - read)]
-    remarks = [f"not read, for only train and test are: {some(unread)}."] if unread else []
+    inner = sorted({"/".join(parts[: depth + 3]) for parts in files if len(parts) > depth + 3})
+    remarks = []
+    if unread:
+        remarks.append(f"not read, for only train and test are: {some(unread)}.")
+    if inner:
+        remarks.append(f"folders in a class's folder are of that class: {some(inner)}.")
     return _assembled(tree, images, names, image_size, remarks)
 
 

@@ -220,3 +220,6 @@ def test_what_is_not_read_is_noted(tmp_path):
     (note,) = load("images", own).notes
     assert note == "not read, for only train and test are: extra.png, validation."
     assert load("images", folder(tmp_path / "plain", images())).notes == ()
+    nested = folder(tmp_path / "nested", images(*NAMES, "train/a/cats/0.png", "train/a/dogs/0.png"))
+    (note,) = load("images", nested).notes
+    assert note == "folders in a class's folder are of that class: train/a/cats, train/a/dogs."

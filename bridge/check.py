@@ -1,9 +1,9 @@
 """Can my network be mirrored? `python -m bridge.check my_nets:make --shape 3,32,32`.
 
-Certificate, parameters, tap sites and the cost of a kernel: everything that a run would find out
-later, before anything is trained.
+Prints certificate, parameters, tap sites and the cost of a kernel before anything is trained.
 """
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,8 @@ from bridge.errors import BridgeError
 from kernel.errors import KernelError
 from trainer.errors import TrainerError
 
-FAILED = 2
+DISAGREES, FAILED = 1, 2
+_WORST = 12  # layers that are shown
 
 
 @dataclass(frozen=True)
@@ -58,16 +59,91 @@ class Check:
 
 
 def main() -> None:
-    """Parse the command line; torch and JAX are imported after that."""
+    """Run the command line."""
     settings = tyro.cli(Check, prog="python -m bridge.check", description=__doc__)
-    from bridge.checking import check
-
     try:
         status = check(settings, Console())
     except (TrainerError, BridgeError, KernelError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - a command line
-        sys.exit(FAILED)
+        status = FAILED
     sys.exit(status)
+
+
+def check(settings: Check, console: Console) -> int:
+    """Mirror, compare, print; 0 if the mirror may be used, 1 if it disagrees with the network.
+
+    Raises:
+        TrainerError: the network cannot be built.
+        BridgeError: it cannot be mirrored, or a file cannot be read or written.
+        KernelError: no kernel of it fits in the memory.
+    """
+    # torch and JAX, which take seconds, once the arguments are known to be right
+    import jax
+    import numpy as np
+
+    from bridge import portable, report
+    from bridge.module import restore
+    from bridge.parity import compare
+    from bridge.trace import mirror
+    from bridge.twin import build_twin
+    from bridge.weights import read
+    from kernel.estimate import estimate_cost
+    from kernel.model import dtype_of
+    from kernel.options import Request
+    from kernel.plan import plan_kernel
+    from trainer import networks
+    from trainer.config import parse_arguments
+
+    shape = _shape(settings.shape)
+    for name, least in (("examples", 2), ("images", 1)):
+        if getattr(settings, name) < least:
+            raise BridgeError(f"{name} is {getattr(settings, name)}; it must be {least} or more")
+    rng = np.random.default_rng(settings.seed)
+    arguments = parse_arguments(settings.network_args)
+    network = networks.build(settings.network, shape, settings.classes, rng, arguments)
+    if settings.weights is not None:
+        restore(network, read(settings.weights))
+    probe = rng.normal(size=(settings.examples, *shape)).astype(np.float32)
+    with console.status("mirroring"):
+        if settings.twin is None:
+            mirrored = mirror(network, probe, route=settings.route)
+        else:
+            mirrored = build_twin(networks.load(settings.twin, "twin"), network, probe)
+    with console.status("comparing with torch (compiles first)"):
+        certificate = compare(network, mirrored, probe)
+    console.print(report.verdict_table(certificate))
+    if certificate.layers:
+        console.print(report.layer_table(certificate, None if settings.layers else _WORST))
+    console.print(report.size_words(mirrored), highlight=False)
+    for exception in certificate.exceptions:
+        console.print(f"Note: {exception}.", highlight=False)
+    if settings.certificate is not None:
+        certificate.save(settings.certificate)
+        console.print(f"Certificate written to {settings.certificate}.", highlight=False)
+    if not certificate.passed:
+        console.print(f"Not certified: {certificate.disagreements[0]}.", style="bold red")
+        return DISAGREES
+    if settings.save is not None:
+        portable.save(mirrored, settings.save, {"certificate": json.dumps(certificate.summary())})
+        console.print(f"Graph and weights written to {settings.save}.", highlight=False)
+    with console.status("measuring gradients"):
+        request = Request(memory_gib=settings.memory_gib)
+        image = jax.ShapeDtypeStruct(shape, dtype_of(request.precision))
+        plan = plan_kernel(mirrored.model(), image, settings.images, request)
+        cost = estimate_cost(mirrored.model(), probe, plan)
+    console.print(report.cost_words(cost, plan), highlight=False)
+    console.print("Certified: this network can be used in every pipeline.", style="bold green")
+    return 0
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    try:
+        channels, height, width = (int(part) for part in text.split(","))
+    except ValueError as error:
+        raise BridgeError(
+            f"shape is {text!r}; it must be channels,height,width, such as 3,32,32"
+        ) from error
+    return channels, height, width
 
 
 if __name__ == "__main__":

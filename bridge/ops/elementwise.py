@@ -55,29 +55,11 @@ def elu(x: Array, alpha: Scalar = 1, scale: Scalar = 1, input_scale: Scalar = 1)
     return jnp.where(x > 0, scale * x, scale * alpha * below)
 
 
-@register("aten.selu.default")
-def selu(x: Array) -> Array:
-    """ELU with the constants that keep mean 0 and variance 1."""
-    return elu(x, 1.6732632423543772, 1.0507009873554805)
-
-
-@register("aten.celu.default")
-def celu(x: Array, alpha: Scalar = 1.0) -> Array:
-    """ELU that is differentiable for any alpha."""
-    return elu(x, alpha, 1, 1 / alpha)
-
-
 @register("aten.softplus.default")
 def softplus(x: Array, beta: Scalar = 1, threshold: Scalar = 20) -> Array:
     """ln(1 + exp(beta·x)) / beta; x itself where beta·x exceeds the threshold."""
     linear = x * beta > threshold
     return jnp.where(linear, x, jnp.log1p(jnp.exp(jnp.where(linear, 0, x) * beta)) / beta)
-
-
-@register("aten.mish.default")
-def mish(x: Array) -> Array:
-    """x·tanh(ln(1 + eˣ))."""
-    return x * jnp.tanh(jax.nn.softplus(x))
 
 
 @register("aten.gelu.default")
@@ -88,7 +70,7 @@ def gelu(x: Array, approximate: str = "none") -> Array:
     return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
-@register("aten.clamp.default", "aten.clamp.Tensor")
+@register("aten.clamp.default", "aten.clamp.Tensor", "aten.clamp_min.default")
 def clamp(x: Array, minimum: Value | None = None, maximum: Value | None = None) -> Array:
     """Values held between two bounds, of slope 1 at each bound."""
     if minimum is not None:
@@ -98,35 +80,11 @@ def clamp(x: Array, minimum: Value | None = None, maximum: Value | None = None) 
     return x
 
 
-@register("aten.clamp_min.default")
-def clamp_min(x: Array, minimum: Scalar) -> Array:
-    """Values held from below."""
-    return clamp(x, minimum, None)
-
-
-@register("aten.clamp_max.default")
-def clamp_max(x: Array, maximum: Scalar) -> Array:
-    """Values held from above."""
-    return clamp(x, None, maximum)
-
-
 @register("aten.hardtanh.default")
 def hardtanh(x: Array, min_val: Scalar = -1, max_val: Scalar = 1) -> Array:
     """Values held between two bounds, of slope 0 at each bound."""
     x = jnp.where(x <= min_val, jnp.asarray(min_val, x.dtype), x)
     return jnp.where(x >= max_val, jnp.asarray(max_val, x.dtype), x)
-
-
-@register("aten.relu6.default")
-def relu6(x: Array) -> Array:
-    """Hardtanh between 0 and 6."""
-    return hardtanh(x, 0, 6)
-
-
-@register("aten.hardsigmoid.default")
-def hardsigmoid(x: Array) -> Array:
-    """(x + 3)/6 held between 0 and 1, of slope 0 at ±3."""
-    return hardtanh(x, -3, 3) / 6 + 0.5
 
 
 @register("aten.hardswish.default")
@@ -170,7 +128,11 @@ def _of_fractions(function: Callable[[Value], Array]) -> Callable[[Value], Array
     return lambda x: function(fractional(x))
 
 
-# Functions without a kink that mean in JAX what they mean in torch.
+def _promoting(function: Callable[[Value, Value], Array]) -> Callable[[Value, Value], Array]:
+    return lambda x, y: function(*promoted(x, y))
+
+
+# Functions without a kink that are the same in JAX and torch.
 enter(
     {
         f"aten.{name}.default": _of_fractions(function)
@@ -208,9 +170,27 @@ enter(
     }
 )
 
-# What keeps whole numbers whole, and comparisons.
+# Activations that others contain.
 enter(
     {
+        "aten.selu.default": lambda x: elu(x, 1.6732632423543772, 1.0507009873554805),
+        "aten.celu.default": lambda x, alpha=1.0: elu(x, alpha, 1, 1 / alpha),
+        "aten.mish.default": lambda x: x * jnp.tanh(jax.nn.softplus(x)),
+        "aten.clamp_max.default": lambda x, maximum: clamp(x, None, maximum),
+        "aten.relu6.default": lambda x: hardtanh(x, 0, 6),
+        "aten.hardsigmoid.default": lambda x: hardtanh(x, -3, 3) / 6 + 0.5,
+    }
+)
+
+# Operators that keep integers, and comparisons.
+enter(
+    {
+        "aten.mul.Tensor aten.mul.Scalar": _promoting(jnp.multiply),
+        "aten.remainder.Tensor aten.remainder.Scalar aten.remainder.Scalar_Tensor": _promoting(
+            jnp.remainder
+        ),
+        "aten.fmod.Tensor aten.fmod.Scalar": _promoting(jnp.fmod),
+        "aten.rsub.Scalar": lambda x, y, alpha=1: sub(y, x, alpha),
         "aten.neg.default": jnp.negative,
         "aten.sign.default": jnp.sign,
         "aten.floor.default": jnp.floor,
@@ -266,18 +246,6 @@ def sub(x: Value, y: Value, alpha: Scalar = 1) -> Array:
     return jnp.subtract(x, y if alpha == 1 else jnp.multiply(*promoted(alpha, y)))
 
 
-@register("aten.rsub.Scalar")
-def rsub(x: Value, y: Value, alpha: Scalar = 1) -> Array:
-    """Computes y − alpha·x."""
-    return sub(y, x, alpha)
-
-
-@register("aten.mul.Tensor", "aten.mul.Scalar")
-def mul(x: Value, y: Value) -> Array:
-    """x·y."""
-    return jnp.multiply(*promoted(x, y))
-
-
 @register("aten.div.Tensor", "aten.div.Scalar")
 def div(x: Value, y: Value) -> Array:
     """Computes x / y; two integers give a float32."""
@@ -298,18 +266,6 @@ def div_rounded(x: Value, y: Value, *, rounding_mode: str | None = None) -> Arra
         whole = not _is_float(quotient)
         quotient = jax.lax.div(*jnp.broadcast_arrays(x, y)) if whole else jnp.trunc(div(x, y))
     return jax.lax.stop_gradient(quotient)
-
-
-@register("aten.remainder.Tensor", "aten.remainder.Scalar", "aten.remainder.Scalar_Tensor")
-def remainder(x: Value, y: Value) -> Array:
-    """Remainder of floor division, with the sign of y."""
-    return jnp.remainder(*promoted(x, y))
-
-
-@register("aten.fmod.Tensor", "aten.fmod.Scalar")
-def fmod(x: Value, y: Value) -> Array:
-    """Remainder of division rounded towards 0, with the sign of x."""
-    return jnp.fmod(*promoted(x, y))
 
 
 @register("aten.pow.Tensor_Scalar", "aten.pow.Tensor_Tensor", "aten.pow.Scalar")

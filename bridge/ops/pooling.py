@@ -9,14 +9,14 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bridge.ops.table import Scalar, register
+from bridge.ops.table import Scalar, enter, register
 
 Sizes = int | Sequence[int]
 
@@ -55,7 +55,7 @@ def _pooling(
 
 
 def visit(x: Array, windows: Windows, fill: Scalar) -> Iterator[Array]:
-    """The values at each offset in the window, in the order in which torch visits them."""
+    """Values at each offset in the window, in torch's order."""
     rank = len(windows.kernel)
     edges = [(0, 0, 0)] * (x.ndim - rank)
     for size, k, s, p, d, count in zip(x.shape[-rank:], *windows, strict=True):
@@ -71,8 +71,8 @@ def visit(x: Array, windows: Windows, fill: Scalar) -> Iterator[Array]:
         yield padded[(..., *spans)]
 
 
-def _places(x: Array, rank: int) -> Array:
-    """Where each pixel lies in its image, counted row by row."""
+def _positions(x: Array, rank: int) -> Array:
+    """Flat position of each pixel in its image."""
     shape = x.shape[-rank:]
     return jnp.broadcast_to(jnp.arange(math.prod(shape)).reshape(shape), x.shape)
 
@@ -86,28 +86,21 @@ def max_pool_with_indices(
     dilation: Sizes = 1,
     ceil_mode: bool = False,
 ) -> tuple[Array, Array]:
-    """Maximum of each window and where it is; the first of ties has the gradient, a NaN wins."""
+    """Maximum of each window and its position; the first of ties has the gradient, a NaN wins."""
     pooling = _pooling(x, kernel, stride, padding, dilation, ceil_mode)
     values = visit(x, pooling, -math.inf)
-    places = visit(_places(x, len(pooling.kernel)), pooling, 0)
-    best, where = next(values), next(places)
-    for value, place in zip(values, places, strict=True):
+    positions = visit(_positions(x, len(pooling.kernel)), pooling, 0)
+    best, index = next(values), next(positions)
+    for value, position in zip(values, positions, strict=True):
         better = (value > best) | jnp.isnan(value)
-        best, where = jnp.where(better, value, best), jnp.where(better, place, where)
-    return best, where
+        best, index = jnp.where(better, value, best), jnp.where(better, position, index)
+    return best, index
 
 
 @register("aten.max_pool1d.default", "aten.max_pool2d.default", "aten.max_pool3d.default")
-def max_pool(
-    x: Array,
-    kernel: Sizes,
-    stride: Sizes = (),
-    padding: Sizes = 0,
-    dilation: Sizes = 1,
-    ceil_mode: bool = False,
-) -> Array:
+def max_pool(x: Array, *window: Any) -> Array:
     """Maximum of each window."""
-    return max_pool_with_indices(x, kernel, stride, padding, dilation, ceil_mode)[0]
+    return max_pool_with_indices(x, *window)[0]
 
 
 @register("aten.avg_pool1d.default", "aten.avg_pool2d.default", "aten.avg_pool3d.default")
@@ -155,20 +148,20 @@ def adaptive_avg_pool(x: Array, output_size: Sequence[int]) -> Array:
 
 @register("aten.adaptive_max_pool2d.default", "aten.adaptive_max_pool3d.default")
 def adaptive_max_pool(x: Array, output_size: Sequence[int]) -> tuple[Array, Array]:
-    """Maximum over windows that share out each axis, and where it is; the first of ties counts."""
+    """Maximum over windows that share out each axis, and its position; the first of ties counts."""
     rank = len(output_size)
-    places = _places(x, rank)
+    positions = _positions(x, rank)
     # From the last axis on, the first of ties is the first in reading order.
     for axis, m in zip(range(-1, -rank - 1, -1), reversed(output_size), strict=True):
-        values, where = [], []
+        values, indices = [], []
         for start, end in _shares(x.shape[axis], m):
             window = jax.lax.slice_in_dim(x, start, end, axis=axis)
-            spots = jax.lax.slice_in_dim(places, start, end, axis=axis)
+            own = jax.lax.slice_in_dim(positions, start, end, axis=axis)
             first = jnp.argmax(window, axis, keepdims=True)
             values.append(jnp.take_along_axis(window, first, axis))
-            where.append(jnp.take_along_axis(spots, first, axis))
-        x, places = jnp.concatenate(values, axis), jnp.concatenate(where, axis)
-    return x, places
+            indices.append(jnp.take_along_axis(own, first, axis))
+        x, positions = jnp.concatenate(values, axis), jnp.concatenate(indices, axis)
+    return x, positions
 
 
 @register("aten.im2col.default")
@@ -201,29 +194,20 @@ def _ratio(n: int, m: int, scale: float | None, align_corners: bool = False) -> 
     return 1 / scale if scale else n / m
 
 
-@register("aten.upsample_nearest1d.vec", "aten.upsample_nearest2d.vec")
-@register("aten.upsample_nearest3d.vec")
-def nearest(x: Array, size: Shape | None, scales: Scales | None, shift: float = 0.0) -> Array:
-    """The old pixel that a new one begins in."""
+def _nearest(shift: float, x: Array, size: Shape | None, scales: Scales | None) -> Array:
+    """The old pixel at each new one's start (shift 0) or centre (shift ½)."""
     axes = _axes(x, size, scales)
     for axis, (m, scale) in zip(range(-len(axes), 0), axes, strict=True):
         n = x.shape[axis]
-        # torch rounds these places to float32, whatever the dtype of the images.
-        places = np.arange(m, dtype=np.float32) + np.float32(shift)
-        old = np.floor(places * np.float32(_ratio(n, m, scale))).astype(int)
+        # torch rounds these positions to float32, whatever the dtype of the images.
+        positions = np.arange(m, dtype=np.float32) + np.float32(shift)
+        old = np.floor(positions * np.float32(_ratio(n, m, scale))).astype(int)
         x = jnp.take(x, np.minimum(old, n - 1), axis)
     return x
 
 
-@register("aten._upsample_nearest_exact1d.vec", "aten._upsample_nearest_exact2d.vec")
-@register("aten._upsample_nearest_exact3d.vec")
-def nearest_exact(x: Array, size: Shape | None, scales: Scales | None) -> Array:
-    """The old pixel that the middle of a new one lies in."""
-    return nearest(x, size, scales, 0.5)
-
-
 def _resize(
-    x: Array, size: Shape | None, align_corners: bool, scales: Scales | None, weights: Weights
+    weights: Weights, x: Array, size: Shape | None, align_corners: bool, scales: Scales | None
 ) -> Array:
     axes = _axes(x, size, scales)
     for axis, (m, scale) in zip(range(-len(axes), 0), axes, strict=True):
@@ -232,17 +216,19 @@ def _resize(
     return x
 
 
-def _gathered(n: int, m: int, places: np.ndarray, kernel: Callable[[float], float]) -> np.ndarray:
-    """Weights of a kernel around places in the old axis; what lies outside is the edge."""
+def _gathered(
+    n: int, m: int, positions: np.ndarray, kernel: Callable[[float], float]
+) -> np.ndarray:
+    """Weights of a kernel around positions in the old axis, padded by repeating its edges."""
     matrix = np.zeros((m, n))
-    for i, place in enumerate(places):
-        for j in range(math.floor(place) - 1, math.floor(place) + 3):
-            matrix[i, min(max(j, 0), n - 1)] += kernel(place - j)
+    for i, position in enumerate(positions):
+        for j in range(math.floor(position) - 1, math.floor(position) + 3):
+            matrix[i, min(max(j, 0), n - 1)] += kernel(position - j)
     return matrix
 
 
 def _resampled_positions(n: int, m: int, scale: float | None, align_corners: bool) -> np.ndarray:
-    """Where in the old axis the middle of each new pixel lies."""
+    """Position in the old axis of the centre of each new pixel."""
     ratio, i = _ratio(n, m, scale, align_corners), np.arange(m)
     return ratio * i if align_corners else ratio * (i + 0.5) - 0.5
 
@@ -264,12 +250,12 @@ def _linear(n: int, m: int, scale: float | None, align_corners: bool) -> np.ndar
 
 
 def _bicubic(n: int, m: int, scale: float | None, align_corners: bool) -> np.ndarray:
-    places = _resampled_positions(n, m, scale, align_corners)
-    return _gathered(n, m, places, lambda t: _cubic(t, -0.75))
+    positions = _resampled_positions(n, m, scale, align_corners)
+    return _gathered(n, m, positions, lambda t: _cubic(t, -0.75))
 
 
 def _antialiased(reach: int, kernel: Callable[[float], float]) -> Weights:
-    """A kernel stretched over all that a smaller pixel covers; inside the image it sums to 1."""
+    """A kernel stretched to a larger new pixel, normalised to sum 1 inside the image."""
 
     def weights(n: int, m: int, scale: float | None, align_corners: bool) -> np.ndarray:
         ratio = _ratio(n, m, scale, align_corners)
@@ -285,30 +271,20 @@ def _antialiased(reach: int, kernel: Callable[[float], float]) -> Weights:
     return weights
 
 
-@register("aten.upsample_linear1d.vec", "aten.upsample_bilinear2d.vec")
-@register("aten.upsample_trilinear3d.vec")
-def linear(x: Array, size: Shape | None, align_corners: bool, scales: Scales | None) -> Array:
-    """A mean of the two nearest pixels along each axis."""
-    return _resize(x, size, align_corners, scales, _linear)
-
-
-@register("aten.upsample_bicubic2d.vec")
-def bicubic(x: Array, size: Shape | None, align_corners: bool, scales: Scales | None) -> Array:
-    """Cubic convolution over the four nearest pixels along each axis."""
-    return _resize(x, size, align_corners, scales, _bicubic)
-
-
-@register("aten._upsample_bilinear2d_aa.vec")
-def linear_antialiased(
-    x: Array, size: Shape | None, align_corners: bool, scales: Scales | None
-) -> Array:
-    """Tents as wide as a new pixel, where that is wider than an old one."""
-    return _resize(x, size, align_corners, scales, _antialiased(1, _tent))
-
-
-@register("aten._upsample_bicubic2d_aa.vec")
-def bicubic_antialiased(
-    x: Array, size: Shape | None, align_corners: bool, scales: Scales | None
-) -> Array:
-    """Cubic kernels stretched to a new pixel, where that is wider than an old one."""
-    return _resize(x, size, align_corners, scales, _antialiased(2, lambda t: _cubic(t, -0.5)))
+enter(
+    {
+        "aten.upsample_nearest1d.vec aten.upsample_nearest2d.vec aten.upsample_nearest3d.vec": (
+            functools.partial(_nearest, 0.0)
+        ),
+        "aten._upsample_nearest_exact1d.vec aten._upsample_nearest_exact2d.vec "
+        "aten._upsample_nearest_exact3d.vec": functools.partial(_nearest, 0.5),
+        "aten.upsample_linear1d.vec aten.upsample_bilinear2d.vec aten.upsample_trilinear3d.vec": (
+            functools.partial(_resize, _linear)
+        ),
+        "aten.upsample_bicubic2d.vec": functools.partial(_resize, _bicubic),
+        "aten._upsample_bilinear2d_aa.vec": functools.partial(_resize, _antialiased(1, _tent)),
+        "aten._upsample_bicubic2d_aa.vec": functools.partial(
+            _resize, _antialiased(2, lambda t: _cubic(t, -0.5))
+        ),
+    }
+)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bridge.ops.table import Scalar, register
+from bridge.ops.table import Scalar, enter, register
 
 Axes = int | Sequence[int] | None
 
@@ -18,34 +18,29 @@ def _axes(dim: Axes) -> int | tuple[int, ...] | None:
     return tuple(dim) or None  # an empty list means every axis
 
 
-@register("aten.mean.dim", "aten.mean.default")
-def mean(x: Array, dim: Axes = None, keepdim: bool = False, *, dtype: Any = None) -> Array:
-    """Mean over axes."""
-    return jnp.mean(x, _axes(dim), dtype=dtype, keepdims=keepdim)
+def _reduction(function: Callable[..., Array]) -> Callable[..., Array]:
+    """A reduction of JAX with torch's arguments."""
+
+    def reduce(x: Array, dim: Axes = None, keepdim: bool = False, **dtype: Any) -> Array:
+        return function(x, _axes(dim), keepdims=keepdim, **dtype)
+
+    return reduce
 
 
-@register("aten.sum.dim_IntList", "aten.sum.default")
-def sum_(x: Array, dim: Axes = None, keepdim: bool = False, *, dtype: Any = None) -> Array:
-    """Sum over axes."""
-    return jnp.sum(x, _axes(dim), dtype=dtype, keepdims=keepdim)
-
-
-@register("aten.prod.dim_int", "aten.prod.default")
-def prod(x: Array, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None) -> Array:
-    """Product over one axis or all."""
-    return jnp.prod(x, dim, dtype=dtype, keepdims=keepdim)
-
-
-@register("aten.cumsum.default")
-def cumsum(x: Array, dim: int, *, dtype: Any = None) -> Array:
-    """Sums of the values up to each one along an axis."""
-    return jnp.cumsum(x, dim, dtype=dtype)
-
-
-@register("aten.cumprod.default")
-def cumprod(x: Array, dim: int, *, dtype: Any = None) -> Array:
-    """Products of the values up to each one along an axis."""
-    return jnp.cumprod(x, dim, dtype=dtype)
+enter(
+    {
+        "aten.mean.dim aten.mean.default": _reduction(jnp.mean),
+        "aten.sum.dim_IntList aten.sum.default": _reduction(jnp.sum),
+        "aten.prod.dim_int aten.prod.default": _reduction(jnp.prod),
+        "aten.any.default aten.any.dim aten.any.dims": _reduction(jnp.any),
+        "aten.logsumexp.default": _reduction(jax.nn.logsumexp),
+        # Ties share the gradient.
+        "aten.amax.default aten.max.default": _reduction(jnp.max),
+        "aten.amin.default aten.min.default": _reduction(jnp.min),
+        "aten.cumsum.default": jnp.cumsum,
+        "aten.cumprod.default": jnp.cumprod,
+    }
+)
 
 
 @register("aten.var.correction")
@@ -70,49 +65,22 @@ def std(
 @register("aten.var_mean.correction")
 def var_mean(x: Array, dim: Axes = None, **options: Any) -> tuple[Array, Array]:
     """Variance and mean."""
-    return var(x, dim, **options), mean(x, dim, bool(options.get("keepdim")))
+    mean = jnp.mean(x, _axes(dim), keepdims=bool(options.get("keepdim")))
+    return var(x, dim, **options), mean
 
 
-@register("aten.amax.default", "aten.max.default")
-def amax(x: Array, dim: Axes = None, keepdim: bool = False) -> Array:
-    """Maximum over axes; ties share the gradient."""
-    return jnp.max(x, _axes(dim), keepdims=keepdim)
+def _extreme(argument: Callable[..., Array]) -> Callable[..., tuple[Array, Array]]:
+    """Extreme value of one axis and its index; the first of ties has the gradient."""
+
+    def extreme(x: Array, dim: int, keepdim: bool = False) -> tuple[Array, Array]:
+        index = argument(x, dim, keepdims=True)
+        values = jnp.take_along_axis(x, index, dim)
+        return (values, index) if keepdim else (values.squeeze(dim), index.squeeze(dim))
+
+    return extreme
 
 
-@register("aten.amin.default", "aten.min.default")
-def amin(x: Array, dim: Axes = None, keepdim: bool = False) -> Array:
-    """Minimum over axes; ties share the gradient."""
-    return jnp.min(x, _axes(dim), keepdims=keepdim)
-
-
-def _extreme(place: Callable[..., Array], x: Array, dim: int, keepdim: bool) -> tuple[Array, Array]:
-    where = place(x, dim, keepdims=True)
-    values = jnp.take_along_axis(x, where, dim)
-    return (values, where) if keepdim else (values.squeeze(dim), where.squeeze(dim))
-
-
-@register("aten.max.dim")
-def max_dim(x: Array, dim: int, keepdim: bool = False) -> tuple[Array, Array]:
-    """Maximum over one axis and where it is; the first of ties has the gradient."""
-    return _extreme(jnp.argmax, x, dim, keepdim)
-
-
-@register("aten.min.dim")
-def min_dim(x: Array, dim: int, keepdim: bool = False) -> tuple[Array, Array]:
-    """Minimum over one axis and where it is; the first of ties has the gradient."""
-    return _extreme(jnp.argmin, x, dim, keepdim)
-
-
-@register("aten.any.default", "aten.any.dim", "aten.any.dims")
-def any_(x: Array, dim: Axes = None, keepdim: bool = False) -> Array:
-    """True where any value is not 0."""
-    return jnp.any(x, _axes(dim), keepdims=keepdim)
-
-
-@register("aten.logsumexp.default")
-def logsumexp(x: Array, dim: Axes, keepdim: bool = False) -> Array:
-    """The logarithm of Σ eˣ over axes."""
-    return jax.nn.logsumexp(x, _axes(dim), keepdims=keepdim)
+enter({"aten.max.dim": _extreme(jnp.argmax), "aten.min.dim": _extreme(jnp.argmin)})
 
 
 @register("aten.linalg_vector_norm.default")
@@ -123,9 +91,9 @@ def vector_norm(
     x = x if dtype is None else x.astype(dtype)
     size = x * jnp.sign(x)  # of slope 0 at 0
     if order == jnp.inf:
-        return amax(size, dim, keepdim)
+        return jnp.max(size, _axes(dim), keepdims=keepdim)
     if order == -jnp.inf:
-        return amin(size, dim, keepdim)
+        return jnp.min(size, _axes(dim), keepdims=keepdim)
     if order == 0:
         return jnp.sum(x != 0, _axes(dim), dtype=x.dtype, keepdims=keepdim)
     whole = isinstance(order, float) and order.is_integer()

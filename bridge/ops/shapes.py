@@ -1,47 +1,44 @@
 """Operator rows: reshape, index, gather, scatter, sort, and constructors of batch-sized arrays.
 
-Sizes are Python numbers, the batch's among them; arrays that no batch size decides are folded by
-torch when the network is mirrored.
+Sizes are Python numbers, the batch's among them; arrays whose shape is independent of the batch are
+folded by torch when the network is mirrored. Devices and memory layouts have no meaning in JAX.
 """
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bridge.ops.table import Scalar, Value, register
+from bridge.ops.table import Scalar, Value, enter, register
 
-Places = Sequence[Array | None]
+Shape = Sequence[int]
+Indices = Sequence[Array | None]
 
 
-def _where(indices: Places) -> tuple[Array | slice, ...]:
+def _with_slices(indices: Indices) -> tuple[Array | slice, ...]:
     return tuple(slice(None) if index is None else index for index in indices)
 
 
 @register("aten.index.Tensor")
-def index(x: Array, indices: Places) -> Array:
+def index(x: Array, indices: Indices) -> Array:
     """x[indices]; None takes a whole axis. The graph refuses masks, which give no fixed size."""
-    return x[_where(indices)]
+    return x[_with_slices(indices)]
 
 
 @register("aten.index_put.default")
-def index_put(x: Array, indices: Places, values: Array, accumulate: bool = False) -> Array:
-    """The array with values put, or added, at places, or wherever one mask is true."""
-    places, last = _where(indices), indices[-1]
+def index_put(x: Array, indices: Indices, values: Array, accumulate: bool = False) -> Array:
+    """The array with values put, or added, at indices, or wherever one mask is true."""
+    last = indices[-1]
     if last is not None and last.dtype == jnp.bool_:
         behind = x.ndim - (len(indices) - 1) - last.ndim
         mask = last.reshape(last.shape + (1,) * behind)
         return jnp.where(mask, x + values if accumulate else values, x)
     x = x.astype(jnp.result_type(x, values))
-    return x.at[places].add(values) if accumulate else x.at[places].set(values)
-
-
-@register("aten.index_select.default")
-def index_select(x: Array, dim: int, places: Array) -> Array:
-    """Slices of an axis, in the order of their places."""
-    return jnp.take(x, places.reshape(-1), dim)
+    target = x.at[_with_slices(indices)]
+    return target.add(values) if accumulate else target.set(values)
 
 
 @register("aten.embedding.default")
@@ -59,36 +56,36 @@ def embedding(
     return jnp.where(padding, jax.lax.stop_gradient(rows), rows)
 
 
-def _grid(x: Array, dim: int, places: Array) -> tuple[Array, ...]:
-    """The index of every value that `places` speaks of, which says where along one axis."""
-    grid = list(jnp.indices(places.shape, sparse=True))
-    grid[dim] = places
+def _grid(dim: int, indices: Array) -> tuple[Array, ...]:
+    """Open mesh that applies `indices` along one axis."""
+    grid = list(jnp.indices(indices.shape, sparse=True))
+    grid[dim] = indices
     return tuple(grid)
 
 
 @register("aten.gather.default")
-def gather(x: Array, dim: int, places: Array, *, sparse_grad: bool = False) -> Array:
-    """Values looked up along one axis; the others may be longer than those of the places."""
+def gather(x: Array, dim: int, indices: Array, *, sparse_grad: bool = False) -> Array:
+    """Values looked up along one axis; other axes may be longer than those of the indices."""
     del sparse_grad
-    return x[_grid(x, dim, places)]
+    return x[_grid(dim, indices)]
 
 
 @register("aten.scatter.src", "aten.scatter.value")
-def scatter(x: Array, dim: int, places: Array, source: Value) -> Array:
-    """The array with values put at places along one axis."""
-    return x.at[_grid(x, dim, places)].set(_reached(source, places))
+def scatter(x: Array, dim: int, indices: Array, source: Value) -> Array:
+    """The array with values put at indices along one axis."""
+    return x.at[_grid(dim, indices)].set(_cropped(source, indices))
 
 
 @register("aten.scatter_add.default")
-def scatter_add(x: Array, dim: int, places: Array, source: Array) -> Array:
-    """The array with values added at places along one axis."""
-    return x.at[_grid(x, dim, places)].add(_reached(source, places))
+def scatter_add(x: Array, dim: int, indices: Array, source: Array) -> Array:
+    """The array with values added at indices along one axis."""
+    return x.at[_grid(dim, indices)].add(_cropped(source, indices))
 
 
-def _reached(source: Value, places: Array) -> Value:
+def _cropped(source: Value, indices: Array) -> Value:
     if not isinstance(source, Array):
         return source
-    return source[tuple(slice(n) for n in places.shape)]
+    return source[tuple(slice(n) for n in indices.shape)]
 
 
 @register("aten.sort.default")
@@ -96,15 +93,6 @@ def sort(x: Array, dim: int = -1, descending: bool = False) -> tuple[Array, Arra
     """Values in order along an axis, and where they were; ties stay in their order."""
     order = jnp.argsort(x, dim, stable=True, descending=descending)
     return jnp.take_along_axis(x, order, dim), order
-
-
-@register("aten.sort.stable")
-def sort_stable(
-    x: Array, *, stable: bool | None = None, dim: int = -1, descending: bool = False
-) -> tuple[Array, Array]:
-    """The same; ours is always stable."""
-    del stable
-    return sort(x, dim, descending)
 
 
 @register("aten.topk.default")
@@ -117,61 +105,20 @@ def topk(
     return jax.lax.slice_in_dim(values, 0, k, axis=dim), jax.lax.slice_in_dim(order, 0, k, axis=dim)
 
 
-@register("aten.argmax.default")
-def argmax(x: Array, dim: int | None = None, keepdim: bool = False) -> Array:
-    """Where the first maximum is."""
-    return jnp.argmax(x, dim, keepdims=keepdim)
-
-
-@register("aten.argmin.default")
-def argmin(x: Array, dim: int | None = None, keepdim: bool = False) -> Array:
-    """Where the first minimum is."""
-    return jnp.argmin(x, dim, keepdims=keepdim)
-
-
-Shape = Sequence[int]
-
-
 @register("aten.full.default")
 def full(size: Shape, value: Value, *, dtype: Any = None, **_layout: Any) -> Array:
     """One value everywhere."""
     return jnp.full(tuple(size), value, dtype or _default_dtype(value))
 
 
-@register("aten.scalar_tensor.default")
-def scalar_tensor(value: Value, *, dtype: Any = None, **_layout: Any) -> Array:
-    """One value, in float32 unless said."""
-    return jnp.asarray(value, dtype or jnp.float32)
+def _filled(function: Callable[..., Array]) -> Callable[..., Array]:
+    """A constructor whose default dtype is torch's, float32."""
+    return lambda value, *, dtype=None, **_layout: function(value, dtype=dtype or jnp.float32)
 
 
-@register("aten.zeros.default", "aten.empty.memory_format")
-def zeros(size: Shape, *, dtype: Any = None, **_layout: Any) -> Array:
-    """Zeros, in float32 unless said; also for memory that the network is yet to write."""
-    return jnp.zeros(tuple(size), dtype or jnp.float32)
-
-
-@register("aten.ones.default")
-def ones(size: Shape, *, dtype: Any = None, **_layout: Any) -> Array:
-    """Ones, in float32 unless said."""
-    return jnp.ones(tuple(size), dtype or jnp.float32)
-
-
-@register("aten.full_like.default")
-def full_like(x: Array, value: Value, *, dtype: Any = None, **_layout: Any) -> Array:
-    """One value in the shape of x."""
-    return jnp.full_like(x, value, dtype)
-
-
-@register("aten.zeros_like.default")
-def zeros_like(x: Array, *, dtype: Any = None, **_layout: Any) -> Array:
-    """Zeros in the shape of x."""
-    return jnp.zeros_like(x, dtype)
-
-
-@register("aten.ones_like.default")
-def ones_like(x: Array, *, dtype: Any = None, **_layout: Any) -> Array:
-    """Ones in the shape of x."""
-    return jnp.ones_like(x, dtype)
+def _like(function: Callable[..., Array]) -> Callable[..., Array]:
+    """A constructor whose default dtype is that of its argument."""
+    return lambda *args, dtype=None, **_layout: function(*args, dtype=dtype)
 
 
 @register("aten.arange.default", "aten.arange.start", "aten.arange.start_step")
@@ -189,89 +136,11 @@ def _default_dtype(value: Value) -> Any:
     return value.dtype
 
 
-@register("aten.clone.default")
-def identity(x: Array, **_layout: Any) -> Array:
-    """The same values; memory layout means nothing here."""
-    return x
-
-
-@register("aten.detach.default")
-def detach(x: Array) -> Array:
-    """The same values, through which no gradient passes."""
-    return jax.lax.stop_gradient(x)
-
-
-@register("aten._to_copy.default")
-def to(x: Array, *, dtype: Any = None, **_layout: Any) -> Array:
-    """Another dtype; the device means nothing here."""
-    return x if dtype is None else x.astype(dtype)
-
-
-@register("aten.sym_size.int")
-def sym_size(x: Array, dim: int) -> int:
-    """Size of one axis."""
-    return x.shape[dim]
-
-
-@register("operator.getitem")
-def getitem(values: Sequence[Any], index: int) -> Any:
-    """One of several outputs."""
-    return values[index]
-
-
-@register("aten.view.default")
-def view(x: Array, shape: Shape) -> Array:
-    """The same values in another shape."""
-    return jnp.reshape(x, tuple(shape))
-
-
-@register("aten.permute.default")
-def permute(x: Array, dims: Shape) -> Array:
-    """Axes in another order."""
-    return jnp.transpose(x, tuple(dims))
-
-
-@register("aten.transpose.int")
-def transpose(x: Array, dim0: int, dim1: int) -> Array:
-    """Two axes swapped."""
-    return jnp.swapaxes(x, dim0, dim1)
-
-
-@register("aten.t.default")
-def reverse_axes(x: Array) -> Array:
-    """Axes in reverse order."""
-    return x.T
-
-
-@register("aten.squeeze.dims")
-def squeeze(x: Array, dims: Shape) -> Array:
-    """Axes of size 1 left out; the graph has taken the batch from those that are named."""
-    return jnp.squeeze(x, tuple(dims))
-
-
-@register("aten.unsqueeze.default")
-def unsqueeze(x: Array, dim: int) -> Array:
-    """A new axis of size 1."""
-    return jnp.expand_dims(x, dim)
-
-
 @register("aten.expand.default")
 def expand(x: Array, sizes: Shape, **_implicit: Any) -> Array:
     """Axes of size 1 repeated; −1 keeps a size."""
     old = (1,) * (len(sizes) - x.ndim) + x.shape
     return jnp.broadcast_to(x, tuple(o if n == -1 else n for n, o in zip(sizes, old, strict=True)))
-
-
-@register("aten.repeat.default")
-def repeat(x: Array, repeats: Shape) -> Array:
-    """The array tiled."""
-    return jnp.tile(x, tuple(repeats))
-
-
-@register("aten.select.int")
-def select(x: Array, dim: int, index: int) -> Array:
-    """One slice of an axis, which goes."""
-    return jax.lax.index_in_dim(x, index, dim % x.ndim, keepdims=False)
 
 
 def _slice(x: Array, dim: int, start: int | None, end: int | None, step: int) -> tuple[Any, ...]:
@@ -307,7 +176,7 @@ def select_scatter(x: Array, source: Array, dim: int, index: int) -> Array:
 
 @register("aten.copy.default")
 def copy(x: Array, source: Array, _non_blocking: bool = False) -> Array:
-    """The source in x's shape and dtype."""
+    """The source in the shape and dtype of x."""
     return jnp.broadcast_to(source, x.shape).astype(x.dtype)
 
 
@@ -316,12 +185,6 @@ def cat(tensors: Sequence[Array], dim: int = 0) -> Array:
     """Arrays one after another along an axis; torch lets empty vectors through."""
     rank = max(t.ndim for t in tensors)
     return jnp.concatenate([t for t in tensors if t.ndim == rank], dim)
-
-
-@register("aten.stack.default")
-def stack(tensors: Sequence[Array], dim: int = 0) -> Array:
-    """Arrays side by side along a new axis."""
-    return jnp.stack(tuple(tensors), dim)
 
 
 @register("aten.split.Tensor", "aten.split_with_sizes.default")
@@ -333,12 +196,6 @@ def split(x: Array, size: int | Shape, dim: int = 0) -> tuple[Array, ...]:
     else:
         edges = [sum(size[: i + 1]) for i in range(len(size) - 1)]
     return tuple(jnp.split(x, edges, dim))
-
-
-@register("aten.unbind.int")
-def unbind(x: Array, dim: int = 0) -> tuple[Array, ...]:
-    """The slices of an axis."""
-    return tuple(select(x, dim, i) for i in range(x.shape[dim]))
 
 
 @register("aten.unfold.default")
@@ -355,18 +212,6 @@ def roll(x: Array, shifts: Shape, dims: Shape = ()) -> Array:
     return jnp.roll(x, tuple(shifts), tuple(dims)) if dims else jnp.roll(x, shifts[0])
 
 
-@register("aten.diagonal.default")
-def diagonal(x: Array, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Array:
-    """Values at equal places of two axes, which go; the diagonal comes last."""
-    return jnp.diagonal(x, offset, dim1, dim2)
-
-
-@register("aten.flip.default")
-def flip(x: Array, dims: Shape) -> Array:
-    """Axes reversed."""
-    return jnp.flip(x, tuple(dims))
-
-
 @register("aten.pad.default")
 def pad(x: Array, widths: Shape, mode: str = "constant", value: Scalar | None = None) -> Array:
     """Last axes padded, or cropped where a width is negative; widths from the last axis on."""
@@ -377,3 +222,50 @@ def pad(x: Array, widths: Shape, mode: str = "constant", value: Scalar | None = 
         return jax.lax.pad(x, fill, [(low, high, 0) for low, high in pairs])
     names = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
     return jnp.pad(x, pairs, names[mode])
+
+
+def _to(x: Array, *, dtype: Any = None, **_layout: Any) -> Array:
+    return x if dtype is None else x.astype(dtype)
+
+
+def _select(x: Array, dim: int, index: int) -> Array:
+    return jax.lax.index_in_dim(x, index, dim % x.ndim, keepdims=False)
+
+
+# Operators that JAX has under other names or with other arguments.
+enter(
+    {
+        "aten.argmax.default": lambda x, dim=None, keep=False: jnp.argmax(x, dim, keepdims=keep),
+        "aten.argmin.default": lambda x, dim=None, keep=False: jnp.argmin(x, dim, keepdims=keep),
+        "aten.clone.default": lambda x, **_layout: x,
+        "aten.detach.default": jax.lax.stop_gradient,
+        "aten.diagonal.default": jnp.diagonal,
+        "aten.flip.default": jnp.flip,
+        "aten.full_like.default": _like(jnp.full_like),
+        "aten.index_select.default": lambda x, dim, indices: jnp.take(x, indices.reshape(-1), dim),
+        "aten.ones.default": _filled(jnp.ones),
+        "aten.ones_like.default": _like(jnp.ones_like),
+        "aten.permute.default": jnp.transpose,
+        "aten.repeat.default": jnp.tile,
+        "aten.scalar_tensor.default": _filled(jnp.asarray),
+        "aten.select.int": _select,
+        # Ours is always stable.
+        "aten.sort.stable": lambda x, *, stable=None, dim=-1, descending=False: sort(
+            x, dim, descending
+        ),
+        # Never the axis of the batch: `bridge.graph` leaves it out.
+        "aten.squeeze.dims": jnp.squeeze,
+        "aten.stack.default": jnp.stack,
+        "aten.sym_size.int": lambda x, dim: x.shape[dim],
+        "aten.t.default": jnp.transpose,
+        "aten.transpose.int": jnp.swapaxes,
+        "aten._to_copy.default": _to,
+        "aten.unbind.int": lambda x, dim=0: tuple(_select(x, dim, i) for i in range(x.shape[dim])),
+        "aten.unsqueeze.default": jnp.expand_dims,
+        "aten.view.default": jnp.reshape,
+        # Memory that the network writes before it reads it.
+        "aten.zeros.default aten.empty.memory_format": _filled(jnp.zeros),
+        "aten.zeros_like.default": _like(jnp.zeros_like),
+        "operator.getitem": operator.getitem,
+    }
+)

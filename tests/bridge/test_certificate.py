@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bridge import checking as check
+from bridge import report
 from bridge.errors import BridgeError, ParityError
 from bridge.mirror import Mirror
 from bridge.ops import OPERATORS
@@ -120,11 +120,11 @@ def test_a_false_mirror_has_a_certificate_too_that_does_not_pass() -> None:
 
 
 def test_the_tables_show_the_worst_layers_or_all(certificate: Certificate) -> None:
-    text = printed(check.verdict_table(certificate), check.layer_table(certificate, 3))
+    text = printed(report.verdict_table(certificate), report.layer_table(certificate, 3))
     assert "logits, float32" in text
     assert "The 3 worst tap sites" in text
     assert sum(layer.name in text for layer in certificate.layers) >= 3
-    everything = printed(check.layer_table(certificate, None))
+    everything = printed(report.layer_table(certificate, None))
     assert "Tap sites" in everything
     assert all(layer.name in everything for layer in certificate.layers)
     assert "small_networks.py:" in everything
@@ -133,7 +133,7 @@ def test_the_tables_show_the_worst_layers_or_all(certificate: Certificate) -> No
 def test_sizes_and_costs_are_told() -> None:
     network = build("handwritten")
     twin = mirror(network, images())
-    text = check.size_words(twin)
+    text = report.size_words(twin)
     trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
     assert f"{trainable:,} trainable parameters in {len(twin.params)} arrays" in text
     assert "4 tap sites (2 × conv2d.default" in text
@@ -146,9 +146,9 @@ def test_sizes_and_costs_are_told() -> None:
     assert len(whole.passes) == 1 < len(plan.passes)
     assert plan.peak_gib <= memory
     assert cost.gradient_seconds > 0 < cost.product_seconds
-    assert f"in {len(plan.passes)} passes" in check.cost_words(cost, plan)
+    assert f"in {len(plan.passes)} passes" in report.cost_words(cost, plan)
     plain = dataclasses.replace(twin, function=lambda p, f, x: x, route="twin")
-    assert "no taps on the route twin" in check.size_words(plain)
+    assert "no taps on the route twin" in report.size_words(plain)
 
 
 def test_a_mirror_without_taps_is_certified_by_what_can_be_seen() -> None:

@@ -29,7 +29,7 @@ from kernel.jacobian import (
 from kernel.model import Model, require_rng
 from kernel.param_groups import Block
 from kernel.plan import Pass, Plan, Progress, Report, threads_of
-from kernel.scratch import Scratch, load_sums, save_sums, unfinished
+from kernel.scratch import Scratch, load_sums, save_sums, sums_bytes, unfinished
 from kernel.taps import check_gradients
 
 _Result = TypeVar("_Result")
@@ -283,8 +283,9 @@ def contract(
     problem = plan.problem
     each, anchors, total = problem.rows_an_example, problem.anchors, problem.examples
     sums = (np.zeros((anchors * each, total * each)), np.zeros((total - anchors, each, each)))
-    # the sums of two passes, and one pass between anchors and other images
-    with scratch.reserved(3 * sum(array.nbytes for array in sums)):
+    # sums that take the place of those before, and a pass between anchors and other images
+    pairs = sums[0][:, anchors * each :].nbytes + sums[1].nbytes
+    with scratch.reserved(sums_bytes(plan.passes, sums) + pairs):
         done = load_sums(scratch, len(plan.passes), sums)
         for number, one in enumerate(plan.passes):
             if number < done:

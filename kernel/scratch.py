@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class Scratch:
             return
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.iterdir():
-            if not path.name.startswith(self._prefix):
+            if path.is_file() and not path.name.startswith(self._prefix):
                 path.unlink()
 
     def load(self, name: str, *arrays: np.ndarray) -> bool:
@@ -192,6 +192,11 @@ def unfinished(
             starts += chunks
             ends[chunks[-1]] = slice(start, stop)
     return starts, ends
+
+
+def sums_bytes(passes: Sized, sums: Iterable[np.ndarray]) -> int:
+    """What the sums of so many passes take at most: the next are there before the last are gone."""
+    return min(len(passes), 2) * sum(array.nbytes for array in sums)
 
 
 def load_sums(scratch: Scratch, passes: int, sums: Iterable[np.ndarray]) -> int:

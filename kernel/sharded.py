@@ -36,7 +36,7 @@ from kernel.model import Frozen, Function, Model, Params, require_rng
 from kernel.options import Precision
 from kernel.param_groups import Block, ParamGroup
 from kernel.plan import Pass, Plan, Progress, Report
-from kernel.scratch import Scratch, load_sums, save_sums, unfinished
+from kernel.scratch import Scratch, load_sums, save_sums, sums_bytes, unfinished
 from kernel.taps import check_gradients
 
 AXIS = "examples"
@@ -368,7 +368,7 @@ def contract_sharded(
     sums = (np.zeros((anchors * each, total * each)), np.zeros((total - anchors, each, each)))
     placed = Model(model.function, *everywhere(tuple(model[1:]), mesh))
     products = matmul_precision(problem.precision)
-    with scratch.reserved(2 * sum(array.nbytes for array in sums)):
+    with scratch.reserved(sums_bytes(plan.passes, sums)):
         done = load_sums(scratch, len(plan.passes), sums)
         for number, one in enumerate(plan.passes):
             if number < done:

@@ -75,10 +75,35 @@ def test_an_interrupted_query_goes_on(tmp_path, counted, monkeypatch):
     assert counted == {"fit": 1, "chunk": 2}
     assert (tmp_path / "broken" / IN_PROGRESS / "kernel").is_dir()
     resumed = run.run(small(tmp_path / "broken"))
-    # the first chunk is made again for its shapes, the second was not finished
+    # whole gradients are kept after a pass, and there is one
     assert counted == {"fit": 2, "chunk": 5}
     same(resumed, whole)
     assert not (tmp_path / "broken" / IN_PROGRESS).exists()
+
+
+@pytest.mark.parametrize(
+    "left", [lambda content: bytes(len(content)), lambda content: content[:50]]
+)
+def test_a_damaged_chunk_is_said_and_computed_again(left, tmp_path, counted, monkeypatch):
+    kernel = KernelConfig(chunk=32, sketch=50)
+    whole = run.run(small(tmp_path / "whole", kernel=kernel))
+    compute, calls = contract.sketch_gradients, []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return compute(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(contract, "sketch_gradients", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run.run(small(tmp_path / "broken", kernel=kernel))
+    parts = sorted((tmp_path / "broken" / IN_PROGRESS / "kernel").glob("*-sketches-*"))
+    assert len(parts) == 2
+    parts[0].write_bytes(left(parts[0].read_bytes()))
+    with pytest.warns(UserWarning, match=r"sketches-0 is damaged: .* computed again"):
+        same(run.run(small(tmp_path / "broken", kernel=kernel)), whole)
 
 
 def test_what_is_pending_under_other_settings_is_not_used(tmp_path, counted, monkeypatch):

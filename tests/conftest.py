@@ -1,3 +1,4 @@
+import atexit
 import ctypes
 import functools
 import gc
@@ -16,6 +17,7 @@ import pytest
 
 # what runs of the tests keep for the user is kept apart from the user's own, and let go with it
 _CACHE = tempfile.TemporaryDirectory(prefix="ntk-lookahead-cache-")
+atexit.register(_CACHE.cleanup)
 _DAYS = 30
 _JAXLIB = version("jaxlib")
 

@@ -64,6 +64,24 @@ def _list_operators_once() -> None:
     utils._materialize_cpp_cia_ops = functools.cache(utils._materialize_cpp_cia_ops)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_is_written_whole() -> None:
+    """JAX writes an entry of its cache in place, and never again once the file is there.
+
+    A process beside reads half of it, and one that is killed leaves half of it for good: each is a
+    warning, and so an error here.
+    """
+    from jax._src.lru_cache import _CACHE_SUFFIX, LRUCache
+
+    def put(self: LRUCache, key: str, value: bytes) -> None:
+        path = Path(str(self.path)) / f"{key}{_CACHE_SUFFIX}"
+        beside = path.with_name(f"{path.name}.{os.getpid()}")
+        beside.write_bytes(value)
+        beside.replace(path)
+
+    LRUCache.put = put
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _free_compiled() -> Iterator[None]:
     """What XLA compiled for one module of tests is not kept in memory for the next."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-JAX_FREE = ("kernel.errors", "kernel.options", "kernel.simplex")
+JAX_FREE = ("kernel.files", "kernel.errors", "kernel.options", "kernel.simplex")
 MODULES = sorted(
     {f"kernel.{path.stem}" for path in (ROOT / "kernel").glob("*.py")}
     - {*JAX_FREE, "kernel.__init__"}

@@ -53,7 +53,7 @@ SECTIONS = {
     "kernel": options.KernelConfig,
     "lookahead": options.LookAheadConfig,
 }
-SMALL = {"image_size": 4, "candidates": 8, "epochs": 2, "learning_rate": 0.02, "test": 0}
+SMALL = {"image_size": 4, "candidates": 8, "epochs": 2, "learning_rate": 0.02}
 QUERIES = {
     **{
         name: (

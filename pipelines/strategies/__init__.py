@@ -176,7 +176,7 @@ READERS: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         "kernel": needing("kernel"),
         "kernel.sample": needing("kernel", "training", "infinite"),
-        "kernel.ridge": needing("kernel", "infinite"),
+        "kernel.ridge": needing("kernel", "infinite") - {"max_herding"},
         "kernel.reference": frozenset(
             {"mlmoc", "emoc", "flip", "naive", "ntk_no_blocks", "infinite_ntk"}
         ),

@@ -449,3 +449,13 @@ class QueryOptions(StrategyOptions):
     def __post_init__(self):
         """Raise UnknownNameError on an unknown loss."""
         lookup(dict.fromkeys(get_args(Loss)), self.loss, "loss")
+
+    def ignored(self, strategies: Sequence[str], sections: Set[str] = frozenset()) -> Iterator[str]:
+        """As for runs, and options that only a run reads."""
+        yield from super().ignored(strategies, sections)
+        for section, option, value in self._changed():
+            if section == "ll4al" or (section, option) == ("baseline", "test"):
+                yield (
+                    f"{section}.{option} is {value}, which only a run would not ignore (it trains "
+                    "the module and has test images): leave it out."
+                )

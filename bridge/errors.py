@@ -2,15 +2,11 @@
 
 
 class BridgeError(ValueError):
-    """A network or a weight file that cannot cross from PyTorch to JAX."""
+    """A network or weight file that cannot be mirrored in JAX."""
 
 
 class ExportError(BridgeError):
-    """`torch.export` refuses the module as such, so that another route may still take it.
-
-    Not raised for what no route may take: randomness, batch statistics, a changed buffer, a branch
-    on the values of the images, one batch size only; nor for an operator without a row.
-    """
+    """`torch.export` refuses the module, for a reason that does not rule out another route."""
 
 
 class ParityError(BridgeError):

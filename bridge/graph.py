@@ -1,16 +1,18 @@
-"""A PyTorch module → `Program`, through `torch.export`.
+"""Trace of a PyTorch module as a `Program`, by `torch.export`.
 
-The module is copied, exported with a free batch dimension and functionalised; only operators
-without a row of ours are decomposed. Calls that depend on neither images nor weights (position
-ids, masks, tables of sines) are folded by torch once and enter the mirror as constants, torch's own
-values to the last bit. A node that has no place in a pure function of one image is refused with its
-layer, the line of the user's code and the way out.
+The module is copied, exported in float64 with a free batch dimension and functionalised; only
+operators without a row of ours are decomposed. Calls that depend on neither images nor weights
+(position ids, masks, tables of sines) are folded by torch and enter the mirror as constants. A call
+that makes the logits no pure function of one image is refused, with its layer, the line of the
+user's code and the way out; what matters is whether images reach its operands and whether its
+result reaches the logits.
 """
 
+import inspect
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -20,8 +22,9 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.node import map_arg
 
 from bridge.errors import BatchSizeError, BridgeError, ExportError
-from bridge.module import canonical_names
+from bridge.module import canonical_names, copy_module
 from bridge.ops import OPERATORS
+from bridge.precision import one_dtype
 from bridge.program import CONSTANT, IMAGES, DType, Node, Program, Ref, Site, Weight, references
 
 
@@ -30,12 +33,12 @@ def fold(
     constants: Mapping[fx.Node, torch.Tensor],
     is_random: Callable[[fx.Node], bool],
 ) -> dict[fx.Node, Any]:
-    """Values of the calls that depend on constants alone, and of the constants.
+    """Values of the constants and of the calls that depend on constants alone.
 
     Args:
         graph: functional: no call writes into its arguments.
-        constants: placeholders and what they stand for.
-        is_random: whether a call draws random numbers; such calls are left for the refusal.
+        constants: values of placeholders.
+        is_random: true of a call that draws random numbers, which is not folded.
     """
     values: dict[fx.Node, Any] = dict(constants)
     with torch.no_grad():
@@ -48,7 +51,8 @@ def fold(
     return values
 
 
-_TORCH = os.path.dirname(torch.__file__)
+# Frames of a traceback that are not the user's.
+_LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)')
 
 
@@ -60,8 +64,12 @@ def operator_name(node: fx.Node) -> str:
     return f"{getattr(target, '__module__', '')}.{getattr(target, '__name__', target)}".lstrip("_")
 
 
-def refuse_unsupported(nodes: list[fx.Node]) -> None:
+def refuse_unsupported(nodes: list[fx.Node], on_images: Collection[fx.Node]) -> None:
     """Refuse calls that are random, couple the batch, have no fixed size or no row, all at once.
+
+    Args:
+        nodes: that the logits depend on.
+        on_images: nodes that depend on the images.
 
     Raises:
         BridgeError: a call draws random numbers, uses batch statistics or selects by a mask, or
@@ -70,7 +78,7 @@ def refuse_unsupported(nodes: list[fx.Node]) -> None:
     missing, impure = [], []
     for node in nodes:
         op, where = operator_name(node), _where(node)
-        reason = _impurity(node, op)
+        reason = _impurity(node, op, on_images)
         if reason:
             impure.append(f"{where}: {reason}")
         elif op not in OPERATORS:
@@ -111,11 +119,8 @@ def _parameters(arguments: Any) -> str:
     return ", ".join(signature)
 
 
-# Operators that draw random numbers only if this argument is set.
-_DRAWS_IF = {
-    "aten.rrelu.default": "training",
-    "aten.scaled_dot_product_attention.default": "dropout_p",
-}
+# Arguments of operators that draw random numbers only if these are true or positive.
+_DRAWS_IF = frozenset({"p", "dropout", "dropout_p", "train", "training"})
 
 
 def is_random(node: fx.Node) -> bool:
@@ -125,8 +130,8 @@ def is_random(node: fx.Node) -> bool:
         return False
     if torch.Tag.nondeterministic_seeded not in target.tags:
         return False
-    condition = _DRAWS_IF.get(operator_name(node))
-    return condition is None or bool(_argument(node, condition))
+    conditions = _DRAWS_IF.intersection(argument.name for argument in target._schema.arguments)
+    return all(bool(_argument(node, name)) for name in conditions)
 
 
 def _argument(node: fx.Node, name: str) -> Any:
@@ -141,8 +146,10 @@ def _argument(node: fx.Node, name: str) -> Any:
     return arguments[position].default_value
 
 
-def _impurity(node: fx.Node, op: str) -> str:
-    if "batch_norm" in op and op != "aten.batch_norm.default":
+def _impurity(node: fx.Node, op: str, on_images: Collection[fx.Node]) -> str:
+    """Reason why a call makes the logits no function of one image, or nothing."""
+    normalises_batch = "batch_norm" in op and op != "aten.batch_norm.default"
+    if normalises_batch and node.args[0] in on_images:
         return (
             "BatchNorm without running statistics makes an image's logits depend on its batch; "
             "build it with track_running_stats=True and train it, or use GroupNorm"
@@ -154,8 +161,8 @@ def _impurity(node: fx.Node, op: str) -> str:
         )
     if _selects_by_mask(node, op):
         return (
-            "a mask selects as many values as it happens to hold; keep the shape, with "
-            "torch.where(mask, x, 0), or select by integer indices"
+            "the number of values that a mask selects depends on what it holds; keep the shape, "
+            "with torch.where(mask, x, 0), or select by integer indices"
         )
     return ""
 
@@ -201,8 +208,8 @@ def explain(error: Exception) -> BridgeError:
     refusal: type[BridgeError] = BridgeError
     if "DataDependent" in kind or "data-dependent" in text:
         reason = (
-            "a Python branch, loop or .item() depends on the values of the images; write it with "
-            "torch.where, or take the branch outside forward"
+            "a Python branch, loop or .item() depends on the values of the images or of an array; "
+            "write it with torch.where, or take the branch outside forward"
         )
     elif "Constraint" in kind or "specializ" in text or "Dim.DYNAMIC" in text:
         reason = (
@@ -217,8 +224,8 @@ def explain(error: Exception) -> BridgeError:
 
 
 def user_line(text: str) -> str:
-    """The last line in a traceback that is not torch's own, as ` (file:line: code)`, or nothing."""
-    frames = [frame for frame in _FRAME.findall(text) if not frame[0].startswith(_TORCH)]
+    """The user's last line in a traceback, as ` (file:line: code)`, or nothing."""
+    frames = [frame for frame in _FRAME.findall(text) if not frame[0].startswith(_LIBRARIES)]
     if not frames:
         return ""
     path, line, code = frames[-1]
@@ -247,21 +254,17 @@ class Lifted(NamedTuple):
 
 
 def lift(module: nn.Module, images: torch.Tensor) -> Lifted:
-    """The program of a module on the CPU, in eval mode; the module may be changed.
+    """The program of a module in eval mode, traced from a copy in float64.
 
     Raises:
         BridgeError: the module cannot be exported, uses an operator without a row, depends on
-            randomness or batch statistics, changes a buffer, or has parameters it never uses.
+            randomness, batch statistics or a buffer that it changes, or has parameters that it
+            never uses.
     """
-    exported, one_by_one = _exported(module, images)
+    native = {n: t.dtype for n, t in [*module.named_parameters(), *module.named_buffers()]}
+    module = copy_module(module).double()
+    exported, one_by_one = _exported(module, images.double())
     graph, signature = exported.graph, exported.graph_signature
-    for output in signature.output_specs:
-        if output.kind is not OutputKind.USER_OUTPUT:
-            raise BridgeError(
-                f"the network's forward changes {output.target!r}, so that its logits depend on "
-                "what it saw before; in eval mode it must leave its buffers alone"
-            )
-
     canonical = canonical_names(module)
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     persistent = module.state_dict().keys()
@@ -269,11 +272,11 @@ def lift(module: nn.Module, images: torch.Tensor) -> Lifted:
     weights: dict[fx.Node, Any] = {}
     graph_constants: dict[fx.Node, torch.Tensor] = {}
     placeholders = {node.name: node for node in graph.nodes if node.op == "placeholder"}
-    images_name = ""
+    images_node = graph.output_node()
     for spec in signature.input_specs:
         node = placeholders[getattr(spec.arg, "name", "")]
         if spec.kind is InputKind.USER_INPUT:
-            images_name = node.name
+            images_node = node
         elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
             weights[node] = Weight(canonical[str(spec.target)])
         else:
@@ -287,17 +290,16 @@ def lift(module: nn.Module, images: torch.Tensor) -> Lifted:
 
     _restore_batch_norm(graph)
     folded = fold(graph, graph_constants, is_random)
-    live = _live(graph, folded)
-    refuse_unsupported(live)
+    logits, needed = _logits(exported, folded)
+    live = [n for n in graph.nodes if n in needed and n.op == "call_function"]
+    refuse_unsupported(live, _dependent(graph, images_node))
     for node in [source for user in live for source in user.all_input_nodes if source in folded]:
         weights[node] = folded[node]
         if isinstance(folded[node], torch.Tensor):
             weights[node] = Weight(f"{CONSTANT}{node.name}")
             tensors[weights[node].name] = folded[node]
             constants.add(weights[node].name)
-    exact = images.dtype is torch.float64
-    nodes = tuple(_node(node, weights, exact) for node in live)
-    (output,) = graph.output_node().all_input_nodes
+    nodes = tuple(_node(node, weights) for node in live)
     trainable = frozenset(n for n, p in module.named_parameters() if p.requires_grad)
     sites = _sites(nodes, trainable)
     unused = trainable - {name for site in sites for name in site.parameters}
@@ -307,8 +309,8 @@ def lift(module: nn.Module, images: torch.Tensor) -> Lifted:
             f"{', '.join(sorted(unused))}; remove them, or freeze them with requires_grad_(False)"
         )
     return Lifted(
-        Program(images_name, nodes, Ref(output.name), sites, one_by_one),
-        tensors,
+        Program(images_node.name, nodes, Ref(logits.name), sites, one_by_one),
+        {name: tensor.to(native.get(name, tensor.dtype)) for name, tensor in tensors.items()},
         trainable,
         frozenset(constants),
     )
@@ -330,13 +332,26 @@ def _exported(module: nn.Module, images: torch.Tensor) -> tuple[ExportedProgram,
 
 
 def _export(module: nn.Module, images: torch.Tensor, free: dict[int, Any]) -> ExportedProgram:
+    first = next(iter(inspect.signature(module.forward).parameters.values()), None)
+    if first is not None and first.kind is inspect.Parameter.VAR_POSITIONAL:
+        # torch.export needs a name for the images, which a wrapper's *args do not give.
+        forward = module.forward
+
+        def named(images: torch.Tensor) -> torch.Tensor:
+            return forward(images)
+
+        module.forward = named
     with warnings.catch_warnings():
         # torch 2.13 warns of its own use of LeafSpec when it makes a graph functional.
         warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
         # Recurrent layers hold their parameters in a list as well, and refresh it.
         warnings.filterwarnings("ignore", r"The tensor attributes? .*\._flat_weights", UserWarning)
         try:
-            exported = torch.export.export(module, (images,), dynamic_shapes=(free,))
+            with one_dtype(images.dtype):
+                exported = torch.export.export(module, (images,), dynamic_shapes=(free,))
+            for part in exported.graph_module.modules():
+                if isinstance(part, fx.GraphModule):
+                    _state_gradients(part)
             table = torch.export.default_decompositions()
             rows = {op: table[op] for op in list(table) if str(op) not in OPERATORS}
             return exported.run_decompositions(rows)
@@ -344,9 +359,41 @@ def _export(module: nn.Module, images: torch.Tensor, free: dict[int, Any]) -> Ex
             raise explain(error) from error
 
 
+def _state_gradients(module: fx.GraphModule) -> None:
+    """Put `aten.detach` where `torch.no_grad` ends, which the decomposition would leave out.
+
+    Assertions of dtypes go: torch writes those of tensors that `one_dtype` has cast.
+    """
+    for node in list(module.graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            module.graph.erase_node(node)
+        elif node.target is torch.ops.higher_order.wrap_with_set_grad_enabled and not node.args[0]:
+            for output in list(node.users):
+                with module.graph.inserting_after(output):
+                    detached = module.graph.call_function(torch.ops.aten.detach.default, (output,))
+                detached.meta = dict(output.meta)
+                output.replace_all_uses_with(detached, lambda user, own=detached: user is not own)
+    module.recompile()
+
+
 def _restore_batch_norm(graph: fx.Graph) -> None:
-    """Put `aten.batch_norm` in place of the functional form of BatchNorm in eval mode."""
+    """Put `aten.batch_norm` in place of the functional form of BatchNorm in eval mode.
+
+    In train mode, put the form that reads no running statistics for all but the new ones.
+    """
     for node in list(graph.nodes):
+        if node.target == torch.ops.aten._native_batch_norm_legit_functional.default:
+            x, weight, bias, *_, training, momentum, eps = node.args
+            if training:
+                with graph.inserting_before(node):
+                    own = graph.call_function(
+                        torch.ops.aten._native_batch_norm_legit.no_stats,
+                        (x, weight, bias, True, momentum, eps),
+                    )
+                own.meta = {**node.meta, "val": node.meta["val"][:3]}
+                for output in list(node.users):
+                    if output.args[1] < 3:
+                        output.replace_input_with(node, own)
         if node.target != torch.ops.aten._native_batch_norm_legit_no_training.default:
             continue
         *tensors, momentum, eps = node.args
@@ -361,26 +408,54 @@ def _restore_batch_norm(graph: fx.Graph) -> None:
         graph.erase_node(node)
 
 
-def _live(graph: fx.Graph, folded: Mapping[fx.Node, Any]) -> list[fx.Node]:
-    """The calls that the logits depend on, without those that are folded, in order."""
+def _logits(
+    exported: ExportedProgram, folded: Mapping[fx.Node, Any]
+) -> tuple[fx.Node, set[fx.Node]]:
+    """The node of the logits, and all that it depends on, up to folded ones.
+
+    Raises:
+        BridgeError: the logits depend on the earlier value of a buffer that forward changes.
+    """
+    signature = exported.graph_signature
+    returned = exported.graph.output_node().args[0]
+    assert isinstance(returned, tuple)
+    outputs = list(zip(signature.output_specs, returned, strict=True))
+    (logits,) = [node for spec, node in outputs if spec.kind is OutputKind.USER_OUTPUT]
+    assert isinstance(logits, fx.Node)
     needed: set[fx.Node] = set()
-    stack = [graph.output_node()]
+    stack = [logits]
     while stack:
         node = stack.pop()
         if node not in needed and node not in folded:
             needed.add(node)
             stack.extend(node.all_input_nodes)
-    return [
-        node for node in graph.nodes if node in needed and node.op not in ("placeholder", "output")
-    ]
+    read = {node.name for node in needed}
+    inputs = {s.target for s in signature.input_specs if getattr(s.arg, "name", "") in read}
+    for spec, _ in outputs:
+        if spec.kind is not OutputKind.USER_OUTPUT and spec.target in inputs:
+            raise BridgeError(
+                f"the network's forward changes {spec.target!r} and reads it, so that its logits "
+                "depend on what it saw before; in eval mode it must leave its buffers alone"
+            )
+    return logits, needed
 
 
-def _node(node: fx.Node, weights: Mapping[fx.Node, Any], exact: bool) -> Node:
+def _dependent(graph: fx.Graph, images: fx.Node) -> set[fx.Node]:
+    """The nodes whose values depend on those of the images; sizes do not."""
+    found = {images}
+    for node in graph.nodes:
+        sizes = operator_name(node) == "aten.sym_size.int" if node.op == "call_function" else False
+        if not sizes and not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _node(node: fx.Node, weights: Mapping[fx.Node, Any]) -> Node:
     def convert(value: Any) -> Any:
         if isinstance(value, fx.Node):
             return weights.get(value, Ref(value.name))
         if isinstance(value, torch.dtype):
-            follows = exact and value is torch.float64
+            follows = value is torch.float64
             return DType(IMAGES if follows else str(value).removeprefix("torch."))
         if isinstance(value, (list, tuple)):
             return tuple(convert(part) for part in value)

@@ -1,9 +1,12 @@
 """A PyTorch module's checks, its copy on the CPU, and its arrays, read and written."""
 
+import contextlib
 import copy
+import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from types import CellType, FunctionType, MethodType
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -11,6 +14,7 @@ import numpy as np
 import torch
 from jax import Array
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from bridge.errors import BridgeError
 from bridge.weights import Weights, save
@@ -72,15 +76,77 @@ def copy_to_cpu(
             f"the example has shape {tuple(images.shape)}; it must be a batch of at least two "
             "images (batch, channels, height, width), or the batch size could not be left free"
         )
-    try:
-        network = copy.deepcopy(module).cpu()
-    except (RuntimeError, TypeError) as error:
-        raise BridgeError(
-            f"the network cannot be copied ({error}); hold no tensors in it other than "
-            "parameters and buffers"
-        ) from error
+    network = copy_module(module)
     dtypes = [p.dtype for p in network.parameters() if p.is_floating_point()]
     return network, images.to(dtypes[0] if dtypes else torch.get_default_dtype())
+
+
+def copy_module(module: nn.Module) -> nn.Module:
+    """A copy on the CPU that shares nothing with the module and runs as plain Python.
+
+    Unlike `copy.deepcopy`, it copies tensors that hooks computed, gives forwards and hooks that
+    were patched onto an instance the copied layers in place of the original ones, and takes away
+    torch.compile and DataParallel.
+
+    Raises:
+        BridgeError: the module holds something that cannot be copied.
+    """
+    held = [leaf for part in module.modules() for leaf in tree_leaves(vars(part))]
+    computed = [t for t in held if isinstance(t, torch.Tensor) and not t.is_leaf]
+    memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in computed}
+    try:
+        copied = copy.deepcopy(module, memo).cpu()
+        for part in copied.modules():
+            _rebind(part, memo)
+    except (RuntimeError, TypeError) as error:
+        raise BridgeError(
+            f"the network cannot be copied ({error}); hold nothing in it but modules, tensors and "
+            "plain values"
+        ) from error
+    return copied
+
+
+def _rebind(part: nn.Module, memo: dict[int, Any]) -> None:
+    """Let what is patched onto a copied module refer to copies, and let it run uncompiled."""
+    state = vars(part)
+    for name, value in list(state.items()):
+        if isinstance(value, FunctionType):
+            state[name] = _rebound(value, memo)
+        elif name.endswith("_hooks") and isinstance(value, dict):
+            value.update({key: _rebound(hook, memo) for key, hook in value.items()})
+    plain = getattr(part.forward, "_torchdynamo_orig_callable", None)  # of torch.compile
+    if state["_modules"].get("_orig_mod") is not None:
+        state["forward"] = state["_modules"]["_orig_mod"].__call__
+    elif plain is not None:
+        bound = isinstance(plain, MethodType)
+        state["forward"] = copy.deepcopy(plain, memo) if bound else MethodType(plain, part)
+    if part._compiled_call_impl is not None:  # module.compile()
+        part._compiled_call_impl = None
+    if isinstance(part, nn.DataParallel):
+        part.device_ids = []
+
+
+def _rebound(value: Any, memo: dict[int, Any]) -> Any:
+    """A function, or a method of a module, that refers to the copies of modules and tensors.
+
+    Args:
+        value: anything; a closure is rebuilt, since `copy.deepcopy` keeps functions as they are.
+        memo: of the deep copy that these were made by.
+    """
+    if isinstance(value, FunctionType) and value.__closure__:
+        if id(value) not in memo:
+            cells = tuple(CellType() for _ in value.__closure__)
+            memo[id(value)] = FunctionType(
+                value.__code__, value.__globals__, value.__name__, value.__defaults__, cells
+            )
+            memo[id(value)].__kwdefaults__ = value.__kwdefaults__
+            vars(memo[id(value)]).update(vars(value))
+            for cell, old in zip(cells, value.__closure__, strict=True):
+                with contextlib.suppress(ValueError):  # an empty cell
+                    cell.cell_contents = _rebound(old.cell_contents, memo)
+        return memo[id(value)]
+    refers = isinstance(value, (nn.Module, torch.Tensor, MethodType, functools.partial))
+    return copy.deepcopy(value, memo) if refers else value
 
 
 def check_output(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -94,18 +160,15 @@ def check_output(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
             logits = network(images)
     except Exception as error:
         raise BridgeError(
-            f"the network cannot be run on images of shape {tuple(images.shape)}: {error}"
+            f"the network cannot be run on images of shape {tuple(images.shape)}: "
+            f"{type(error).__name__}: {error}"
         ) from error
-    if isinstance(logits, dict):
-        keys = ", ".join(map(str, logits))
+    if isinstance(logits, (dict, tuple, list)):
+        keys = f"({', '.join(map(str, logits))})"
+        parts = keys if isinstance(logits, dict) else f"of {len(logits)}"
         raise BridgeError(
-            f"the network returns a dict ({keys}); it must return the logits alone: wrap it in a "
-            "module that picks one entry"
-        )
-    if isinstance(logits, (tuple, list)):
-        raise BridgeError(
-            f"the network returns a {type(logits).__name__} of {len(logits)}; it must return the "
-            "logits alone: wrap it in a module that picks one entry"
+            f"the network returns a {type(logits).__name__} {parts}; it must return the logits "
+            "alone: wrap it in a module that picks one entry"
         )
     if not isinstance(logits, torch.Tensor):
         raise BridgeError(
@@ -115,6 +178,10 @@ def check_output(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
         raise BridgeError(
             f"the network returns shape {tuple(logits.shape)} for {images.shape[0]} images; it "
             f"must return ({images.shape[0]}, classes)"
+        )
+    if not logits.is_floating_point():
+        raise BridgeError(
+            f"the network returns {logits.dtype}; it must return real logits, before any argmax"
         )
     return logits
 

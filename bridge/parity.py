@@ -3,12 +3,12 @@
 Compared are logits in float32 and float64, the output of every site, per-example gradients of every
 parameter, and the exact independence of each image's logits from the rest of its batch
 (docs/mathematics.md, 2). torch's calls are observed on the module as it runs, not on its exported
-graph, so that a fault of the export shows; the JAX side compiles once a mirror. Errors are relative
-to the largest value of the quantity compared. A mirror that disagrees is refused with the first
-layer or array that does.
+graph, so that a fault of the export shows; the JAX side compiles once a mirror. Both run in one
+dtype throughout, whatever forward casts to (`bridge.precision`). Errors are relative to the largest
+value of the quantity compared, those of gradients to the size of the terms that are summed. A
+mirror that disagrees is refused with the first layer or array that does.
 """
 
-import copy
 import dataclasses
 import json
 import math
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -29,11 +30,12 @@ from torch.utils._pytree import tree_leaves
 
 from bridge.errors import BridgeError, ParityError
 from bridge.mirror import Mirror
-from bridge.module import to_numpy
-from bridge.program import Arrays, DType, Node, Program, Ref, Site, Weight, references
+from bridge.module import copy_module, copy_to_cpu, to_numpy
+from bridge.precision import CoarsestDtype, one_dtype
+from bridge.program import Arrays, Program, Site, Weight, references
 from kernel.files import write_file
 from kernel.model import Function
-from kernel.taps import image_gradients
+from kernel.taps import image_gradients, site_gradients, taps
 
 FORMAT = "ntk-lookahead certificate"
 VERSION = 1
@@ -176,6 +178,7 @@ class JaxOutputs(NamedTuple):
             other images' rows with respect to image 0; 0 where axis 0 is not the batch.
         alone: (m, classes), logits of each of the first m images in a batch of its own.
         gradients: of `alone @ direction`, for each trainable parameter (m, *shape).
+        summed: the size of the terms that each gradient sums, () each; empty without taps.
     """
 
     logits: Any
@@ -183,13 +186,14 @@ class JaxOutputs(NamedTuple):
     leaks: dict[str, Any]
     alone: Any
     gradients: dict[str, Any]
+    summed: dict[str, Any]
 
 
 @partial(jax.jit, static_argnums=0)
 def jax_outputs(
     function: Function, params: Arrays, frozen: Arrays, x: Array, direction: Array
 ) -> JaxOutputs:
-    """The mirror's side of everything that is compared in float64.
+    """The mirror's outputs that are compared in float64.
 
     Args:
         function: the mirror's function.
@@ -207,7 +211,7 @@ def jax_outputs(
     tangent = jnp.zeros_like(x).at[0].set(jnp.cos(jnp.arange(x[0].size)).reshape(x[0].shape))
     (together, activations), (logits_tangent, tangents) = jax.jvp(observed, (x,), (tangent,))
     first = x[:GRADIENT_EXAMPLES]
-    leaves = jax.vmap(lambda image: image_gradients(function, params, frozen, image, direction))(
+    gradients, summed = jax.vmap(lambda x: _gradients(function, params, frozen, x, direction))(
         first
     )
     return JaxOutputs(
@@ -218,8 +222,36 @@ def jax_outputs(
             for name, tangent in {**tangents, "": logits_tangent}.items()
         },
         alone=jax.vmap(lambda image: function(params, frozen, image[None])[0])(first),
-        gradients=dict(zip(sorted(params), leaves, strict=True)),
+        gradients=gradients,
+        summed=jax.tree.map(jnp.max, summed),
     )
+
+
+def _gradients(
+    function: Function, params: Arrays, frozen: Arrays, image: Array, direction: Array
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Gradients of one image as kernels form them, and the sizes of the terms they sum."""
+    if not isinstance(function, Program):
+        leaves = image_gradients(function, params, frozen, image, direction)
+        return dict(zip(sorted(params), leaves, strict=True)), {}
+    names = [site.name for site in function.sites if site.parameters]
+    inputs, cotangents, _ = taps(function, params, frozen, image, direction[None], names)
+    gradients = {name: jnp.zeros_like(array) for name, array in params.items()}
+    squares = dict(gradients)
+    for number, site in enumerate(names):
+        # Rounding errs in each entry of δ_s by itself, so that the error of a sum Σ_p J_pᵀδ_p is
+        # proportional to √Σ_p(J_pᵀδ_p)² even where the terms cancel. With independent signs ±1,
+        # E(Σ_p ±J_pᵀδ_p)² is that sum of squares.
+        key = jax.random.key(number)
+        signed = [
+            jnp.concatenate([own, own * jax.random.rademacher(key, own.shape, own.dtype)])
+            for own in cotangents[site]
+        ]
+        both = site_gradients(function, site, params, frozen, inputs[site], signed)
+        for name, (gradient, terms) in both.items():
+            gradients[name] += gradient
+            squares[name] += terms**2
+    return gradients, {name: jnp.sqrt(jnp.max(square)) for name, square in squares.items()}
 
 
 @partial(jax.jit, static_argnums=0)
@@ -236,12 +268,7 @@ def _leak(tangents: Any, examples: int) -> Array:
 
 
 class Call(NamedTuple):
-    """One call that consumed weights.
-
-    Attributes:
-        weights: canonical names of the parameters and buffers among its arguments.
-        output: what it returned.
-    """
+    """Output of one torch call, and the names of the parameters and buffers it consumed."""
 
     weights: tuple[str, ...]
     output: np.ndarray
@@ -262,9 +289,21 @@ class TorchOutputs(NamedTuple):
 
 
 def torch_logits(module: nn.Module, images: np.ndarray, dtype: torch.dtype) -> np.ndarray:
-    """Logits (n, classes) of a copy of the module in a dtype."""
-    with torch.no_grad():
-        return to_numpy(_run(_cast(module, dtype), torch.tensor(images, dtype=dtype)))
+    """Logits (n, classes) of a copy of the module in one dtype."""
+    with torch.no_grad(), one_dtype(dtype):
+        return to_numpy(_run(copy_module(module).to(dtype), torch.tensor(images, dtype=dtype)))
+
+
+def own_logits(module: nn.Module, images: np.ndarray) -> tuple[np.ndarray, torch.dtype | None]:
+    """Logits (n, classes) as forward's own casts round them, and the dtype of lowest precision.
+
+    The dtype is None unless it is coarser than float32 and than the network's arrays.
+    """
+    network, x = copy_to_cpu(module, images)
+    own = x.dtype if torch.finfo(x.dtype).eps > torch.finfo(torch.float32).eps else torch.float32
+    with torch.no_grad(), CoarsestDtype(own) as coarsest:
+        logits = _run(network, x).double()
+    return to_numpy(logits), None if coarsest.dtype is own else coarsest.dtype
 
 
 def torch_outputs(
@@ -286,11 +325,11 @@ def torch_outputs(
     Raises:
         BridgeError: the module cannot be run in float64.
     """
-    network = _cast(module, torch.float64)
+    network = copy_module(module).double()
     x = torch.tensor(images, dtype=torch.float64)
     tensors = [*network.named_parameters(), *network.named_buffers()]
     names = {id(tensor): name for name, tensor in tensors}
-    outputs, calls = _recorded(network, x, names)
+    logits, calls = _recorded(network, x, names)
     if one_by_one:
         alone = [_recorded(network, image[None], names)[1] for image in x]
         calls = [
@@ -302,23 +341,22 @@ def torch_outputs(
     count = min(examples, len(x)) if trainable else 0
     rows = {name: np.empty((count, *p.shape)) for name, p in trainable.items()}
     for i in range(count):
-        value = _run(network, x[i : i + 1]).reshape(-1) @ project
-        gradients = torch.autograd.grad(value, list(trainable.values()), materialize_grads=True)
+        with one_dtype(torch.float64):
+            value = _run(network, x[i : i + 1]).reshape(-1) @ project
+        try:
+            gradients = torch.autograd.grad(value, list(trainable.values()), materialize_grads=True)
+        except RuntimeError as error:
+            raise BridgeError(f"torch cannot form the network's gradients: {error}") from error
         for name, gradient in zip(trainable, gradients, strict=True):
             rows[name][i] = gradient.numpy()
-    return TorchOutputs(logits=to_numpy(outputs), calls=tuple(calls), gradients=rows)
-
-
-def _cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of the module on the CPU, every floating parameter and buffer in one dtype."""
-    return copy.deepcopy(module).cpu().to(dtype)
+    return TorchOutputs(to_numpy(logits), tuple(calls), rows)
 
 
 def _recorded(
     network: nn.Module, x: torch.Tensor, names: Mapping[int, str]
 ) -> tuple[torch.Tensor, list[Call]]:
     recorder = _CallRecorder(names)
-    with recorder, torch.no_grad():
+    with one_dtype(x.dtype), recorder, torch.no_grad():
         logits = _run(network, x)
     return logits, recorder.calls
 
@@ -326,10 +364,11 @@ def _recorded(
 def _run(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
     try:
         return network(x)
-    except RuntimeError as error:
+    except Exception as error:
         raise BridgeError(
-            f"the network cannot be run in {x.dtype}, which its certificate needs: {error}; keep "
-            "tensors that forward uses as buffers, and let dtypes follow the images"
+            f"the network cannot be run on images of shape {tuple(x.shape)} in {x.dtype}, which "
+            f"its certificate needs: {type(error).__name__}: {error}; let the dtypes in forward "
+            "follow the images"
         ) from error
 
 
@@ -370,7 +409,10 @@ def pair_sites(sites: list[Site], calls: Sequence[Call]) -> list[tuple[Site, Cal
 
 
 def check_weights(module: nn.Module, mirror: Mirror) -> None:
-    """Refuse a mirror whose arrays are not those of its network, bit for bit."""
+    """Refuse a mirror whose arrays are not those of its network, bit for bit.
+
+    Buffers that no site consumes, such as counters of calls, may differ.
+    """
     trainable = {name for name, p in module.named_parameters() if p.requires_grad}
     if trainable != set(mirror.params):
         odd = ", ".join(sorted(trainable ^ set(mirror.params)))
@@ -379,7 +421,14 @@ def check_weights(module: nn.Module, mirror: Mirror) -> None:
             "network again after it was changed"
         )
     arrays = {**mirror.params, **mirror.frozen}
+    read = (
+        {name for site in mirror.program.sites for name in weights_of_site(site)}
+        if (mirror.program)
+        else set(arrays)
+    )
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if name not in read:
+            continue
         theirs = to_numpy(tensor)
         ours = np.asarray(arrays[name]) if name in arrays else None
         if ours is None or ours.shape != theirs.shape:
@@ -401,56 +450,22 @@ _COARSE: Mapping[str, float] = {
     "aten.hardsigmoid.default": 1e-7,
     "aten.celu.default": 1e-7,
 }
-# Tolerance of a network that casts to one of these by itself, whatever dtype it is run in.
-_LOW = ("float32", "float16", "bfloat16")
-_CAST = 1e-4
+# Largest relative change of the logits by forward's own casts, in units of the dtype's rounding.
+_ROUNDINGS = 16
+# Errors are relative to at least this share of the largest quantity of the kind. A sum of n terms
+# is rounded by about √n · 10⁻¹⁶ of their size, 10⁻¹³ for a million: 10⁻¹⁰ of 10⁻³.
+_FLOOR = 1e-3
 
 
-class Tolerances(NamedTuple):
-    """The largest relative errors allowed.
-
-    Attributes:
-        float32: of logits in float32.
-        values: of logits and of the outputs of layers in float64.
-        gradients: of per-example gradients in float64.
-        reasons: why one is wider than the default.
-    """
-
-    float32: float
-    values: float
-    gradients: float
-    reasons: tuple[str, ...]
-
-
-def tolerances(program: Program | None) -> Tolerances:
-    """Tolerances of a program; the defaults for a mirror without one."""
-    values, gradients, reasons = FLOAT64, GRADIENTS, []
-    for node in program.nodes if program else ():
-        if node.op in _COARSE:
-            gradients = max(gradients, _COARSE[node.op])
-            reasons.append(
-                f"torch computes the derivative of {node.op} in less than float64: gradients are "
-                f"compared to {_COARSE[node.op]:.0e}"
-            )
-        if _casts_down(node):
-            values, gradients = max(values, _CAST), max(gradients, 10 * _CAST)
-            reasons.append(
-                f"forward itself goes to a lower precision at {node.source or node.op}: what is "
-                f"compared in float64 is compared to {_CAST:.0e}, gradients to {10 * _CAST:.0e}"
-            )
-    return Tolerances(FLOAT32, values, gradients, tuple(dict.fromkeys(reasons)))
-
-
-def _casts_down(node: Node) -> bool:
-    """True where a value that depends on the images is cast to a lower precision."""
-    makes = "_like" in node.op or ".new_" in node.op
-    low = any(dtype.name in _LOW for dtype in references(node, DType))
-    return low and not makes and any(True for _ in references(node, Ref))
-
-
-# Errors are relative to at least this share of the largest quantity of the kind: where the exact
-# value is 0, only rounding is left.
-_FLOOR = 1e-6
+def gradient_tolerance(program: Program | None) -> tuple[float, tuple[str, ...]]:
+    """The largest relative error of gradients, and why it is wider than the default."""
+    coarse = {node.op for node in program.nodes if node.op in _COARSE} if program else set()
+    reasons = (
+        f"torch computes the derivative of {op} in less than float64: gradients are compared to "
+        f"{_COARSE[op]:.0e}"
+        for op in sorted(coarse)
+    )
+    return max([GRADIENTS, *(_COARSE[op] for op in coarse)]), tuple(reasons)
 
 
 def certify(module: nn.Module, mirror: Mirror, probe: np.ndarray) -> Certificate:
@@ -482,9 +497,10 @@ def compare(module: nn.Module, mirror: Mirror, probe: np.ndarray) -> Certificate
     """
     _check_probe(module, probe)
     check_weights(module, mirror)
-    plain = torch_logits(module, probe, torch.float32)
-    if not np.isfinite(plain).all():
+    own, coarsest = own_logits(module, probe)
+    if not np.isfinite(own).all():
         raise ParityError("the network's own logits for the probe are not finite; train it again")
+    plain = torch_logits(module, probe, torch.float32)
     direction = np.cos(1.0 + np.arange(plain.shape[1]))  # no two logits have the same weight
     program = mirror.program
     one_by_one = program is not None and program.one_by_one
@@ -499,30 +515,32 @@ def compare(module: nn.Module, mirror: Mirror, probe: np.ndarray) -> Certificate
     sites = list(program.sites) if program else []
     sites = [site for site in sites if not mirror.constants.issuperset(weights_of_site(site))]
     paired = pair_sites(sites, theirs.calls)
-    allowed = tolerances(program)
+    tolerance, reasons = gradient_tolerance(program)
     activations = _measure(
-        [(site.name, ours.activations[site.name], call.output) for site, call in paired],
-        allowed.values,
+        [(s.name, jax.tree.leaves(ours.activations[s.name])[0], call.output) for s, call in paired],
+        FLOAT64,
         lambda name: f"at layer {_describe(sites, name)}",
     )
     logits64 = _measure(
-        [("", ours.logits, theirs.logits)], allowed.values, lambda _: "in the logits (float64)"
+        [("", ours.logits, theirs.logits)], FLOAT64, lambda _: "in the logits (float64)"
     )
     batch = _measure(
         [("", ours.alone, ours.logits[:GRADIENT_EXAMPLES])],
-        allowed.values,
+        FLOAT64,
         lambda _: "between an image alone and the same image in a batch",
     )
     gradients = _measure(
         [(name, ours.gradients[name], theirs.gradients[name]) for name in mirror.params],
-        allowed.gradients,
+        tolerance,
         lambda name: f"in the per-example gradients of {_describe_parameter(sites, name)}",
+        {name: float(size) for name, size in ours.summed.items()},
     )
-    logits32 = _measure([("", ours32, plain)], allowed.float32, lambda _: "in the logits (float32)")
+    logits32 = _measure([("", ours32, plain)], FLOAT32, lambda _: "in the logits (float32)")
+    notes, unstable = _casts(own, theirs.logits, coarsest)
     coverage = _uncovered(mirror)
     coupling = _coupled(sites, ours.leaks)
     if not (logits64.faults or gradients.faults or coupling or batch.faults):
-        activations = _without_false_pairs(activations, allowed.values)
+        activations = _without_false_pairs(activations, FLOAT64)
     return Certificate(
         route=mirror.route,
         examples=len(probe),
@@ -536,10 +554,10 @@ def compare(module: nn.Module, mirror: Mirror, probe: np.ndarray) -> Certificate
         gradients=gradients.worst,
         worst_gradient=gradients.where,
         batch=batch.worst,
-        tolerance_float32=allowed.float32,
-        tolerance_float64=allowed.values,
-        tolerance_gradients=allowed.gradients,
-        exceptions=allowed.reasons,
+        tolerance_float32=FLOAT32,
+        tolerance_float64=FLOAT64,
+        tolerance_gradients=tolerance,
+        exceptions=(*reasons, *notes),
         layers=tuple(
             Layer(s.name, s.op, s.source, weights_of_site(s), activations.errors.get(s.name))
             for s in sites
@@ -553,8 +571,28 @@ def compare(module: nn.Module, mirror: Mirror, probe: np.ndarray) -> Certificate
             *batch.faults,
             *gradients.faults,
             *logits32.faults,
+            *unstable,
         ),
     )
+
+
+def _casts(
+    own: np.ndarray, exact: np.ndarray, coarsest: torch.dtype | None
+) -> tuple[list[str], list[str]]:
+    """Effect of forward's own casts on its logits: a note if it is rounding, else a fault."""
+    if coarsest is None:
+        return [], []
+    error = float(np.max(_gap(own, exact))) / max(_scale(exact), np.finfo(float).tiny)
+    allowed = _ROUNDINGS * torch.finfo(coarsest).eps
+    effect = f"forward casts to {str(coarsest).removeprefix('torch.')}, which changes its logits by"
+    if error <= allowed:
+        note = f"{effect} {error:.1e} of the largest; the mirror and its kernels do not cast"
+        return [note], []
+    fault = (
+        f"{effect} {error:.1e} of the largest where its rounding explains {allowed:.1e}, so that "
+        "the mirror, which does not cast, is of another function; take the casts out of forward"
+    )
+    return [], [fault]
 
 
 def _mirror_outputs(
@@ -572,7 +610,7 @@ def _mirror_outputs(
 
 
 class _Measured(NamedTuple):
-    """Relative errors by name, the largest of them, and a message for each past the tolerance."""
+    """Relative errors by name, the largest of them, and a message for each beyond the tolerance."""
 
     errors: dict[str, float]
     worst: float
@@ -584,16 +622,17 @@ def _measure(
     items: Iterable[tuple[str, np.ndarray, np.ndarray]],
     tolerance: float,
     describe: Callable[[str], str],
+    summed: Mapping[str, float] = MappingProxyType({}),
 ) -> _Measured:
     items = list(items)
-    scales = {name: _scale(theirs) for name, _, theirs in items}
+    scales = {name: max(_scale(theirs), summed.get(name, 0.0)) for name, _, theirs in items}
     floor = max(_FLOOR * max(scales.values(), default=0), np.finfo(float).tiny)
     errors, faults = {}, []
     for name, ours, theirs in items:
         same = np.shape(ours) == theirs.shape  # not merely broadcastable
         gap = _gap(np.asarray(ours, float), theirs) if same else np.inf
         difference = float(np.max(gap, initial=0))
-        # (15) max|a − b| / max(max|a|, 10⁻⁶ · the largest max|a| of its kind)
+        # (15) max|a − b| / max(s, 10⁻³ · the largest s of its kind)
         error = difference / max(scales[name], floor)
         errors[name] = error if error == error else np.inf  # a NaN is a disagreement
         if not error <= tolerance:
@@ -622,9 +661,10 @@ def _measured(errors: dict[str, float], faults: list[str]) -> _Measured:
 
 
 def _without_false_pairs(activations: _Measured, tolerance: float) -> _Measured:
-    """The errors without layers that differ though everything after them agrees: no pairs.
+    """The errors of the layers that agree, where everything after them agrees.
 
-    One call of torch's may be several in the mirror, the first of which consumes its weight.
+    The others are no pairs: one call of torch may be several in the mirror, the first of which
+    consumes its weight.
     """
     kept = {name: e for name, e in activations.errors.items() if e <= tolerance}
     return _measured(kept, [])
@@ -637,11 +677,15 @@ def _check_probe(module: nn.Module, probe: np.ndarray) -> None:
         raise BridgeError(f"the probe has shape {probe.shape}; it must be at least two images")
 
 
-def _uncovered(mirror: Mirror) -> list[str]:
+def _consumed(mirror: Mirror) -> set[str]:
+    """Names of the arrays that the mirror's function reads; all of them without a program."""
     if mirror.program is None:
-        return []
-    used = {w.name for node in mirror.program.nodes for w in references(node, Weight)}
-    unused = set(mirror.params) - used
+        return {*mirror.params, *mirror.frozen}
+    return {w.name for node in mirror.program.nodes for w in references(node, Weight)}
+
+
+def _uncovered(mirror: Mirror) -> list[str]:
+    unused = set(mirror.params) - _consumed(mirror)
     return [f"the mirror never uses {', '.join(sorted(unused))}; mirror it again"] if unused else []
 
 

@@ -4,7 +4,6 @@ The file is that of `bridge.weights` with the program in its metadata, as JSON w
 each program. Nothing in it is executed or unpickled; every fault is found before anything runs.
 """
 
-import dataclasses
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping
@@ -37,12 +36,11 @@ def encode(program: Program) -> str:
         except BridgeError as error:
             raise BridgeError(f"{_describe(node)}: {error}") from error
         nodes.append({**vars(node), "args": args, "kwargs": kwargs})
-    sites = [dataclasses.asdict(site) for site in program.sites]
     contents = {
         "images": program.images,
         "output": program.output.node,
         "nodes": nodes,
-        "sites": sites,
+        "sites": [vars(site) for site in program.sites],
         "one_by_one": program.one_by_one,
     }
     return json.dumps(contents, allow_nan=False)
@@ -56,39 +54,33 @@ def decode(text: str) -> Program:
     """
     try:
         contents = json.loads(text, parse_constant=_no_constant)
-        nodes = [
-            Node(
-                name=_text(node.pop("name")),
-                op=_text(node.pop("op")),
-                args=tuple(decode_value(value) for value in node.pop("args")),
-                kwargs={key: decode_value(value) for key, value in node.pop("kwargs").items()},
-                module=_text(node.pop("module")),
-                source=_text(node.pop("source")),
-            )
-            for node in map(dict, contents["nodes"])
-        ]
-        sites = [
-            Site(
-                name=_text(site["name"]),
-                op=_text(site["op"]),
-                parameters=tuple(map(_text, site["parameters"])),
-                buffers=tuple(map(_text, site["buffers"])),
-                node=_text(site["node"]),
-                source=_text(site["source"]),
-            )
-            for site in contents["sites"]
-        ]
         if not isinstance(contents["one_by_one"], bool):
             raise TypeError(f"{contents['one_by_one']!r} is not true or false")
         return Program(
-            _text(contents["images"]),
-            tuple(nodes),
-            Ref(_text(contents["output"])),
-            tuple(sites),
-            contents["one_by_one"],
+            images=_text(contents["images"]),
+            nodes=tuple(_node(**node) for node in contents["nodes"]),
+            output=Ref(_text(contents["output"])),
+            sites=tuple(_site(**site) for site in contents["sites"]),
+            one_by_one=contents["one_by_one"],
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BridgeError(f"this is not the JSON of a program ({error!r})") from error
+
+
+def _node(args: list, kwargs: dict, **texts: Any) -> Node:
+    return Node(
+        args=tuple(decode_value(value) for value in args),
+        kwargs={key: decode_value(value) for key, value in kwargs.items()},
+        **{key: _text(value) for key, value in texts.items()},
+    )
+
+
+def _site(parameters: list, buffers: list, **texts: Any) -> Site:
+    return Site(
+        parameters=tuple(map(_text, parameters)),
+        buffers=tuple(map(_text, buffers)),
+        **{key: _text(value) for key, value in texts.items()},
+    )
 
 
 def encode_value(value: Any) -> Any:
@@ -206,16 +198,11 @@ def save(mirror: Mirror, path: Path, provenance: Mapping[str, str] | None = None
             "the weights with with_weights"
         )
     text = encode(mirror.program)
-    buffers = {n: a for n, a in mirror.frozen.items() if n not in mirror.constants}
-    groups: dict[str, Mapping[str, Any]] = {
-        "parameter": mirror.params,
-        "buffer": buffers,
-        "constant": {n: a for n, a in mirror.frozen.items() if n in mirror.constants},
-    }
-    arrays = {
-        kind: {name: np.asarray(array) for name, array in group.items()}
-        for kind, group in groups.items()
-    }
+    arrays: dict[str, dict[str, np.ndarray]] = {"parameter": {}, "buffer": {}, "constant": {}}
+    for name, array in mirror.params.items():
+        arrays["parameter"][name] = np.asarray(array)
+    for name, array in mirror.frozen.items():
+        arrays["constant" if name in mirror.constants else "buffer"][name] = np.asarray(array)
     extra = {
         "program": text,
         "program_version": str(VERSION),

@@ -1,12 +1,10 @@
-"""`mirror`: a PyTorch module in eval mode and two example images → its `Mirror` in JAX.
+"""Mirror of a PyTorch module in eval mode, by `torch.export`, else by `torch2jax`.
 
-Through `torch.export`; through `torch2jax` where torch.export refuses the module as such. The
-second route has no taps and few operators, some of which differ from torch's: it counts only under
-the certificate.
+The second route is for modules that torch.export refuses as such. It has no taps and few operators,
+some of which differ from torch's: its mirrors need the certificate.
 """
 
 import copy
-import inspect
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
@@ -25,7 +23,7 @@ from jax.extend.core import Var
 from torch import nn
 
 from bridge.errors import BatchSizeError, BridgeError, ExportError
-from bridge.graph import Lifted, lift
+from bridge.graph import lift
 from bridge.mirror import Mirror
 from bridge.module import (
     canonical_names,
@@ -192,7 +190,7 @@ ROUTES = ("auto", "torch.export", "torch2jax")
 
 
 def mirror(module: nn.Module, example: np.ndarray | torch.Tensor, route: str = "auto") -> Mirror:
-    """The JAX twin of a network in eval mode.
+    """Mirror a network in eval mode.
 
     The module is copied to the CPU first and is left as it was; the mirror shares no memory
     with it. Certify a mirror (`bridge.parity`) before it is used.
@@ -214,17 +212,17 @@ def mirror(module: nn.Module, example: np.ndarray | torch.Tensor, route: str = "
     network, images = copy_to_cpu(module, example)
     check_output(network, images)
     if route == "torch2jax":
-        twin = convert(module, images)
+        made = convert(module, images)
     else:
         try:
-            twin = _exported(network, images)
+            made = _exported(network, images)
         except (ExportError, BatchSizeError) as refusal:
             check_stateless(module, example)  # the likelier reason, if it is one
             if route == "torch.export" or isinstance(refusal, BatchSizeError):
                 raise
             return _converted(module, images, refusal)
     check_stateless(module, example)
-    return twin
+    return made
 
 
 def _check_python(module: nn.Module) -> None:
@@ -238,10 +236,7 @@ def _check_python(module: nn.Module) -> None:
 
 
 def _exported(network: nn.Module, images: torch.Tensor) -> Mirror:
-    _name_the_images(network)
-    native = {n: t.dtype for n, t in [*network.named_parameters(), *network.named_buffers()]}
-    program, tensors, trainable, constants = _lifted(network, images)
-    tensors = {name: tensor.to(native.get(name, tensor.dtype)) for name, tensor in tensors.items()}
+    program, tensors, trainable, constants = lift(network, images)
     arrays = {name: jnp.array(to_numpy(tensor), copy=True) for name, tensor in tensors.items()}
     return Mirror(
         function=program,
@@ -251,33 +246,9 @@ def _exported(network: nn.Module, images: torch.Tensor) -> Mirror:
     )
 
 
-def _lifted(network: nn.Module, images: torch.Tensor) -> Lifted:
-    """The program, traced in float64: any other float dtype in it was written by the user.
-
-    Traced in float32, `dtype=x.dtype` and `torch.float32` would look the same, and constants would
-    be rounded. A network that cannot run in float64 is traced in its own dtype.
-    """
-    try:
-        return lift(copy.deepcopy(network).double(), images.double())
-    except ExportError:
-        return lift(network, images)
-
-
-def _name_the_images(network: nn.Module) -> None:
-    """Give a forward of `*args`, as wrappers have it, one argument with a name for torch.export."""
-    forward = network.forward
-
-    def named(images: torch.Tensor) -> torch.Tensor:
-        return forward(images)
-
-    first = next(iter(inspect.signature(forward).parameters.values()), None)
-    if first is not None and first.kind is inspect.Parameter.VAR_POSITIONAL:
-        network.forward = named
-
-
 def _converted(module: nn.Module, images: torch.Tensor, refusal: ExportError) -> Mirror:
     try:
-        twin = convert(module, images)
+        made = convert(module, images)
     except BridgeError as error:
         raise BridgeError(
             f"{refusal}; and the second route does not take it either: {error}"
@@ -288,4 +259,4 @@ def _converted(module: nn.Module, images: torch.Tensor, refusal: ExportError) ->
         "vmap(grad), which is slower and takes more memory",
         stacklevel=3,
     )
-    return twin
+    return made

@@ -1,8 +1,8 @@
 """A user's own JAX function as the mirror of their PyTorch module, by a map of names.
 
-The function takes a pytree of arrays (flax, equinox or plain). The map says which leaf each array
-of the module fills; the arrays keep torch's names and layout, so that weights, certificates and
-kernels are those of any other mirror. Everything wrong with a map is reported at once.
+The function takes a pytree of arrays (flax, equinox or plain), and the map says which leaf each
+array of the module fills. Arrays keep torch's names and layout, so that weights, certificates and
+kernels are those of any other mirror.
 """
 
 import difflib

@@ -44,7 +44,7 @@ def reestimate(
         for norm in _in_order_of_use(network, batches[0][:1]):
             moments = _Moments()
             watch = norm.register_forward_pre_hook(moments.watch)
-            with hooks([watch]):
+            with hooks(network, [watch]):
                 for batch in batches:
                     forward(network, batch)
             assert norm.running_mean is not None
@@ -87,7 +87,8 @@ def _in_order_of_use(network: nn.Module, image: torch.Tensor) -> list[nn.BatchNo
             order.append(module)  # pyright: ignore[reportArgumentType]
 
     norms = [m for m in network.modules() if isinstance(m, BATCH_NORMS)]
-    with hooks(m.register_forward_pre_hook(note) for m in norms if m.running_mean is not None):
+    registered = (m.register_forward_pre_hook(note) for m in norms if m.running_mean is not None)
+    with hooks(network, registered):
         forward(network, image)
     return order
 

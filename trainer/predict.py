@@ -6,7 +6,7 @@ penultimate layer is recognised by the values it passes on, not by its name.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -83,12 +83,23 @@ class NotFiniteError(NetworkError):
 
 
 @contextmanager
-def hooks(handles: Iterable[torch.utils.hooks.RemovableHandle]) -> Iterator[None]:
-    """Remove hooks at the end, those registered before a failure too."""
+def hooks(
+    network: nn.Module, handles: Iterable[torch.utils.hooks.RemovableHandle]
+) -> Iterator[None]:
+    """Remove hooks at the end, those registered before a failure too.
+
+    Meanwhile what torch.compile made of the network runs as plain Python: compiled code does not
+    call hooks that are registered after it.
+    """
+    compiled = any(
+        part._compiled_call_impl is not None or hasattr(part.forward, "_torchdynamo_orig_callable")
+        for part in network.modules()
+    )
     registered = []
     try:
         registered.extend(handles)
-        yield
+        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+            yield
     finally:
         for handle in registered:
             handle.remove()
@@ -132,10 +143,12 @@ def forward(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """
     try:
         output = network(images)
-    except RuntimeError as error:
+    except NetworkError:  # of a hook
+        raise
+    except Exception as error:
         raise NetworkError(
             f"the network failed on images of shape {tuple(images.shape)} "
-            f"(batch, channels, height, width): {error}"
+            f"(batch, channels, height, width): {type(error).__name__}: {error}"
         ) from error
     if not isinstance(output, torch.Tensor):
         raise NetworkError(
@@ -310,7 +323,8 @@ def find_head(
         called.append((name, layer, output.detach().float().cpu().clone()))
 
     layers = [(name, m) for name, m in network.named_modules() if isinstance(m, _LAYERS)]
-    with hooks(layer.register_forward_hook(partial(note, name)) for name, layer in layers):
+    registered = (layer.register_forward_hook(partial(note, name)) for name, layer in layers)
+    with hooks(network, registered):
         answers = torch.from_numpy(logits(network, images, max(len(images), 1)))
     for name, layer, output in reversed(called):
         if any(_same(end, answers) for end in _ends(layer, output)):
@@ -358,7 +372,7 @@ def predictions(
 
     layer = submodule(network, head.name, NAMED)
     refuse_training(network)
-    with hooks([layer.register_forward_hook(read, with_kwargs=True)]):
+    with hooks(network, [layer.register_forward_hook(read, with_kwargs=True)]):
         keep = lambda: rows.append(seen.pop().float().cpu().numpy())
         outputs = answers(network, images, batch_size, keep)
     features = np.concatenate(rows)

@@ -4,7 +4,7 @@ Layouts are torch's: images NCHW, kernels OIHW.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from jax import Array
 
 from bridge.ops.pooling import Sizes, Windows, per_axis, visit
 from bridge.ops.reductions import vector_norm
-from bridge.ops.table import Scalar, register
+from bridge.ops.table import Scalar, enter, register
 
 
 @register("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default")
@@ -27,7 +27,7 @@ def conv(
     dilation: Sizes = 1,
     groups: int = 1,
 ) -> Array:
-    """Cross-correlation; `same` pads the odd pixel at the end of an axis."""
+    """Cross-correlation."""
     rank = weight.ndim - 2
     stride, dilation = per_axis(stride, rank), per_axis(dilation, rank)
     reach = _reach(weight.shape[2:], dilation)
@@ -46,7 +46,7 @@ def conv(
 def edges_of(
     padding: Sizes | str, kernel: tuple[int, ...], dilation: tuple[int, ...]
 ) -> list[tuple[int, int]]:
-    """Pixels before and after each axis; `same` has the odd one at the end."""
+    """Padding before and after each axis; `same` puts an odd pixel at the end."""
     if padding == "same":
         return [(r // 2, r - r // 2) for r in _reach(kernel, dilation)]
     if isinstance(padding, str):
@@ -145,6 +145,23 @@ def batch_norm(
     return y if bias is None else y + bias.reshape(shape)
 
 
+@register("aten._native_batch_norm_legit.no_stats")
+def batch_norm_of_weights(
+    x: Array,
+    weight: Array | None,
+    bias: Array | None,
+    training: bool,
+    momentum: Scalar,
+    eps: Scalar,
+) -> tuple[Array, Array, Array]:
+    """Normalisation by statistics of all axes but 1, with both; the graph refuses it of images."""
+    axes, shape = (0, *range(2, x.ndim)), (-1,) + (1,) * (x.ndim - 2)
+    y = _standardise(x, axes, eps)
+    y = y if weight is None else y * weight.reshape(shape)
+    y = y if bias is None else y + bias.reshape(shape)
+    return y, jnp.mean(x, axes), jax.lax.rsqrt(jnp.var(x, axes) + eps)
+
+
 def _standardise(x: Array, axes: tuple[int, ...], eps: Scalar) -> Array:
     centred = x - jnp.mean(x, axes, keepdims=True)
     return centred * jax.lax.rsqrt(jnp.mean(centred**2, axes, keepdims=True) + eps)
@@ -213,16 +230,17 @@ def rms_norm(
     return y if weight is None else y * weight
 
 
-@register("aten.softmax.int")
-def softmax(x: Array, dim: int, dtype: Any = None) -> Array:
-    """exp(x) over its sum along an axis."""
-    return jax.nn.softmax(x if dtype is None else x.astype(dtype), dim)
+def _of_dtype(function: Callable[[Array, int], Array]) -> Callable[..., Array]:
+    return lambda x, dim, dtype=None: function(x if dtype is None else x.astype(dtype), dim)
 
 
-@register("aten.log_softmax.int")
-def log_softmax(x: Array, dim: int, dtype: Any = None) -> Array:
-    """Logarithm of the softmax."""
-    return jax.nn.log_softmax(x if dtype is None else x.astype(dtype), dim)
+enter(
+    {
+        "aten.softmax.int": _of_dtype(jax.nn.softmax),
+        "aten.log_softmax.int": _of_dtype(jax.nn.log_softmax),
+        "aten.matmul.default aten.mm.default aten.bmm.default": jnp.matmul,
+    }
+)
 
 
 @register("aten.linear.default")
@@ -230,12 +248,6 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     """Computes x Wᵀ + b over the last axis."""
     y = jnp.matmul(x, weight.T)
     return y if bias is None else y + bias
-
-
-@register("aten.matmul.default", "aten.mm.default", "aten.bmm.default")
-def matmul(x: Array, y: Array) -> Array:
-    """Matrix product over the last two axes."""
-    return jnp.matmul(x, y)
 
 
 @register("aten.addmm.default", "aten.baddbmm.default", "aten.addmv.default")
@@ -302,7 +314,7 @@ def attention(
         value: (…, heads or a divisor of them, sources, width).
         attn_mask: broadcast to (…, targets, sources).
         dropout_p: 0.
-        is_causal: each target sees the sources up to its own place.
+        is_causal: each target attends to the sources up to its own position.
         scale: 1/√depth unless given.
         enable_gqa: groups of query heads share a key and a value.
     """

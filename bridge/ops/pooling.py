@@ -28,7 +28,7 @@ def per_axis(value: Sizes, rank: int) -> tuple[int, ...]:
 
 
 class Windows(NamedTuple):
-    """Where the windows of a layer lie, one entry an axis; `counts` is the size of its output."""
+    """Windows of a layer, one entry per axis; `counts` is the size of its output."""
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
@@ -175,7 +175,7 @@ def im2col(x: Array, kernel: Sizes, dilation: Sizes, padding: Sizes, stride: Siz
 
 Shape = Sequence[int]
 Scales = Sequence[float]
-# From the sizes of an axis, its scale if one was given, and align_corners to (new, old) weights.
+# (old size, new size, the user's scale, align_corners) → weights (new, old) of one axis.
 Weights = Callable[[int, int, float | None, bool], np.ndarray]
 
 

@@ -249,7 +249,7 @@ enter(
         "aten.repeat.default": jnp.tile,
         "aten.scalar_tensor.default": _filled(jnp.asarray),
         "aten.select.int": _select,
-        # Ours is always stable.
+        # `sort` is stable.
         "aten.sort.stable": lambda x, *, stable=None, dim=-1, descending=False: sort(
             x, dim, descending
         ),

@@ -31,6 +31,6 @@ def register(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 def enter(rows: dict[str, Callable[..., Any]]) -> None:
-    """Enter functions that need no code of ours; a key may hold several names."""
+    """Enter functions under names; a key may hold several, separated by spaces."""
     for names, function in rows.items():
         register(*names.split())(function)

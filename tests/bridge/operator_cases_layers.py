@@ -116,6 +116,12 @@ CASES: dict[str, Case] = {
     "attention-grouped": Case(grouped_attention, (2, 4, 5, 6)),
     "tensordot": Case(lambda x, w: torch.tensordot(x, w, 1), IMAGE, [(6, 3)]),
     # normalisation and softmax
+    "batch-norm-of-weights": Case(
+        lambda x, w, g: (
+            x.mean((2, 3)) @ F.batch_norm(w[None], None, None, g, None, True, 0.0, 1e-5)[0]
+        ),
+        parameters=[(4, 6), (4,)],
+    ),
     "batch-norm": Case(
         lambda x, w, b: F.batch_norm(x, MEAN.to(x), VARIANCE.to(x), w, b, eps=1e-3),
         IMAGE,

@@ -182,16 +182,13 @@ def hard() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(192, CLASSES), nn.Hardsigmoid()).eval()
 
 
-def test_a_network_that_casts_by_itself_is_held_to_what_it_keeps() -> None:
+def test_a_network_that_casts_by_itself_is_compared_without_its_casts() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = Casting().eval()
     outcome = certify(network, mirror(network, images()), images())
-    assert outcome.tolerance_float64 > FLOAT64
-    assert outcome.logits_float64 < outcome.tolerance_float64
-    # Rounding to float32 shows: a few logits may agree by luck, all gradients do not.
-    assert 1e-12 < outcome.gradients < outcome.tolerance_gradients
-    assert any("goes to a lower precision at test_certificate" in r for r in outcome.exceptions)
+    assert outcome.tolerance_float64 == FLOAT64
+    assert max(outcome.logits_float64, outcome.gradients) < 1e-12
 
 
 def test_an_operator_whose_derivative_torch_rounds_is_named() -> None:

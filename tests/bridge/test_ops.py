@@ -222,5 +222,7 @@ class Masked(nn.Module):
 
 
 def test_selecting_by_a_mask_is_refused() -> None:
-    with pytest.raises(BridgeError, match=r"y\[x > 0\] = x\[x > 0\]\): a mask selects as many"):
+    with pytest.raises(
+        BridgeError, match=r"y\[x > 0\] = x\[x > 0\]\): the number of values that a mask"
+    ):
         lift(Masked().eval(), torch.ones(2, 3))

@@ -216,7 +216,7 @@ def _outputs(network: nn.Module, images: np.ndarray) -> tuple[list[_Output], tor
 
     modules = [(name, module) for name, module in network.named_modules() if name]
     registered = (module.register_forward_hook(partial(note, name)) for name, module in modules)
-    with hooks(registered), torch.no_grad():
+    with hooks(network, registered), torch.no_grad():
         return outputs, forward(network, to_tensor(images, network))
 
 
@@ -288,7 +288,8 @@ class LossPrediction(AuxiliaryModule):
             seen[index] = pooled(self.taps[index], output)
 
         parts = [submodule(network, name, "a tap") for name in self.taps]
-        with hooks(p.register_forward_hook(partial(read, i)) for i, p in enumerate(parts)):
+        registered = (p.register_forward_hook(partial(read, i)) for i, p in enumerate(parts))
+        with hooks(network, registered):
             yield seen
 
     def rate(self, network_rate: float) -> float:

@@ -16,6 +16,7 @@ from bridge.errors import BridgeError
 from bridge.graph import Lifted, lift
 from bridge.module import to_numpy
 from bridge.ops import OPERATORS, register
+from bridge.precision import one_dtype
 from tests.bridge import operator_cases_layers, operator_cases_shapes, operator_cases_values
 from tests.bridge.operator_case import Case, values_of
 
@@ -88,7 +89,8 @@ def by_torch(name: str) -> Found:
     module, (_, tensors, trainable, _) = lifted(name)
     x = images_of(name, torch.float64).requires_grad_()
     leaves = {n: tensors[n].detach().double().requires_grad_() for n in sorted(trainable)}
-    exact = torch.func.functional_call(module, leaves, (x,))
+    with one_dtype(torch.float64):
+        exact = torch.func.functional_call(module, leaves, (x,))
     cotangent = torch.cos(torch.arange(exact.numel(), dtype=exact.dtype)).reshape(exact.shape)
     gradients = torch.autograd.grad(exact, [x, *leaves.values()], cotangent)
     halves = ()
@@ -97,7 +99,8 @@ def by_torch(name: str) -> Found:
             parameters = {n: tensors[n].bfloat16().float() for n in leaves}
             rounded = images_of(name, torch.bfloat16).float()
             halves = (torch.func.functional_call(module, parameters, (rounded,)),)
-        plain = module(images_of(name, torch.float32))
+        with one_dtype(torch.float32):
+            plain = module(images_of(name, torch.float32))
     return jax.tree.map(to_numpy, Found(plain, (exact, *gradients), halves))
 
 

@@ -344,8 +344,8 @@ def _export(module: nn.Module, images: torch.Tensor, free: dict[int, Any]) -> Ex
     with warnings.catch_warnings():
         # torch 2.13 warns of its own use of LeafSpec when it makes a graph functional.
         warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
-        # Recurrent layers hold their parameters in a list as well, and refresh it.
-        warnings.filterwarnings("ignore", r"The tensor attributes? .*\._flat_weights", UserWarning)
+        # Recurrent layers refresh a list of their parameters, hooks set the weights they compute.
+        warnings.filterwarnings("ignore", r"The tensor attributes? .* assigned dur", UserWarning)
         try:
             with one_dtype(images.dtype):
                 exported = torch.export.export(module, (images,), dynamic_shapes=(free,))

@@ -6,6 +6,7 @@ trainable arrays are their own arguments carry a rule of `kernel.taps`; the grad
 site is the vjp of its operator.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -309,7 +310,11 @@ def _call(
             return jnp.dtype(dtype if value.name == IMAGES else value.name)
         if isinstance(value, tuple):
             return tuple(resolve(part) for part in value)
+        if isinstance(value, float) and math.isfinite(value):
+            # `torch.finfo(x.dtype).min` was traced in float64, whose least number is lower.
+            return min(max(value, -largest), largest)
         return value
 
+    largest = float(jnp.finfo(dtype).max)
     arguments = [resolve(argument) for argument in node.args]
     return OPERATORS[node.op](*arguments, **{k: resolve(v) for k, v in node.kwargs.items()})

@@ -5,6 +5,7 @@ may be read batch by batch (`Piecewise`), with no more than one of normalised im
 penultimate layer is recognised by the values it passes on, not by its name.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
@@ -259,8 +260,11 @@ def flops(network: nn.Module, image: Num[np.ndarray, "images channels height wid
         torch.no_grad(),
         torch.random.fork_rng(devices=devices),
         torch.compiler.set_stance("force_eager"),
+        warnings.catch_warnings(),
         FlopCounterMode(display=False) as counter,
     ):
+        # of the counter's own hooks
+        warnings.filterwarnings("ignore", r"Using `torch\.compile\(module\)`", UserWarning)
         network(batch)
         known[image.shape] = counter.get_total_flops() / 2
     return known.get(image.shape, 0.0)

@@ -94,7 +94,9 @@ ERRORS = [
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("strategy", ["margin", "coreset", "mlmoc"])
 def test_a_query_names_shape_and_words(error: Exception, strategy: str) -> None:
-    with pytest.raises(NetworkError, match=rf"shape \(4, 3, 8, 8\).*{type(error).__name__}.*224 w"):
+    with pytest.raises(
+        NetworkError, match=rf"shape \(\d, 3, 8, 8\).*{type(error).__name__}.*224 w"
+    ):
         query(raising(error), IMAGES, {0: 0, 1: 1}, 2, strategy)
 
 
@@ -111,5 +113,5 @@ def test_an_objection_to_float64_is_named_by_the_certificate() -> None:
 
 
 def test_an_error_without_words_is_named() -> None:
-    with pytest.raises(NetworkError, match=r"shape \(4, 3, 8, 8\).*AssertionError"):
+    with pytest.raises(NetworkError, match=r"shape \(\d, 3, 8, 8\).*AssertionError"):
         query(raising(AssertionError()), IMAGES, {0: 0, 1: 1}, 2, "margin")

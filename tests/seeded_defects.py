@@ -42,6 +42,20 @@ DEFECTS = (
         ("test_a_folder_or_archive_is_read_in_the_order_of_its_names",),
     ),
     Defect(
+        "test-labels-not-compared",
+        "test labels are no part of what identifies a run's data",
+        'for name in ("train_images", "train_labels", "test_images", "test_labels"):',
+        'for name in ("train_images", "train_labels", "test_images"):',
+        ("test_every_part_of_the_data_is_in_the_fingerprint",),
+    ),
+    Defect(
+        "entry-given-twice",
+        "the later of two entries of an archive with one name is read",
+        "if not parts or parts[-1] in folder:",
+        "if not parts:",
+        ("test_an_entry_that_would_be_moved_is_refused_by_name",),
+    ),
+    Defect(
         "missing-normalisation",
         "pixels are centred and not divided by their deviation",
         "result /= std",

@@ -33,7 +33,7 @@ def identity(config: Any) -> dict[str, Any]:
 
     Args:
         config: a dataclass. The metadata of a field may say otherwise than that its value is
-            compared: `"identity": False` leaves it out, a function gives what is compared.
+            compared: `"identity": False` leaves it out, a function maps it to the value compared.
     """
     compared = {}
     for one in fields(config):
@@ -76,7 +76,7 @@ class NetworkSettings:
         data_dir: folder of the data set (for `images`: the folder or archive of images itself);
             by default the environment variable NTK_DATA_DIR, then ./data.
         download: fetch the data set into data_dir when it is not there and can be fetched.
-        run: directory of the record; what is complete there is not computed again.
+        run: directory of the record; complete results there are not computed again.
         device: where the network is trained; auto takes a GPU if there is one.
         dry_run: estimate memory and seconds, and stop.
         train: training of the network.
@@ -204,7 +204,7 @@ class MeasurementSettings(NetworkSettings):
 
     Attributes:
         precision: of gradients and their contraction.
-        memory_gib: what kernels, and what is computed from them, may take.
+        memory_gib: limit of kernels and of what is computed from them.
     """
 
     FOLDER: ClassVar[str] = "measurements"  # that records are written to by default

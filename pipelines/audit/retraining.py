@@ -168,7 +168,7 @@ def read_pretrained(config: AuditConfig) -> Pretrained:
     """Read the weights and the labelled set that the settings name.
 
     Raises:
-        PipelineError: files that are not what they should be, or settings that contradict the run.
+        PipelineError: files that cannot be read, or settings that contradict the run.
         BridgeError: weights that cannot be read.
     """
     if config.weights is not None and config.weights.is_dir():

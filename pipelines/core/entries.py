@@ -99,7 +99,7 @@ def check_file(path: Path, expected: str, recorded: Path) -> None:
 
 
 def changed(what: str) -> PipelineError:
-    """The error of a file that is not as it was written."""
+    """The error of a file that was changed after it was written."""
     return PipelineError(
         f"{what}. The run writes it whole or not at all, so something else changed it: restore "
         "it, or start the run in a new directory."

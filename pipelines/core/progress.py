@@ -77,7 +77,7 @@ def named_images(
 def generator(seed: int, name: str, round_number: int = 0) -> np.random.Generator:
     """The random stream of one purpose in one round of one run.
 
-    It depends on the three arguments alone, so that a resumed run draws what the other would have.
+    It depends on the three arguments alone: a resumed run draws the same numbers.
     """
     return np.random.default_rng([seed, crc32(name.encode()), round_number])
 

@@ -49,7 +49,7 @@ class HeldError(PipelineError):
 FORMAT = 3
 CONFIG, ENVIRONMENT, ROUNDS = "config.json", "environment.json", "rounds.jsonl"
 MACHINE = "machine"  # in the configuration: settings that may differ at each start
-NOTES = "data_notes"  # among them: sentences on the data, for whoever reads an accuracy
+NOTES = "data_notes"  # among them: sentences on the data, which qualify an accuracy
 DIGEST = "sha256:"  # with which a value begins that stands for content too large to record
 LOCK, IN_PROGRESS = ".lock", ".pending"
 REPORT = "report.html"  # of reports, which may lie beside runs

@@ -1,8 +1,7 @@
 """Sequential runs: labels at the start, training, then one query at a time within a budget.
 
-Every answer is on the disk before it is absorbed. The network is trained again only when the
-settings ask for it, or when the linearised network has gone stale; what an interrupted run had
-finished is not computed again.
+Every answer is on the disk before it is absorbed. The network is trained again when the settings ask
+for it, or when the linearised network is stale; an interrupted run keeps its finished parts.
 """
 
 import shutil
@@ -401,7 +400,7 @@ def _spend_budget(setup: SequentialSetup) -> bool:
             continue
         if session is None:
             session = _resumed(setup)
-            continue  # perhaps it has gone stale already
+            continue  # it may be stale already
         try:
             if not _query(setup, session):
                 return False

@@ -1,7 +1,7 @@
 """Sequential runs: labels at the start, training, then one query at a time within a budget.
 
-Every answer is on the disk before it is absorbed. The network is trained again when the settings ask
-for it, or when the linearised network is stale; an interrupted run keeps its finished parts.
+Every answer is on the disk before it is absorbed. The network is trained again when the settings
+ask for it, or when the linearised network is stale; an interrupted run keeps its finished parts.
 """
 
 import shutil

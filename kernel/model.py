@@ -87,6 +87,21 @@ def rounding_of(precision: Precision) -> float:
     return 2.0**-10 if precision == "tf32" else float(np.finfo(precision).eps)
 
 
+def matmul_precision(precision: Precision) -> str:
+    """`jax.default_matmul_precision` of the products between images.
+
+    Raises:
+        KernelError: TF32 where there is no GPU.
+    """
+    backend = jax.default_backend()
+    if precision == "tf32" and backend != "gpu":
+        raise KernelError(
+            f"TF32 is arithmetic of NVIDIA GPUs and this process computes on {backend!r}; use "
+            "float32."
+        )
+    return "tensorfloat32" if precision == "tf32" else "highest"
+
+
 def require_rng(rng: np.random.Generator | None, what: str) -> np.random.Generator:
     """The generator, where one is needed.
 

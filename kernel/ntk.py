@@ -17,12 +17,12 @@ from jaxtyping import Float, Int64
 from kernel.contract import Sketches, contract, sketches
 from kernel.covariance import AnyKernel, Cross, Features, Kernel
 from kernel.errors import KernelError
-from kernel.linalg import add_gram
-from kernel.model import Model, dtype_of
+from kernel.linalg import add_gram, on_host
+from kernel.model import Model, dtype_of, matmul_precision
 from kernel.options import Precision, Request
 from kernel.plan import Plan, Progress, Report, Sizes, cast, plan_kernel, plan_query
 from kernel.scratch import Scratch, key_of
-from kernel.sharded import contract_sharded, matmul_precision, mesh_unless_host, sketches_sharded
+from kernel.sharded import contract_sharded, mesh, sketches_sharded
 
 # Multiplications from which finished chunks are worth the disk: some ten seconds on two cores.
 LONG = 1e12
@@ -180,10 +180,10 @@ def _contracted(
     """All passes of the plan, on the devices asked for; the anchors come first."""
     matmul_precision(plan.request.precision)  # refused before anything is computed
     model, typed = cast(model, plan.request.precision), _typed(images, plan)
-    progress, mesh = Progress(plan, report), mesh_unless_host(plan.request.devices)
-    if mesh is None:
+    progress, devices = Progress(plan, report), plan.request.devices
+    if _one_cpu(devices):
         return contract(model, typed, plan, progress, scratch)
-    return contract_sharded(model, typed, plan, progress, mesh, _own(scratch))
+    return contract_sharded(model, typed, plan, progress, mesh(devices), _own(scratch))
 
 
 def _sketched(
@@ -201,10 +201,16 @@ def _sketched(
             "with a sketch."
         )
     model, typed = cast(model, plan.request.precision), _typed(images, plan)
-    mesh = mesh_unless_host(plan.request.devices)
-    if mesh is None:
+    devices = plan.request.devices
+    if _one_cpu(devices):
         return sketches(model, typed, plan, rng, report, scratch)
-    return sketches_sharded(model, typed, plan, rng, report, mesh, _own(scratch))
+    return sketches_sharded(model, typed, plan, rng, report, mesh(devices), _own(scratch))
+
+
+def _one_cpu(devices: int | None) -> bool:
+    """Whether one CPU computes, for which NumPy's products are the faster ones."""
+    count = jax.device_count() if devices is None else devices
+    return on_host() and count == 1 and jax.process_count() == 1
 
 
 def _typed(images: np.ndarray, plan: Plan) -> np.ndarray:

@@ -32,8 +32,7 @@ from kernel.jacobian import (
     tile_images,
 )
 from kernel.linalg import on_host
-from kernel.model import Frozen, Function, Model, Params, require_rng
-from kernel.options import Precision
+from kernel.model import Frozen, Function, Model, Params, matmul_precision, require_rng
 from kernel.param_groups import Block, ParamGroup
 from kernel.plan import Pass, Plan, Progress, Report
 from kernel.scratch import Scratch, load_sums, save_sums, sums_bytes, unfinished
@@ -75,16 +74,6 @@ def check_processes(owners: Sequence[int], processes: int) -> None:
             f"{len(owners)} devices were asked for, and the processes {idle} of {processes} have "
             "none of them: give none for the devices of all processes, or start fewer processes."
         )
-
-
-def mesh_unless_host(devices: int | None = None) -> Mesh | None:
-    """The mesh, or None for one CPU, for which NumPy's products are the faster ones.
-
-    Raises:
-        KernelError: more devices than there are.
-    """
-    found = mesh(devices)
-    return None if found.size == 1 and on_host() else found
 
 
 def spread(array: np.ndarray, over: Mesh) -> jax.Array:
@@ -379,21 +368,6 @@ def contract_sharded(
             own.add_to(*sums, progress)
             save_sums(scratch, number + 1, sums)
     return sums
-
-
-def matmul_precision(precision: Precision) -> str:
-    """`jax.default_matmul_precision` of the products between images.
-
-    Raises:
-        KernelError: TF32 where there is no GPU.
-    """
-    backend = jax.default_backend()
-    if precision == "tf32" and backend != "gpu":
-        raise KernelError(
-            f"TF32 is arithmetic of NVIDIA GPUs and this process computes on {backend!r}; use "
-            "float32."
-        )
-    return "tensorfloat32" if precision == "tf32" else "highest"
 
 
 class _MeshPass(NamedTuple):

@@ -15,7 +15,8 @@ from bridge.module import restore, save_module
 from bridge.parity import certify
 from bridge.twin import build_twin
 from bridge.weights import read
-from kernel.sharded import matmul_precision, mesh
+from kernel.model import matmul_precision
+from kernel.sharded import mesh
 from pipelines import strategies
 from pipelines.config import RunConfig, identity, machine_settings
 from pipelines.core import record

@@ -19,6 +19,7 @@ from torch import nn
 
 from bridge import portable
 from bridge.trace import mirror
+from kernel import ntk
 from kernel.contract import contract, sketches
 from kernel.errors import KernelError
 from kernel.ntk import empirical_ntk
@@ -30,7 +31,6 @@ from kernel.sharded import (
     contract_sharded,
     device_batches,
     mesh,
-    mesh_unless_host,
     sketches_sharded,
 )
 from tests.kernel.sharded_worker import CASES, plan_for
@@ -210,8 +210,9 @@ def test_every_process_has_a_device():
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="a GPU is never left to NumPy")
-def test_one_cpu_is_left_to_numpy():
-    assert mesh_unless_host(1) is None
+def test_one_cpu_is_left_to_numpy(rng, monkeypatch):
+    monkeypatch.setattr(ntk, "mesh", lambda devices: pytest.fail("a mesh of one CPU"))
+    empirical_ntk(mlp(3, 4, 2, rng), rng.normal(size=(4, 3)), Request(devices=1))
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,8 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.node import map_arg
 
 from bridge.errors import BatchSizeError, BridgeError, ExportError
-from bridge.module import canonical_names, copy_module
+from bridge.module import canonical_names, copy_module, one_dtype
 from bridge.ops import OPERATORS
-from bridge.precision import one_dtype
 from bridge.program import CONSTANT, IMAGES, DType, Node, Program, Ref, Site, Weight, references
 
 

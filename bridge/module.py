@@ -1,9 +1,9 @@
-"""A PyTorch module's checks, its copy on the CPU, and its arrays, read and written."""
+"""A PyTorch module's checks, its copy on the CPU, its arrays, and the dtype that it runs in."""
 
 import contextlib
 import copy
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import CellType, FunctionType, MethodType
 from typing import Any, NamedTuple
@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from jax import Array
 from torch import nn
-from torch.utils._pytree import tree_leaves
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from bridge.errors import BridgeError
 from bridge.weights import Weights, save
@@ -279,3 +281,80 @@ def restore(module: nn.Module, weights: Weights) -> None:
     with torch.no_grad():
         for name, target in targets.items():
             target.copy_(given[name])
+
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_CASTS = tuple(getattr(torch.Tensor, name) for name in ("half", "bfloat16", "float", "double"))
+_TENSOR_TYPE = type(torch.FloatTensor)
+
+
+@contextlib.contextmanager
+def one_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Give every floating tensor that torch code makes or reads one dtype, and ignore autocast.
+
+    A cast (`.float()`, an argument `dtype`) and autocast choose a precision, not another function.
+    Without them a network can be traced and compared in float64, where a difference from its mirror
+    is a fault and not rounding. Tensors that are written in place keep their dtype.
+    """
+    autocast = torch.autocast
+    enter, leave = autocast.__enter__, autocast.__exit__
+    enabled = torch.is_autocast_enabled("cpu")
+    torch.set_autocast_enabled("cpu", False)
+    # torch.export records autocast when it is entered, whether or not it is enabled.
+    autocast.__enter__, autocast.__exit__ = lambda self: self, lambda *_: None
+    try:
+        with _OneDtype(dtype):
+            yield
+    finally:
+        autocast.__enter__, autocast.__exit__ = enter, leave
+        torch.set_autocast_enabled("cpu", enabled)
+
+
+class _OneDtype(TorchFunctionMode):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _CASTS:
+            return self._cast(args[0], force=True)
+        name = getattr(func, "__name__", "")
+        if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
+            return func(args[0], *tree_map(self._cast, args[1:]), **tree_map(self._cast, kwargs))
+        args, kwargs = tree_map(self._cast, (tuple(args), kwargs))
+        return tree_map(self._cast, func(*args, **kwargs))
+
+    def _cast(self, value: Any, force: bool = False) -> Any:
+        if isinstance(value, torch.Tensor):
+            other = force or value.dtype in _FLOATS
+            return value.to(self.dtype) if other and value.dtype is not self.dtype else value
+        if isinstance(value, _TENSOR_TYPE):
+            value = value.dtype
+        return self.dtype if isinstance(value, torch.dtype) and value in _FLOATS else value
+
+
+class CoarsestDtype(TorchDispatchMode):
+    """Records the floating dtype of lowest precision among the results of torch's operators.
+
+    Attributes:
+        dtype: the coarsest so far.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        """Start with the dtype that the network's own arrays have."""
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operator and look at its results."""
+        output = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(output):
+            if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
+                if torch.finfo(leaf.dtype).eps > torch.finfo(self.dtype).eps:
+                    self.dtype = leaf.dtype
+        return output

@@ -3,10 +3,8 @@
 Compared are logits in float32 and float64, the output of every site, per-example gradients of every
 parameter, and the exact independence of each image's logits from the rest of its batch
 (docs/mathematics.md, 2). torch's calls are observed on the module as it runs, not on its exported
-graph, so that a fault of the export shows; the JAX side compiles once a mirror. Both run in one
-dtype throughout, whatever forward casts to (`bridge.precision`). Errors are relative to the largest
-value of the quantity compared, those of gradients to the size of the terms that are summed. A
-mirror that disagrees is refused with the first layer or array that does.
+graph, so that a fault of the export shows. Both sides run in one dtype throughout, whatever forward
+casts to. A mirror that disagrees is refused with the first layer or array that does.
 """
 
 import dataclasses
@@ -30,8 +28,7 @@ from torch.utils._pytree import tree_leaves
 
 from bridge.errors import BridgeError, ParityError
 from bridge.mirror import Mirror
-from bridge.module import copy_module, copy_to_cpu, to_numpy
-from bridge.precision import CoarsestDtype, one_dtype
+from bridge.module import CoarsestDtype, copy_module, copy_to_cpu, one_dtype, to_numpy
 from bridge.program import Arrays, Program, Site, Weight, references
 from kernel.files import write_file
 from kernel.model import Function
@@ -275,13 +272,7 @@ class Call(NamedTuple):
 
 
 class TorchOutputs(NamedTuple):
-    """The module on n images, in float64.
-
-    Attributes:
-        logits: (n, classes).
-        calls: in the order in which the module made them.
-        gradients: for each trainable parameter (m, *shape), the gradients of `logits @ direction`.
-    """
+    """The module on n images, in float64, as in `JaxOutputs`; calls in the order of the module."""
 
     logits: np.ndarray
     calls: tuple[Call, ...]
@@ -421,13 +412,9 @@ def check_weights(module: nn.Module, mirror: Mirror) -> None:
             "network again after it was changed"
         )
     arrays = {**mirror.params, **mirror.frozen}
-    read = (
-        {name for site in mirror.program.sites for name in weights_of_site(site)}
-        if (mirror.program)
-        else set(arrays)
-    )
+    unread = set(mirror.frozen) - _consumed(mirror)
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if name not in read:
+        if name in unread:
             continue
         theirs = to_numpy(tensor)
         ours = np.asarray(arrays[name]) if name in arrays else None

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from bridge.errors import BridgeError
 from bridge.graph import Lifted, lift
-from bridge.module import to_numpy
+from bridge.module import one_dtype, to_numpy
 from bridge.ops import OPERATORS, register
-from bridge.precision import one_dtype
 from tests.bridge import operator_cases_layers, operator_cases_shapes, operator_cases_values
 from tests.bridge.operator_case import Case, values_of
 

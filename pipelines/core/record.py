@@ -272,6 +272,10 @@ def open_run(
                 f"{path} is not empty and holds no {CONFIG} (found {', '.join(foreign[:3])}); "
                 "give --run an empty or new directory."
             )
+    for later in path.glob("weights-*.safetensors"):
+        number, rounds = later.stem.rpartition("-")[2], len(read_lines(path / ROUNDS))
+        if number.isdecimal() and int(number) > rounds:
+            raise changed(f"{later} is there, and {path / ROUNDS} has {rounds} rounds")
     key = digest(json.dumps(asked | ignored, sort_keys=True).encode())
     _write(path / CONFIG, json.dumps(asked, indent=1) + "\n")
     run = replace(read(path), key=key)

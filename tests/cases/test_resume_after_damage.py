@@ -112,12 +112,13 @@ def test_a_run(tmp_path, monkeypatch):
     expected_same = {
         "config.json": {"older"},  # another folder
         "environment.json": {"deleted", "older", "of another run"},
-        "rounds.jsonl": {"deleted", "emptied"},
         ".pending/round.json": {"deleted", "older", "of another run"},
         "weights-001.safetensors": again,
         "weights-002.safetensors": again,
     }
     assert same == {case for case in found if case[1] in expected_same.get(case[0], ())}
+    for damage, count in (("deleted", 0), ("emptied", 0), ("older", 1)):
+        assert f"rounds.jsonl has {count} rounds" in found["rounds.jsonl", damage]
     assert "are of different runs" in found["rounds.jsonl", "of another run"]
     assert "seed is 1 there, 0 here" in found["config.json", "of another run"]
 

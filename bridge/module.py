@@ -296,18 +296,22 @@ def one_dtype(dtype: torch.dtype) -> Iterator[None]:
     Without them a network can be traced and compared in float64, where a difference from its mirror
     is a fault and not rounding. Tensors that are written in place keep their dtype.
     """
-    autocast = torch.autocast
-    enter, leave = autocast.__enter__, autocast.__exit__
+    own = {name: getattr(torch.autocast, name) for name in ("__enter__", "__exit__")}
     enabled = torch.is_autocast_enabled("cpu")
     torch.set_autocast_enabled("cpu", False)
-    # torch.export records autocast when it is entered, whether or not it is enabled.
-    autocast.__enter__, autocast.__exit__ = lambda self: self, lambda *_: None
     try:
+        for name in own:  # torch.export records autocast when it is entered, enabled or not
+            setattr(torch.autocast, name, _ignored)
         with _OneDtype(dtype):
             yield
     finally:
-        autocast.__enter__, autocast.__exit__ = enter, leave
+        for name, method in own.items():
+            setattr(torch.autocast, name, method)
         torch.set_autocast_enabled("cpu", enabled)
+
+
+def _ignored(_: torch.autocast, *_exception: object) -> None:
+    """Do nothing, in place of entering or leaving autocast."""
 
 
 class _OneDtype(TorchFunctionMode):

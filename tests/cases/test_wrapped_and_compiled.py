@@ -40,6 +40,10 @@ class Adapter(nn.Module):
         return self.inner(*args, **kwargs)
 
 
+def compiled_by_torch(module: nn.Module) -> Any:
+    return torch.compile(module, backend="eager")
+
+
 class Compiled(Net):
     @torch.compile(backend="eager")
     def forward(self, x: Tensor) -> Tensor:
@@ -63,14 +67,15 @@ def closure(network: Net, old: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def hooked() -> Net:
     network = Net()
-    network.first.register_forward_hook(lambda m, i, out: out + network.head.bias.sum())
+    shift: Callable[..., Any] = lambda module, inputs, output: output + network.head.bias.sum()
+    network.first.register_forward_hook(shift)
     return network
 
 
 def inner_patched() -> Net:
     network = Net()
     old = network.first.forward
-    network.first.forward = lambda x: 2 * old(x)
+    vars(network.first)["forward"] = lambda x: 2 * old(x)
     return network
 
 
@@ -91,10 +96,10 @@ NETWORKS: dict[str, Callable[[], Any]] = {
     "partial": lambda: patched(lambda net, old: functools.partial(old)),
     "hook that knows the network": hooked,
     "inner layer patched": inner_patched,
-    "compiled": lambda: torch.compile(Net(), backend="eager"),
-    "compiled Sequential": lambda: torch.compile(nn.Sequential(Net()), backend="eager"),
-    "compiled DataParallel": lambda: torch.compile(nn.DataParallel(Net()), backend="eager"),
-    "compiled inside": lambda: nn.Sequential(torch.compile(Net(), backend="eager")),
+    "compiled": lambda: compiled_by_torch(Net()),
+    "compiled Sequential": lambda: compiled_by_torch(nn.Sequential(Net())),
+    "compiled DataParallel": lambda: compiled_by_torch(nn.DataParallel(Net())),
+    "compiled inside": lambda: nn.Sequential(compiled_by_torch(Net())),
     "compiled in place": compiled_in_place,
     "compiled method": lambda: patched(lambda net, old: torch.compile(old, backend="eager")),
     "compiled by a decorator": Compiled,
@@ -130,9 +135,9 @@ def compiled(request: pytest.FixtureRequest) -> Any:
         network.compile(backend="eager")
         return network
     if request.param == "a layer":
-        network[4] = torch.compile(network[4], backend="eager")
+        network[4] = compiled_by_torch(network[4])
         return network
-    whole = torch.compile(network, backend="eager")
+    whole = compiled_by_torch(network)
     if "call" in request.param:
         whole(torch.tensor(IMAGES))
     return whole

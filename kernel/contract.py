@@ -5,9 +5,11 @@ image is met by them and let go. Chunks of images are differentiated on several 
 `Scratch` an interrupted kernel goes on where it stood.
 """
 
+import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -29,7 +31,7 @@ from kernel.jacobian import (
 from kernel.model import Model, require_rng
 from kernel.param_groups import Block
 from kernel.plan import Pass, Plan, Progress, Report, threads_of
-from kernel.scratch import Scratch, load_sums, save_sums, sums_bytes, unfinished
+from kernel.scratch import Scratch, load_sums, save_sums
 from kernel.taps import check_gradients
 
 _Result = TypeVar("_Result")
@@ -70,6 +72,43 @@ def map_in_order(
             pool.shutdown(cancel_futures=True)
 
 
+# Blocks that a set of images is kept in at most: an interruption loses one of them.
+_BLOCKS = 256
+
+
+def unfinished(
+    count: int, share: int, load: Callable[[slice], bool]
+) -> tuple[list[int], dict[int, slice]]:
+    """Chunks that are left to compute, and the blocks of them that are kept together.
+
+    Args:
+        count: images.
+        share: of a chunk; a block has whole ones.
+        load: of a block's images, whether it is finished.
+
+    Returns:
+        Where the chunks begin, and each block by where its last chunk begins.
+    """
+    starts, ends = [], {}
+    size = share * max(1, math.ceil(count / (share * _BLOCKS)))
+    for start, stop in linalg.row_blocks(count, size):
+        if not load(slice(start, stop)):
+            chunks = range(start, stop, share)
+            starts += chunks
+            ends[chunks[-1]] = slice(start, stop)
+    return starts, ends
+
+
+def reserved(scratch: Scratch | None, needed: int) -> AbstractContextManager[None]:
+    """Hold so many bytes of the disk, if anything is kept."""
+    return nullcontext() if scratch is None else scratch.reserved(needed)
+
+
+def sums_bytes(passes: Sized, sums: Iterable[np.ndarray]) -> int:
+    """What the sums of so many passes take at most: the next are there before the last are gone."""
+    return min(len(passes), 2) * sum(array.nbytes for array in sums)
+
+
 class Sketches(NamedTuple):
     """Sketched gradients of a set of images.
 
@@ -89,13 +128,16 @@ class Sketches(NamedTuple):
         features = np.zeros((problem.examples, projections, plan.request.sketch or 0), dtype)
         return cls(features, np.zeros((problem.examples, classes), dtype))
 
-    def load(self, scratch: Scratch, own: slice) -> bool:
+    def load(self, scratch: Scratch | None, own: slice) -> bool:
         """Fill in some images, if they are kept."""
+        if scratch is None:
+            return False
         return scratch.load(f"sketches-{own.start}", self.features[own], self.logits[own])
 
-    def save(self, scratch: Scratch, own: slice) -> None:
+    def save(self, scratch: Scratch | None, own: slice) -> None:
         """Keep some images."""
-        scratch.save(f"sketches-{own.start}", self.features[own], self.logits[own])
+        if scratch is not None:
+            scratch.save(f"sketches-{own.start}", self.features[own], self.logits[own])
 
 
 def sketches(
@@ -104,7 +146,7 @@ def sketches(
     plan: Plan,
     rng: np.random.Generator | None,
     report: Report | None,
-    scratch: Scratch,
+    scratch: Scratch | None,
 ) -> Sketches:
     """Every image's gradient, folded to `plan.request.sketch` dimensions for each projection.
 
@@ -141,7 +183,7 @@ def sketches(
             logits = np.asarray(one.logits)
         return all_rows, logits
 
-    with scratch.reserved(found.features.nbytes + found.logits.nbytes):
+    with reserved(scratch, found.features.nbytes + found.logits.nbytes):
         starts, ends = unfinished(len(images), share, lambda own: found.load(scratch, own))
         for start, (rows, logits) in map_in_order(folded, starts, threads):
             count = min(share, len(images) - start)
@@ -263,7 +305,7 @@ def contract(
     images: Float[np.ndarray, "examples ..."],
     plan: Plan,
     progress: Progress,
-    scratch: Scratch,
+    scratch: Scratch | None,
 ) -> tuple[Float[np.ndarray, "rows columns"], Float[np.ndarray, "_ each each"]]:
     """The kernel between the first `plan.problem.anchors` images and all of them.
 
@@ -285,16 +327,17 @@ def contract(
     sums = (np.zeros((anchors * each, total * each)), np.zeros((total - anchors, each, each)))
     # sums that take the place of those before, and a pass between anchors and other images
     pairs = sums[0][:, anchors * each :].nbytes + sums[1].nbytes
-    with scratch.reserved(sums_bytes(plan.passes, sums) + pairs):
-        done = load_sums(scratch, len(plan.passes), sums)
+    with reserved(scratch, sums_bytes(plan.passes, sums) + pairs):
+        done = load_sums(scratch, len(plan.passes), sums) if scratch else 0
         for number, one in enumerate(plan.passes):
             if number < done:
                 progress.formed(one, total)
                 progress.contracted(one, total - anchors / 2)
                 continue
             _HostPass(model, images, plan, number, progress, scratch).add_to(*sums)
-            save_sums(scratch, number + 1, sums)
-            scratch.delete(f"cross-{number}-")
+            if scratch is not None:
+                save_sums(scratch, number + 1, sums)
+                scratch.delete(f"cross-{number}-")
     return sums
 
 
@@ -306,7 +349,7 @@ class _HostPass(NamedTuple):
     plan: Plan
     number: int
     progress: Progress
-    scratch: Scratch
+    scratch: Scratch | None
 
     @property
     def one(self) -> Pass:
@@ -344,6 +387,8 @@ class _HostPass(NamedTuple):
             self.progress.contracted(self.one, float(own.stop - own.start))
 
         def load(own: slice) -> bool:
+            if self.scratch is None:
+                return False
             count = own.stop - own.start
             block, alone = np.zeros((len(values), count * each)), np.zeros((count, each, each))
             there = self.scratch.load(f"cross-{self.number}-{own.start}", block, alone)
@@ -363,7 +408,8 @@ class _HostPass(NamedTuple):
             if start in ends:
                 own, (blocks, alone) = ends[start], zip(*made, strict=True)
                 both = np.concatenate(blocks, axis=1), np.concatenate(alone)
-                self.scratch.save(f"cross-{self.number}-{own.start}", *both)
+                if self.scratch is not None:
+                    self.scratch.save(f"cross-{self.number}-{own.start}", *both)
                 add(own, *both)
                 made = []
 

@@ -23,6 +23,7 @@ import numpy as np
 from jax.interpreters import ad
 from jaxtyping import Array, Float, Int64
 
+from kernel.contract import reserved
 from kernel.covariance import AnyKernel, Cross, Kernel
 from kernel.errors import KernelError
 from kernel.plan import GIB, Report, enough
@@ -305,18 +306,18 @@ def infinite_rows(
     """
     cut = tiling(images, anchors, None if anchors == len(images) else 0, memory_gib)
     pixels, size = _last_channels(images), cut.size
-    kept = Scratch()
+    kept = None
     if folder is not None:
         kept = Scratch(folder, key_of((pixels,), ("infinite", architecture, cut)))
     values = np.zeros((cut.anchors, cut.examples))
     function = pairs(architecture, min(images.shape[2:]))
     first = _tile(pixels, 0, size)
     jax.block_until_ready(function(first, first))  # compiled before the clock starts
-    with kept.reserved(values.nbytes):
+    with reserved(kept, values.nbytes):
         done = 0
         for top in range(0, cut.anchors, size):
             band, corners = values[top : top + size, top:], range(top, cut.examples, size)
-            if not kept.load(f"rows-{top}", band):
+            if kept is None or not kept.load(f"rows-{top}", band):
                 for number, left in enumerate(corners):
                     if progress is not None:
                         progress(done + number, cut.tiles)
@@ -324,7 +325,8 @@ def infinite_rows(
                     tile = (made + made.T) / 2 if left == top else made
                     own = values[top : top + size, left : left + size]
                     own[...] = tile[: own.shape[0], : own.shape[1]]
-                kept.save(f"rows-{top}", band)
+                if kept is not None:
+                    kept.save(f"rows-{top}", band)
             values[top : cut.anchors, top : top + len(band)] = band[:, : cut.anchors - top].T
             done += len(corners)
     if progress is not None:

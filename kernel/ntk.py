@@ -62,7 +62,7 @@ def empirical_ntk(
     request = request or Request()
     image = jax.ShapeDtypeStruct(images.shape[1:], dtype_of(request.precision))
     plan = plan_kernel(model, image, len(images), request, rng)
-    return _whole(model, images, plan, rng, progress, scratch or Scratch())
+    return _whole(model, images, plan, rng, progress, scratch)
 
 
 def query_kernel(
@@ -129,7 +129,7 @@ def compute_kernel(
         KernelError: gradients that are not finite; devices or a precision that are not to be had
             here; no generator where one is needed.
     """
-    scratch = Scratch()
+    scratch = None
     if folder is not None and plan.work > LONG:
         one = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
         program = str(jax.make_jaxpr(model.function)(model.params, model.frozen, one))
@@ -148,7 +148,7 @@ def compute_kernel(
     return _whole(model, images, plan, rng, progress, scratch)
 
 
-def _whole(model, images, plan: Plan, rng, progress, scratch: Scratch) -> Kernel:
+def _whole(model, images, plan: Plan, rng, progress, scratch: Scratch | None) -> Kernel:
     """The kernel between all pairs of images."""
     problem, examples = plan.problem, len(images)
     if plan.request.sketch is None:
@@ -162,7 +162,7 @@ def _whole(model, images, plan: Plan, rng, progress, scratch: Scratch) -> Kernel
     return Kernel(values, plan.request.precision)
 
 
-def _cross(model, images, plan: Plan, sample, progress, scratch: Scratch) -> Cross:
+def _cross(model, images, plan: Plan, sample, progress, scratch: Scratch | None) -> Cross:
     """The exact kernel between labelled images and the sample, and all images."""
     labelled, scale = plan.problem.anchors - len(sample), plan.problem.directions.scale
     anchors = np.concatenate([np.arange(labelled), labelled + sample])
@@ -175,7 +175,7 @@ def _cross(model, images, plan: Plan, sample, progress, scratch: Scratch) -> Cro
 
 
 def _contracted(
-    model: Model, images: np.ndarray, plan: Plan, report: Report | None, scratch: Scratch
+    model: Model, images: np.ndarray, plan: Plan, report: Report | None, scratch: Scratch | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """All passes of the plan, on the devices asked for; the anchors come first."""
     matmul_precision(plan.request.precision)  # refused before anything is computed
@@ -192,7 +192,7 @@ def _sketched(
     plan: Plan,
     rng: np.random.Generator | None,
     report: Report | None,
-    scratch: Scratch,
+    scratch: Scratch | None,
 ) -> Sketches:
     """Sketched gradients, on the devices asked for."""
     if plan.request.precision == "tf32":
@@ -217,9 +217,9 @@ def _typed(images: np.ndarray, plan: Plan) -> np.ndarray:
     return np.asarray(images, dtype_of(plan.request.precision))
 
 
-def _own(scratch: Scratch) -> Scratch:
+def _own(scratch: Scratch | None) -> Scratch | None:
     """Nothing is kept where processes would write over each other, or differ in what they have."""
-    return scratch if jax.process_count() == 1 else Scratch()
+    return scratch if jax.process_count() == 1 else None
 
 
 def gram(rows: Float[jax.Array | np.ndarray, "rows columns"]) -> Float[np.ndarray, "rows rows"]:

@@ -8,11 +8,10 @@ values. The space of all parts is reserved before the first.
 
 import errno
 import hashlib
-import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,6 @@ from kernel.linalg import row_blocks
 
 _RESERVE = "reserve"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# Blocks that a set of images is kept in at most: an interruption loses one of them.
-_BLOCKS = 256
 _PIECE_BYTES = 2**26
 _DIGEST = 32
 
@@ -35,18 +32,15 @@ _DIGEST = 32
 class Scratch:
     """Parts by name; their file names begin with the key."""
 
-    def __init__(self, folder: Path | None = None, key: str = ""):
+    def __init__(self, folder: Path, key: str):
         """Keep what lies in the folder under the same key, and delete everything else.
 
         Args:
-            folder: made if it is not there; its contents belong to this object alone. None keeps
-                nothing.
+            folder: made if it is not there; its contents belong to this object alone.
             key: of the work, `key_of`.
         """
         self._folder, self._key, self._prefix = folder, key, f"{key[:16]}-"
         self._warned = False
-        if folder is None:
-            return
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.iterdir():
             if path.is_file() and not path.name.startswith(self._prefix):
@@ -59,7 +53,7 @@ class Scratch:
             UserWarning: the part is damaged, once for all of them.
         """
         path = self._path(name)
-        if path is None or not path.is_file():
+        if not path.is_file():
             return False
         content = path.read_bytes()
         data = memoryview(content)[_DIGEST:]
@@ -92,8 +86,6 @@ class Scratch:
             KernelError: the disk is full.
         """
         path = self._path(name)
-        if path is None:
-            return
         data = [np.ascontiguousarray(array).tobytes() for array in arrays]
         content = b"".join([self._digest(name, arrays, data), *data])
         self._release(len(content))
@@ -106,9 +98,8 @@ class Scratch:
 
     def delete(self, prefix: str) -> None:
         """Delete the parts whose names begin so."""
-        if self._folder is not None:
-            for path in self._folder.glob(f"{self._prefix}{prefix}*"):
-                path.unlink()
+        for path in self._folder.glob(f"{self._prefix}{prefix}*"):
+            path.unlink()
 
     @contextmanager
     def reserved(self, needed: int) -> Iterator[None]:
@@ -120,9 +111,6 @@ class Scratch:
         Raises:
             KernelError: it is not free.
         """
-        if self._folder is None:
-            yield
-            return
         path = self._folder / _RESERVE
         needed -= sum(part.stat().st_size for part in self._folder.iterdir())
         if shutil.disk_usage(self._folder).free < needed:
@@ -146,13 +134,12 @@ class Scratch:
 
     def _release(self, size: int) -> None:
         """Give back the space that a part is about to take."""
-        assert self._folder is not None
         path = self._folder / _RESERVE
         if path.is_file():
             os.truncate(path, max(path.stat().st_size - size, 0))
 
-    def _path(self, name: str) -> Path | None:
-        return self._folder and self._folder / (self._prefix + name)
+    def _path(self, name: str) -> Path:
+        return self._folder / (self._prefix + name)
 
     def _digest(self, name: str, arrays: Iterable[np.ndarray], data: Iterable[Any]) -> bytes:
         kinds = [(array.shape, array.dtype.str) for array in arrays]
@@ -162,41 +149,12 @@ class Scratch:
         return digest.digest()
 
     def _full(self, needed: int) -> KernelError:
-        assert self._folder is not None
         free = shutil.disk_usage(self._folder).free
         return KernelError(
             f"finished parts of the kernel need {needed / 2**20:,.1f} MiB in {self._folder} and "
             f"{free / 2**20:,.1f} MiB are free: free as much, or move the run directory to another "
             "disk, and give the same command again; what is finished is kept."
         )
-
-
-def unfinished(
-    count: int, share: int, load: Callable[[slice], bool]
-) -> tuple[list[int], dict[int, slice]]:
-    """Chunks that are left to compute, and the blocks of them that are kept together.
-
-    Args:
-        count: images.
-        share: of a chunk; a block has whole ones.
-        load: of a block's images, whether it is finished.
-
-    Returns:
-        Where the chunks begin, and each block by where its last chunk begins.
-    """
-    starts, ends = [], {}
-    size = share * max(1, math.ceil(count / (share * _BLOCKS)))
-    for start, stop in row_blocks(count, size):
-        if not load(slice(start, stop)):
-            chunks = range(start, stop, share)
-            starts += chunks
-            ends[chunks[-1]] = slice(start, stop)
-    return starts, ends
-
-
-def sums_bytes(passes: Sized, sums: Iterable[np.ndarray]) -> int:
-    """What the sums of so many passes take at most: the next are there before the last are gone."""
-    return min(len(passes), 2) * sum(array.nbytes for array in sums)
 
 
 def load_sums(scratch: Scratch, passes: int, sums: Iterable[np.ndarray]) -> int:

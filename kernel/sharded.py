@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int8
 
-from kernel.contract import Sketches
+from kernel.contract import Sketches, reserved, sums_bytes, unfinished
 from kernel.errors import KernelError
 from kernel.jacobian import (
     Chunk,
@@ -35,7 +35,7 @@ from kernel.linalg import on_host
 from kernel.model import Frozen, Function, Model, Params, matmul_precision, require_rng
 from kernel.param_groups import Block, ParamGroup
 from kernel.plan import Pass, Plan, Progress, Report
-from kernel.scratch import Scratch, load_sums, save_sums, sums_bytes, unfinished
+from kernel.scratch import Scratch, load_sums, save_sums
 from kernel.taps import check_gradients
 
 AXIS = "examples"
@@ -333,7 +333,7 @@ def contract_sharded(
     plan: Plan,
     progress: Progress,
     mesh: Mesh,
-    scratch: Scratch,
+    scratch: Scratch | None,
 ) -> tuple[Float[np.ndarray, "rows columns"], Float[np.ndarray, "_ each each"]]:
     """`kernel.contract.contract` on the devices of a mesh.
 
@@ -357,8 +357,8 @@ def contract_sharded(
     sums = (np.zeros((anchors * each, total * each)), np.zeros((total - anchors, each, each)))
     placed = Model(model.function, *everywhere(tuple(model[1:]), mesh))
     products = matmul_precision(problem.precision)
-    with scratch.reserved(sums_bytes(plan.passes, sums)):
-        done = load_sums(scratch, len(plan.passes), sums)
+    with reserved(scratch, sums_bytes(plan.passes, sums)):
+        done = load_sums(scratch, len(plan.passes), sums) if scratch else 0
         for number, one in enumerate(plan.passes):
             if number < done:
                 progress.formed(one, total)
@@ -366,7 +366,8 @@ def contract_sharded(
                 continue
             own = _MeshPass(model, placed, images, plan, one, mesh, products)
             own.add_to(*sums, progress)
-            save_sums(scratch, number + 1, sums)
+            if scratch is not None:
+                save_sums(scratch, number + 1, sums)
     return sums
 
 
@@ -478,7 +479,7 @@ def sketches_sharded(
     rng: np.random.Generator | None,
     report: Report | None,
     mesh: Mesh,
-    scratch: Scratch,
+    scratch: Scratch | None,
 ) -> Sketches:
     """`kernel.contract.sketches`, each device with its slice of every batch.
 
@@ -502,7 +503,7 @@ def sketches_sharded(
     weights = everywhere(tuple(model[1:]), mesh)
     scale = np.dtype(problem.precision).type(problem.directions.scale**0.5)
     found, batches = Sketches.zeros(plan), device_batches(0, len(images), plan.chunk, mesh.size)
-    with scratch.reserved(found.features.nbytes + found.logits.nbytes):
+    with reserved(scratch, found.features.nbytes + found.logits.nbytes):
         share = len(batches[0].idx)
         starts, ends = unfinished(len(images), share, lambda own: found.load(scratch, own))
         for batch in (batches[start // share] for start in starts):

@@ -197,7 +197,7 @@ class NetworkState:
     def kernel(self) -> Kernel:
         """Between labelled images, then candidates; divided by the mean of its diagonal."""
         config, images = self.task.config, self.task.images
-        scratch = Scratch()
+        scratch = None
         if self.scratch is not None:
             key = key_of((*self.model[1:], images), config.request)
             scratch = Scratch(self.scratch, key)

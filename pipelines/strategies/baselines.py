@@ -50,7 +50,7 @@ def naive(context: QueryContext, batch_size: int, rng: np.random.Generator) -> Q
     pseudo = context.candidate_logits.argmax(axis=1)
     state = [tensor.cpu().numpy() for tensor in context.network.state_dict().values()]
     given = (*state, context.labels, labelled, context.candidates[scored], points)
-    kept = Scratch()
+    kept = None
     if context.resources.folder is not None:
         kept = Scratch(context.resources.folder, key_of(given, ("naive", config, seed)))
     scores = np.zeros(len(scored))
@@ -63,7 +63,7 @@ def naive(context: QueryContext, batch_size: int, rng: np.random.Generator) -> Q
                 base = logits(alone, points)
         for number in range(len(scored)):
             own = scores[number : number + 1]
-            if kept.load(f"score-{number}", own):
+            if kept is not None and kept.load(f"score-{number}", own):
                 continue
             limit(number, len(scored))
             image = context.images(context.candidates[scored[number : number + 1]])
@@ -74,7 +74,8 @@ def naive(context: QueryContext, batch_size: int, rng: np.random.Generator) -> Q
                 after = logits(copied, points).astype(np.float64)
             moved = np.linalg.norm(after - base, axis=1)
             own[0] = moved.sum() * len(context.candidates) / len(sample)
-            kept.save(f"score-{number}", own)
+            if kept is not None:
+                kept.save(f"score-{number}", own)
         limit(len(scored), len(scored))
     diagnostics = {
         "epochs": config.epochs,

@@ -25,7 +25,6 @@ with install_import_hook(["kernel"], "beartype.beartype"):
     from kernel.param_groups import Block
     from kernel.plan import Pass, Plan, Progress, plan_problem, problem_of
     from kernel.posterior import posterior
-    from kernel.scratch import Scratch
     from kernel.sharded import contract_sharded, mesh, sketches_sharded
     from tests.kernel_cases import mlp, random_problem
 
@@ -91,8 +90,8 @@ def compared(folder: Path, case: tuple[str, Any, str | None, int, int, int, int]
     told: list[tuple[float, float]] = []
     progress = Progress(made, lambda *report: told.append(report))
     own = (model, images, made)
-    values, diagonal = contract_sharded(*own, progress, mesh(devices), Scratch())
-    expected = contract(*own, Progress(made, None), Scratch())
+    values, diagonal = contract_sharded(*own, progress, mesh(devices), None)
+    expected = contract(*own, Progress(made, None), None)
     return {
         "values": apart(values, expected[0]),
         "diagonal": apart(diagonal, expected[1]),
@@ -121,8 +120,8 @@ def sketch_apart(folder: Path) -> float:
     images = seeded().normal(size=(11, *shape))
     request = Request("rademacher", probes=2, precision="float64", sketch=16, chunk=1)
     own = (model, images, plan_for(model, images, request, 11))
-    many = sketches_sharded(*own, seeded(), None, mesh(8), Scratch())
-    one = sketches(*own, seeded(), None, Scratch())
+    many = sketches_sharded(*own, seeded(), None, mesh(8), None)
+    one = sketches(*own, seeded(), None, None)
     return max(apart(*pair) for pair in zip(many, one, strict=True))
 
 
@@ -153,12 +152,12 @@ def one_of_two(address: str, number: int) -> Any:
     model, images = mlp(5, 4, 3, seeded()), seeded().normal(size=(11, 5))
     made = plan_for(model, images, Request("trace", precision="float64", chunk=1), 7)
     quiet = Progress(made, None)
-    values, diagonal = contract_sharded(model, images, made, quiet, mesh(), Scratch())
-    expected = contract(model, images, made, quiet, Scratch())
+    values, diagonal = contract_sharded(model, images, made, quiet, mesh(), None)
+    expected = contract(model, images, made, quiet, None)
     request = Request("trace", precision="float64", sketch=9)
     kernel = empirical_ntk(model, images, request, rng=seeded())
     made = plan_for(model, images, request, 11)
-    features = sketches(model, images, made, seeded(), None, Scratch())
+    features = sketches(model, images, made, seeded(), None, None)
     flat = features.features.reshape(11, -1)
     images[4] = np.nan
     said = []

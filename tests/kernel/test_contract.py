@@ -11,7 +11,6 @@ from kernel import plan as plan_module
 from kernel.contract import contract, map_in_order, sketches
 from kernel.options import Request
 from kernel.plan import Progress
-from kernel.scratch import Scratch
 from tests.kernel.engine_networks import images, model
 from tests.kernel.sharded_worker import plan_for
 
@@ -97,8 +96,8 @@ def test_cores_change_the_time_and_not_the_kernel(monkeypatch):
         )
         rng, own = np.random.default_rng(0), (model("Words"), images(9))
         found[cores] = (
-            *contract(*own, whole, Progress(whole, None), Scratch()),
-            *sketches(*own, sketched, rng, None, Scratch()),
+            *contract(*own, whole, Progress(whole, None), None),
+            *sketches(*own, sketched, rng, None, None),
         )
     for cores in (2, 3):
         for ours, alone in zip(found[cores], found[1], strict=True):

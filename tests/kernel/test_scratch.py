@@ -88,7 +88,7 @@ def contracted(
     wanted = problem(anchors)
     made, stop = several_passes(wanted), Interruption(after)
     values = contract.contract(
-        own or model("Volumes"), images(COUNT), made, Progress(made, stop), scratch or Scratch()
+        own or model("Volumes"), images(COUNT), made, Progress(made, stop), scratch
     )
     assert stop.share == pytest.approx(1)  # what was done before is told too
     return values, stop.calls
@@ -339,13 +339,6 @@ def test_a_full_disk_is_said_before_anything_is_computed(tmp_path, monkeypatch):
     with pytest.raises(KernelError, match=FULL):
         scratch.save("x", np.zeros(3))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_without_a_folder_nothing_is_kept():
-    scratch = Scratch()
-    with scratch.reserved(2**60):
-        scratch.save("x", np.ones(2))
-        assert not scratch.load("x", np.zeros(2))
 
 
 def test_a_key_changes_with_every_entry_shape_and_setting():

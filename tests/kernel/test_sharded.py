@@ -118,8 +118,8 @@ def test_one_device_of_a_mesh_gives_the_kernel_of_the_host(kind, anchors, rng):
     model, images = mlp(3, 4, 2, rng), rng.normal(size=(11, 3))
     made = plan_for(model, images, Request(kind, precision="float64", chunk=3), anchors)
     own = (model, images, made, Progress(made, None))
-    found = contract_sharded(*own, mesh(), Scratch())
-    for one, other in zip(found, contract(*own, Scratch()), strict=True):
+    found = contract_sharded(*own, mesh(), None)
+    for one, other in zip(found, contract(*own, None), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
 
 
@@ -129,8 +129,8 @@ def test_sketches_of_a_mesh_of_one_device(rng):
     own = (model, images, plan_for(model, images, request, 7))
     seen = []
     signs = (np.random.default_rng(3), lambda *report: seen.append(report))
-    found = sketches_sharded(*own, *signs, mesh(), Scratch())
-    expected = sketches(*own, np.random.default_rng(3), None, Scratch())
+    found = sketches_sharded(*own, *signs, mesh(), None)
+    expected = sketches(*own, np.random.default_rng(3), None, None)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-12)
     np.testing.assert_allclose(found.logits, model.function(*model[1:], images), rtol=1e-12)
@@ -161,7 +161,7 @@ def test_passes_go_on_after_the_last_finished_pass(anchors, reports, tmp_path, r
     assert len(parts) == 4
     made = made._replace(passes=tuple(Pass((part,), (0, 1)) for part in parts))
     own = (model, images, made)
-    expected = contract_sharded(*own, Progress(made, None), mesh(), Scratch())
+    expected = contract_sharded(*own, Progress(made, None), mesh(), None)
     # a pass that is taken up has two reports: the third is interrupted, then the fourth
     for before in (2 * reports, 2 * 2 + reports):
         progress = Progress(made, interrupt_after(before + 1))
@@ -183,7 +183,7 @@ def test_sketches_go_on_after_the_last_finished_batch(tmp_path, rng):
 
     def run(report, scratch=None):
         seed = np.random.default_rng(3)
-        return sketches_sharded(*own, seed, report, mesh(1), scratch or Scratch())
+        return sketches_sharded(*own, seed, report, mesh(1), scratch)
 
     expected = run(None)
     with pytest.raises(Interrupted):

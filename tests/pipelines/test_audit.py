@@ -271,7 +271,7 @@ def test_weights_of_a_file_and_of_a_run(whole, tmp_path):
     bought = run.rounds[0]["initial"]["indices"] + run.rounds[0]["indices"]
     assert of_run.task.labelled.tolist() == bought
     assert of_run.notes["residual_rms"] == pytest.approx(run.rounds[1]["fit"]["residual_rms"])
-    assert of_run.task.run.train == SHORT
+    assert of_run.task.run.train == config.train
     with pytest.raises(PipelineError, match="dataset is 'digits' in .* and 'mnist' here"):
         measure(dataclasses.replace(asked, dataset="mnist"))
 

@@ -17,9 +17,18 @@ from torch import nn
 from pipelines import strategies as table
 from pipelines.core.errors import PipelineError
 from pipelines.core.progress import Stages, generator
-from pipelines.core.validation import checked_count, checked_images, checked_labels
 from pipelines.strategies import Method
-from pipelines.strategies.base import Labelling, Query, QueryContext, Resources, build_context
+from pipelines.strategies.base import (
+    Labelling,
+    Query,
+    QueryContext,
+    Resources,
+    build_context,
+    checked_count,
+    checked_index,
+    checked_label,
+    reference_sample,
+)
 from pipelines.strategies.options import QueryOptions
 from trainer.config import TrainConfig
 from trainer.networks.loss_prediction import LossPrediction
@@ -180,28 +189,95 @@ def query_context(
             raise PipelineError(f"{name} is a {found}; it must be a {wanted.__name__}.")
     options.check_read([method.name for method in methods])
     array = checked_images(images)
-    pool, labels = checked_labels(labelled, len(array))
-    if batch_size > len(pool.unlabelled):
+    indices, labels = checked_labels(labelled, len(array))
+    unlabelled = np.setdiff1d(np.arange(len(array)), indices)
+    if batch_size > len(unlabelled):
         raise PipelineError(
-            f"a query of {batch_size} images was asked for and {len(pool.unlabelled)} are not "
-            "labelled yet; lower batch_size."
+            f"a query of {batch_size} images was asked for and {len(unlabelled)} are not labelled "
+            "yet; lower batch_size."
         )
-    if options.subset is not None and options.subset < batch_size:
-        raise PipelineError(
-            f"subset is {options.subset} and batch_size is {batch_size}: a batch cannot be larger "
-            "than the candidates it is chosen from."
-        )
-    candidates = pool.candidates(options.subset, generator(seed, "subset", len(labelled)))
+    candidates = unlabelled
+    if options.subset is not None:
+        subset = checked_count("subset", options.subset, 1)
+        if subset < batch_size:
+            raise PipelineError(
+                f"subset is {subset} and batch_size is {batch_size}: a batch cannot be larger than "
+                "the candidates it is chosen from."
+            )
+        drawn = reference_sample(len(unlabelled), subset, generator(seed, "subset", len(indices)))
+        candidates = unlabelled if drawn is None else unlabelled[drawn]
     return build_context(
         model,
         lambda indices: array[indices],
-        Labelling(pool.labelled, labels, candidates),
+        Labelling(indices, labels, candidates),
         methods,
         train=TrainConfig(loss=options.loss),
         options=options,
         resources=resources or Resources(),
         mirror=mirror,
     )
+
+
+def checked_images(images: object) -> np.ndarray:
+    """Images as float32 (examples, channels, height, width).
+
+    Raises:
+        PipelineError: they are no array or tensor of finite, normalised images.
+    """
+    array = images
+    if isinstance(images, torch.Tensor) and images.layout == torch.strided:
+        array = (images.float() if images.is_floating_point() else images).detach().cpu().numpy()
+    if not isinstance(array, np.ndarray) or array.ndim != 4 or not len(array):
+        shaped = isinstance(array, np.ndarray)
+        raise PipelineError(
+            f"images are {f'shape {array.shape}' if shaped else type(images).__name__}; they must "
+            "be an array or tensor of shape (examples, channels, height, width)."
+        )
+    if not np.issubdtype(array.dtype, np.floating):
+        raise PipelineError(
+            f"images have dtype {array.dtype}; give them as the network takes them: floating "
+            "point and normalised."
+        )
+    if np.ma.is_masked(array):
+        raise PipelineError("images are masked in part; fill these pixels as the network expects.")
+    with np.errstate(over="ignore"):  # beyond float32: infinite, and refused below
+        single = np.asarray(array).astype(np.float32, copy=False)
+    bad = np.flatnonzero(~np.isfinite(single).all(axis=(1, 2, 3)))
+    if len(bad):
+        raise PipelineError(f"images {bad[:5].tolist()} hold NaN or infinite values.")
+    return single
+
+
+def checked_labels(labelled: object, examples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the labelled images and their labels, int64 (labelled,), in their order.
+
+    Indices may be text, as the keys of JSON are.
+
+    Args:
+        labelled: {index of an image: class from 0}.
+        examples: number of images.
+
+    Raises:
+        PipelineError: no labels, an image that is labelled twice, or with no whole number from 0.
+        DataError: an index of no image.
+    """
+    if not isinstance(labelled, Mapping):
+        raise PipelineError(
+            f"labelled is a {type(labelled).__name__}; it must be the labels so far as a mapping "
+            "{index into images: class}, without the images that have none."
+        )
+    if not labelled:
+        raise PipelineError("the labelled set is empty: label a few images at random first.")
+    found: dict[int, int] = {}
+    keys: dict[int, object] = {}
+    for key, label in labelled.items():
+        index = checked_index(key, examples)
+        if index in found:
+            raise PipelineError(
+                f"image {index} is labelled twice, as {keys[index]!r} and as {key!r}: keep one."
+            )
+        found[index], keys[index] = checked_label(label, index), key
+    return np.array(list(found), np.int64), np.array(list(found.values()), np.int64)
 
 
 class _Callable(ModuleType):

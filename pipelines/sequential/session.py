@@ -37,13 +37,7 @@ from pipelines.core.entries import (
 from pipelines.core.errors import PipelineError
 from pipelines.core.json_io import digest_arrays
 from pipelines.core.progress import Stages, generator, named_images
-from pipelines.core.validation import (
-    checked_count,
-    checked_images,
-    checked_index,
-    checked_label,
-    checked_labels,
-)
+from pipelines.query import checked_images, checked_labels
 from pipelines.sequential.config import STRATEGIES, SequentialOptions, criterion_options
 from pipelines.sequential.learner import (
     Answer,
@@ -54,9 +48,18 @@ from pipelines.sequential.learner import (
     acquisition_of,
 )
 from pipelines.strategies import get
-from pipelines.strategies.base import PROBE, check_classes, check_labels, reference_sample
+from pipelines.strategies.base import (
+    PROBE,
+    check_classes,
+    check_labels,
+    checked_count,
+    checked_index,
+    checked_label,
+    reference_sample,
+)
 from pipelines.strategies.options import KernelConfig
 from trainer.errors import lookup
+from trainer.pool import Pool
 from trainer.predict import logits
 
 
@@ -623,7 +626,8 @@ def start(
     options, seed = options or SequentialOptions(), checked_count("seed", seed, 0)
     options.check_read([strategy], {"kernel"})
     array = checked_images(images)
-    pool, labels = checked_labels(labelled, len(array))
+    indices, labels = checked_labels(labelled, len(array))
+    pool = Pool.of(len(array), indices)
     test_images, test_labels = (None, np.empty(0, np.int64)) if tests is None else _checked(*tests)
     number = len(pool.labelled)  # so that successive sessions draw independently
     candidates = pool.candidates(options.subset, generator(seed, "subset", number))

@@ -3,12 +3,15 @@
 Indices are those of the whole data set everywhere; positions are those in an array of candidates.
 """
 
+import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from scipy.special import softmax
 from torch import nn
 
@@ -18,6 +21,7 @@ from pipelines.core.progress import Stages, named_images
 from pipelines.strategies import Method, methods_of, needs_mirror, needs_of
 from pipelines.strategies.options import StrategyOptions
 from trainer.config import TrainConfig
+from trainer.errors import DataError
 from trainer.networks.loss_prediction import LossPrediction
 from trainer.predict import Piecewise, Predictions, find_head, logits, predictions, refuse_training
 
@@ -470,3 +474,74 @@ def check_numbers(scores: np.ndarray, candidates: np.ndarray) -> None:
     if np.isnan(scores).any():
         bad = candidates[np.isnan(scores)][:5].tolist()
         raise PipelineError(f"the scores of images {bad} are not numbers.")
+
+
+def whole(value: object) -> int | None:
+    """The whole number of a Python or NumPy number, or of an array or tensor without axes.
+
+    None for anything else: truth values, text, NaN, 0.5, and arrays with axes even of one element.
+    """
+    if isinstance(value, np.ndarray | np.generic | torch.Tensor) and value.ndim == 0:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        return None
+    number: Any = value
+    return int(number) if number == int(number) else None
+
+
+def checked_count(name: str, value: object, least: int) -> int:
+    """A whole number of at least `least`.
+
+    Raises:
+        PipelineError: it is none.
+    """
+    number = whole(value)
+    if number is None or number < least:
+        raise PipelineError(f"{name} is {value!r}; it must be a whole number, {least} or more.")
+    return number
+
+
+def checked_index(key: object, examples: int | None = None) -> int:
+    """The index of an image, given as a whole number or its digits.
+
+    Raises:
+        PipelineError: neither.
+        DataError: there is no such image among the examples.
+    """
+    digits = isinstance(key, str) and key.isascii() and key.isdigit()
+    index = int(key) if isinstance(key, str) and digits else whole(key)
+    if index is None:
+        raise PipelineError(
+            f"an image is numbered {key!r}; indices into images are whole numbers from 0."
+        )
+    if examples is not None and not 0 <= index < examples:
+        raise DataError(
+            f"image {index} is out of range: there are {examples} images, 0 to {examples - 1}."
+        )
+    return index
+
+
+def checked_label(label: object, index: int, classes: int | None = None) -> int:
+    """The class of an image.
+
+    Raises:
+        PipelineError: it is no whole number from 0, or there are not as many classes.
+    """
+    number = whole(label)
+    most = 2**31 if classes is None else classes
+    if number is not None and 0 <= number < most:
+        return number
+    shown = repr(label.item() if isinstance(label, np.generic) else label)
+    shown = shown if len(shown) <= 40 else f"{shown[:39]}…"
+    needed = "from 0" if classes is None else f"from 0 to {classes - 1}"
+    if label is None or (isinstance(label, float) and math.isnan(label)):
+        advice = "leave images without a label out"
+    elif isinstance(label, str):
+        advice = "give the number of the class in the order of the network's logits"
+    elif getattr(label, "shape", ()) or isinstance(label, list | tuple):
+        advice = "of a row with an entry a class, give the position of the largest, its argmax"
+    else:
+        advice = "give the class as the network's loss takes it"
+    raise PipelineError(
+        f"image {index} is labelled {shown}; labels are whole numbers {needed}: {advice}."
+    )

@@ -23,13 +23,13 @@ from kernel.plan import Plan
 from kernel.posterior import posterior
 from pipelines.core.errors import PipelineError
 from pipelines.core.progress import Advance, named_images
-from pipelines.core.validation import checked_label
 from pipelines.strategies.base import (
     Oracle,
     Pair,
     Query,
     QueryContext,
     check_numbers,
+    checked_label,
     reference_sample,
 )
 from pipelines.strategies.options import LookAheadConfig, StrategyOptions

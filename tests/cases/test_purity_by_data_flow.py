@@ -73,6 +73,12 @@ def in_place(self: Any, x: Tensor) -> Tensor:
     return self.convolved(x, self.conv.weight.clone().mul_(2).clamp_(-0.1, 0.1))
 
 
+def part_without_gradient(self: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        features = plain(self, x)
+    return features * plain(self, x)
+
+
 def drawn_in_vain(self: Any, x: Tensor) -> Tensor:
     size = torch.rand_like(self.mean).shape[0] + F.dropout(self.var, 0.5, True).shape[0]
     return plain(self, x) / size
@@ -89,6 +95,7 @@ PURE: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "dropout of nothing": lambda self, x: F.dropout(plain(self, x), 0.0, True),
     "dropout of no channel": lambda self, x: plain(self, F.dropout2d(x, 0.0, True)),
     "random numbers whose size alone counts": drawn_in_vain,
+    "a part without gradient": part_without_gradient,
     "a counter": counting,
     "statistics that are kept and not used": averaging,
     "a buffer that is written before it is read": overwriting,

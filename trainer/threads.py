@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import torch
 
-GRAIN = 2.5e9
+GRAIN = 2.5e8
 """Floating-point operations of a step that are worth a thread."""
 
 

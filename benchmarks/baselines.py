@@ -40,7 +40,7 @@ HEAD = (
 
 @dataclass(frozen=True)
 class Settings:
-    """What is compared, and how large it is."""
+    """Methods, sizes, turns and output."""
 
     data_dir: Path | None = None
     runs: Path = Path("runs/baselines")

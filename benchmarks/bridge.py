@@ -34,7 +34,7 @@ from trainer.networks import parameter_count
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured."""
+    """Sizes, turns and output."""
 
     networks: tuple[str, ...] = tuple(NETWORKS)
     """Which, by name."""

@@ -30,7 +30,7 @@ HEAD = (*HEAD, "processor time")
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured."""
+    """Sizes, turns and output."""
 
     networks: tuple[str, ...] = ("wide_resnet", "cnn", "resnet18", "vgg11_bn")
     sizes: tuple[int, ...] = (8, 16, 32)

@@ -39,7 +39,7 @@ FITS = ("fit-demo", "fit-16", "fit-32")  # the demonstration's network; 3×16×1
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured."""
+    """Sizes, turns and output."""
 
     busy: int = 2
     """Processes that compute without end."""

@@ -1,4 +1,4 @@
-"""What do dynamicAL's candidates cost, and what makes them cheaper?
+"""Cost of dynamicAL's candidates, and of the ways to compute them.
 
 ‖g_u‖² and g_u·g_S of all images, for networks with random weights: with the logits of the pass
 itself, with logits predicted beforehand, and with every gradient formed. Run it as
@@ -29,7 +29,7 @@ OWN = "logits of the pass"
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured."""
+    """Sizes, turns and output."""
 
     networks: tuple[str, ...] = ("cnn", "resnet18", "vgg11_bn")
     images: int = 128
@@ -42,7 +42,7 @@ class Settings:
 
 
 def works(settings: Settings, name: str) -> dict[str, Callable[[], Measured]]:
-    """What is timed."""
+    """Works by name, to be timed."""
     network, model, images = case(name, settings.images, settings.seed, settings.side)
     f = logits(network, images)
     direction = total(model, images, cotangents(f, f.argmax(axis=1), LOSS))

@@ -35,7 +35,7 @@ NAIVE_STEPS = 300
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured."""
+    """Sizes, turns and output."""
 
     data_dir: Path | None = None
     dataset: str = "mnist"

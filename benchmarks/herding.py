@@ -1,4 +1,4 @@
-"""What does a batch of UHerding cost, one pick after another?
+"""Cost of a batch of UHerding, one pick after another.
 
 From features of a large pool to the time of a batch whose gains follow from those before each pick,
 and of all gains anew, which is timed once and counted for every pick. Run it as
@@ -25,7 +25,7 @@ HEAD = ("picks", "seconds, gains followed", "seconds, all gains anew for each", 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured."""
+    """Sizes, turns and output."""
 
     pool: int = 50_000
     labelled: int = 1000

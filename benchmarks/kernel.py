@@ -1,4 +1,4 @@
-"""What does a kernel cost, in forward passes of the same network over the same images?
+"""Cost of a kernel, in forward passes of the same network over the same images.
 
 From networks with random weights to ratios: the exact and the sketched kernel of one logit against
 a forward pass and against the ways that others would take; seconds and memory against what is
@@ -34,7 +34,7 @@ AGREEMENT = 1e-4  # of peers with the exact kernel, in float32, of its largest e
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured."""
+    """Sizes, turns and output."""
 
     networks: tuple[str, ...] = ("wide_resnet", "resnet18", "cnn")
     images: tuple[int, ...] = (512,)
@@ -85,7 +85,7 @@ def compare(settings: Settings, name: str, count: int, peer_count: int) -> tuple
 def _works(
     settings: Settings, network: nn.Module, model: Model, images: np.ndarray, peer_count: int
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, Any]]:
-    """What is timed; every peer's kernel is compared with ours first."""
+    """Works by name; every peer's kernel is compared with ours first."""
     fewer = images[:peer_count]
     budget = settings.memory_gib
     exact = lambda given: empirical_ntk(model, given, Request(memory_gib=budget)).values

@@ -59,7 +59,7 @@ class MemoryRow:
 
     @property
     def within(self) -> bool:
-        """What was measured, compiling left out, is not above the budget."""
+        """True if the memory measured, compiling left out, is within the budget."""
         return self.taken.again <= self.taken.budget
 
     @property

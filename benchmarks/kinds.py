@@ -52,7 +52,7 @@ RANDOM_DRAWS = 1000
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured."""
+    """Sizes, turns and output."""
 
     data_dir: Path | None = None
     networks: tuple[str, ...] = ("wide_resnet,widen=2", "cnn")

@@ -1,4 +1,4 @@
-"""What the study of kernel kinds found, from its runs to two pictures readable in grey."""
+"""Two pictures of the study of kernel kinds, readable in grey."""
 
 from pathlib import Path
 from typing import Any

@@ -25,7 +25,7 @@ PROBES = (1, 2, 4, 8)
 
 
 class Jacobians(NamedTuple):
-    """What all kinds are contracted from.
+    """The Jacobians that all kinds are contracted from.
 
     Attributes:
         full: float64 (examples, classes, examples, classes), Θ.

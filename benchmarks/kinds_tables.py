@@ -1,4 +1,4 @@
-"""What the study of kernel kinds found: the file of its runs, and from them tables in Markdown.
+"""Results of the study of kernel kinds: the file of its runs, and tables in Markdown.
 
 A run is one network, data set and seed. Means are over runs, intervals Student's t at 95%, and
 differences are paired by run.

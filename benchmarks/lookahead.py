@@ -1,4 +1,4 @@
-"""What do a posterior, MLMOC and absorbing a label cost, once the kernel is there?
+"""Cost of a posterior, of MLMOC and of absorbing a label, given the kernel.
 
 From random kernels of the sizes asked for to ratios: against the matrix products and the
 factorisation that the posterior consists of, against look-ahead one candidate at a time, and

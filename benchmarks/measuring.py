@@ -1,4 +1,4 @@
-"""What every benchmark needs: turns of timed work, ratios with their spread, memory, a file.
+"""Tools of the benchmarks: turns of timed work, ratios with their spread, memory, a file.
 
 From functions to medians and ratios: everything that is compared runs in turns in one process, so
 that what else the machine does falls on all of it alike. Memory is measured in a process apart.
@@ -106,12 +106,12 @@ class Memory(NamedTuple):
 
     @property
     def grown(self) -> float:
-        """What the work took beyond what was there before."""
+        """Memory of the work beyond that before it."""
         return self.peak - self.before
 
 
 def watched(work: Callable[[], _T]) -> tuple[_T, Memory]:
-    """What a piece of work returns, and the memory it took; on Linux, where /proc tells."""
+    """The result of a piece of work, and its memory, read from /proc on Linux."""
     gc.collect()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)  # freed blocks kept for later are not in use
@@ -128,7 +128,7 @@ def _resident(name: str) -> float:
 
 
 def apart(work: Callable[..., _T], *arguments: Any) -> _T:
-    """What a function returns in a process of its own, in whose memory nothing else has been."""
+    """The result of a function in a process of its own, with fresh memory."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context) as pool:
         return pool.submit(work, *arguments).result()
@@ -153,7 +153,7 @@ def load() -> str:
 
 
 def machine() -> str:
-    """What this ran on."""
+    """Processor, device and versions."""
     return (
         f"{os.cpu_count()} CPU cores ({platform.machine()}), {jax.devices()[0].device_kind}, "
         f"Python {platform.python_version()}, torch {torch.__version__}, jax {jax.__version__}"

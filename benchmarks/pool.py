@@ -1,4 +1,4 @@
-"""What does scoring a whole pool cost, as it grows to 50,000 candidates?
+"""Cost of scoring a whole pool, as it grows to 50,000 candidates.
 
 From MNIST and a network to seconds and peak memory of each stage against U, with the exponent of
 each by a fit of their logarithms: sketched gradients, posterior, scores and the absorption of one
@@ -38,7 +38,7 @@ LIMIT_GIB = 10.0
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured."""
+    """Sizes, turns and output."""
 
     data_dir: Path | None = None
     dataset: str = "mnist"

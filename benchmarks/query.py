@@ -1,4 +1,4 @@
-"""What does a whole query cost, against strategies that need no kernel?
+"""Cost of a whole query, against strategies that need no kernel.
 
 From MNIST, a WideResNet trained on a few labels and the same candidates to seconds: MLMOC with the
 exact and the sketched kernel, entropy, BADGE and coreset, in turns, with predictions, certificate,
@@ -44,7 +44,7 @@ HEAD = (
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured."""
+    """Sizes, turns and output."""
 
     data_dir: Path | None = None
     dataset: str = "mnist"

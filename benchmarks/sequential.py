@@ -32,7 +32,7 @@ RANDOM = "batch random"
 
 @dataclass(frozen=True)
 class Settings:
-    """What is read and written."""
+    """Run directories and output."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Directories of complete runs."""

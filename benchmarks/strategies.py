@@ -1,4 +1,4 @@
-"""What does a query by each strategy cost, in seconds and in memory?
+"""Cost of a query by each strategy, in seconds and in memory.
 
 From random images and an untrained network, the same for all, to a table of every strategy of
 `pipelines.strategies.STRATEGIES`, with 10 classes and with 100. Seconds are of whole queries in
@@ -41,7 +41,7 @@ SLOW = needing("training", "infinite")  # asked once, after one query that is no
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured."""
+    """Sizes, turns and output."""
 
     strategies: tuple[str, ...] = tuple(STRATEGIES)
     classes: tuple[int, ...] = (10, 100)
@@ -136,7 +136,7 @@ class Cost(NamedTuple):
 
 
 def costs(settings: Settings, classes: int) -> dict[str, Cost]:
-    """What every strategy takes with this many classes."""
+    """Time and memory of every strategy with this many classes."""
     found = apart(alone, settings, classes)
     if not settings.repeats:
         return found
@@ -152,7 +152,7 @@ def costs(settings: Settings, classes: int) -> dict[str, Cost]:
 
 
 def alone(settings: Settings, classes: int) -> dict[str, Cost]:
-    """What two queries by each strategy add to this process, and the time of the second."""
+    """Memory that two queries by each strategy add to this process, and the time of the second."""
     keep_freed_blocks()
     torch.set_num_threads(settings.threads)
     bench = Bench(settings, classes)

@@ -83,12 +83,16 @@ def copy_to_cpu(
     return network, images.to(dtypes[0] if dtypes else torch.get_default_dtype())
 
 
-def copy_module(module: nn.Module) -> nn.Module:
-    """A copy on the CPU that shares nothing with the module and runs as plain Python.
+def copy_module(module: nn.Module, device: torch.device | str | None = "cpu") -> nn.Module:
+    """A copy that shares nothing with the module and runs as plain Python.
 
     Unlike `copy.deepcopy`, it copies tensors that hooks computed, gives forwards and hooks that
     were patched onto an instance the copied layers in place of the original ones, and takes away
     torch.compile and DataParallel.
+
+    Args:
+        module: in any mode.
+        device: of the copy; where the module is if None.
 
     Raises:
         BridgeError: the module holds something that cannot be copied.
@@ -97,7 +101,9 @@ def copy_module(module: nn.Module) -> nn.Module:
     computed = [t for t in held if isinstance(t, torch.Tensor) and not t.is_leaf]
     memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in computed}
     try:
-        copied = copy.deepcopy(module, memo).cpu()
+        copied = copy.deepcopy(module, memo)
+        if device is not None:
+            copied = copied.to(device)
         for part in copied.modules():
             _rebind(part, memo)
     except (RuntimeError, TypeError) as error:

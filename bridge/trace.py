@@ -4,7 +4,6 @@ The second route is for modules that torch.export refuses as such. It has no tap
 some of which differ from torch's: its mirrors need the certificate.
 """
 
-import copy
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
@@ -30,6 +29,7 @@ from bridge.module import (
     check_eval,
     check_output,
     check_stateless,
+    copy_module,
     copy_to_cpu,
     module_arrays,
     to_numpy,
@@ -54,7 +54,7 @@ class Converted:
         """Logits (batch, classes) of images (batch, channels, height, width)."""
         library = _library()
         arrays = {**frozen, **params}
-        network = copy.deepcopy(self.module)
+        network = copy_module(self.module)
         wrapped: dict[str, Any] = {}
         values: dict[str, Array] = {}
         for path, part in network.named_modules():

@@ -7,7 +7,7 @@ image is met by them and let go. Chunks of images are differentiated on several 
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, TypeVar
@@ -100,13 +100,8 @@ def unfinished(
 
 
 def reserved(scratch: Scratch | None, needed: int) -> AbstractContextManager[None]:
-    """Hold so many bytes of the disk, if anything is kept."""
+    """Reserve disk space, in bytes, if anything is kept."""
     return nullcontext() if scratch is None else scratch.reserved(needed)
-
-
-def sums_bytes(passes: Sized, sums: Iterable[np.ndarray]) -> int:
-    """What the sums of so many passes take at most: the next are there before the last are gone."""
-    return min(len(passes), 2) * sum(array.nbytes for array in sums)
 
 
 class Sketches(NamedTuple):
@@ -323,21 +318,53 @@ def contract(
         KernelError: gradients that are not finite; no space for the scratch.
     """
     problem = plan.problem
+    # a pass between anchors and other images is kept by blocks, too
+    others = problem.examples - problem.anchors
+    pairs = 8 * problem.rows_an_example**2 * (problem.anchors + 1) * others
+
+    def add(number: int, values: np.ndarray, diagonal: np.ndarray) -> None:
+        _HostPass(model, images, plan, number, progress, scratch).add_to(values, diagonal)
+
+    return sum_passes(plan, add, progress, scratch, pairs)
+
+
+def sum_passes(
+    plan: Plan,
+    add: Callable[[int, np.ndarray, np.ndarray], None],
+    progress: Progress,
+    scratch: Scratch | None,
+    beside: int = 0,
+) -> tuple[Float[np.ndarray, "rows columns"], Float[np.ndarray, "_ each each"]]:
+    """The kernel and the blocks of `contract`, one pass of the plan added after another.
+
+    Args:
+        plan: of whole gradients.
+        add: the number of a pass, and the sums that it is added to in place.
+        progress: updated with the passes that are not computed again.
+        scratch: where the sums of finished passes are kept, and taken up from.
+        beside: bytes that a pass keeps there itself, in parts `cross-<number>-…`.
+
+    Raises:
+        KernelError: no space for the scratch; what `add` raises.
+    """
+    problem = plan.problem
     each, anchors, total = problem.rows_an_example, problem.anchors, problem.examples
     sums = (np.zeros((anchors * each, total * each)), np.zeros((total - anchors, each, each)))
-    # sums that take the place of those before, and a pass between anchors and other images
-    pairs = sums[0][:, anchors * each :].nbytes + sums[1].nbytes
-    with reserved(scratch, sums_bytes(plan.passes, sums) + pairs):
-        done = load_sums(scratch, len(plan.passes), sums) if scratch else 0
-        for number, one in enumerate(plan.passes):
-            if number < done:
-                progress.formed(one, total)
-                progress.contracted(one, total - anchors / 2)
-                continue
-            _HostPass(model, images, plan, number, progress, scratch).add_to(*sums)
-            if scratch is not None:
-                save_sums(scratch, number + 1, sums)
-                scratch.delete(f"cross-{number}-")
+    if scratch is None:
+        for number in range(len(plan.passes)):
+            add(number, *sums)
+        return sums
+    # the sums that follow are written before those that they replace are deleted
+    needed = min(len(plan.passes), 2) * sum(array.nbytes for array in sums) + beside
+    with scratch.reserved(needed):
+        done = load_sums(scratch, len(plan.passes), sums)
+        for one in plan.passes[:done]:
+            progress.formed(one, total)
+            progress.contracted(one, total - anchors / 2)
+        for number in range(done, len(plan.passes)):
+            add(number, *sums)
+            save_sums(scratch, number + 1, sums)
+            scratch.delete(f"cross-{number}-")
     return sums
 
 

@@ -206,7 +206,7 @@ def squared_length(direction: Params) -> float:
 
 
 LossGradient = Callable[[Array], Array]
-"""From one image's logits (classes,) to its cotangent d_i, (classes,)."""
+"""Maps one image's logits (classes,) to its cotangent d_i, (classes,)."""
 
 
 class Lengths(NamedTuple):

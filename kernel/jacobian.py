@@ -287,7 +287,7 @@ def contract_factors(
 
 
 def tile_images(factors: KroneckerFactors, images: int, limit: int) -> int:
-    """Images on a side of a tile whose largest product takes at most so many bytes."""
+    """Images on a side of a tile whose largest product fits in the given bytes."""
     positions, _, rows, _ = factors.cotangents.shape
     each = positions**2 * rows**2 * factors.cotangents.dtype.itemsize
     return max(1, min(images, math.isqrt(limit // each)))

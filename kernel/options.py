@@ -10,7 +10,7 @@ from kernel.errors import KernelError
 
 Kind = Literal["single", "sum", "trace", "rademacher", "full"]
 KINDS: tuple[Kind, ...] = ("single", "sum", "trace", "rademacher", "full")
-# What a kernel is computed in; `tf32` has arrays of float32, of which an NVIDIA GPU multiplies the
+# Arithmetic of a kernel; `tf32` has arrays of float32, of which an NVIDIA GPU multiplies the
 # leading eleven bits in the products between images.
 Precision = Literal["float32", "float64", "tf32"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "float64", "tf32")
@@ -119,7 +119,7 @@ class CriterionOptions:
 
 @dataclass(frozen=True)
 class Options(CriterionOptions):
-    """What a criterion is asked for in one query.
+    """Inputs of a criterion in one query.
 
     Attributes:
         reference: a change of the outputs is one from the trained network, f_L (`network`), or from

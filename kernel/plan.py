@@ -541,7 +541,7 @@ def enough(needed: int | float) -> str:
     return f"{math.ceil(gib / step) * step:.3g}"
 
 
-# A multiplication of a layer takes as long as so many of a large matrix product.
+# Time of a multiplication of a layer, in multiplications of a large matrix product.
 _SLOWER = 2.0
 
 
@@ -559,7 +559,7 @@ class Progress:
         self._add(_SLOWER * images * (self._problem.network * (1 + 2 * one.width) + one.forming))
 
     def contracted(self, one: Pass, images: float) -> None:
-        """The anchors met so many images in a pass."""
+        """Record images that the anchors met in a pass."""
         square = self._problem.directions.square
         self._add(images * self._problem.anchors * one.contracting(square))
 

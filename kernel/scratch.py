@@ -171,7 +171,7 @@ def load_sums(scratch: Scratch, passes: int, sums: Iterable[np.ndarray]) -> int:
 
 
 def save_sums(scratch: Scratch, done: int, sums: Iterable[np.ndarray]) -> None:
-    """Keep the sums after so many passes in place of those before."""
+    """Keep the sums after `done` passes in place of those before."""
     for name, piece in _pieces(done, sums):
         scratch.save(name, piece)
     scratch.delete(f"sums-{done - 1}-")

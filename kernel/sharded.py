@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int8
 
-from kernel.contract import Sketches, reserved, sums_bytes, unfinished
+from kernel.contract import Sketches, reserved, sum_passes, unfinished
 from kernel.errors import KernelError
 from kernel.jacobian import (
     Chunk,
@@ -35,7 +35,7 @@ from kernel.linalg import on_host
 from kernel.model import Frozen, Function, Model, Params, matmul_precision, require_rng
 from kernel.param_groups import Block, ParamGroup
 from kernel.plan import Pass, Plan, Progress, Report
-from kernel.scratch import Scratch, load_sums, save_sums
+from kernel.scratch import Scratch
 from kernel.taps import check_gradients
 
 AXIS = "examples"
@@ -352,23 +352,14 @@ def contract_sharded(
         KernelError: gradients that are not finite; TF32 where there is no GPU; no space for the
             scratch.
     """
-    problem = plan.problem
-    each, anchors, total = problem.rows_an_example, problem.anchors, problem.examples
-    sums = (np.zeros((anchors * each, total * each)), np.zeros((total - anchors, each, each)))
     placed = Model(model.function, *everywhere(tuple(model[1:]), mesh))
-    products = matmul_precision(problem.precision)
-    with reserved(scratch, sums_bytes(plan.passes, sums)):
-        done = load_sums(scratch, len(plan.passes), sums) if scratch else 0
-        for number, one in enumerate(plan.passes):
-            if number < done:
-                progress.formed(one, total)
-                progress.contracted(one, total - anchors / 2)
-                continue
-            own = _MeshPass(model, placed, images, plan, one, mesh, products)
-            own.add_to(*sums, progress)
-            if scratch is not None:
-                save_sums(scratch, number + 1, sums)
-    return sums
+    products = matmul_precision(plan.problem.precision)
+
+    def add(number: int, values: np.ndarray, diagonal: np.ndarray) -> None:
+        own = _MeshPass(model, placed, images, plan, plan.passes[number], mesh, products)
+        own.add_to(values, diagonal, progress)
+
+    return sum_passes(plan, add, progress, scratch)
 
 
 class _MeshPass(NamedTuple):

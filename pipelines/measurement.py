@@ -3,7 +3,6 @@
 Data, initial weights, labelled set and random streams are those of a run with the same settings.
 """
 
-import copy
 import dataclasses
 import math
 import time
@@ -17,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from torch import nn
 
-from bridge.module import restore, save_module
+from bridge.module import copy_module, restore, save_module
 from bridge.weights import read
 from pipelines.config import MeasurementSettings, RunConfig, identity
 from pipelines.core import json_io
@@ -64,7 +63,7 @@ def schedule_seconds(
     steps: int = 20,
 ) -> float:
     """Seconds of one schedule of training here, extrapolated from a few steps on a copy."""
-    network = copy.deepcopy(network)
+    network = copy_module(network, device=None)
     batches, epochs = train.plan(len(labels))
     few = math.ceil(steps / batches)
     short = dataclasses.replace(train, epochs=few, min_steps=few * batches, extensions=0)
@@ -119,7 +118,7 @@ class NetworkTask:
 
     def fit(self, train: TrainConfig, stages: Stages) -> tuple[nn.Module, dict[str, Any]]:
         """A copy trained with the randomness of a run's first round, and how its training ended."""
-        network = copy.deepcopy(self.network)
+        network = copy_module(self.network, device=None)
         with stages("train") as advance:
             rng = generator(self.run.seed, "fit")
             notes = noted_fit(network, self.labelled_images, self.labels, train, rng, advance)
@@ -140,7 +139,7 @@ class NetworkTask:
                     f"{notes['weights']} (SHA-256): delete the folder {folder}, and give the same "
                     "command again."
                 )
-            network = copy.deepcopy(self.network)
+            network = copy_module(self.network, device=None)
             restore(network, read(weights))
             return network.eval(), notes
         network, notes = self.fit(self.run.train, stages)

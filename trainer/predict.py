@@ -5,6 +5,7 @@ may be read batch by batch (`Piecewise`), with no more than one of normalised im
 penultimate layer is recognised by the values it passes on, not by its name.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -246,13 +247,19 @@ def flops(network: nn.Module, image: Num[np.ndarray, "images channels height wid
     """Floating-point operations of products and convolutions in a forward pass; counted once.
 
     Args:
-        network: in whatever mode. One that fails costs nothing: the pass that was asked for says
-            what is wrong.
+        network: in whatever mode.
         image: one, or none at all, which costs nothing.
+
+    Returns:
+        Infinity where the pass cannot be counted; a network that fails says so in the pass that was
+        asked for.
     """
     known = _FLOPS.setdefault(network, {})
+    if not len(image):
+        return 0.0
     if image.shape in known:
         return known[image.shape]
+    known[image.shape] = math.inf
     batch = to_tensor(np.repeat(image, 2, axis=0), network)  # not every network takes one alone
     devices = [batch.device] if batch.device.type == "cuda" else []
     with (
@@ -267,7 +274,7 @@ def flops(network: nn.Module, image: Num[np.ndarray, "images channels height wid
         warnings.filterwarnings("ignore", r"Using `torch\.compile\(module\)`", UserWarning)
         network(batch)
         known[image.shape] = counter.get_total_flops() / 2
-    return known.get(image.shape, 0.0)
+    return known[image.shape]
 
 
 NAMED = "feature_layer"  # the attribute by which a network names the layer that gives features
@@ -415,7 +422,7 @@ def _same(end: torch.Tensor, answers: torch.Tensor) -> bool:
     return torch.allclose(end, answers, rtol=1e-4, atol=1e-5 * scale)
 
 
-def submodule(network: nn.Module, name: str, asked_by: str) -> nn.Module:
+def submodule(network: nn.Module, name: str, asked_by: str, hint: str = "") -> nn.Module:
     """The submodule of that name.
 
     Raises:
@@ -427,5 +434,5 @@ def submodule(network: nn.Module, name: str, asked_by: str) -> nn.Module:
         parts = ", ".join(name for name, _ in network.named_children())
         raise NetworkError(
             f"{asked_by} of the network is {name!r}, which is none of its submodules: {error}; its "
-            f"parts are {parts or 'none'}"
+            f"parts are {parts or 'none'}{hint}"
         ) from error

@@ -1,9 +1,9 @@
 """Threads of torch by the work of a step: a small step gets one, whatever else the machine does.
 
 OpenMP's threads meet several times a layer. Where other work takes one of the cores, all wait for
-the thread that is on it: steps of a small network then take several times as long with two threads
-as with one (`benchmarks/contention.py`). The rule depends on the work and on the cores that torch
-may use, never on the clock, so that a busy machine computes what an idle one does.
+the thread that is on it: steps of a small network then take longer with two threads than with one
+(`benchmarks/contention.py`). The rule depends on the work and on the cores that torch may use,
+never on the clock, so that a busy machine computes what an idle one does.
 """
 
 import os
@@ -29,7 +29,7 @@ def limited(work: Callable[[], float]) -> Iterator[None]:
     if available == 1 or "OMP_NUM_THREADS" in os.environ:
         yield
         return
-    torch.set_num_threads(min(available, max(1, int(work() / GRAIN))))
+    torch.set_num_threads(max(1, int(min(available, work() / GRAIN))))
     try:
         yield
     finally:

@@ -164,7 +164,7 @@ def _of_state(own: WidthResult, state: str) -> Iterator[dict[str, Any]]:
 
 
 def series_of(kind: str, ridge: float, start: str) -> str:
-    """What regression with a kernel is called."""
+    """Label of regression with a kernel."""
     return f"{kind}, ridge {ridge:g}, {start}"
 
 
@@ -246,7 +246,7 @@ def _told(
 
 
 def _ends(widths: np.ndarray, values: np.ndarray, falls: bool) -> str:
-    """From the narrowest to the widest, with the exponent where that says something."""
+    """Change between the narrowest and widest network, with its exponent where it is meaningful."""
     if not len(values):
         return "no number"
     if len(values) == 1:

@@ -124,7 +124,7 @@ class Study:
     paper_claims: tuple[Any, ...] = ()
 
     def claims_of(self, size: str) -> tuple[Any, ...]:
-        """What is judged in a size."""
+        """The claims of a size."""
         return self.claims + (self.small_claims if size == "small" else self.paper_claims)
 
     def trials(self, size: str) -> tuple[Trial, ...]:

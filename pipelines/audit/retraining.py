@@ -4,7 +4,6 @@ Every retraining is cached before the next one begins, and its randomness follow
 its own name alone. The prediction is that of the NTK posterior (docs/mathematics.md, 1).
 """
 
-import copy
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from torch import nn
 
-from bridge.module import restore
+from bridge.module import copy_module, restore
 from bridge.weights import Weights
 from bridge.weights import read as read_weights
 from kernel.model import Model
@@ -94,7 +93,7 @@ class AuditTask(NetworkTask):
 
     def pretrained(self, weights: Weights) -> tuple[nn.Module, dict[str, Any]]:
         """A copy with these weights, in eval mode, and how well it fits its labels."""
-        network = copy.deepcopy(self.network)
+        network = copy_module(self.network, device=None)
         restore(network, weights)
         network.eval()
         with named_images(self.labelled):
@@ -323,7 +322,7 @@ def retrain(
 
     def result(job: Retraining) -> dict[str, Any]:
         new = slice(0, 0) if job.position is None else slice(job.position, job.position + 1)
-        own = copy.deepcopy(network)
+        own = copy_module(network, device=None)
         notes = noted_fit(
             own,
             np.concatenate([task.labelled_images, points[new]]),

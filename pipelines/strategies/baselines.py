@@ -5,7 +5,6 @@ single step of gradient descent on it (Käding et al. 2016); `ntk_no_blocks` com
 the empirical kernel, without block computation.
 """
 
-import copy
 import dataclasses
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from bridge.module import copy_module
 from kernel.lookahead import mlmoc_augmented
 from kernel.scratch import Scratch, key_of
 from pipelines.core.progress import TimeLimit, named_images
@@ -104,7 +104,7 @@ def retrained(
     network: nn.Module, images: np.ndarray, labels: np.ndarray, config: TrainConfig, seed: int
 ) -> nn.Module:
     """A copy of the network, trained on from its weights; the network stays as it is."""
-    copied = copy.deepcopy(network)
+    copied = copy_module(network, device=None)
     fit(copied, images, labels, config, np.random.default_rng(seed))
     return copied
 

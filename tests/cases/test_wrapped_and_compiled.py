@@ -14,7 +14,9 @@ from torch.optim.swa_utils import AveragedModel
 from bridge.parity import certify
 from bridge.trace import mirror
 from pipelines.query import query
+from pipelines.strategies.baselines import retrained
 from trainer.batchnorm import reestimate
+from trainer.config import TrainConfig
 from trainer.networks.loss_prediction import find_taps
 
 IMAGES = np.random.default_rng(0).normal(size=(20, 3, 4, 4)).astype(np.float32)
@@ -118,6 +120,20 @@ def test_it_is_certified_and_stays_as_it_was(name: str) -> None:
     assert vars(network).get("forward") is forward
     assert all(torch.equal(p, before[name]) for name, p in network.named_parameters())
     assert all(p.dtype is torch.float32 for p in network.parameters())
+
+
+@pytest.mark.parametrize("name", ["closure", "hook that knows the network", "inner layer patched"])
+def test_a_copy_that_is_trained_is_not_the_network(name: str) -> None:
+    network, labels = NETWORKS[name]().eval(), np.arange(20) % 3
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    config = TrainConfig(min_steps=5, epochs=1, extensions=0)
+    copied = retrained(network, IMAGES, labels, config, 0)
+    assert all(torch.equal(p, before[name]) for name, p in network.named_parameters())
+    with torch.no_grad():  # it no longer depends on the network's weights
+        answers = copied(torch.tensor(IMAGES))
+        for parameter in network.parameters():
+            parameter.zero_()
+        assert torch.equal(copied(torch.tensor(IMAGES)), answers)
 
 
 def plain() -> nn.Sequential:

@@ -1,4 +1,5 @@
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -72,6 +73,17 @@ def test_operations_are_those_of_the_layers() -> None:
     network = Spying().eval()
     assert flops(network, images(1)) == 2 * (5 * 16 * 27 + 4 * 80)
     assert flops(network, images(0)) == 0
+
+
+def test_what_cannot_be_counted_keeps_every_thread(four) -> None:
+    class Objecting(Spying):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            raise ValueError("not this size")
+
+    network = Objecting().eval()
+    assert flops(network, images(1)) == math.inf
+    with limited(lambda: flops(network, images(1))):
+        assert torch.get_num_threads() == 4
 
 
 @pytest.mark.parametrize(("grain", "expected"), [(GRAIN, 1), (1.0, 4)])

@@ -287,7 +287,8 @@ class LossPrediction(AuxiliaryModule):
             # averaged at once: later layers may write into the map itself
             seen[index] = pooled(self.taps[index], output)
 
-        parts = [submodule(network, name, "a tap") for name in self.taps]
+        hint = "; give the network that the loss prediction module was made for"
+        parts = [submodule(network, name, "a tap", hint) for name in self.taps]
         registered = (p.register_forward_hook(partial(read, i)) for i, p in enumerate(parts))
         with hooks(network, registered):
             yield seen

@@ -32,7 +32,8 @@ HEAD = (
     f"≤ {FAIR:g}",
 )
 EVERY = {"OMP_NUM_THREADS": str(cores()), "GOMP_SPINCOUNT": "300000"}
-THREADS = {"the rule": {"GOMP_SPINCOUNT": "20000"}, "every core": EVERY}  # environments of processes
+# Environments of the processes.
+THREADS = {"the rule": {"GOMP_SPINCOUNT": "20000"}, "every core": EVERY}
 
 FITS = ("fit-demo", "fit-16", "fit-32")  # the demonstration's network; 3×16×16; 3×32×32
 

@@ -4,7 +4,9 @@ Compared are logits in float32 and float64, the output of every site, per-exampl
 parameter, and the exact independence of each image's logits from the rest of its batch
 (docs/mathematics.md, 2). torch's calls are observed on the module as it runs, not on its exported
 graph, so that a fault of the export shows. Both sides run in one dtype throughout, whatever forward
-casts to. A mirror that disagrees is refused with the first layer or array that does.
+casts to. A mirror that disagrees is refused with the first layer or array that does. The mirror of
+a tail (`bridge.prefix`) is compared with the whole network, on rows that the prefix makes of the
+probe.
 """
 
 import dataclasses
@@ -29,6 +31,7 @@ from torch.utils._pytree import tree_leaves
 from bridge.errors import BridgeError, ParityError
 from bridge.mirror import Mirror
 from bridge.module import CoarsestDtype, copy_module, copy_to_cpu, one_dtype, to_numpy
+from bridge.prefix import FrozenPrefix
 from bridge.program import Arrays, Program, Site, Weight, references
 from kernel.files import write_file
 from kernel.model import Function
@@ -87,6 +90,8 @@ class Certificate:
         gradient_errors: for each trainable parameter.
         disagreements: errors past their tolerance, in the order of the computation; empty for a
             mirror that may be used.
+        frontier: numbers in a row of the frozen prefix from which the mirror starts; 0 where it
+            starts from images.
     """
 
     route: str
@@ -108,6 +113,7 @@ class Certificate:
     layers: tuple[Layer, ...]
     gradient_errors: dict[str, float]
     disagreements: tuple[str, ...]
+    frontier: int = 0
 
     @property
     def passed(self) -> bool:
@@ -281,8 +287,9 @@ class TorchOutputs(NamedTuple):
 
 def torch_logits(module: nn.Module, images: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     """Logits (n, classes) of a copy of the module in one dtype."""
+    network = copy_module(module).to(dtype)  # outside: copying calls torch for every array
     with torch.no_grad(), one_dtype(dtype):
-        return to_numpy(_run(copy_module(module).to(dtype), torch.tensor(images, dtype=dtype)))
+        return to_numpy(_run(network, torch.tensor(images, dtype=dtype)))
 
 
 def own_logits(module: nn.Module, images: np.ndarray) -> tuple[np.ndarray, torch.dtype | None]:
@@ -399,10 +406,11 @@ def pair_sites(sites: list[Site], calls: Sequence[Call]) -> list[tuple[Site, Cal
     return [(sites[i], calls[j]) for i, j in sorted(matched.items())]
 
 
-def check_weights(module: nn.Module, mirror: Mirror) -> None:
+def check_weights(module: nn.Module, mirror: Mirror, prefix: FrozenPrefix | None = None) -> None:
     """Refuse a mirror whose arrays are not those of its network, bit for bit.
 
-    Buffers that no site consumes, such as counters of calls, may differ.
+    Buffers that no site consumes, such as counters of calls, may differ. The mirror of a tail has
+    none of the arrays that the prefix alone reads.
     """
     trainable = {name for name, p in module.named_parameters() if p.requires_grad}
     if trainable != set(mirror.params):
@@ -413,7 +421,13 @@ def check_weights(module: nn.Module, mirror: Mirror) -> None:
         )
     arrays = {**mirror.params, **mirror.frozen}
     unread = set(mirror.frozen) - _consumed(mirror)
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+    if prefix is not None:
+        if not prefix.is_of(module):
+            raise ParityError(
+                "the network's arrays are others than those of its frozen prefix; split it again"
+            )
+        unread |= {name for name, _ in _named(module)} - _consumed(mirror)
+    for name, tensor in _named(module):
         if name in unread:
             continue
         theirs = to_numpy(tensor)
@@ -455,7 +469,13 @@ def gradient_tolerance(program: Program | None) -> tuple[float, tuple[str, ...]]
     return max([GRADIENTS, *(_COARSE[op] for op in coarse)]), tuple(reasons)
 
 
-def certify(module: nn.Module, mirror: Mirror, probe: np.ndarray) -> Certificate:
+def _named(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]
+
+
+def certify(
+    module: nn.Module, mirror: Mirror, probe: np.ndarray, prefix: FrozenPrefix | None = None
+) -> Certificate:
     """Compare a mirror with its network, and refuse one that disagrees.
 
     The first call for a mirror compiles two functions; later ones, with other weights, cost a few
@@ -465,16 +485,19 @@ def certify(module: nn.Module, mirror: Mirror, probe: np.ndarray) -> Certificate
         module: the network, in eval mode.
         mirror: its mirror, with the same weights.
         probe: at least two images, normalised as for training.
+        prefix: of the network, where the mirror is of its tail.
 
     Raises:
         ParityError: they disagree; the message names the first layer or array that does.
         BridgeError: the module is in train mode, cannot be run in float64, or the probe is not a
             batch of at least two images.
     """
-    return compare(module, mirror, probe).check()
+    return compare(module, mirror, probe, prefix).check()
 
 
-def compare(module: nn.Module, mirror: Mirror, probe: np.ndarray) -> Certificate:
+def compare(
+    module: nn.Module, mirror: Mirror, probe: np.ndarray, prefix: FrozenPrefix | None = None
+) -> Certificate:
     """The certificate of `certify`, with its disagreements listed and not raised.
 
     Raises:
@@ -483,7 +506,7 @@ def compare(module: nn.Module, mirror: Mirror, probe: np.ndarray) -> Certificate
         BridgeError: as for `certify`.
     """
     _check_probe(module, probe)
-    check_weights(module, mirror)
+    check_weights(module, mirror, prefix)
     own, coarsest = own_logits(module, probe)
     if not np.isfinite(own).all():
         raise ParityError("the network's own logits for the probe are not finite; train it again")
@@ -492,7 +515,8 @@ def compare(module: nn.Module, mirror: Mirror, probe: np.ndarray) -> Certificate
     program = mirror.program
     one_by_one = program is not None and program.one_by_one
     theirs = torch_outputs(module, probe, direction, GRADIENT_EXAMPLES, one_by_one)
-    ours, ours32 = _mirror_outputs(mirror, probe, direction)
+    exact, single = _inputs(probe, prefix)
+    ours, ours32 = _mirror_outputs(mirror, exact, single, direction)
     if ours.logits.shape != theirs.logits.shape:
         raise ParityError(
             f"the mirror's logits have shape {ours.logits.shape}, the network's "
@@ -525,7 +549,7 @@ def compare(module: nn.Module, mirror: Mirror, probe: np.ndarray) -> Certificate
     logits32 = _measure([("", ours32, plain)], FLOAT32, lambda _: "in the logits (float32)")
     notes, unstable = _casts(own, theirs.logits, coarsest)
     coverage = _uncovered(mirror)
-    coupling = _coupled(sites, ours.leaks)
+    coupling = _coupled(sites, ours.leaks) or _coupled_prefix(probe, exact, prefix)
     if not (logits64.faults or gradients.faults or coupling or batch.faults):
         activations = _without_false_pairs(activations, FLOAT64)
     return Certificate(
@@ -560,7 +584,30 @@ def compare(module: nn.Module, mirror: Mirror, probe: np.ndarray) -> Certificate
             *logits32.faults,
             *unstable,
         ),
+        frontier=0 if prefix is None else prefix.frontier.width,
     )
+
+
+def _inputs(probe: np.ndarray, prefix: FrozenPrefix | None) -> tuple[np.ndarray, np.ndarray]:
+    """What the mirror is given of the probe, in float64 and in float32."""
+    exact, single = np.asarray(probe, np.float64), np.asarray(probe, np.float32)
+    if prefix is None:
+        return exact, single
+    return tuple(prefix.rows(torch.tensor(x)).numpy() for x in (exact, single))  # pyright: ignore[reportReturnType]
+
+
+def _coupled_prefix(probe: np.ndarray, rows: np.ndarray, prefix: FrozenPrefix | None) -> list[str]:
+    """A fault if the first image's row is another one among other images."""
+    if prefix is None:
+        return []
+    others = np.concatenate([probe[:1], -probe[1:]]).astype(np.float64)
+    among = prefix.rows(torch.tensor(others)).numpy()[0]
+    if float(np.max(_gap(among, rows[0]), initial=0)) <= FLOAT64 * _scale(rows):
+        return []
+    return [
+        "an image's row of the frozen prefix depends on the other images of its batch; a kernel "
+        "needs a function of one image: take out what mixes the batch"
+    ]
 
 
 def _casts(
@@ -583,16 +630,12 @@ def _casts(
 
 
 def _mirror_outputs(
-    mirror: Mirror, probe: np.ndarray, direction: np.ndarray
+    mirror: Mirror, inputs: np.ndarray, inputs32: np.ndarray, direction: np.ndarray
 ) -> tuple[JaxOutputs, np.ndarray]:
     """The mirror's outputs in float64, and its logits in float32."""
     exact, single = mirror.astype(jnp.float64), mirror.astype(jnp.float32)
-    ours = jax_outputs(
-        mirror.function, exact.params, exact.frozen, jnp.asarray(probe, float), direction
-    )
-    ours32 = jax_logits(
-        mirror.function, single.params, single.frozen, jnp.asarray(probe, "float32")
-    )
+    ours = jax_outputs(mirror.function, exact.params, exact.frozen, jnp.asarray(inputs), direction)
+    ours32 = jax_logits(mirror.function, single.params, single.frozen, jnp.asarray(inputs32))
     return jax.tree.map(np.asarray, ours), np.asarray(ours32)
 
 

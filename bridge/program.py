@@ -164,6 +164,10 @@ class Program:
     sites: tuple[Site, ...]
     one_by_one: bool = False
 
+    def __deepcopy__(self, _: dict[int, Any]) -> "Program":
+        """Itself: it never changes, and JAX knows it by its identity."""
+        return self
+
     def __call__(self, params: Arrays, frozen: Arrays, x: Array) -> Array:
         """Logits (batch, classes) of images (batch, channels, height, width)."""
 

@@ -79,6 +79,17 @@ class Scratch:
             start += array.nbytes
         return True
 
+    def names(self, prefix: str) -> list[str]:
+        """Names of the parts that begin so, sorted; whether they are sound shows when they load."""
+        found = self._folder.glob(f"{self._prefix}{prefix}*")
+        return sorted(path.name.removeprefix(self._prefix) for path in found if path.is_file())
+
+    def map(self, name: str, *arrays: np.ndarray) -> np.ndarray:
+        """The last array of a part that was loaded or saved, read from its file when it is read."""
+        offset = _DIGEST + sum(array.nbytes for array in arrays[:-1])
+        last = arrays[-1]
+        return np.memmap(self._path(name), last.dtype, "r", offset, last.shape)
+
     def save(self, name: str, *arrays: np.ndarray) -> None:
         """Keep a finished part.
 
@@ -151,7 +162,7 @@ class Scratch:
     def _full(self, needed: int) -> KernelError:
         free = shutil.disk_usage(self._folder).free
         return KernelError(
-            f"finished parts of the kernel need {needed / 2**20:,.1f} MiB in {self._folder} and "
+            f"finished parts of a computation need {needed / 2**20:,.1f} MiB in {self._folder} and "
             f"{free / 2**20:,.1f} MiB are free: free as much, or move the run directory to another "
             "disk, and give the same command again; what is finished is kept."
         )

@@ -7,6 +7,7 @@ module itself can be called as `query`.
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,9 @@ from torch import nn
 from pipelines import strategies as table
 from pipelines.core.errors import PipelineError
 from pipelines.core.progress import Stages, generator
-from pipelines.strategies import Method
+from pipelines.strategies import Method, needs_mirror, needs_of
 from pipelines.strategies.base import (
+    Images,
     Labelling,
     Query,
     QueryContext,
@@ -206,16 +208,36 @@ def query_context(
             )
         drawn = reference_sample(len(unlabelled), subset, generator(seed, "subset", len(indices)))
         candidates = unlabelled if drawn is None else unlabelled[drawn]
-    return build_context(
-        model,
-        lambda indices: array[indices],
-        Labelling(indices, labels, candidates),
-        methods,
-        train=TrainConfig(loss=options.loss),
-        options=options,
-        resources=resources or Resources(),
-        mirror=mirror,
-    )
+    read: Images = lambda indices: array[indices]
+    resources = resources or Resources()
+
+    def build(resources: Resources) -> QueryContext:
+        return build_context(
+            model,
+            read,
+            Labelling(indices, labels, candidates),
+            methods,
+            train=TrainConfig(loss=options.loss),
+            options=options,
+            resources=resources,
+            mirror=mirror,
+        )
+
+    if mirror is not None or not needs_mirror(needs_of(methods)):
+        return build(resources)
+    from bridge.errors import ParityError
+    from pipelines.frontier import forget, frontier_of, is_split  # JAX
+
+    while True:
+        known = is_split(model)
+        with resources.progress("certificate"):
+            rows = frontier_of(model, array, read, options.frozen)
+        try:
+            return build(replace(resources, frontier=rows))
+        except ParityError:  # the network may have changed since it was split
+            if not known:
+                raise
+            forget(model)
 
 
 def checked_images(images: object) -> np.ndarray:

@@ -10,22 +10,32 @@ from rich.console import Console
 from torch import nn
 
 from bridge import trace
+from bridge.errors import BridgeError
 from bridge.mirror import Mirror
 from bridge.module import restore, save_module
 from bridge.parity import certify
+from bridge.prefix import FrozenPrefix
 from bridge.twin import build_twin
 from bridge.weights import read
 from kernel.model import matmul_precision
 from kernel.sharded import mesh
 from pipelines import strategies
 from pipelines.config import RunConfig, identity, machine_settings
-from pipelines.core import record
+from pipelines.core import json_io, record
 from pipelines.core.entries import digest
 from pipelines.core.errors import PipelineError
 from pipelines.core.progress import Stages, generator, keep_compiled
 from pipelines.core.record import MACHINE, NOTES, RoundInProgress, Run
+from pipelines.frontier import FrontierRows, certified
 from pipelines.strategies import methods_of, needs_mirror
-from pipelines.strategies.base import PROBE, Labelling, Resources, build_context, require
+from pipelines.strategies.base import (
+    PROBE,
+    Labelling,
+    Resources,
+    build_context,
+    require,
+    trains_rows,
+)
 from trainer import data
 from trainer.data import Dataset
 from trainer.fit import fit, keep_freed_blocks
@@ -148,6 +158,20 @@ class FirstTrainingCache(Protocol):
         ...
 
 
+def mirrored(
+    network: nn.Module, twin: str | None, probe: np.ndarray
+) -> tuple[Mirror, FrozenPrefix | None]:
+    """The mirror of a network or the user's twin, and its frozen prefix; certified.
+
+    Raises:
+        NetworkError, BridgeError: as `certified_mirror`.
+    """
+    if twin is not None:
+        return certified_mirror(network, twin, probe), None
+    made = trace.mirror(network, probe)
+    return made, certified(network, made, probe)[0]
+
+
 def certified_mirror(network: nn.Module, twin: str | None, probe: np.ndarray) -> Mirror:
     """The JAX mirror of a network, or the user's twin of it (`module:function`), certified.
 
@@ -175,6 +199,8 @@ class RunSetup:
         console: shows progress.
         auxiliary_module: trained along with the network; None for none.
         first: cache of first trainings; without one each run trains its own.
+        frontier: rows of the network's frozen prefix, of the train images and then the test
+            images; None where it has none.
     """
 
     config: RunConfig
@@ -184,10 +210,15 @@ class RunSetup:
     console: Console
     auxiliary_module: LossPrediction | None = None
     first: FirstTrainingCache | None = None
+    frontier: FrontierRows | None = None
 
     def images(self, indices: np.ndarray) -> np.ndarray:
         """Training images by data-set index, as the network takes them, float32."""
         return self.dataset.normalise(self.dataset.train_images[indices])
+
+    def test_rows(self, positions: np.ndarray) -> np.ndarray:
+        """Indices of test images among the rows of the frontier."""
+        return len(self.dataset.train_images) + positions
 
     def restore(self, run: Run, number: int) -> None:
         """Load a round's checked weights into the network, in eval mode, and the auxiliary module.
@@ -220,7 +251,7 @@ class RunSetup:
             if number:
                 run.check_weights(number - 1)
                 self.restore(run, number - 1)
-            trained = self.fit_and_save(run, self.images(indices), labels, stages)
+            trained = self.fit_and_save(run, indices, labels, stages)
             in_progress.save_training(trained)
         else:
             self.restore(run, number)
@@ -234,9 +265,9 @@ class RunSetup:
         }
 
     def fit_and_save(
-        self, run: Run, images: np.ndarray, labels: np.ndarray, stages: Stages
+        self, run: Run, indices: np.ndarray, labels: np.ndarray, stages: Stages
     ) -> dict[str, Any]:
-        """Train in place and save.
+        """Train in place, from rows of the frozen prefix where it can be, and save.
 
         Returns:
             `train_accuracy`, `fit`, `seconds` and the digests `weights` and, with an auxiliary
@@ -244,11 +275,16 @@ class RunSetup:
             training is cached in `first`.
         """
         network, module, number = self.network, self.auxiliary_module, len(run.rounds)
+        trained_part, images = network, self.images(indices)
+        if self.frontier is not None and module is None and trains_rows(self.config.train):
+            trained_part = self.frontier.prefix.tail
+            with stages("frozen part") as advance:
+                images = self.frontier(indices, advance)
 
         def train() -> dict[str, Any]:
             rng = generator(self.config.seed, "fit", number)
             with stages("fit") as advance:
-                fitted = fit(network, images, labels, self.config.train, rng, advance, module)
+                fitted = fit(trained_part, images, labels, self.config.train, rng, advance, module)
             names = ("steps", "epochs", "fitted", "stopped", "residual_rms")
             return {
                 "train_accuracy": fitted.train_accuracy,
@@ -271,6 +307,13 @@ class RunSetup:
 
     def test_predictions(self, stages: Stages) -> np.ndarray:
         """Predicted classes of all test images, int64 (tests,)."""
+        if self.frontier is not None:
+            indices = self.test_rows(np.arange(len(self.dataset.test_images)))
+            with stages("frozen part") as advance:
+                self.frontier(indices, advance)
+            with stages("evaluate"):
+                tail = self.frontier.prefix.tail
+                return logits(tail, Piecewise(self.frontier, indices)).argmax(axis=1)
         with stages("evaluate"):
             tests = Piecewise(self.dataset.normalise, self.dataset.test_images)
             return logits(self.network, tests).argmax(axis=1)
@@ -323,6 +366,7 @@ def _query(
                 lambda positions: dataset.normalise(dataset.test_images[positions]),
                 dataset.test_labels,
             ),
+            frontier=setup.frontier,
         ),
         mirror=setup.mirror,
     )
@@ -372,11 +416,11 @@ def run(
             console.print(sentence, style="yellow", highlight=False, soft_wrap=True)
         print_notes(console, run)
         print_rounds(console, run)
-        mirror = None
-        if needs_mirror(config.needs) and config.cycles and not run.complete:
+        mirror = frontier = None
+        if not run.complete:
+            needed = needs_mirror(config.needs) and bool(config.cycles)
             with console.status("mirroring the network"):
-                probe = dataset.normalise(dataset.train_images[:PROBE])
-                mirror = certified_mirror(network, config.twin, probe)
+                mirror, frontier = mirror_and_rows(config, dataset, network, needed=needed)
         setup = RunSetup(
             config=config,
             dataset=dataset,
@@ -385,8 +429,46 @@ def run(
             console=console,
             auxiliary_module=auxiliary_module,
             first=first,
+            frontier=frontier,
         )
         return _rounds(setup, run)
+
+
+def mirror_and_rows(
+    config: RunConfig, dataset: Dataset, network: nn.Module, *, needed: bool
+) -> tuple[Mirror | None, FrontierRows | None]:
+    """The certified mirror of a run's network, and rows of its frozen prefix if it has one.
+
+    Args:
+        config: of the run.
+        dataset: its data.
+        network: in eval mode.
+        needed: a strategy needs the mirror; otherwise it is made for the prefix alone, and a
+            network that cannot be mirrored goes without.
+    """
+    all_trained = all(parameter.requires_grad for parameter in network.parameters())
+    if not needed and (all_trained or config.twin is not None):
+        return None, None
+    probe = dataset.normalise(dataset.train_images[:PROBE])
+    try:
+        mirror, prefix = mirrored(network, config.twin, probe)
+    except BridgeError:
+        if needed:
+            raise
+        return None, None
+    if prefix is None:
+        return (mirror if needed else None), None
+    folder = config.frozen.folder or config.run_folder.parent / "frozen"
+    trained = len(dataset.train_images)
+    examples = trained + len(dataset.test_images)
+
+    def images(indices: np.ndarray) -> np.ndarray:
+        own, tests = indices[indices < trained], indices[indices >= trained] - trained
+        pixels = dataset.train_images[own], dataset.test_images[tests]
+        return dataset.normalise(np.concatenate(pixels))  # indices are ascending
+
+    of = json_io.digest(describe(dataset))
+    return mirror, FrontierRows(prefix, images, examples, of, config.frozen, folder)
 
 
 def _rounds(setup: RunSetup, run: Run) -> Run:

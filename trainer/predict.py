@@ -115,9 +115,7 @@ def placement(network: nn.Module) -> tuple[torch.device, torch.dtype]:
     return torch.device("cpu"), torch.float32
 
 
-def to_tensor(
-    images: Num[np.ndarray, "examples channels height width"], network: nn.Module
-) -> torch.Tensor:
+def to_tensor(images: Num[np.ndarray, "examples ..."], network: nn.Module) -> torch.Tensor:
     """A copy of images with the device and dtype of the network.
 
     Raises:
@@ -243,7 +241,7 @@ def answers(
 _FLOPS: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], float]] = WeakKeyDictionary()
 
 
-def flops(network: nn.Module, image: Num[np.ndarray, "images channels height width"]) -> float:
+def flops(network: nn.Module, image: Num[np.ndarray, "images ..."]) -> float:
     """Floating-point operations of products and convolutions in a forward pass; counted once.
 
     Args:
@@ -306,9 +304,7 @@ class Predictions(NamedTuple):
     features: Float32[np.ndarray, "examples width"]
 
 
-def find_head(
-    network: nn.Module, images: Num[np.ndarray, "examples channels height width"]
-) -> Head:
+def find_head(network: nn.Module, images: Num[np.ndarray, "examples ..."]) -> Head:
     """The layer that makes the logits: a linear one, or a 1×1 convolution that is pooled.
 
     It is the last nn.Linear or nn.Conv2d that was called and whose output, averaged over whatever

@@ -5,7 +5,7 @@ Indices are those of the whole data set everywhere; positions are those in an ar
 
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -23,10 +23,20 @@ from pipelines.strategies.options import StrategyOptions
 from trainer.config import TrainConfig
 from trainer.errors import DataError
 from trainer.networks.loss_prediction import LossPrediction
-from trainer.predict import Piecewise, Predictions, find_head, logits, predictions, refuse_training
+from trainer.predict import (
+    NAMED,
+    Piecewise,
+    Predictions,
+    find_head,
+    logits,
+    predictions,
+    refuse_training,
+)
 
 if TYPE_CHECKING:
     from bridge.mirror import Mirror
+    from bridge.prefix import FrozenPrefix
+    from pipelines.frontier import FrontierRows
 
 ROUNDING = 2e-5  # of scores, relative: float32 through a kernel's linear systems
 PROBE = 4  # images on which a mirror is certified, and the layer of the logits is looked for
@@ -106,6 +116,7 @@ class Resources:
         test_set: test images by position, as the network takes them, and all their labels.
         shared_seed: of random projections and samples that strategies asked together share; None
             where one is asked alone, which may then overwrite its arrays.
+        frontier: rows of the network's frozen prefix; None where it has none, or is not split.
     """
 
     progress: Stages = field(default_factory=Stages)
@@ -115,6 +126,7 @@ class Resources:
     auxiliary_module: LossPrediction | None = None
     test_set: tuple[Images, np.ndarray] | None = None
     shared_seed: int | None = None
+    frontier: "FrontierRows | None" = None
 
 
 class RoundCache:
@@ -137,8 +149,10 @@ class QueryContext:
     """The state of the labelling that a strategy scores candidates by.
 
     Attributes:
-        network: trained, in eval mode; strategies that train it further train a copy.
-        images: data-set indices → images as the network takes them, float32.
+        network: trained, in eval mode; strategies that train it further train a copy. With a frozen
+            prefix it is the tail that follows it.
+        images: data-set indices → images as the network takes them, float32; rows of the frontier
+            where it is a tail.
         labelled: int64 (labelled,), data-set indices.
         labels: int64 (labelled,), the class of each.
         candidates: int64 (candidates,), data-set indices that may be queried, ascending.
@@ -360,12 +374,22 @@ def build_context(
     check_labels(labelled, labels, classes)
     needs = needs_of(methods)
     known_logits = features = certified = None
+    whole, prefix = network, None
+    frontier = resources.frontier
+    if frontier is not None and not reads_rows(needs, network, train):
+        frontier = None
+    if frontier is not None:
+        network, images, prefix = frontier.prefix.tail, frontier, frontier.prefix
+        mirror = prefix.mirror
+    if needs_mirror(needs):
+        with resources.progress("certificate"):
+            certified = _certified(whole, probe, mirror, prefix)
+    if frontier is not None and needs - {"classes", "draws", "history"}:
+        with resources.progress("frozen part") as advance:
+            frontier(np.concatenate([labelled, candidates]), advance)
     if "features" in needs:
         with resources.progress("predict"):
             known_logits, features = _predictions(network, images, labelled, candidates)
-    if needs_mirror(needs):
-        with resources.progress("certificate"):
-            certified = _certified(network, probe, mirror)
     context = QueryContext(
         network=network,
         images=images,
@@ -383,7 +407,30 @@ def build_context(
     return context
 
 
-def _certified(network: nn.Module, probe: np.ndarray, mirror: "Mirror | None") -> CertifiedMirror:
+def reads_rows(needs: Set[str], network: nn.Module, train: TrainConfig) -> bool:
+    """Whether strategies with these needs can start from rows of the network's frozen prefix.
+
+    Not where layers of the prefix are read, run with dropout, or trained as in train mode.
+    """
+    whole = {"dropout", "hooks", "infinite"} | (set() if trains_rows(train) else {"training"})
+    named = "features" in needs and getattr(network, NAMED, None) is not None
+    return not (needs & whole or named)
+
+
+def trains_rows(train: TrainConfig) -> bool:
+    """Whether a training can start from rows: in eval mode, on images that are not augmented."""
+    return getattr(train, "recipe", "scratch") == "finetune" and train.augmentation in (
+        "auto",
+        "none",
+    )
+
+
+def _certified(
+    network: nn.Module,
+    probe: np.ndarray,
+    mirror: "Mirror | None",
+    prefix: "FrozenPrefix | None" = None,
+) -> CertifiedMirror:
     from bridge import (
         module,
         parity,
@@ -393,8 +440,8 @@ def _certified(network: nn.Module, probe: np.ndarray, mirror: "Mirror | None") -
     if mirror is None:
         made = trace.mirror(network, probe)
     else:
-        made = mirror.with_weights(module.weights_of(network))
-    return CertifiedMirror(made, parity.certify(network, made, probe).summary())
+        made = mirror.with_weights(module.weights_of(prefix.tail if prefix else network))
+    return CertifiedMirror(made, parity.certify(network, made, probe, prefix).summary())
 
 
 def check_labels(labelled: np.ndarray, labels: np.ndarray, classes: int) -> None:

@@ -4,6 +4,7 @@ import math
 import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
@@ -214,6 +215,27 @@ class DynamicsConfig:
 
 
 @dataclass(frozen=True)
+class FrozenConfig:
+    """How the outputs of the network's frozen part are kept: a row an image, computed once.
+
+    Attributes:
+        dtype: of the rows; float16 takes half the space, and its error is told.
+        memory_gib: of rows in memory; further ones are read from the disk when they are needed.
+        folder: of rows for later runs; by default the folder `frozen` beside the run's. A query
+            keeps none after the process.
+    """
+
+    dtype: Literal["float32", "float16"] = "float32"
+    memory_gib: float = field(default=1.0, metadata={"identity": False})
+    folder: Path | None = field(default=None, metadata={"identity": False})
+
+    def __post_init__(self):
+        """Raise UnknownNameError on an unknown dtype, PipelineError on a number out of range."""
+        lookup(dict.fromkeys(("float32", "float16")), self.dtype, "dtype of frozen rows")
+        _number("frozen", self, "0 or more", "memory_gib")
+
+
+@dataclass(frozen=True)
 class KernelConfig(Request):
     """How look-ahead strategies compute and use the kernel.
 
@@ -351,6 +373,7 @@ class StrategyOptions:
 
     Attributes:
         subset: candidates drawn afresh from the pool for each query; None scores the whole pool.
+        frozen: the part of the network that is not trained, if it has one.
         kernel: kernel of the look-ahead strategies.
         lookahead: how they score candidates, and how a batch is made of the scores.
         baseline: naive, ntk_no_blocks, one_step, infinite_ntk and gp, the look-ahead baselines.
@@ -361,6 +384,7 @@ class StrategyOptions:
     """
 
     subset: int | None = None
+    frozen: FrozenConfig = FrozenConfig()
     kernel: KernelConfig = KernelConfig()
     lookahead: LookAheadConfig = LookAheadConfig()
     baseline: BaselineConfig = BaselineConfig()

@@ -6,7 +6,9 @@ flushed to the disk and checked by SHA-256 (`kernel.scratch`); beyond `memory_gi
 and are read through a memory map.
 """
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +26,7 @@ from kernel.scratch import Scratch, key_of
 from pipelines.core.progress import Advance, named_images
 from pipelines.strategies.base import PROBE
 from pipelines.strategies.options import FrozenConfig
-from trainer.predict import NotFiniteError, placement, to_tensor
+from trainer.predict import NotFiniteError, forward, placement, to_tensor
 
 GIB = 2**30
 _BATCH = 128  # images that go through the prefix at once
@@ -64,7 +66,6 @@ class FrontierRows:
         self._examples, self._of, self._config, self._folder = examples, of, config, folder
         self._version: tuple[int, ...] | None = None
         self._key = ""
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._forget()
 
     def __call__(self, indices: np.ndarray, advance: Advance | None = None) -> np.ndarray:
@@ -172,8 +173,9 @@ class FrontierRows:
 
     def _keep(self, indices: np.ndarray, rows: np.ndarray) -> None:
         if self._scratch is None and self._held + rows.nbytes > self._config.memory_gib * GIB:
-            self._temporary = tempfile.TemporaryDirectory(prefix="frontier-")
-            self._scratch = Scratch(Path(self._temporary.name), self._key)
+            folder = tempfile.mkdtemp(prefix="frontier-")
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            self._scratch = Scratch(Path(folder), self._key)
         name = f"rows-{len(indices)}-{key_of((indices,), '')[:16]}"
         if self._scratch is not None:
             self._scratch.save(name, indices, rows)
@@ -225,16 +227,6 @@ class _Known(NamedTuple):
 _KNOWN: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
 
 
-def is_split(network: nn.Module) -> bool:
-    """Whether it is known from an earlier call how to split a network."""
-    return network in _KNOWN
-
-
-def forget(network: nn.Module) -> None:
-    """Forget it."""
-    _KNOWN.pop(network, None)
-
-
 def frontier_of(
     network: nn.Module,
     images: Sized,
@@ -242,8 +234,6 @@ def frontier_of(
     config: FrozenConfig,
 ) -> FrontierRows | None:
     """Rows of a network's frozen prefix in this process, known from an earlier call where they are.
-
-    That a known split is still of the network, its certificate tells (`forget` it then).
 
     Args:
         network: in eval mode.
@@ -260,9 +250,9 @@ def frontier_of(
     """
     if all(parameter.requires_grad for parameter in network.parameters()):
         return None
+    probe = read(np.arange(min(len(images), PROBE)))
     known = _KNOWN.get(network)
-    if known is None or not known.prefix.is_of(network):
-        probe = read(np.arange(min(len(images), PROBE)))
+    if known is None or not _agrees(known.prefix, network, probe):
         prefix = frozen_prefix(network, trace(network, probe), probe)
         if prefix is None:
             return None
@@ -274,3 +264,13 @@ def frontier_of(
     _KNOWN[network] = known._replace(rows=rows if of else None)
     rows.images = read
     return rows
+
+
+def _agrees(prefix: FrozenPrefix, network: nn.Module, probe: np.ndarray) -> bool:
+    """Whether a split is still of the network: its tensors are, and so are its logits."""
+    if not prefix.is_of(network):
+        return False
+    images = to_tensor(probe, network).float()
+    with torch.no_grad():
+        ours, theirs = prefix.tail(prefix.rows(images)), forward(network, images)
+    return torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))

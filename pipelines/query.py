@@ -210,34 +210,22 @@ def query_context(
         candidates = unlabelled if drawn is None else unlabelled[drawn]
     read: Images = lambda indices: array[indices]
     resources = resources or Resources()
+    if mirror is None and needs_mirror(needs_of(methods)):
+        from pipelines.frontier import frontier_of  # JAX
 
-    def build(resources: Resources) -> QueryContext:
-        return build_context(
-            model,
-            read,
-            Labelling(indices, labels, candidates),
-            methods,
-            train=TrainConfig(loss=options.loss),
-            options=options,
-            resources=resources,
-            mirror=mirror,
-        )
-
-    if mirror is not None or not needs_mirror(needs_of(methods)):
-        return build(resources)
-    from bridge.errors import ParityError
-    from pipelines.frontier import forget, frontier_of, is_split  # JAX
-
-    while True:
-        known = is_split(model)
         with resources.progress("certificate"):
             rows = frontier_of(model, array, read, options.frozen)
-        try:
-            return build(replace(resources, frontier=rows))
-        except ParityError:  # the network may have changed since it was split
-            if not known:
-                raise
-            forget(model)
+        resources = replace(resources, frontier=rows)
+    return build_context(
+        model,
+        read,
+        Labelling(indices, labels, candidates),
+        methods,
+        train=TrainConfig(loss=options.loss),
+        options=options,
+        resources=resources,
+        mirror=mirror,
+    )
 
 
 def checked_images(images: object) -> np.ndarray:

@@ -19,19 +19,20 @@ from rich.table import Table
 from torch import nn
 
 from bridge.mirror import Mirror
+from bridge.module import weights_of
 from bridge.parity import certify
-from bridge.weights import read
 from kernel.files import write_file
 from pipelines.config import identity, machine_settings
 from pipelines.core import record
 from pipelines.core.entries import changed
 from pipelines.core.errors import PipelineError
 from pipelines.core.progress import Stages, generator, keep_compiled
+from pipelines.frontier import FrontierRows
 from pipelines.run import (
     FirstTrainingCache,
     RunSetup,
-    certified_mirror,
     describe,
+    mirror_and_rows,
     prepared,
     print_caveats,
     print_heading,
@@ -264,16 +265,27 @@ def linearise(setup: SequentialSetup, number: int, stages: Stages) -> Sequential
     taken = np.array([*labels, *(skipped - labels.keys())], np.int64)
     pool = Pool.of(len(dataset.train_images), taken)
     candidates = pool.candidates(config.subset, generator(config.seed, "subset", number))
+    frontier = setup.frontier
+    prefix, network, start = None, setup.network, setup.mirror
+    if frontier is not None:
+        prefix, network, start = frontier.prefix, frontier.prefix.tail, frontier.prefix.mirror
     with stages("certificate"):
         probe = setup.images(np.concatenate([candidates, pool.labelled])[:PROBE])
-        mirror = setup.mirror.with_weights(read(run.weights(number)))
-        certificate = certify(setup.network, mirror, probe).summary()
-    tests = dataset.normalise(dataset.test_images[setup.tests]) if len(setup.tests) else None
+        mirror = start.with_weights(weights_of(network))
+        certificate = certify(setup.network, mirror, probe, prefix).summary()
+    tests = None
+    if frontier is not None:
+        with stages("frozen part") as advance:
+            frontier(np.concatenate([pool.labelled, candidates]), advance)
+            tests = frontier(setup.test_rows(setup.tests)) if len(setup.tests) else None
+    elif len(setup.tests):
+        tests = dataset.normalise(dataset.test_images[setup.tests])
     state = build_state(
-        setup.network,
+        weights_of(setup.network),
         (mirror, certificate),
         SequentialData(
-            images=setup.images,
+            network=network,
+            images=frontier or setup.images,
             labelled=labels,
             candidates=candidates,
             test_images=tests,
@@ -335,17 +347,19 @@ def run(
         if config.test_subset is not None and config.test_subset < len(tests):
             rng = generator(config.seed, "tests")
             tests = np.sort(rng.choice(len(tests), config.test_subset, replace=False))
+        mirror, frontier = _mirror(config, dataset, network, len(tests), console)
         setup = SequentialSetup(
             config=config,
             dataset=dataset,
             network=network,
-            mirror=_mirror(config, dataset, network, len(tests), console),
+            mirror=mirror,
             console=console,
             journal=journal,
             answerer=answerer,
             who=who,
             tests=tests,
             first=first,
+            frontier=frontier,
         )
         initial = initial_labels(setup)
         finished = initial is not None and _spend_budget(replace(setup, initial=initial))
@@ -366,19 +380,26 @@ def _own_images(config: SequentialConfig) -> Dataset:
 
 def _mirror(
     config: SequentialConfig, dataset: Dataset, network: nn.Module, tests: int, console: Console
-) -> Mirror:
-    """The certified mirror of the untrained network; too little memory is refused here already."""
+) -> tuple[Mirror, FrontierRows | None]:
+    """The certified mirror of the untrained network, and rows of its frozen prefix.
+
+    Too little memory is refused here already.
+    """
     labelled = config.initial + (config.budget if config.retrains else 0)
     images = len(dataset.train_images)
     candidates = min(config.subset or images, images - config.initial)
-    probe = dataset.normalise(dataset.train_images[:PROBE])
     with console.status("mirroring the network"):
-        mirror = certified_mirror(network, config.twin, probe)
+        mirror, frontier = mirror_and_rows(config, dataset, network, needed=True)
+    assert mirror is not None
     if candidates < 1:
         raise PipelineError(f"all {images} images are labelled at the start: lower initial.")
     rng = np.random.default_rng(0)  # sizes do not depend on the projections drawn
-    plan_sequential(mirror, probe[0], labelled, candidates, tests, config.kernel, rng)
-    return mirror
+    if frontier is None:
+        planned, image = mirror, dataset.normalise(dataset.train_images[:1])[0]
+    else:
+        planned, image = frontier.prefix.mirror, np.zeros(frontier.prefix.frontier.width)
+    plan_sequential(planned, image, labelled, candidates, tests, config.kernel, rng)
+    return mirror, frontier
 
 
 def _spend_budget(setup: SequentialSetup) -> bool:

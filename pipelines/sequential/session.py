@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +38,7 @@ from pipelines.core.entries import (
 from pipelines.core.errors import PipelineError
 from pipelines.core.json_io import digest_arrays
 from pipelines.core.progress import Stages, generator, named_images
+from pipelines.frontier import FrontierRows, frontier_of
 from pipelines.query import checked_images, checked_labels
 from pipelines.sequential.config import STRATEGIES, SequentialOptions, criterion_options
 from pipelines.sequential.learner import (
@@ -440,6 +442,8 @@ class SequentialData(NamedTuple):
     """Images and labels of a session.
 
     Attributes:
+        network: that takes the images: the trained network, or its tail, which takes rows of the
+            frozen prefix.
         images: data-set indices → images as the network takes them.
         labelled: {data-set index: class} that the network was trained on.
         candidates: data-set indices that may be queried.
@@ -448,6 +452,7 @@ class SequentialData(NamedTuple):
         classes: how many there are.
     """
 
+    network: nn.Module
     images: Callable[[np.ndarray], np.ndarray]
     labelled: Mapping[int, int]
     candidates: np.ndarray
@@ -457,7 +462,7 @@ class SequentialData(NamedTuple):
 
 
 def build_state(
-    network: nn.Module,
+    weights: Weights,
     certified: tuple[Mirror, dict[str, Any]],
     data: SequentialData,
     strategy: str,
@@ -472,8 +477,8 @@ def build_state(
     no entries between test images are computed.
 
     Args:
-        network: in eval mode.
-        certified: its mirror and the certificate.
+        weights: of the trained network.
+        certified: the mirror of the network that takes the images, and the certificate.
         data: images and labels.
         strategy: chooses the next image.
         options: of kernel and strategy.
@@ -502,9 +507,9 @@ def build_state(
     with progress("predict"):
         own = data.images(labelled)
         with named_images(labelled):
-            labelled_logits = logits(network, own)
+            labelled_logits = logits(data.network, own)
         with named_images(candidates, range(tests)):
-            other_logits = logits(network, others)
+            other_logits = logits(data.network, others)
     both = np.concatenate([labelled, candidates])
     with progress("kernel") as advance, named_images(both, range(tests)):
         kernel = compute_kernel(
@@ -550,7 +555,7 @@ def build_state(
             "residual_rms": float(np.sqrt(np.mean(residual**2))),
             "certificate": certificate,
         },
-        weights=weights_of(network),
+        weights=weights,
     )
 
 
@@ -633,7 +638,13 @@ def start(
     candidates = pool.candidates(options.subset, generator(seed, "subset", number))
     if not len(candidates):
         raise PipelineError("every image is labelled already: there is nothing to ask.")
-    twin = mirror.with_weights(weights_of(model)) if mirror else trace.mirror(model, array[:PROBE])
+    read: Callable[[np.ndarray], np.ndarray] = lambda indices: array[indices]
+    frontier = None if mirror else frontier_of(model, array, read, options.frozen)
+    prefix, network = (frontier.prefix, frontier.prefix.tail) if frontier else (None, model)
+    if prefix is not None:
+        mirror = prefix.mirror
+    probe = array[:PROBE]
+    twin = mirror.with_weights(weights_of(network)) if mirror else trace.mirror(model, probe)
     classes = logits(model, array[:1]).shape[1]
     check_classes([get(strategy)], model, classes)
     check_labels(pool.labelled, labels, classes)
@@ -642,11 +653,18 @@ def start(
             f"the test images have classes {test_labels.min()} to {test_labels.max()} and the "
             f"network has {classes} logits: classes go from 0 to {classes - 1}."
         )
+    certificate = certify(model, twin, probe, prefix).summary()
+    if prefix is not None and test_images is not None:
+        of_tests = FrontierRows(
+            prefix, partial(np.take, test_images, axis=0), len(test_labels), "", options.frozen
+        )
+        test_images = of_tests(np.arange(len(test_labels)))
     state = build_state(
-        model,
-        (twin, certify(model, twin, array[:PROBE]).summary()),
+        weights_of(model),
+        (twin, certificate),
         SequentialData(
-            images=lambda indices: array[indices],
+            network=network,
+            images=frontier or read,
             labelled=dict(zip(pool.labelled.tolist(), labels.tolist(), strict=True)),
             candidates=candidates,
             test_images=test_images,

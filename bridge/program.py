@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 from bridge.ops import OPERATORS
 from bridge.ops.layers import edges_of
 from bridge.ops.pooling import per_axis
-from kernel.taps import AffineRule, Window
+from kernel.taps import AffineRule, LinearHead, Window
 
 IMAGES = "images"
 # Prefix of the names of the graph's own constants, which are in no state dict.
@@ -267,6 +267,19 @@ class Program:
         (chosen,) = [s for s in self.sites if s.name == site]
         (node,) = [n for n in self.nodes if n.name == chosen.node]
         return rule(node, {name: array.shape for name, array in params.items()})
+
+    def linear_head(self, params: Arrays) -> LinearHead | None:
+        """The linear layer that the whole function is, if images are its rows and it is trained."""
+        if [node.op for node in self.nodes] != ["aten.linear.default"]:
+            return None
+        (node,) = self.nodes
+        arguments = dict(zip(_NAMES, node.args, strict=False)) | dict(node.kwargs)
+        weight, bias = arguments["weight"], arguments.get("bias")
+        if arguments["x"] != Ref(self.images) or not isinstance(weight, Weight):
+            return None
+        inputs = params[weight.name].shape[1] if weight.name in params else 0
+        trained = isinstance(bias, Weight) and bias.name in params
+        return LinearHead(inputs, trained) if inputs or trained else None
 
     def _observed(self, params: Arrays, frozen: Arrays, x: Array) -> tuple[Array, dict[str, Any]]:
         names = {site.node: site.name for site in self.sites}

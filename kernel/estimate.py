@@ -53,6 +53,12 @@ def estimate_cost(
         labelled: L; None for a kernel alone.
     """
     problem, dtype = plan.problem, dtype_of(plan.request.precision)
+    rows = np.random.default_rng(0).normal(size=_PRODUCT).astype(dtype)
+    rate = timed(lambda: gram(rows))[1] / (_PRODUCT[0] ** 2 / 2 * _PRODUCT[1])
+    after = 0.0 if labelled is None else rate * _posterior_work(plan, labelled)
+    if plan.head is not None:
+        dense = 0.0 if plan.form == "features" else rate * problem.pairs * plan.features
+        return Cost(0.0, 0.0, dense, after)
     threads, share = threads_of(plan.chunk)
     some = jnp.asarray(np.resize(images, (share, *images.shape[1:])), dtype)
     form = _forming(cast(model, plan.request.precision), some, plan)
@@ -68,8 +74,6 @@ def estimate_cost(
     times = len(problem.directions.projections)
     if per_pass:
         times = sum(per_pass) / per_pass[0]
-    rows = np.random.default_rng(0).normal(size=_PRODUCT).astype(dtype)
-    rate = timed(lambda: gram(rows))[1] / (_PRODUCT[0] ** 2 / 2 * _PRODUCT[1])
     products = plan.contracting_work
     if plan.request.sketch is not None and plan.form != "features":
         width = problem.rows_an_example if problem.directions.square else 1
@@ -78,7 +82,7 @@ def estimate_cost(
         compile_seconds=max(first - alone, 0.0),
         gradient_seconds=each * times * problem.examples,
         product_seconds=rate * products,
-        posterior_seconds=0.0 if labelled is None else rate * _posterior_work(plan, labelled),
+        posterior_seconds=after,
     )
 
 
@@ -100,13 +104,11 @@ def _forming(model: Model, some: jax.Array, plan: Plan) -> Callable[[], object]:
 def _posterior_work(plan: Plan, labelled: int) -> float:
     """Multiplications of K_LL's factor, A, S and a sum over S for every class."""
     problem = plan.problem
-    projections, classes = problem.directions.projections.shape
+    classes = problem.directions.projections.shape[1]
     each = problem.rows_an_example
     l, u = labelled * each, (problem.examples - labelled) * each
     m = (problem.anchors - labelled) * each
-    streamed = 0
-    if plan.form == "features" and plan.request.sketch is not None:
-        streamed = plan.request.sketch * projections
+    streamed = plan.features if plan.form == "features" else 0
     return l**3 / 6 + l**2 * u / 2 + m * u * (l + streamed + 8 * classes)
 
 

@@ -17,12 +17,13 @@ from jaxtyping import Float, Int64
 from kernel.contract import Sketches, contract, sketches
 from kernel.covariance import AnyKernel, Cross, Features, Kernel
 from kernel.errors import KernelError
-from kernel.linalg import add_gram, on_host
+from kernel.linalg import Matrix, add_gram, on_host
 from kernel.model import Model, dtype_of, matmul_precision
 from kernel.options import Precision, Request
 from kernel.plan import Plan, Progress, Report, Sizes, cast, plan_kernel, plan_query
 from kernel.scratch import Scratch, key_of
 from kernel.sharded import contract_sharded, mesh, sketches_sharded
+from kernel.taps import LinearHead, check_gradients
 
 # Multiplications from which finished chunks are worth the disk: some ten seconds on two cores.
 LONG = 1e12
@@ -138,6 +139,8 @@ def compute_kernel(
         key = (*how, jax.devices(), state, program)
         arrays = (*model[1:], images, sample, plan.problem.directions.projections)
         scratch = Scratch(folder, key_of(arrays, key))
+    if plan.head is not None:
+        return Features(_of_head(model, images, plan, plan.head), plan.request.precision)
     if plan.form == "features":
         found = _sketched(model, images, plan, rng, progress, scratch)
         features = found.features.reshape(len(images), -1)
@@ -151,7 +154,9 @@ def compute_kernel(
 def _whole(model, images, plan: Plan, rng, progress, scratch: Scratch | None) -> Kernel:
     """The kernel between all pairs of images."""
     problem, examples = plan.problem, len(images)
-    if plan.request.sketch is None:
+    if plan.head is not None:
+        values = gram(_of_head(model, images, plan, plan.head))
+    elif plan.request.sketch is None:
         values, _ = _contracted(model, images, plan, progress, scratch)
         values *= problem.directions.scale
     else:
@@ -160,6 +165,15 @@ def _whole(model, images, plan: Plan, rng, progress, scratch: Scratch | None) ->
     if problem.directions.square:
         values = values.reshape((examples, problem.rows_an_example) * 2)
     return Kernel(values, plan.request.precision)
+
+
+def _of_head(model: Model, images: np.ndarray, plan: Plan, head: LinearHead) -> Matrix:
+    """Features of a network that is one linear layer, on the default device."""
+    projections, scale, _ = plan.problem.directions
+    features = head.features(_typed(images, plan), float(scale * (projections**2).sum()) ** 0.5)
+    finite = np.asarray(np.isfinite(features).all(axis=1))
+    check_gradients(model, images, np.arange(len(images)), finite, projections)
+    return features if on_host() else jnp.asarray(features)
 
 
 def _cross(model, images, plan: Plan, sample, progress, scratch: Scratch | None) -> Cross:

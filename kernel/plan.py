@@ -8,6 +8,7 @@ computed, with what would make it fit.
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from kernel.model import Directions, Model, classes_of, directions, dtype_of
 from kernel.options import Precision, Request
 from kernel.param_groups import Block, ParamGroup, param_groups
 from kernel.posterior import posterior_bytes
+from kernel.taps import Linear, LinearHead
 
 GIB = 2**30
 # Images differentiated at a time: on each core what its cache holds, or what keeps a GPU busy.
@@ -152,10 +154,13 @@ class Plan(NamedTuple):
         form: `dense`, `full`, `features` or `cross`, as `kernel.covariance` has them.
         keep: S is held; else its rows are computed from features, or the kernel, whenever they
             are read.
-        passes: over all images; none for a sketch, which is one pass with every layer in it.
+        passes: over all images; none for a sketch, which is one pass with every layer in it, and
+            none for a linear head.
         chunk: images differentiated at a time.
         kernel_bytes: most that the kernel takes while it is computed, beyond what is in memory.
         posterior_bytes: most that kernel and posterior take.
+        head: the linear layer that the network is, whose images are the features; no sketch is
+            taken of them.
     """
 
     problem: Problem
@@ -166,6 +171,14 @@ class Plan(NamedTuple):
     chunk: int
     kernel_bytes: int
     posterior_bytes: int = 0
+    head: LinearHead | None = None
+
+    @property
+    def features(self) -> int:
+        """Dimensions of features; 0 where gradients are whole."""
+        if self.head is not None:
+            return self.head.width
+        return (self.request.sketch or 0) * len(self.problem.directions.projections)
 
     @property
     def peak_gib(self) -> float:
@@ -176,9 +189,9 @@ class Plan(NamedTuple):
     def forward_work(self) -> float:
         """Multiplications of all passes through the network, forth and back."""
         problem, widths = self.problem, [one.width for one in self.passes]
-        if not self.passes:  # a sketch takes one projection at a time
+        if not self.passes and self.head is None:  # a sketch takes one projection at a time
             widths = [1] * len(problem.directions.projections)
-        return problem.network * problem.examples * sum(1 + 2.0 * width for width in widths)
+        return problem.network * problem.examples * sum((1 + 2.0 * width for width in widths), 0.0)
 
     @property
     def forming_work(self) -> float:
@@ -218,14 +231,15 @@ def plan_query(
     """
     _check(sizes)
     form = "full" if request.kind == "full" else "dense"
-    if form == "dense" and request.sketch is not None:
+    head = linear_head(model, request)
+    if head is not None or (form == "dense" and request.sketch is not None):
         form = "features"
     elif form == "dense" and sizes.sample is not None:
         form = "cross"
     examples = sizes.labelled + sizes.candidates
     anchors = sizes.labelled + (sizes.sample or 0) if form == "cross" else examples
     problem = problem_of(cast(model, request.precision), image, examples, anchors, request, rng)
-    plan = plan_problem(problem, request, form)
+    plan = plan_problem(problem, request, form, head)
     room = request.memory_gib * GIB
     for keep in _ways(form, sizes.streamed):
         needed = posterior_bytes(
@@ -234,7 +248,7 @@ def plan_query(
             sizes.candidates,
             classes=classes_of(model, image),
             sample=sizes.sample,
-            features=(request.sketch or 0) * len(problem.directions.projections),
+            features=plan.features,
             itemsize=problem.itemsize,
             keep=keep,
             streamed=sizes.streamed,
@@ -265,25 +279,47 @@ def plan_kernel(
         KernelError: it does not fit in the memory; the message says what would.
     """
     problem = problem_of(cast(model, request.precision), image, examples, examples, request, rng)
-    plan = plan_problem(problem, request, "full" if problem.directions.square else "dense")
-    if plan.kernel_bytes > request.memory_gib * GIB:  # of a sketch; whole gradients are cut to fit
+    form = "full" if problem.directions.square else "dense"
+    plan = plan_problem(problem, request, form, linear_head(model, request))
+    if plan.kernel_bytes > request.memory_gib * GIB:  # whole gradients are cut to fit
         needed = enough(plan.kernel_bytes)
+        kind, levers = ("sketched ", "the sketch, the chunk or the number of images")
+        if plan.head is not None:
+            kind, levers = ("", "the number of images")
         raise KernelError(
-            f"the sketched kernel of {examples:,} images needs {needed} GiB and "
-            f"{request.memory_gib:g} GiB are given: give {needed} GiB, or lower the sketch, "
-            "the chunk or the number of images."
+            f"the {kind}kernel of {examples:,} images needs {needed} GiB and "
+            f"{request.memory_gib:g} GiB are given: give {needed} GiB, or lower {levers}."
         )
     return plan
 
 
-def plan_problem(problem: Problem, request: Request, form: str) -> Plan:
+def linear_head(model: Model, request: Request) -> LinearHead | None:
+    """The linear layer that the network is, where its kernel of this kind is one of features.
+
+    TF32 is for products between whole gradients, and is left to them.
+    """
+    if request.kind == "full" or request.precision == "tf32":
+        return None
+    return model.function.linear_head(model.params) if isinstance(model.function, Linear) else None
+
+
+def plan_problem(
+    problem: Problem, request: Request, form: str, head: LinearHead | None = None
+) -> Plan:
     """The passes that fit in the memory; of a sketch, the first chunk that does.
+
+    A linear head needs no pass, and a sketch of it that was asked for is not taken.
 
     Raises:
         KernelError: whole gradients do not fit, cut into however many passes.
     """
     budget = int(request.memory_gib * GIB)
     chunks = [min(chunk, problem.examples) for chunk in chunk_sizes(problem, request)]
+    if head is not None:
+        own = problem.examples * head.width * problem.itemsize * (1 if on_host() else 2)
+        needed = own + (0 if form == "features" else problem.result_bytes)
+        whole = replace(request, sketch=None)
+        return Plan(problem, whole, form, True, (), chunks[0], needed, head=head)
     if request.sketch is not None:
         beside = 0 if form == "features" else problem.result_bytes
         needed = {chunk: beside + _sketch_bytes(problem, request.sketch, chunk) for chunk in chunks}

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -152,6 +152,47 @@ class AffineRule:
         kernel = self.window.kernel if self.window else ()
         weight = row[:size].reshape(self.outputs, self.inputs // self.groups, *kernel)
         return {self.weight: weight} | ({} if self.bias is None else {self.bias: row[size:]})
+
+
+class LinearHead(NamedTuple):
+    """A network that is one linear layer, f = Wh + b of its rows h, by what of it is trained.
+
+    Attributes:
+        inputs: entries of h where W is trained; 0 where it is not.
+        bias: whether b is trained.
+    """
+
+    inputs: int
+    bias: bool
+
+    @property
+    def width(self) -> int:
+        """Columns of the features whose inner products are the kernel."""
+        return self.inputs + self.bias
+
+    def features(
+        self, rows: Float[np.ndarray, "examples _"], norm: float
+    ) -> Float[np.ndarray, "examples width"]:
+        """Φ, in the dtype of the rows.
+
+        Args:
+            rows: h of every image.
+            norm: s, the root of the scaled sum of squares of the projections.
+        """
+        found = np.full((len(rows), self.width), norm, rows.dtype)
+        if self.inputs:
+            # (49) Φ = s[h, 1] with s² = c Σ_v ‖v‖², as ∂(v · f)/∂(W, b) = v ⊗ [h, 1]
+            np.multiply(rows, found[:1, :1], out=found[:, : self.inputs])
+        return found
+
+
+@runtime_checkable
+class Linear(Protocol):
+    """A network's function that may be one linear layer on its images, which are rows."""
+
+    def linear_head(self, params: Mapping[str, Array]) -> LinearHead | None:
+        """The layer, if that is all there is; its parameters are a dict by name."""
+        ...
 
 
 Inputs = dict[str, tuple[Any, ...]]

@@ -136,8 +136,8 @@ def _kernel(
         rows["batch"] = _batch(config)
     if sample is not None:
         rows["change summed over"] = f"{sample:,} candidates"
-    if settings.sketch is not None:
-        rows["sketch"] = f"{settings.sketch:,} dimensions"
+    if plan.request.sketch is not None:
+        rows["sketch"] = f"{plan.request.sketch:,} dimensions"
     return rows
 
 

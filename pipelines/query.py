@@ -229,7 +229,7 @@ def query_context(
 
 
 def checked_images(images: object) -> np.ndarray:
-    """Images as float32 (examples, channels, height, width).
+    """Images as float32 (examples, channels, height, width), or rows of any other shape.
 
     Raises:
         PipelineError: they are no array or tensor of finite, normalised images.
@@ -237,11 +237,11 @@ def checked_images(images: object) -> np.ndarray:
     array = images
     if isinstance(images, torch.Tensor) and images.layout == torch.strided:
         array = (images.float() if images.is_floating_point() else images).detach().cpu().numpy()
-    if not isinstance(array, np.ndarray) or array.ndim != 4 or not len(array):
+    if not isinstance(array, np.ndarray) or array.ndim < 2 or not len(array):
         shaped = isinstance(array, np.ndarray)
         raise PipelineError(
             f"images are {f'shape {array.shape}' if shaped else type(images).__name__}; they must "
-            "be an array or tensor of shape (examples, channels, height, width)."
+            "be an array or tensor of shape (examples, ...): channels, height, width, or rows."
         )
     if not np.issubdtype(array.dtype, np.floating):
         raise PipelineError(
@@ -252,7 +252,7 @@ def checked_images(images: object) -> np.ndarray:
         raise PipelineError("images are masked in part; fill these pixels as the network expects.")
     with np.errstate(over="ignore"):  # beyond float32: infinite, and refused below
         single = np.asarray(array).astype(np.float32, copy=False)
-    bad = np.flatnonzero(~np.isfinite(single).all(axis=(1, 2, 3)))
+    bad = np.flatnonzero(~np.isfinite(single).all(axis=tuple(range(1, single.ndim))))
     if len(bad):
         raise PipelineError(f"images {bad[:5].tolist()} hold NaN or infinite values.")
     return single

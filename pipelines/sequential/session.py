@@ -23,7 +23,7 @@ from kernel.files import write_file
 from kernel.model import dtype_of
 from kernel.ntk import compute_kernel
 from kernel.options import CRITERIA, Options
-from kernel.plan import Plan, Sizes, plan_query
+from kernel.plan import Plan, Sizes, linear_head, plan_query
 from pipelines.core.entries import (
     ANY_OBJECT,
     COUNT,
@@ -547,7 +547,7 @@ def build_state(
         round_number=number,
         diagnostics={
             "kind": settings.kind,
-            "sketch": settings.sketch,
+            "sketch": plan.request.sketch,
             "sample": settings.sample,
             "held": plan.form if plan.keep else f"{plan.form}, streamed",
             "predicted_gib": round(plan.peak_gib, 3),
@@ -574,7 +574,8 @@ def plan_sequential(
         PipelineError: a sample of the candidates without a sketch.
         KernelError: it does not fit in the memory; the message says what would.
     """
-    if settings.sketch is None and (settings.sample or candidates) < candidates:
+    some = (settings.sample or candidates) < candidates
+    if some and settings.sketch is None and linear_head(mirror.model(), settings) is None:
         raise PipelineError(
             f"kernel.sample is {settings.sample}: absorbing a label needs the kernel between that "
             f"image and all others, and so of all {candidates} candidates. Use a sketch with it "

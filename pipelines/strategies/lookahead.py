@@ -19,7 +19,7 @@ from kernel.herding import HerdingState
 from kernel.lookahead import acquisition_state
 from kernel.ntk import query_kernel, tf32_error
 from kernel.options import GREEDY, STREAMED
-from kernel.plan import Plan
+from kernel.plan import Plan, linear_head
 from kernel.posterior import posterior
 from pipelines.core.errors import PipelineError
 from pipelines.core.progress import Advance, named_images
@@ -180,7 +180,7 @@ def _empirical_kernel(
             )
     diagnostics = {
         "kind": settings.kind,
-        "sketch": settings.sketch,
+        "sketch": plan.request.sketch,
         "sample": settings.sample,
         "held": plan.form if plan.keep else f"{plan.form}, streamed",
         "predicted_gib": round(plan.peak_gib, 3),
@@ -200,14 +200,15 @@ def _empirical_kernel(
 def _leaves_logits(context: QueryContext) -> bool:
     """Whether the kernel's own pass through the mirror is read for logits, too.
 
-    A sketch goes through it once. Strategies asked together all read the network's, so that none
-    of them depends on the others.
+    A sketch goes through it once, a linear head not at all. Strategies asked together all read the
+    network's, so that none of them depends on the others.
     """
     settings = context.options.kernel
     return (
         settings.sketch is not None
         and settings.kind != "full"
         and context.resources.shared_seed is None
+        and linear_head(context.mirror.mirror.model(), settings) is None
     )
 
 

@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ from bridge.module import CoarsestDtype, copy_module, copy_to_cpu, one_dtype, to
 from bridge.prefix import FrozenPrefix
 from bridge.program import Arrays, Program, Site, Weight, references
 from kernel.files import write_file
+from kernel.linalg import on_host
 from kernel.model import Function
 from kernel.taps import image_gradients, site_gradients, taps
 
@@ -192,7 +193,6 @@ class JaxOutputs(NamedTuple):
     summed: dict[str, Any]
 
 
-@partial(jax.jit, static_argnums=0)
 def jax_outputs(
     function: Function, params: Arrays, frozen: Arrays, x: Array, direction: Array
 ) -> JaxOutputs:
@@ -205,6 +205,38 @@ def jax_outputs(
         x: images, (n, channels, height, width).
         direction: (classes,); per-example gradients are those of `logits @ direction`.
     """
+    together, activations, leaks = _compiled(_observed)(function, params, frozen, x)
+    first = x[:GRADIENT_EXAMPLES]
+    if isinstance(function, Program):
+        gradients, summed = _tap_gradients(function, params, frozen, first, direction)
+    else:
+        gradients = _compiled(_image_gradients)(function, params, frozen, first, direction)
+        summed = {}
+    return JaxOutputs(
+        logits=together,
+        activations=activations,
+        leaks=leaks,
+        alone=_compiled(_alone)(function, params, frozen, first),
+        gradients=gradients,
+        summed=summed,
+    )
+
+
+# A certificate runs its functions once: on a CPU compiling them takes nearly all of its time.
+_UNOPTIMISED = MappingProxyType(
+    {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+)
+
+
+@cache
+def _compiled(function: Callable[..., Any], *more: int) -> Callable[..., Any]:
+    """The function under `jax.jit`, its first argument and those at `more` static."""
+    options = dict(_UNOPTIMISED) if on_host() else None
+    return jax.jit(function, static_argnums=(0, *more), compiler_options=options)
+
+
+def _observed(function: Function, params: Arrays, frozen: Arrays, x: Array) -> tuple[Any, ...]:
+    """Logits, activations and leaks, as in `JaxOutputs`."""
 
     def observed(images: Array) -> tuple[Array, dict[str, Any]]:
         if isinstance(function, Program):
@@ -213,53 +245,95 @@ def jax_outputs(
 
     tangent = jnp.zeros_like(x).at[0].set(jnp.cos(jnp.arange(x[0].size)).reshape(x[0].shape))
     (together, activations), (logits_tangent, tangents) = jax.jvp(observed, (x,), (tangent,))
-    first = x[:GRADIENT_EXAMPLES]
-    gradients, summed = jax.vmap(lambda x: _gradients(function, params, frozen, x, direction))(
-        first
-    )
-    return JaxOutputs(
-        logits=together,
-        activations=activations,
-        leaks={
-            name: _leak(tangent, len(x))
-            for name, tangent in {**tangents, "": logits_tangent}.items()
-        },
-        alone=jax.vmap(lambda image: function(params, frozen, image[None])[0])(first),
-        gradients=gradients,
-        summed=jax.tree.map(jnp.max, summed),
-    )
+    every = {**tangents, "": logits_tangent}
+    return together, activations, {name: _leak(own, len(x)) for name, own in every.items()}
 
 
-def _gradients(
-    function: Function, params: Arrays, frozen: Arrays, image: Array, direction: Array
+def _alone(function: Function, params: Arrays, frozen: Arrays, x: Array) -> Array:
+    """Logits of each image in a batch of its own."""
+    return jax.vmap(lambda image: function(params, frozen, image[None])[0])(x)
+
+
+def _image_gradients(
+    function: Function, params: Arrays, frozen: Arrays, x: Array, direction: Array
+) -> dict[str, Array]:
+    """Gradients of each image without taps."""
+    leaves = jax.vmap(lambda image: image_gradients(function, params, frozen, image, direction))(x)
+    return dict(zip(sorted(params), leaves, strict=True))
+
+
+_SITES = 8  # that are compiled together: memory and time of XLA grow faster than the sites
+
+
+def _tap_gradients(
+    function: Program, params: Arrays, frozen: Arrays, x: Array, direction: Array
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Gradients of one image as kernels form them, and the sizes of the terms they sum."""
-    if not isinstance(function, Program):
-        leaves = image_gradients(function, params, frozen, image, direction)
-        return dict(zip(sorted(params), leaves, strict=True)), {}
-    names = [site.name for site in function.sites if site.parameters]
-    inputs, cotangents, _ = taps(function, params, frozen, image, direction[None], names)
-    gradients = {name: jnp.zeros_like(array) for name, array in params.items()}
+    """Gradients of each image as kernels form them, and the sizes of the terms they sum."""
+    names = tuple(site.name for site in function.sites if site.parameters)
+    inputs, cotangents = _compiled(_tapped, 5)(function, params, frozen, x, direction, names)
+    gradients = {name: jnp.zeros((len(x), *array.shape)) for name, array in params.items()}
     squares = dict(gradients)
-    for number, site in enumerate(names):
-        # Rounding errs in each entry of δ_s by itself, so that the error of a sum Σ_p J_pᵀδ_p is
-        # proportional to √Σ_p(J_pᵀδ_p)² even where the terms cancel. With independent signs ±1,
-        # E(Σ_p ±J_pᵀδ_p)² is that sum of squares.
-        key = jax.random.key(number)
-        signed = [
-            jnp.concatenate([own, own * jax.random.rademacher(key, own.shape, own.dtype)])
-            for own in cotangents[site]
-        ]
-        both = site_gradients(function, site, params, frozen, inputs[site], signed)
-        for name, (gradient, terms) in both.items():
-            gradients[name] += gradient
-            squares[name] += terms**2
+    for start in range(0, len(names), _SITES):
+        some = names[start : start + _SITES]
+        own = {name: inputs[name] for name in some}, {name: cotangents[name] for name in some}
+        for pulled in _compiled(_pulled, 5)(function, params, frozen, *own, some):
+            for name, (gradient, terms) in pulled.items():
+                gradients[name] += gradient
+                squares[name] += terms
     return gradients, {name: jnp.sqrt(jnp.max(square)) for name, square in squares.items()}
 
 
-@partial(jax.jit, static_argnums=0)
+def _tapped(
+    function: Program,
+    params: Arrays,
+    frozen: Arrays,
+    x: Array,
+    direction: Array,
+    names: tuple[str, ...],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Inputs and cotangents of sites for each image."""
+
+    def of_one(image: Array) -> tuple[dict[str, Any], dict[str, Any]]:
+        return taps(function, params, frozen, image, direction[None], names)[:2]
+
+    return jax.vmap(of_one)(x)
+
+
+def _pulled(
+    function: Program,
+    params: Arrays,
+    frozen: Arrays,
+    inputs: dict[str, Any],
+    cotangents: dict[str, Any],
+    names: tuple[str, ...],
+) -> list[dict[str, tuple[Array, Array]]]:
+    """For each site, gradients of its parameters and squares of the sizes of their terms."""
+    # Rounding errs in each entry of δ_s by itself, so that the error of a sum Σ_p J_pᵀδ_p is
+    # proportional to √Σ_p(J_pᵀδ_p)² even where the terms cancel. With independent signs ±1,
+    # E(Σ_p ±J_pᵀδ_p)² is that sum of squares.
+    results = []
+    for site in names:
+        number = [s.name for s in function.sites if s.parameters].index(site)
+        key = jax.random.key(number)
+
+        def of_one(values: Any, own: Any, site=site, key=key) -> dict[str, tuple[Array, Array]]:
+            signed = [
+                jnp.concatenate([each, each * jax.random.rademacher(key, each.shape, each.dtype)])
+                for each in own
+            ]
+            both = site_gradients(function, site, params, frozen, values, signed)
+            return {name: (gradient, terms**2) for name, (gradient, terms) in both.items()}
+
+        results.append(jax.vmap(of_one)(inputs[site], cotangents[site]))
+    return results
+
+
 def jax_logits(function: Function, params: Arrays, frozen: Arrays, x: Array) -> Array:
     """Logits (n, classes), in the dtype of the arrays."""
+    return _compiled(_logits)(function, params, frozen, x)
+
+
+def _logits(function: Function, params: Arrays, frozen: Arrays, x: Array) -> Array:
     return function(params, frozen, x)
 
 
@@ -634,7 +708,9 @@ def _mirror_outputs(
 ) -> tuple[JaxOutputs, np.ndarray]:
     """The mirror's outputs in float64, and its logits in float32."""
     exact, single = mirror.astype(jnp.float64), mirror.astype(jnp.float32)
-    ours = jax_outputs(mirror.function, exact.params, exact.frozen, jnp.asarray(inputs), direction)
+    ours = jax_outputs(
+        mirror.function, exact.params, exact.frozen, jnp.asarray(inputs), jnp.asarray(direction)
+    )
     ours32 = jax_logits(mirror.function, single.params, single.frozen, jnp.asarray(inputs32))
     return jax.tree.map(np.asarray, ours), np.asarray(ours32)
 

@@ -34,7 +34,9 @@ def conv(
     edges = edges_of(padding, weight.shape[2:], dilation)
     dtype = jnp.result_type(x, weight)
     x, weight = x.astype(dtype), weight.astype(dtype)
-    if groups == 1 and any(n <= r for n, r in zip(x.shape[2:], reach, strict=True)):
+    if 1 < groups == x.shape[1] and jax.default_backend() == "cpu":
+        y = _depthwise_conv(x, weight, stride, edges, dilation)
+    elif groups == 1 and any(n <= r for n, r in zip(x.shape[2:], reach, strict=True)):
         y = _conv_of_small_images(x, weight, stride, edges, dilation)
     else:
         y = jax.lax.conv_general_dilated(
@@ -71,16 +73,45 @@ def _conv_of_small_images(
     XLA's CPU backend falls back to scalar loops for a kernel larger than its image, as in
     the last block of a VGG.
     """
-    kernel = weight.shape[2:]
+    columns = jnp.stack(_windows(x, weight.shape[2:], stride, edges, dilation), axis=2)
+    return jnp.einsum("nck...,ock->no...", columns, weight.reshape(*weight.shape[:2], -1))
+
+
+def _depthwise_conv(
+    x: Array,
+    weight: Array,
+    stride: tuple[int, ...],
+    edges: list[tuple[int, int]],
+    dilation: tuple[int, ...],
+) -> Array:
+    """The same for as many groups as channels, as a sum over the positions of the kernel.
+
+    XLA's CPU backend multiplies with a dense kernel that is zero between groups, as many times the
+    work as there are channels.
+    """
+    x = jnp.repeat(x, len(weight) // x.shape[1], axis=1)
+    taps = weight.reshape(len(weight), -1, *(1,) * len(stride))
+    shifted = _windows(x, weight.shape[2:], stride, edges, dilation)
+    return sum((part * taps[:, k] for k, part in enumerate(shifted)), jnp.zeros((), x.dtype))
+
+
+def _windows(
+    x: Array,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    edges: list[tuple[int, int]],
+    dilation: tuple[int, ...],
+) -> list[Array]:
+    """The pixels under each position of the kernel, in its order."""
     counts = tuple(
         (n + low + high - d * (k - 1) - 1) // s + 1
         for n, k, s, d, (low, high) in zip(
             x.shape[2:], kernel, stride, dilation, edges, strict=True
         )
     )
-    windows = Windows(kernel, stride, tuple(low for low, _ in edges), dilation, counts)
-    columns = jnp.stack(list(visit(x, windows, 0)), axis=2)
-    return jnp.einsum("nck...,ock->no...", columns, weight.reshape(*weight.shape[:2], -1))
+    return list(
+        visit(x, Windows(kernel, stride, tuple(low for low, _ in edges), dilation, counts), 0)
+    )
 
 
 @register("aten.conv_transpose1d.default", "aten.conv_transpose2d.input")

@@ -68,6 +68,7 @@ CASES: dict[str, Case] = {
     "conv-dilation": conv(5, 4, 3, 3, padding=2, dilation=2),
     "conv-groups": conv(6, 2, 3, 3, padding=1, groups=2),
     "conv-depthwise": conv(8, 1, 3, 3, padding=1, groups=4),
+    "conv-depthwise-strided": conv(4, 1, 3, 2, stride=(2, 1), padding=(1, 2), dilation=2, groups=4),
     "conv-small-image": conv(5, 4, 3, 3, padding=1, shape=(2, 4, 2, 2)),
     "conv-small-stride": conv(5, 4, 3, 3, padding=1, stride=2, shape=(2, 4, 2, 1)),
     "conv-small-same": conv(5, 4, 4, 4, padding="same", shape=(2, 4, 3, 3)),

@@ -5,10 +5,10 @@ always of one shape, or single columns S[:, q]. A kernel comes in three forms: d
 whose inner products it is, or between anchors and all examples (docs/mathematics.md, 1).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from kernel.linalg import (
     LABELLED,
     Matrix,
     add_gram,
+    in_threads,
     padded,
     row_blocks,
     subtract_outer,
@@ -28,6 +29,8 @@ from kernel.linalg import (
     to_device,
 )
 from kernel.options import Precision
+
+Chosen = slice | Int64[np.ndarray, " _"]
 
 
 class Source(NamedTuple):
@@ -52,6 +55,11 @@ class Source(NamedTuple):
         """Whether S is made by NumPy."""
         return isinstance(self.a, np.ndarray)
 
+    @property
+    def by_blocks(self) -> bool:
+        """Whether any entries of S can be made alone, on the host."""
+        return self.host and self.order is None
+
     def has(self, idx: Int64[np.ndarray, " chosen"]) -> bool:
         """Whether rows of S of these candidates follow from it."""
         return self.order is None or bool((self.order[idx] >= 0).all())
@@ -74,8 +82,9 @@ def streamed_rows(source: Source, idx: Int64[np.ndarray, " chosen"]) -> Matrix:
         rows = features[idx] @ features.T
     else:
         rows = features[source.order[idx]].astype(np.float64)
-    # (31) S[x,:] = φ_x Φ_Uᵀ − a_xᵀA, or K[x,:] − a_xᵀA
-    rows -= a[:, idx].T @ a
+    if len(a):
+        # (31) S[x,:] = φ_x Φ_Uᵀ − a_xᵀA, or K[x,:] − a_xᵀA
+        rows -= a[:, idx].T @ a
     return rows
 
 
@@ -182,6 +191,29 @@ class Covariance:
         """Columns of a tile: U and its padding."""
         return padded(self.candidates, CANDIDATES)
 
+    @property
+    def by_blocks(self) -> bool:
+        """Whether any block of S can be made alone: of features, by NumPy."""
+        return self.kept is None and self.source is not None and self.source.by_blocks
+
+    @property
+    def whole(self) -> bool:
+        """Whether the sample is all candidates in their order, so that S is symmetric."""
+        return np.array_equal(self.sample, np.arange(self.candidates))
+
+    def block(self, rows: Chosen, columns: Chosen) -> Float[np.ndarray, "_ _"]:
+        """S[rows, columns], where `by_blocks` says so; of all candidates."""
+        self._check()
+        assert self.source is not None
+        features, a = (
+            np.asarray(self.source.features),
+            np.asarray(self.source.a)[: self.source.used],
+        )
+        values = features[rows] @ features[columns].T
+        if len(a):
+            values -= a[:, rows].T @ a[:, columns]
+        return values
+
     def pad(self, array: Float[np.ndarray, "candidates ..."]) -> Float[Array, "width ..."]:
         """An array with a row for each candidate, made as long as a tile is wide."""
         return to_device(array, (self.width, *array.shape[1:]))
@@ -245,11 +277,10 @@ class Covariance:
             return np.array(self.kept[:, idx], np.float64)[: len(self.sample)]
         assert self.source is not None
         source = self.source
-        if source.host and source.order is None:
+        if source.by_blocks:
             # of the sample alone: whole columns would read the features of all candidates
-            own, a = np.asarray(source.features), np.asarray(source.a)[: source.used]
-            values = own[self.sample] @ own[idx].T - a[:, self.sample].T @ a[:, idx]
-            return values.astype(np.float64)
+            own = slice(None) if self.whole else self.sample
+            return self.block(own, idx).astype(np.float64)
         if source.has(idx):
             return self.columns(idx)[self.sample]
         a = np.asarray(source.a)
@@ -290,6 +321,77 @@ class Covariance:
 @jax.jit
 def _taken(kept, within):
     return kept[within]
+
+
+# Rows and columns of a block: large enough for BLAS, small enough for a cache, and no power of two,
+# whose transpose would meet the cache at the same places again and again.
+EDGE = 784
+
+
+def sum_blocks(
+    covariance: Covariance,
+    add: Callable[..., Array],
+    rows: Sequence[np.ndarray],
+    columns: Sequence[np.ndarray],
+    constants: Sequence[float | None],
+) -> Float[np.ndarray, " candidates"]:
+    """Sums of `kernel.criteria.total` over blocks of S that are made on all cores and let go.
+
+    Where the sample is whole, a block serves S[x,x'] and S[x',x].
+
+    Args:
+        covariance: made of features, by NumPy.
+        add: as of `total`, and as all that follow in the dtype of the features.
+        rows: arrays with a row for each candidate.
+        columns: the same.
+        constants: numbers.
+    """
+    sample, count, symmetric = covariance.sample, covariance.candidates, covariance.whole
+    assert covariance.source is not None
+    dtype = covariance.source.a.dtype
+    across, down = row_blocks(count, EDGE), row_blocks(len(sample), EDGE)
+    # what each row of blocks adds: summed in one order, whichever thread was first
+    parts = np.zeros((len(down), len(across), EDGE))
+    nothing = np.zeros(EDGE, dtype)
+
+    def filled(arrays: Sequence[np.ndarray], own: Chosen) -> list[np.ndarray]:
+        return [_filled(array[own], (EDGE, *array.shape[1:]), dtype) for array in arrays]
+
+    def work(i: int, j: int) -> None:
+        others = slice(*across[j])
+        own = slice(*down[i]) if symmetric else sample[slice(*down[i])]
+        values = _filled(covariance.block(own, others), (EDGE, EDGE), dtype)
+        mask = _filled(np.ones(down[i][1] - down[i][0]), (EDGE,), dtype)
+        given = *filled(rows, own), *filled(columns, others), *constants
+        parts[i, j] = _added(add, nothing, mask, values, *given)
+        if symmetric and i != j:
+            mask = _filled(np.ones(others.stop - others.start), (EDGE,), dtype)
+            given = *filled(rows, others), *filled(columns, own), *constants
+            parts[j, i] = _turned(add, nothing, mask, values, *given)
+
+    first = lambda i: i if symmetric else 0
+    pairs = [(i, j) for i in range(len(down)) for j in range(first(i), len(across))]
+    in_threads(pairs, work)
+    return parts.sum(axis=0).reshape(-1)[:count]
+
+
+def _filled(array: np.ndarray, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """The array with zeros after it; itself if it has the shape."""
+    if array.shape == shape:
+        return array.astype(dtype, copy=False)
+    whole = np.zeros(shape, dtype)
+    whole[tuple(slice(size) for size in array.shape)] = array
+    return whole
+
+
+@partial(jax.jit, static_argnums=0)
+def _added(add, sums, mask, values, *given):
+    return add(sums, mask, values, *given)
+
+
+@partial(jax.jit, static_argnums=0)
+def _turned(add, sums, mask, values, *given):
+    return add(sums, mask, values.T, *given)
 
 
 _FINITE_ENTRIES = 2**22

@@ -11,7 +11,7 @@ nothing is solved for a candidate by itself (docs/mathematics.md, 3, with the er
 - `MaxDetState`: pivoted Cholesky on S, greedy for log det(S_BB + λI) (Holzmüller et al. 2023).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int64
 from scipy.special import softmax
 
-from kernel.covariance import Covariance
+from kernel.covariance import Covariance, sum_blocks
 from kernel.errors import KernelError
 from kernel.linalg import CANDIDATES
 from kernel.options import REFERENCES, Options
@@ -185,12 +185,31 @@ def lowest_if_determined(
 
 
 def total(
-    covariance: Covariance, add: Callable[..., Array], *arrays: Array | float
+    covariance: Covariance,
+    add: Callable[..., Array],
+    rows: Sequence[np.ndarray] = (),
+    columns: Sequence[np.ndarray] = (),
+    *constants: float | None,
+    blocks: bool = False,
 ) -> Float[np.ndarray, " candidates"]:
-    """Sum `add(sums, *tile, *arrays)` over the tiles of S, one number a candidate."""
-    sums = jnp.zeros(covariance.width)
+    """Sum `add(sums, mask, values, *rows, *columns, *constants)` over S, one number a candidate.
+
+    Args:
+        covariance: S.
+        add: compiled; given the sums so far, 1 for each row that counts, rows of S, and what of the
+            arrays belongs to these rows, and to their columns.
+        rows: arrays with a row for each candidate.
+        columns: the same.
+        constants: numbers.
+        blocks: S may be made in blocks, in the dtype of its features, where these are on the host:
+            of a sum whose terms do not cancel.
+    """
+    if blocks and covariance.by_blocks:
+        return sum_blocks(covariance, add, rows, columns, constants)
+    sums, padded = jnp.zeros(covariance.width), [covariance.pad(array) for array in columns]
     for tile in covariance.tiles():  # each is finished before the next is made
-        sums = jax.block_until_ready(add(sums, *tile, *arrays))
+        own = [array[tile.idx] for array in rows]
+        sums = jax.block_until_ready(add(sums, tile.mask, tile.values, *own, *padded, *constants))
     return np.asarray(sums)[: covariance.candidates]
 
 
@@ -243,21 +262,19 @@ def eer(posterior: Posterior, options: Options) -> Float[np.ndarray, " candidate
     covariance = posterior.covariance
     if posterior.logits.shape[1] == 1:  # of one class everything is certain
         return np.zeros(covariance.candidates)
-    scaled = covariance.pad(options.beta * posterior.predictions)
-    p = covariance.pad(label_probabilities(posterior.logits, options))
-    inverse = covariance.pad(inverses(posterior))
+    scaled = options.beta * posterior.predictions
+    columns = scaled, label_probabilities(posterior.logits, options), inverses(posterior)
+    entropies = total(covariance, _add_eer, [scaled], columns, options.beta)
 
-    return lowest_if_determined(
-        posterior, -share(posterior) * total(covariance, _add_eer, scaled, p, inverse, options.beta)
-    )
+    return lowest_if_determined(posterior, -share(posterior) * entropies)
 
 
 @jax.jit
 def _add_eer(
     sums: Float[Array, " width"],
-    idx: Int64[Array, " rows"],
     mask: Float[Array, " rows"],
     values: Float[Array, "rows width"],
+    own: Float[Array, "rows classes"],
     scaled: Float[Array, "width classes"],
     probabilities: Float[Array, "width classes"],
     inverse: Float[Array, " width"],
@@ -270,7 +287,6 @@ def _add_eer(
     from those over all, taken relative to the largest; for the largest class itself they are summed
     without it, relative to the second, for otherwise all digits would cancel.
     """
-    own = scaled[idx]
     classes = own.shape[1]
 
     def criterion(s, g, p, scale):
@@ -360,7 +376,7 @@ def mlmoc(posterior: Posterior, reference: str = "network") -> Float[np.ndarray,
     if reference == "network":
         changes = _drifting_changes(posterior.covariance, drift, residual, inverse)
     else:
-        sums = total(posterior.covariance, _add_absolute)
+        sums = total(posterior.covariance, _add_absolute, blocks=True)
         # (17) ‖R_x'‖ ‖S[:,x']‖₁ / (s_x' + λ)
         changes = np.linalg.norm(residual, axis=1) * inverse * sums
     return np.where(posterior.determined, 0.0, scale * changes)
@@ -373,25 +389,22 @@ def _drifting_changes(
     inverse: Float[np.ndarray, " candidates"],
 ) -> Float[np.ndarray, " candidates"]:
     """Σ_x ‖D_x + S[x,x'] R_x'/(s_x'+λ)‖, block of reference points by block."""
-    moves = covariance.pad(inverse[:, None] * residual)
-    squares = jnp.sum(moves**2, axis=1)
-    drifts = covariance.pad(drift)
+    moves = inverse[:, None] * residual
+    squares = (moves**2).sum(axis=1)
 
-    return total(covariance, _add_changes, drifts, moves, squares)
+    return total(covariance, _add_changes, [drift], [moves, squares], blocks=True)
 
 
 @jax.jit
 def _add_changes(
     sums: Float[Array, " width"],
-    idx: Int64[Array, " rows"],
     mask: Float[Array, " rows"],
     values: Float[Array, "rows width"],
-    drifts: Float[Array, "width classes"],
+    own: Float[Array, "rows classes"],
     moves: Float[Array, "width classes"],
     squares: Float[Array, " width"],
 ) -> Float[Array, " width"]:
     """The square of ‖D_x + S[x,x'] m_x'‖ expanded, so that no array has three axes."""
-    own = drifts[idx]
     # (16) Σ_x sqrt(‖D_x‖² + 2 W[x,x'] (D Rᵀ)[x,x'] + W[x,x']² ‖R_x'‖²)
     changes = jnp.sum(own**2, axis=1)[:, None] + values * (2 * own @ moves.T + values * squares)
     # rounding alone can bring a square below 0
@@ -401,7 +414,6 @@ def _add_changes(
 @jax.jit
 def _add_absolute(
     sums: Float[Array, " width"],
-    idx: Int64[Array, " rows"],
     mask: Float[Array, " rows"],
     values: Float[Array, "rows width"],
 ) -> Float[Array, " width"]:
@@ -453,14 +465,12 @@ def emoc(posterior: Posterior, options: Options) -> Float[np.ndarray, " candidat
     if options.reference == "linearised":
         # (19) (‖S[:,x']‖₁ / (s_x' + λ)) Σ_c p(c|x') ‖e_c − G_x'‖
         expected = np.einsum("xc,xc->x", p, np.sqrt(squares))
-        sums = total(posterior.covariance, _add_absolute)
+        sums = total(posterior.covariance, _add_absolute, blocks=True)
         return share(posterior) * expected * inverse * sums
-    pad = posterior.covariance.pad
-    drifts, predictions = pad(posterior.drift), pad(posterior.predictions)
-    columnwise = predictions, pad(p), pad(squares), pad(inverse)
+    columns = posterior.predictions, p, squares, inverse
+    changes = total(posterior.covariance, _add_emoc, [posterior.drift], columns)
 
-    changes = share(posterior) * total(posterior.covariance, _add_emoc, drifts, *columnwise)
-    return np.where(posterior.determined, 0.0, changes)
+    return np.where(posterior.determined, 0.0, share(posterior) * changes)
 
 
 def _residual_squares(
@@ -473,17 +483,15 @@ def _residual_squares(
 @jax.jit
 def _add_emoc(
     sums: Float[Array, " width"],
-    idx: Int64[Array, " rows"],
     mask: Float[Array, " rows"],
     values: Float[Array, "rows width"],
-    drifts: Float[Array, "width classes"],
+    own: Float[Array, "rows classes"],
     predictions: Float[Array, "width classes"],
     probabilities: Float[Array, "width classes"],
     squares: Float[Array, "width classes"],
     inverse: Float[Array, " width"],
 ) -> Float[Array, " width"]:
     """Squares of norms expanded: no array has rows, columns and classes."""
-    own = drifts[idx]
     still = jnp.sum(own**2, axis=1)[:, None]
 
     def criterion(s, g, p, square, scale):
@@ -528,24 +536,22 @@ def agreeing(
         wanted: a class for every candidate.
     """
     moves = inverses(posterior)[:, None] * (labels - posterior.predictions)
-    pad = posterior.covariance.pad
-    predictions, moved, classes = pad(posterior.predictions), pad(moves), pad(wanted * 1.0)
+    rows = posterior.predictions, wanted
 
-    return share(posterior) * total(posterior.covariance, _add_flips, predictions, classes, moved)
+    return share(posterior) * total(posterior.covariance, _add_flips, rows, [moves])
 
 
 @jax.jit
 def _add_flips(
     sums: Float[Array, " width"],
-    idx: Int64[Array, " rows"],
     mask: Float[Array, " rows"],
     values: Float[Array, "rows width"],
-    predictions: Float[Array, "width classes"],
-    wanted: Float[Array, " width"],
+    own: Float[Array, "rows classes"],
+    wanted: Int64[Array, " rows"],
     moves: Float[Array, "width classes"],
 ) -> Float[Array, " width"]:
     """A running maximum over the classes; the first of several, as argmax has it."""
-    own, aim = predictions[idx], wanted[idx][:, None]
+    aim = wanted[:, None]
 
     def criterion(s, move):
         def after(k):
@@ -576,8 +582,9 @@ def ev_gp(posterior: Posterior, options: Options) -> Float[np.ndarray, " candida
     """
     refuse_full("ev_gp", posterior)
 
+    squares = total(posterior.covariance, _add_squares, blocks=True)
     # (22) Σ_x S[x,x']² / (s_x' + λ)
-    return share(posterior) * inverses(posterior) * total(posterior.covariance, _add_squares)
+    return share(posterior) * inverses(posterior) * squares
 
 
 def loss_change(posterior: Posterior, options: Options) -> Float[np.ndarray, " candidates"]:
@@ -592,17 +599,16 @@ def loss_change(posterior: Posterior, options: Options) -> Float[np.ndarray, " c
     """
     refuse_full("loss_change", posterior)
     residual = one_hot(posterior.logits) - posterior.predictions
-    own = posterior.covariance.pad(residual)
+    falls = total(posterior.covariance, _add_falls, [residual], [residual])
 
     # (23) −R_x'·(Wᵀd)_x' with d = −R
-    falls = share(posterior) * inverses(posterior) * total(posterior.covariance, _add_falls, own)
+    falls = share(posterior) * inverses(posterior) * falls
     return lowest_if_determined(posterior, falls)
 
 
 @jax.jit
 def _add_squares(
     sums: Float[Array, " width"],
-    idx: Int64[Array, " rows"],
     mask: Float[Array, " rows"],
     values: Float[Array, "rows width"],
 ) -> Float[Array, " width"]:
@@ -612,10 +618,10 @@ def _add_squares(
 @jax.jit
 def _add_falls(
     sums: Float[Array, " width"],
-    idx: Int64[Array, " rows"],
     mask: Float[Array, " rows"],
     values: Float[Array, "rows width"],
+    own: Float[Array, "rows classes"],
     residual: Float[Array, "width classes"],
 ) -> Float[Array, " width"]:
-    pulled = values.T @ (mask[:, None] * residual[idx])
+    pulled = values.T @ (mask[:, None] * own)
     return sums + (pulled * residual).sum(axis=1)

@@ -184,16 +184,12 @@ class Coverage:
     ) -> Float[np.ndarray, " candidates"]:
         """(1/M) Σ_x u(x) [k_σ(x,x') − m(x)]₊ over some rows x, for each of some m with its u."""
         sigma = self.sigma(radius)
-        rate = 0.0 if sigma is None else 2.0 / sigma**2
-        pad = self.before.pad
-        roots, padded = pad(self.roots), [(pad(m), pad(u)) for m, u in terms]
-
-        def add(sums: Array, *tile: Array | np.ndarray) -> Array:
-            for nearest, weights in padded:
-                sums = _add_gains(sums, *tile, roots, nearest, weights, rate)
-            return sums
-
-        return total(rows, add) / len(self.before.sample)
+        rate = None if sigma is None else 2.0 / sigma**2
+        nearest, weights = (np.stack(arrays, axis=1) for arrays in zip(*terms, strict=True))
+        own = self.roots, nearest, weights
+        return total(rows, _add_gains, own, [self.roots], rate, blocks=True) / len(
+            self.before.sample
+        )
 
     def sigma(self, radius: str | float | None) -> float | None:
         """The radius now; None where the kernel itself covers."""
@@ -252,25 +248,27 @@ def _apart(similar: np.ndarray, rounding: float) -> float:
 @jax.jit
 def _add_gains(
     sums: Float[Array, " width"],
-    idx: Int64[Array, " rows"],
     mask: Float[Array, " rows"],
     values: Float[Array, "rows width"],
+    own: Float[Array, " rows"],
+    nearest: Float[Array, "rows terms"],
+    weights: Float[Array, "rows terms"],
     roots: Float[Array, " width"],
-    nearest: Float[Array, " width"],
-    weights: Float[Array, " width"],
-    rate: Float[Array, ""] | float,
+    rate: Float[Array, ""] | float | None,
 ) -> Float[Array, " width"]:
-    """`rate` is 2/σ², or 0 where the kernel itself covers."""
+    """`rate` is 2/σ², or None where the kernel itself covers."""
 
     def cover(similar):
         # (28) k_σ = exp(−(2 − 2k̂)/σ²), or k̂ itself
-        return jnp.where(rate > 0, jnp.exp(rate * (similar - 1)), similar)
+        return similar if rate is None else jnp.exp(rate * (similar - 1))
 
     # (27) k̂(x,x') = k(x,x') / √(k(x,x) k(x',x'))
-    similar = values * roots[idx][:, None] * roots
-    gains = jnp.maximum(cover(similar) - cover(nearest[idx])[:, None], 0.0)
-    # (25) (1/M) Σ_x u(x) [k_σ(x,x') − m(x)]₊
-    return sums + (mask * weights[idx]) @ gains
+    covered, known = cover(values * own[:, None] * roots), cover(nearest)
+    for term in range(nearest.shape[1]):
+        gains = jnp.maximum(covered - known[:, term, None], 0.0)
+        # (25) (1/M) Σ_x u(x) [k_σ(x,x') − m(x)]₊
+        sums = sums + (mask * weights[:, term]) @ gains
+    return sums
 
 
 # Roundings of the kernel by which a gain may be off that is the difference of two.

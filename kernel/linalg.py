@@ -161,7 +161,7 @@ def add_gram(
             update(values[others, ones], block.T, out=values[others, ones])
 
     starts = range(0, count, tile)
-    _in_threads([(i, j) for i in starts for j in starts if j >= i], add)
+    in_threads([(i, j) for i in starts for j in starts if j >= i], add)
 
 
 def add_products(
@@ -175,7 +175,7 @@ def add_products(
     def add(i: int) -> None:
         values[i : i + tile] += rows[i : i + tile] @ others.T
 
-    _in_threads([(i,) for i in range(0, len(rows), tile)], add)
+    in_threads([(i,) for i in range(0, len(rows), tile)], add)
 
 
 def _solve_columns(
@@ -190,7 +190,7 @@ def _solve_columns(
             factor, right[:, own], lower=True, check_finite=False
         )
 
-    _in_threads([(start,) for start in range(0, right.shape[1], TILE)], solve)
+    in_threads([(start,) for start in range(0, right.shape[1], TILE)], solve)
     return solved
 
 
@@ -201,7 +201,8 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def _in_threads(tiles: list[tuple[int, ...]], work: Callable[..., None]) -> None:
+def in_threads(tiles: list[tuple[int, ...]], work: Callable[..., None]) -> None:
+    """Work on every tile, on all cores, each product of matrices on one of them."""
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(cores()) as pool:
         for done in [pool.submit(work, *tile) for tile in tiles]:
             done.result()

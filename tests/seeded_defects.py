@@ -188,8 +188,8 @@ DEFECTS = (
     Defect(
         "coverage-clip",
         "what is covered already is taken off the gain",
-        "jnp.maximum(cover(similar) - cover(nearest[idx])[:, None], 0.0)",
-        "cover(similar) - cover(nearest[idx])[:, None]",
+        "jnp.maximum(covered - known[:, term, None], 0.0)",
+        "covered - known[:, term, None]",
         ("test_a_greedy_batch_and_labels_after_it",),
     ),
     Defect(

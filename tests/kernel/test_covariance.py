@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernel import linalg
-from kernel.covariance import Cross, Features, KernelBlocks
+from kernel import covariance, linalg
+from kernel.covariance import Covariance, Cross, Features, KernelBlocks
 from kernel.criteria import mlmoc
 from kernel.errors import KernelError
 from kernel.linalg import add_gram, padded, subtract_outer, tile_rows
-from kernel.options import REFERENCES
+from kernel.lookahead import acquisition_state
+from kernel.options import REFERENCES, Options
 from kernel.posterior import absorb, posterior, prior
 from tests.kernel_cases import (
     all_forms,
@@ -266,3 +267,38 @@ def test_the_prior_is_the_kernel(form, route, rng):
         if isinstance(consumed.covariance.kept, np.ndarray):
             with pytest.raises(KernelError, match="S has taken the memory of the kernel"):
                 prior(KernelBlocks(given, labelled, 1), consumed.covariance)
+
+
+@pytest.mark.parametrize("criterion", ["mlmoc", "linearised", "emoc", "ev_gp", "uherding"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_blocks_of_s_give_what_its_rows_give(criterion, whole, monkeypatch, rng):
+    """Blocks that end with the candidates and ones that do not, each for both of its orders."""
+    monkeypatch.setattr(covariance, "EDGE", 6)
+    labelled, candidates = 4, 17
+    problem = random_problem(labelled, candidates, 3, rng)
+    features = random_features(labelled + candidates, 30, rng)
+    sample = np.arange(candidates) if whole else rng.permutation(candidates)[:9]
+    options = Options(reference="linearised" if criterion in ("linearised", "emoc") else "network")
+    made = []
+
+    def scores(kernel: Features) -> np.ndarray:
+        seen = posterior(kernel, *problem, sample=sample, keep=False, ridge=0.1)
+        name = "mlmoc" if criterion == "linearised" else criterion
+        state = acquisition_state(name, kernel, seen, options, targets=problem[0])
+        return state.assume(np.array([sample[1]])).scores()
+
+    monkeypatch.setattr(Covariance, "block", _counted(Covariance.block, made))
+    blocks = scores(features)
+    single = scores(Features(np.asarray(features.values, "float32"), "float32"))
+    assert made
+    monkeypatch.setattr(Covariance, "by_blocks", False)
+    np.testing.assert_allclose(blocks, scores(features), rtol=1e-11, atol=1e-12)
+    np.testing.assert_allclose(single, blocks, rtol=1e-3, atol=1e-5 * np.abs(blocks).max())
+
+
+def _counted(block, made):
+    def counting(self, *given):
+        made.append(given)
+        return block(self, *given)
+
+    return counting

@@ -315,13 +315,14 @@ def test_gains_follow_from_those_before_a_pick(criterion, form, rng):
 def test_a_pick_reads_only_rows_that_it_is_nearer_to(rng, monkeypatch):
     seen = many("features streamed", rng)
     seen.scores()
-    read, rows = [], Covariance._rows
+    read, block = [], Covariance.block
 
-    def counted(self, start, places, chosen):
-        read.append(chosen)
-        return rows(self, start, places, chosen)
+    def counted(self, rows, columns):
+        if isinstance(columns, slice):  # else of the pick alone
+            read.append(len(rows))
+        return block(self, rows, columns)
 
-    monkeypatch.setattr(Covariance, "_rows", counted)
+    monkeypatch.setattr(Covariance, "block", counted)
     for _ in range(10):
         after = seen.assume(np.array([int(seen.scores().argmax())]))
         assert sum(read) == len(after.cover.nearer(seen.cover)) < 60

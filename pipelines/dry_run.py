@@ -16,12 +16,13 @@ from kernel.options import CRITERIA, GREEDY, STREAMED
 from kernel.plan import Sizes, plan_query
 from pipelines.config import RunConfig
 from pipelines.core.progress import keep_compiled
-from pipelines.run import build_auxiliary_module, certified_mirror, prepared
+from pipelines.run import build_auxiliary_module, mirrored, prepared
 from pipelines.strategies import needs_mirror
-from pipelines.strategies.base import PROBE
+from pipelines.strategies.base import PROBE, reads_rows
 from pipelines.strategies.infinite import shrink
 from trainer.data import Dataset
 from trainer.networks import parameter_count
+from trainer.predict import to_tensor
 
 
 def dry_run(config: RunConfig, console: Console) -> None:
@@ -58,12 +59,16 @@ def dry_run(config: RunConfig, console: Console) -> None:
     if "infinite" in needs:
         rows |= _infinite_kernel(config, dataset, labelled, candidates)
     if needs_mirror(needs):
+        probe = dataset.normalise(dataset.train_images[:PROBE])
         with console.status("mirroring the network"):
-            probe = dataset.normalise(dataset.train_images[:PROBE])
-            mirror = certified_mirror(network, config.twin, probe)
+            mirror, prefix = mirrored(network, config.twin, probe)
+        if prefix is not None and reads_rows(needs, network, config.train):
+            mirror = prefix.mirror
+            rows["frozen part"] = f"once an image, {prefix.frontier.width:,} numbers kept of each"
+            probe = prefix.rows(to_tensor(probe, network).float()).cpu().numpy()
         if "kernel" in needs:
             with console.status("timing a few gradients"):
-                rows |= _kernel(config, dataset, mirror, labelled, candidates)
+                rows |= _kernel(config, probe[:2], mirror, labelled, candidates)
     if not needs & {"kernel", "infinite"}:
         console.print("No kernel is computed.", highlight=False)
     if rows:
@@ -108,22 +113,21 @@ def _infinite_kernel(
 
 
 def _kernel(
-    config: RunConfig, dataset: Dataset, mirror: Mirror, labelled: int, candidates: int
+    config: RunConfig, images: np.ndarray, mirror: Mirror, labelled: int, candidates: int
 ) -> dict[str, str]:
-    """Passes, seconds and memory of the empirical kernel and its posterior.
+    """Passes, seconds and memory of the empirical kernel and its posterior, from two images.
 
     Raises:
         KernelError: they do not fit in the memory.
     """
     settings = config.kernel
-    images = dataset.normalise(dataset.train_images[:2])
     sample = None if settings.sample is None else min(settings.sample, candidates)
     streamed = config.strategy in STREAMED
     sizes = Sizes(labelled, candidates, sample, streamed)
     image = jax.ShapeDtypeStruct(images.shape[1:], dtype_of(settings.precision))
     # the cost does not depend on the projections drawn
     plan = plan_query(mirror.model(), image, sizes, settings, np.random.default_rng(0))
-    cost = estimate_cost(mirror.model(), np.asarray(images), plan, labelled)
+    cost = estimate_cost(mirror.model(), images, plan, labelled)
     count, passes = len(plan.problem.directions.projections), max(len(plan.passes), 1)
     projections = "1 projection" if count == 1 else f"{count} projections"
     rows = {

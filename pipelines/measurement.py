@@ -7,7 +7,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from pipelines.core import json_io
 from pipelines.core.entries import digest
 from pipelines.core.errors import PipelineError
 from pipelines.core.progress import Advance, Stages, generator
+from pipelines.frontier import FrontierRows
 from pipelines.run import describe, prepared
 from trainer.config import TrainConfig
 from trainer.data import Dataset
@@ -83,6 +84,7 @@ class NetworkTask:
         network: with its initial weights, in eval mode; copies of it are trained.
         labelled: int64 (labelled,), data-set indices.
         labels: int64 (labelled,), the class of each.
+        rows: of the network's frozen prefix, where its tail is measured in its place.
     """
 
     run: RunConfig
@@ -90,9 +92,12 @@ class NetworkTask:
     network: nn.Module
     labelled: np.ndarray
     labels: np.ndarray
+    rows: FrontierRows | None = field(default=None, kw_only=True)
 
     def images_of(self, indices: np.ndarray) -> np.ndarray:
-        """Training images by data-set index, as the network takes them, float32."""
+        """Training images by data-set index, as the network takes them, or their rows, float32."""
+        if self.rows is not None:
+            return self.rows(indices)
         return self.dataset.normalise(self.dataset.train_images[indices])
 
     @cached_property

@@ -4,7 +4,7 @@ Trainings are cached as they are finished: after a kill the same command ends wi
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from rich.console import Console
 from bridge.mirror import Mirror
 from bridge.module import weights_of
 from bridge.parity import certify
+from bridge.prefix import FrozenPrefix
 from kernel.errors import KernelError
 from kernel.model import dtype_of
 from kernel.plan import Sizes, plan_query
@@ -21,12 +22,14 @@ from pipelines.audit import comparison, retraining
 from pipelines.audit.comparison import NO_KERNEL, REFERENCES, RealChange, Row
 from pipelines.audit.config import AuditConfig
 from pipelines.audit.retraining import AuditTask, Prediction, RealOutputs, kernel_name
+from pipelines.core import json_io
 from pipelines.core.progress import Stages, generator, keep_compiled, named_images
 from pipelines.core.record import only_writer
+from pipelines.frontier import FrontierRows, frozen_prefix
 from pipelines.measurement import duration, schedule_seconds
-from pipelines.run import certified_mirror
-from pipelines.strategies.base import PROBE
-from pipelines.strategies.options import KernelConfig
+from pipelines.run import describe, mirrored
+from pipelines.strategies.base import PROBE, trains_rows
+from pipelines.strategies.options import FrozenConfig, KernelConfig
 from trainer.fit import keep_freed_blocks
 from trainer.networks import parameter_count
 from trainer.predict import logits
@@ -104,14 +107,14 @@ def measure(config: AuditConfig, console: Console | None = None) -> Audit:
     # a network that cannot be mirrored, or has no kernel that fits, is refused before training
     with console.status("mirroring the network"):
         mirrors = [
-            certified_mirror(task.network, task.run.twin, task.images_of(task.points[:PROBE]))
+            mirrored(task.network, task.run.twin, task.images_of(task.points[:PROBE]))
             for task in tasks
         ]
-    kernels = [_fitting(*each, config) for each in zip(tasks, mirrors, strict=True)]
+    kernels = [_fitting(task, *made, config) for task, made in zip(tasks, mirrors, strict=True)]
     with only_writer(config.run_folder):
         networks = tuple(
             _audit(task, mirror, config, *fitting, stages)
-            for task, mirror, fitting in zip(tasks, mirrors, kernels, strict=True)
+            for task, (mirror, _), fitting in zip(tasks, mirrors, kernels, strict=True)
         )
     return Audit(config, networks, dict(stages.seconds))
 
@@ -153,7 +156,7 @@ def plan(config: AuditConfig, console: Console) -> int:
 
 
 def _fitting(
-    task: AuditTask, mirror: Mirror, config: AuditConfig
+    task: AuditTask, mirror: Mirror, prefix: FrozenPrefix | None, config: AuditConfig
 ) -> tuple[tuple[KernelConfig, ...], tuple[str, ...]]:
     """The kernels that fit in the memory, and why the others were left out.
 
@@ -161,7 +164,9 @@ def _fitting(
         KernelError: none fits.
     """
     fitting, left_out = [], []
-    shape = task.dataset.image_shape
+    shape: tuple[int, ...] = task.dataset.image_shape
+    if prefix is not None and trains_rows(task.run.train):
+        mirror, shape = prefix.mirror, (prefix.frontier.width,)
     for settings in config.kernels:
         image = jax.ShapeDtypeStruct(shape, dtype_of(settings.precision))
         sizes = Sizes(len(task.labelled), len(task.points))
@@ -187,9 +192,16 @@ def _audit(
     """Train, retrain, predict and compare one network."""
     network, notes = retraining.trained(task, stages)
     mirror = mirror.with_weights(weights_of(network))
+    probe, prefix = task.images_of(task.points[:PROBE]), None
+    if task.run.twin is None and trains_rows(task.run.train):
+        prefix = frozen_prefix(network, mirror, probe)
     with stages("certificate"):
-        probe = task.images_of(task.points[:PROBE])
-        certificate = certify(network, mirror, probe).summary()
+        used = mirror if prefix is None else prefix.mirror
+        certificate = certify(network, used, probe, prefix).summary()
+    if prefix is not None:
+        examples, of = len(task.dataset.train_images), json_io.digest(describe(task.dataset))
+        rows = FrontierRows(prefix, task.images_of, examples, of, FrozenConfig())
+        task, network, mirror = replace(task, rows=rows), prefix.tail, prefix.mirror
     both = np.concatenate([task.labelled, task.points])
     images = task.images_of(both)
     with named_images(both):

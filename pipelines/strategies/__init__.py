@@ -91,6 +91,7 @@ class Method:
             found = self._implementation.look_ahead(context, batch_size, rng, self.name)
         else:
             found = getattr(self._implementation, self.name)(context, batch_size, rng)
+        found = found._replace(diagnostics=found.diagnostics | context.frozen)
         return found if "history" in self.needs else found.with_ties()  # albl draws from batches
 
     @property

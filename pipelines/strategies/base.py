@@ -208,6 +208,12 @@ class QueryContext:
             raise ValueError("this context has no mirror: name the strategy when it is built.")
         return self.certified
 
+    @property
+    def frozen(self) -> dict[str, Any]:
+        """Entry `frozen` of the diagnostics, where images are rows of the frozen prefix."""
+        rows = self.resources.frontier
+        return {} if rows is None or self.images is not rows else {"frozen": rows.summary()}
+
     def get_or_compute(self, name: str, compute: Callable[[], T]) -> T:
         """The result of this name, computed once for network, labelled images and candidates.
 

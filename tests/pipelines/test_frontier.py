@@ -167,17 +167,19 @@ def test_a_full_disk_is_told(network, tmp_path, monkeypatch):
         rows_of(network, Reads(), folder=tmp_path)(np.arange(3))
 
 
-@pytest.mark.parametrize("strategy", ["mlmoc", "uherding", "badge", "dynamical"])
+@pytest.mark.parametrize("strategy", ["mlmoc", "uherding", "dynamical"])
 def test_query_starts_from_rows_and_chooses_the_same(network, strategy):
     """The same picks as of a network whose frozen part was never split."""
     options = QueryOptions(kernel=KernelConfig(precision="float64"))
-    if strategy in ("badge", "dynamical"):
+    if strategy == "dynamical":
         options = QueryOptions()
     found = query(network, IMAGES, LABELLED, 5, strategy, options)
     mirror = trace.mirror(network, IMAGES[:4])  # a mirror that is given is used as it is
     whole = query(network, IMAGES, LABELLED, 5, strategy, options, mirror=mirror)
     assert found.indices.tolist() == whole.indices.tolist()
     np.testing.assert_allclose(found.candidate_scores, whole.candidate_scores, rtol=1e-4, atol=1e-6)
+    assert found.diagnostics["frozen"] == {"width": 24, "dtype": "float32"}
+    assert "frozen" not in whole.diagnostics
     if "certificate" in found.diagnostics:
         assert found.diagnostics["certificate"]["frontier"] == 24
         assert whole.diagnostics["certificate"]["frontier"] == 0

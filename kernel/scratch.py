@@ -32,17 +32,18 @@ _DIGEST = 32
 class Scratch:
     """Parts by name; their file names begin with the key."""
 
-    def __init__(self, folder: Path, key: str):
+    def __init__(self, folder: Path, key: str, *, shared: bool = False):
         """Keep what lies in the folder under the same key, and delete everything else.
 
         Args:
             folder: made if it is not there; its contents belong to this object alone.
             key: of the work, `key_of`.
+            shared: nothing is deleted, for other processes may be writing parts of the same work.
         """
         self._folder, self._key, self._prefix = folder, key, f"{key[:16]}-"
         self._warned = False
         folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.iterdir():
+        for path in () if shared else folder.iterdir():
             if path.is_file() and not path.name.startswith(self._prefix):
                 path.unlink()
 

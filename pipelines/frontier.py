@@ -122,7 +122,7 @@ class FrontierRows:
         self._forget()
         if self._folder is None:
             return
-        self._scratch = Scratch(self._folder / key[:16], key)
+        self._scratch = Scratch(self._folder / key[:16], key, shared=True)
         for name in self._scratch.names("rows-"):
             count = int(name.split("-")[1])
             indices = np.zeros(count, np.int64)

@@ -83,6 +83,15 @@ def test_a_folder_keeps_rows_for_later_runs(network, tmp_path):
     assert again.missing(np.arange(30)) == 10
 
 
+def test_a_folder_is_shared_with_runs_that_are_writing(network, tmp_path):
+    rows_of(network, Reads(), folder=tmp_path)(np.arange(5))
+    (folder,) = tmp_path.iterdir()
+    unfinished = folder / ".rows.0123456789abcdef.new"
+    unfinished.write_bytes(b"half")
+    rows_of(network, Reads(), folder=tmp_path)(np.arange(10))
+    assert unfinished.exists()
+
+
 @pytest.mark.parametrize("what", ["weights", "images", "dtype", "operations"])
 def test_rows_of_another_kind_are_never_used(network, tmp_path, what):
     rows_of(network, Reads(), folder=tmp_path)(np.arange(COUNT))

@@ -149,6 +149,27 @@ DEFECTS = (
         "pass",
         ("test_a_file_is_on_the_disk_before_it_takes_its_place_and_its_name_after",),
     ),
+    Defect(
+        "prefix-has-trained-weights",
+        "what a trainable parameter changes is computed once for all rounds",
+        "if node.name not in moved and not weights & trainable and before <= frozen:",
+        "if node.name not in moved and before <= frozen:",
+        ("test_tail_shares_parameters_and_asks_no_frozen_gradient",),
+    ),
+    Defect(
+        "prefix-not-compared-among-others",
+        "a frozen part that mixes its batch passes",
+        "coupling = _coupled(sites, ours.leaks) or _coupled_prefix(probe, exact, prefix)",
+        "coupling = _coupled(sites, ours.leaks)",
+        ("test_a_prefix_that_mixes_its_batch_is_refused",),
+    ),
+    Defect(
+        "depthwise-channels-swapped",
+        "a depthwise convolution with several outputs a channel takes the channels in turn",
+        "x = jnp.repeat(x, len(weight) // x.shape[1], axis=1)",
+        "x = jnp.concatenate([x] * (len(weight) // x.shape[1]), axis=1)",
+        ("test_a_row_is_torchs_in_values_and_gradients_in_any_batch_and_dtype[conv-depthwise]",),
+    ),
     # kernel
     Defect(
         "absorb-sign",
@@ -228,6 +249,20 @@ DEFECTS = (
         ("test_gram_and_products_are_added",),
     ),
     # pipelines
+    Defect(
+        "rows-of-other-weights",
+        "rows of the frozen part are kept without its weights in their key",
+        "key = key_of((), (self.prefix.digest(), self._of, made_by))",
+        "key = key_of((), (self._of, made_by))",
+        ("test_rows_of_another_kind_are_never_used[weights]",),
+    ),
+    Defect(
+        "rows-not-forgotten",
+        "rows of the frozen part outlive a change of its weights",
+        "        if version == self._version:\n",
+        "        if self._version is not None:\n",
+        ("test_rows_follow_frozen_weights_that_change",),
+    ),
     Defect(
         "seeds-shared",
         "every use of randomness draws the same numbers",

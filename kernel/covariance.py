@@ -21,6 +21,7 @@ from kernel.linalg import (
     LABELLED,
     Matrix,
     add_gram,
+    cached_rows,
     in_threads,
     padded,
     row_blocks,
@@ -101,7 +102,7 @@ def _less(prior, a, idx):
 
 
 def kept_rows(source: Source, sample: Int64[np.ndarray, " sample"]) -> Matrix:
-    """S[sample, :] whole, in float64, from features; rows padded on a device."""
+    """S[sample, :] whole, from features, in their dtype; on a device in float64 and padded."""
     if source.host:
         return _host_kept(source, sample)
     idx = np.zeros(padded(len(sample), CANDIDATES), np.int64)
@@ -112,7 +113,7 @@ def kept_rows(source: Source, sample: Int64[np.ndarray, " sample"]) -> Matrix:
 def _host_kept(source: Source, sample: np.ndarray) -> np.ndarray:
     features, a = np.asarray(source.features), np.asarray(source.a)[: source.used]
     candidates = len(features)
-    kept = np.zeros((len(sample), candidates))
+    kept = np.zeros((len(sample), candidates), features.dtype)
     if np.array_equal(sample, np.arange(candidates)):  # half of the work
         add_gram(kept, features)
         add_gram(kept, a.T, subtract=True)
@@ -175,7 +176,8 @@ class Covariance:
     Attributes:
         sample: rows x over which changes are summed.
         candidates: U, the columns of S.
-        kept: S[sample, :] in float64, padded on a device; None if it is streamed.
+        kept: S[sample, :], on a CPU in the dtype of its features; else in float64, and on a device
+            padded; None if it is streamed.
         source: what it is streamed from, and what columns of other candidates come from.
     """
 
@@ -185,6 +187,7 @@ class Covariance:
     source: Source | None
     _lease: _Lease = field(default_factory=_Lease)
     _updates: int = 0
+    _sums: dict[np.ufunc, np.ndarray] = field(default_factory=dict)
 
     @property
     def width(self) -> int:
@@ -213,6 +216,19 @@ class Covariance:
         if len(a):
             values -= a[:, rows].T @ a[:, columns]
         return values
+
+    def sums_kept(self, function: np.ufunc) -> Float[np.ndarray, " candidates"]:
+        """Sum a function of the entries of every column of S, which is kept on the host.
+
+        What was asked for once is asked for again: `downdated` sums it while rows are in a cache.
+        """
+        self._check()
+        if function not in self._sums:
+            kept, sums = np.asarray(self.kept), np.zeros(self.candidates)
+            for some, room in cached_rows(kept):
+                sums += function(kept[some], out=room).sum(axis=0)
+            self._sums[function] = sums
+        return self._sums[function]
 
     def pad(self, array: Float[np.ndarray, "candidates ..."]) -> Float[Array, "width ..."]:
         """An array with a row for each candidate, made as long as a tile is wide."""
@@ -260,7 +276,7 @@ class Covariance:
         rows = within[idx]
         if self.kept is not None and (rows >= 0).all():
             # S is symmetric; a copy, for S is about to be updated in place
-            return np.array(self.kept[rows])[:, : self.candidates].T
+            return np.array(self.kept[rows], np.float64)[:, : self.candidates].T
         if self.source is None or not self.source.has(idx):
             raise KernelError(
                 f"candidates {idx[rows < 0][:5].tolist()} are outside the reference sample, and "
@@ -293,12 +309,18 @@ class Covariance:
         """S − VVᵀ, in place: this covariance is consumed and refuses to be read again."""
         self._check()
         kept, source = self.kept, self.source
+        sums = {function: np.zeros(self.candidates) for function in self._sums}
+
+        def add(rows: np.ndarray, room: np.ndarray) -> None:
+            for function in sums:
+                sums[function] += function(rows, out=room).sum(axis=0)
+
         if kept is not None:
-            kept = subtract_outer(kept, v[self.sample], v)
+            kept = subtract_outer(kept, v[self.sample], v, add)
         if source is not None:
             source = appended(source, v)
         self._lease.updates += 1
-        return replace(self, kept=kept, source=source, _updates=self._lease.updates)
+        return replace(self, kept=kept, source=source, _updates=self._lease.updates, _sums=sums)
 
     def _check(self) -> None:
         if self._updates != self._lease.updates:

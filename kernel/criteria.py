@@ -77,7 +77,8 @@ class AcquisitionState:
 
 def rebased(posterior: Posterior) -> Posterior:
     """With G in the place of the network's logits: what changes refer to once it is out of date."""
-    return posterior._replace(logits=posterior.predictions, drift=np.zeros_like(posterior.drift))
+    nothing = np.zeros(posterior.drift.shape)
+    return posterior._replace(logits=posterior.predictions, drift=nothing)
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,7 @@ def total(
     rows: Sequence[np.ndarray] = (),
     columns: Sequence[np.ndarray] = (),
     *constants: float | None,
+    alone: np.ufunc | None = None,
     blocks: bool = False,
 ) -> Float[np.ndarray, " candidates"]:
     """Sum `add(sums, mask, values, *rows, *columns, *constants)` over S, one number a candidate.
@@ -201,10 +203,14 @@ def total(
         rows: arrays with a row for each candidate.
         columns: the same.
         constants: numbers.
+        alone: the function that is summed, where it is one of the entries of S alone; it implies
+            `blocks`.
         blocks: S may be made in blocks, in the dtype of its features, where these are on the host:
             of a sum whose terms do not cancel.
     """
-    if blocks and covariance.by_blocks:
+    if alone is not None and isinstance(covariance.kept, np.ndarray):
+        return covariance.sums_kept(alone)
+    if (blocks or alone is not None) and covariance.by_blocks:
         return sum_blocks(covariance, add, rows, columns, constants)
     sums, padded = jnp.zeros(covariance.width), [covariance.pad(array) for array in columns]
     for tile in covariance.tiles():  # each is finished before the next is made
@@ -358,9 +364,10 @@ def mlmoc(posterior: Posterior, reference: str = "network") -> Float[np.ndarray,
     """
     if reference not in REFERENCES:
         raise KernelError(f"unknown reference {reference!r}; known: {', '.join(REFERENCES)}.")
+    residual = -posterior.predictions
     # (5) R = onehot(ŷ) − G
-    residual = one_hot(posterior.logits) - posterior.predictions
-    drift = posterior.drift if reference == "network" else np.zeros_like(posterior.drift)
+    residual[np.arange(len(residual)), posterior.logits.argmax(axis=1)] += 1
+    drift = posterior.drift if reference == "network" else np.zeros(posterior.drift.shape)
     scale = share(posterior)
     if len(posterior.variance) != len(posterior.logits):
         changes = _full_change(
@@ -373,12 +380,12 @@ def mlmoc(posterior: Posterior, reference: str = "network") -> Float[np.ndarray,
         )
         return scale * np.asarray(changes)
     inverse = inverses(posterior)
-    if reference == "network":
+    if drift.any():
         changes = _drifting_changes(posterior.covariance, drift, residual, inverse)
     else:
-        sums = total(posterior.covariance, _add_absolute, blocks=True)
+        sums = total(posterior.covariance, _add_absolute, alone=np.abs)
         # (17) ‖R_x'‖ ‖S[:,x']‖₁ / (s_x' + λ)
-        changes = np.linalg.norm(residual, axis=1) * inverse * sums
+        changes = np.sqrt(np.einsum("xc,xc->x", residual, residual)) * inverse * sums
     return np.where(posterior.determined, 0.0, scale * changes)
 
 
@@ -462,10 +469,10 @@ def emoc(posterior: Posterior, options: Options) -> Float[np.ndarray, " candidat
     p = label_probabilities(posterior.logits, options)
     inverse = inverses(posterior)
     squares = _residual_squares(posterior.predictions)
-    if options.reference == "linearised":
+    if options.reference == "linearised" or not posterior.drift.any():
         # (19) (‖S[:,x']‖₁ / (s_x' + λ)) Σ_c p(c|x') ‖e_c − G_x'‖
         expected = np.einsum("xc,xc->x", p, np.sqrt(squares))
-        sums = total(posterior.covariance, _add_absolute, blocks=True)
+        sums = total(posterior.covariance, _add_absolute, alone=np.abs)
         return share(posterior) * expected * inverse * sums
     columns = posterior.predictions, p, squares, inverse
     changes = total(posterior.covariance, _add_emoc, [posterior.drift], columns)
@@ -582,7 +589,7 @@ def ev_gp(posterior: Posterior, options: Options) -> Float[np.ndarray, " candida
     """
     refuse_full("ev_gp", posterior)
 
-    squares = total(posterior.covariance, _add_squares, blocks=True)
+    squares = total(posterior.covariance, _add_squares, alone=np.square)
     # (22) Σ_x S[x,x']² / (s_x' + λ)
     return share(posterior) * inverses(posterior) * squares
 

@@ -8,7 +8,7 @@ compiled. Which of the two is decided where arrays are placed; from then on thei
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
@@ -27,7 +27,7 @@ LABELLED = 256
 CANDIDATES = 512
 # A tile of rows of S has at most this many entries: 128 MiB of float64.
 _TILE_ENTRIES = 2**24
-# Rows updated at a time on a CPU by an outer product: the product stays in the cache.
+# Rows of S that are updated, or summed up, at a time on a CPU.
 _CACHED_ROWS = 32
 
 Matrix = np.ndarray | Array
@@ -111,9 +111,20 @@ def row_blocks(rows: int, size: int) -> list[tuple[int, int]]:
 
 
 def subtract_outer(
-    matrix: Matrix, left: Float[np.ndarray, "rows rank"], right: Float[np.ndarray, "columns rank"]
+    matrix: Matrix,
+    left: Float[np.ndarray, "rows rank"],
+    right: Float[np.ndarray, "columns rank"],
+    then: Callable[[np.ndarray, np.ndarray], None] = lambda rows, room: None,
 ) -> Matrix:
-    """Matrix − left rightᵀ, in the memory of `matrix`, which is gone afterwards."""
+    """Matrix − left rightᵀ, in the memory of `matrix`, which is gone afterwards.
+
+    Args:
+        matrix: is consumed.
+        left: its rows' factors.
+        right: its columns' factors.
+        then: on the host, called with some rows of the result after another, while they are in a
+            cache, and with room for as many.
+    """
     if not isinstance(matrix, np.ndarray):
         rank = padded(left.shape[1], 8)
         return _subtract_outer(
@@ -121,11 +132,21 @@ def subtract_outer(
             to_device(left, (matrix.shape[0], rank)),
             to_device(right, (matrix.shape[1], rank)),
         )
-    single = left.shape[1] == 1
-    for start, stop in row_blocks(len(matrix), _CACHED_ROWS if single else tile_rows(len(right))):
-        own = left[start:stop]
-        matrix[start:stop] -= own * right.T if single else own @ right.T
+    left, right = left.astype(matrix.dtype, copy=False), right.astype(matrix.dtype, copy=False)
+    across = np.ascontiguousarray(right.T)
+    multiply = np.multiply if left.shape[1] == 1 else np.matmul
+    for some, room in cached_rows(matrix):
+        own = matrix[some]
+        own -= multiply(left[some], across, out=room)
+        then(own, room)
     return matrix
+
+
+def cached_rows(matrix: Float[np.ndarray, "rows columns"]) -> Iterator[tuple[slice, np.ndarray]]:
+    """Some rows after another, each with room for what becomes of them, which stays in a cache."""
+    room = np.empty((min(_CACHED_ROWS, len(matrix)), matrix.shape[1]), matrix.dtype)
+    for start, stop in row_blocks(len(matrix), _CACHED_ROWS):
+        yield slice(start, stop), room[: stop - start]
 
 
 @jax.jit

@@ -296,7 +296,7 @@ class Posterior(NamedTuple):
     """The posterior at the candidates.
 
     For the kind `full`, "rows" are candidate-class pairs and S couples them all; for a
-    scalar-valued kernel rows are candidates. All arrays are float64.
+    scalar-valued kernel rows are candidates. All arrays are float64, but for S made of features.
 
     Attributes:
         covariance: S = K_UU − AᵀA, kept or streamed.
@@ -437,7 +437,8 @@ def posterior_bytes(
         rows = padded(rows, LABELLED)
         columns, chosen = padded(columns, CANDIDATES), padded(chosen, CANDIDATES)
     in_place = host and sample is None and form in ("dense", "full")
-    covariance = 0 if in_place or not keep else chosen * columns * _WIDE * (1 if host else 3)
+    wide = itemsize if host and form == "features" else _WIDE
+    covariance = 0 if in_place or not keep else chosen * columns * wide * (1 if host else 3)
     a = capacity(rows) * columns * (itemsize if form == "features" else _WIDE)
     solving = 4 * rows**2 * _WIDE + 3 * rows * min(columns, SOLVED if host else columns) * _WIDE
     tile = tile_rows(padded(columns, CANDIDATES)) * padded(columns, CANDIDATES) * _WIDE
@@ -533,7 +534,8 @@ def absorb(
     _check_labels(posterior, candidates, label_rows)
     each = len(posterior.variance) // len(posterior.logits)  # rows of one candidate
     rows = (candidates[:, None] * each + np.arange(each)).reshape(-1)
-    residual = (label_rows - posterior.predictions[candidates]).reshape(len(rows), -1)
+    predicted = posterior.logits[candidates] + posterior.drift[candidates]
+    residual = (label_rows - predicted).reshape(len(rows), -1)
     columns = posterior.covariance.columns(rows)
     factor, taken = _open_factor(columns[rows], posterior, rows)
     if not taken.any():

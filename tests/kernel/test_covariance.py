@@ -1,5 +1,7 @@
 """S in every form and on both routes against the dense formula, in float64."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -294,6 +296,37 @@ def test_blocks_of_s_give_what_its_rows_give(criterion, whole, monkeypatch, rng)
     monkeypatch.setattr(Covariance, "by_blocks", False)
     np.testing.assert_allclose(blocks, scores(features), rtol=1e-11, atol=1e-12)
     np.testing.assert_allclose(single, blocks, rtol=1e-3, atol=1e-5 * np.abs(blocks).max())
+
+
+@pytest.mark.parametrize("criterion", ["mlmoc", "ev_gp"])
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_sums_over_a_kept_s_follow_labels(criterion, precision, rng):
+    """One label in the sample, one beside it, and two at once; S in the dtype of its features."""
+    labelled, candidates, classes = 4, 37, 3
+    given = random_features(labelled + candidates, 60, rng)
+    given = Features(np.asarray(given.values, precision), precision)
+    problem = random_problem(labelled, candidates, classes, rng)
+    sample = rng.permutation(candidates)[:33]
+    outside = int(np.setdiff1d(np.arange(candidates), sample)[0])
+    seen = posterior(given, *problem, sample=sample, ridge=0.1)
+    state = acquisition_state(criterion, given, seen, targets=problem[0])
+    state.scores()  # what is summed once is summed as labels are absorbed
+    for chosen in ([int(sample[5])], [outside], sample[:2].tolist()):
+        state = state.absorb(np.array(chosen), np.eye(classes)[: len(chosen)])
+        own = state.posterior.covariance
+        assert own.kept is not None
+        assert own.kept.dtype == precision
+        anew = dataclasses.replace(own, _sums={})
+        scores = state.scores()
+        other = dataclasses.replace(state, posterior=state.posterior._replace(covariance=anew))
+        np.testing.assert_allclose(scores, other.scores(), rtol=1e-6)
+        dense = np.abs(own.dense()).astype("float64") if criterion == "mlmoc" else own.dense() ** 2
+        inverse = 1 / (state.posterior.variance + 0.1)
+        size = np.linalg.norm(
+            np.eye(classes)[state.posterior.logits.argmax(axis=1)] - state.posterior.logits, axis=1
+        )
+        expected = dense.sum(axis=0) * inverse * (size if criterion == "mlmoc" else 1)
+        np.testing.assert_allclose(scores, expected * candidates / 33, rtol=1e-5)
 
 
 def _counted(block, made):

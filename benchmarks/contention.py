@@ -117,7 +117,7 @@ def work(name: str, settings: Settings) -> Callable[[], object]:
     if name == "fit-32":
         return training((3, 32, 32), {"stages": 3, "widen": 2}, 128, -(-settings.steps // 50))
     dataset = data.load("digits", None, download=False)
-    images = dataset.normalise(dataset.train_images)
+    images = dataset.normalise(dataset.train_images[:])
     labels = dataset.train_labels
     arguments = {"stages": 1, "widen": 1}
     network = build("wide_resnet", images.shape[1:], 10, generator(0, "weights"), arguments)

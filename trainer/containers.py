@@ -12,7 +12,9 @@ import os
 import re
 import stat
 import tarfile
+import threading
 import unicodedata
+import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -85,6 +87,75 @@ class Entry(NamedTuple):
     folder: bool
 
 
+class Location(NamedTuple):
+    """Where the content of a file lies.
+
+    Attributes:
+        container: number of the folder or archive.
+        offset: in bytes, of a tar's content or of a zip's entry; 0 in folders.
+        size: bytes there.
+        changed: nanoseconds, when the file, or the archive around it, was changed last.
+        member: name of a zip's entry as it stands there.
+        packed: flags, method, CRC and size when unpacked of a zip's entry.
+    """
+
+    container: int
+    offset: int
+    size: int
+    changed: int
+    member: str = ""
+    packed: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+
+class Contents:
+    """Files of a tree by location, from any thread; holds no list of them."""
+
+    def __init__(self, path: Path, containers: "Sequence[_Folder | _Archive]"):
+        """Nothing is opened yet."""
+        self.path, self._containers = path, containers
+        self._lock, self._handles = threading.Lock(), dict[int, Any]()
+
+    def name(self, parts: Parts) -> str:
+        """A path inside, as an error gives it."""
+        return "/".join([str(self.path), *parts])
+
+    def open(self, parts: Parts, location: Location) -> io.BytesIO:
+        """The content of a file.
+
+        Raises:
+            DataError: it cannot be read, is gone, or was changed since it was located.
+        """
+        container = self._containers[location.container]
+        if isinstance(container, _Folder):
+            file = container.path.joinpath(*parts)
+            with reading(file), file.open("rb") as stream:
+                self._check(parts, location, os.fstat(stream.fileno()), whole=True)
+                return io.BytesIO(stream.read())
+        with reading(container.path):
+            self._check(parts, location, os.stat(container.path), whole=False)
+        with _sound(container.path):
+            return io.BytesIO(container.content(self._handle(location.container), location))
+
+    def _check(
+        self, parts: Parts, location: Location, found: os.stat_result, *, whole: bool
+    ) -> None:
+        if found.st_mtime_ns != location.changed or (whole and found.st_size != location.size):
+            raise DataError(
+                f"{self.name(parts)} was changed after the images were listed. Run again when "
+                f"{self.path} no longer changes."
+            )
+
+    def _handle(self, number: int) -> Any:
+        """An archive, opened once for all threads."""
+        with self._lock:
+            if number not in self._handles:
+                container = self._containers[number]
+                assert isinstance(container, _Archive)
+                handle = self._handles[number] = container.opened()
+                weakref.finalize(self, handle.close)
+            return self._handles[number]
+
+
 class FileTree:
     """Folders and images of a folder or archive, listed once.
 
@@ -116,6 +187,27 @@ class FileTree:
     def name(self, parts: Parts) -> str:
         """A path inside, as an error gives it."""
         return "/".join([str(self.path), *parts])
+
+    @property
+    def contents(self) -> Contents:
+        """Opens single files; keeps no list of them."""
+        return Contents(self.path, self._containers)
+
+    def locations(self, files: Sequence[Parts]) -> list[Location] | None:
+        """Where the content of each file lies; None if some cannot be read at random.
+
+        Raises:
+            DataError: a file is gone, or an archive cannot be read.
+        """
+        found: dict[tuple[int, Any], Location] = {}
+        sources = [self._sources[parts] for parts in files]
+        for number, container in enumerate(self._containers):
+            wanted = {source for of, source in sources if of == number}
+            for source, place in container.places(wanted):
+                if place is None:
+                    return None
+                found[number, source] = place._replace(container=number)
+        return [found[source] for source in sources]
 
     def read(self, files: Sequence[Parts]) -> Iterator[tuple[int, Stream]]:
         """Position in `files` and content of each, in the order in which they lie.
@@ -186,11 +278,11 @@ class _Folder:
     """A folder on the disk; a file's source is its path."""
 
     def __init__(self, path: Path, without: frozenset[str] = frozenset()) -> None:
-        self._path, self._without = path, without
+        self.path, self._without = path, without
 
     def list(self) -> Iterator[tuple[Parts, Path | None]]:
         """Path inside and source of each file, None of each folder."""
-        return self._walk(self._path, (), (self._path.resolve(),))
+        return self._walk(self.path, (), (self.path.resolve(),))
 
     def _walk(
         self, folder: Path, parts: Parts, around: tuple[Path, ...]
@@ -200,7 +292,7 @@ class _Folder:
                 inside = (*parts, item.name)
                 if _passed_over(item.name) or (not parts and item.name in self._without):
                     continue
-                _check_name(self._path, item.name)
+                _check_name(self.path, item.name)
                 if item.is_dir():
                     real = around[-1] / item.name
                     if item.is_symlink():
@@ -225,6 +317,13 @@ class _Folder:
             with stream:
                 yield path, stream
 
+    def places(self, wanted: set[Path]) -> Iterator[tuple[Path, Location | None]]:
+        """Source and location of each wanted file."""
+        for path in wanted:
+            with reading(path):
+                found = path.stat()
+            yield path, Location(0, 0, found.st_size, found.st_mtime_ns)
+
 
 class _Member(NamedTuple):
     """An entry of an archive, as it stands there.
@@ -235,6 +334,7 @@ class _Member(NamedTuple):
         size: bytes of content that it declares.
         target: of a link.
         content: reads it, until the next member is asked for.
+        place: of the content in the archive; None where it cannot be read at random.
     """
 
     name: str
@@ -242,6 +342,7 @@ class _Member(NamedTuple):
     size: int
     target: str
     content: Callable[[], bytes]
+    place: Location | None = None
 
 
 class _Link(NamedTuple):
@@ -261,14 +362,14 @@ class _Archive:
         mount: Parts,
         members: Callable[[Path], Iterator[_Member]],
     ) -> None:
-        self._path, self._mount, self._members = path, mount, members
+        self.path, self._mount, self._members = path, mount, members
 
     def list(self) -> Iterator[tuple[Parts, tuple[int, str] | None]]:
         """Path inside and source of each file, None of each folder."""
         root: dict[str, _Node] = {}
         sizes: list[tuple[str, int]] = []
-        with _sound(self._path):
-            for member in self._members(self._path):
+        with _sound(self.path):
+            for member in self._members(self.path):
                 self._add(root, member, len(sizes))
                 sizes.append((member.name, member.size))
         for count, (path, node) in enumerate(self._walk((root,), (), frozenset())):
@@ -308,7 +409,7 @@ class _Archive:
         if is_folder or (hidden and member.kind == "other"):
             return
         if not hidden:
-            _check_name(self._path, member.name)
+            _check_name(self.path, member.name)
             if member.kind == "other":
                 raise self._refused(member.name, "is no file but a device, a pipe or the like")
             if not parts or parts[-1] in folder:
@@ -375,8 +476,8 @@ class _Archive:
     def read(self, wanted: set[tuple[int, str]]) -> Iterator[tuple[tuple[int, str], Stream]]:
         """Source and content of each wanted file."""
         left = len(wanted)
-        with _sound(self._path):
-            for number, member in enumerate(self._members(self._path) if left else ()):
+        with _sound(self.path):
+            for number, member in enumerate(self._members(self.path) if left else ()):
                 source = number, member.name
                 if source in wanted:
                     yield source, io.BytesIO(member.content())
@@ -384,11 +485,44 @@ class _Archive:
                     if not left:
                         return
 
+    def places(
+        self, wanted: set[tuple[int, str]]
+    ) -> Iterator[tuple[tuple[int, str], Location | None]]:
+        """Source and location of each wanted file."""
+        if not wanted:
+            return
+        with _sound(self.path):
+            changed = os.stat(self.path).st_mtime_ns
+            for number, member in enumerate(self._members(self.path)):
+                if (number, member.name) in wanted:
+                    place = member.place
+                    yield (number, member.name), place and place._replace(changed=changed)
+
+    def opened(self) -> "zipfile.ZipFile | io.BufferedReader":
+        """A zip without the list of its entries, or a tar as a plain file."""
+        with _sound(self.path):
+            if self._members is not _zip_members:
+                return self.path.open("rb")
+            archive = zipfile.ZipFile(self.path)
+        archive.filelist.clear()
+        archive.NameToInfo.clear()
+        return archive
+
+    def content(self, handle: Any, location: Location) -> bytes:
+        """The content at a location of an archive that `opened` gave."""
+        if not isinstance(handle, zipfile.ZipFile):
+            return os.pread(handle.fileno(), location.size, location.offset)
+        entry = zipfile.ZipInfo(location.member)
+        entry.orig_filename, entry.header_offset = location.member, location.offset
+        entry.flag_bits, entry.compress_type, entry.CRC, entry.file_size = location.packed
+        entry.compress_size = location.size
+        return _unzipped(handle, entry)
+
     def _refused(self, name: str, fault: str, remedy: str = "") -> DataError:
         remedy = (
             remedy or "Unpack the archive, put that right, and make it again or give the folder"
         )
-        return DataError(f"{self._path}: the entry {name!r} {fault}. {remedy}.")
+        return DataError(f"{self.path}: the entry {name!r} {fault}. {remedy}.")
 
 
 def _check_name(path: Path, name: str) -> None:
@@ -416,6 +550,14 @@ def _zip_members(path: Path) -> Iterator[_Member]:
                 entry.file_size,
                 os.fsdecode(_unzipped(archive, entry)) if link else "",
                 lambda entry=entry: _unzipped(archive, entry),
+                Location(
+                    container=0,
+                    offset=entry.header_offset,
+                    size=entry.compress_size,
+                    changed=0,
+                    member=entry.orig_filename,
+                    packed=(entry.flag_bits, entry.compress_type, entry.CRC, entry.file_size),
+                ),
             )
 
 
@@ -448,6 +590,7 @@ def _tar_members(path: Path) -> Iterator[_Member]:
     kinds = {tarfile.DIRTYPE: "folder", tarfile.SYMTYPE: "link", tarfile.LNKTYPE: "hard link"}
     kinds |= dict.fromkeys((tarfile.GNUTYPE_SPARSE, *tarfile.REGULAR_TYPES), "file")
     with tarfile.open(path, tarinfo=_TarInfo) as archive:
+        plain = isinstance(archive.fileobj, io.BufferedReader)  # not compressed
         for entry in archive:
             yield _Member(
                 entry.name,
@@ -455,6 +598,9 @@ def _tar_members(path: Path) -> Iterator[_Member]:
                 entry.size,
                 entry.linkname,
                 lambda entry=entry: _untarred(archive, entry),
+                Location(0, entry.offset_data, entry.size, 0)
+                if plain and not entry.issparse()
+                else None,
             )
         # tarfile takes a tar cut between two files for whole: look for the zeros that end it
         if archive.fileobj is None:

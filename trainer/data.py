@@ -29,9 +29,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from trainer.containers import SPLITS, FileTree, reading
-from trainer.dataset import Dataset, Split, assemble, moments, stratified_split
+from trainer.dataset import Dataset, Pixels, Split, assemble, moments, stratified_split
+from trainer.disk_images import DiskImages, images_of, list_items
 from trainer.errors import DataError, lookup
-from trainer.image_files import read_pixels, resize
+from trainer.image_files import resize
 from trainer.images import DEFAULT_SIZE, read_images
 
 _DOWNLOAD_FAILURES = (
@@ -166,9 +167,10 @@ _TEST_SHARE = 0.2
 _DIGITS = tuple(map(str, range(10)))
 
 
-def _split(images: np.ndarray, labels: np.ndarray, seed: int) -> tuple[Split, Split]:
+def _split(images: Pixels, labels: np.ndarray, seed: int) -> tuple[Split, Split]:
     train, test = stratified_split(labels, _TEST_SHARE, np.random.default_rng(seed))
-    return (images[train], labels[train]), (images[test], labels[test])
+    taken = images.take if isinstance(images, DiskImages) else images.__getitem__
+    return (taken(train), labels[train]), (taken(test), labels[test])
 
 
 def read_digits(data_dir: Path | None, image_size: int | None, download: bool) -> Dataset:
@@ -333,7 +335,8 @@ def read_caltech101(data_dir: Path | None, image_size: int | None, download: boo
         )
     class_names, labels = np.unique([parts[-2] for parts in images], return_inverse=True)
     size = DEFAULT_SIZE if image_size is None else image_size
-    train, test = _split(read_pixels(tree, images, size, size, 3), labels, seed=101)
+    _, table = list_items(tree, images)
+    train, test = _split(images_of(tree, images, table, (3, size, size)), labels, seed=101)
     return assemble("caltech101", train, test, class_names.tolist(), flip=True)
 
 
@@ -392,6 +395,8 @@ def load(
     dataset = read(None if data_dir is None else Path(data_dir).expanduser(), image_size, download)
     if image_size is None or dataset.image_shape[1:] == (image_size, image_size):
         return dataset
-    train, test = (resize(part, image_size) for part in (dataset.train_images, dataset.test_images))
+    train, test = (
+        resize(part[:], image_size) for part in (dataset.train_images, dataset.test_images)
+    )
     mean, std = moments(train)
     return replace(dataset, train_images=train, test_images=test, mean=mean, std=std)

@@ -6,28 +6,32 @@ images, counted exactly.
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32, Int64, Shaped, UInt8
 
+from trainer.disk_images import DiskImages
 from trainer.errors import DataError, some
 
-Split = tuple[np.ndarray, np.ndarray]  # images, labels
+Pixels = np.ndarray | DiskImages  # uint8, (examples, channels, height, width)
+Split = tuple[Pixels, np.ndarray]  # images, labels
 
 UNLABELLED = -1  # instead of a class, where nobody has named it yet
 
-_CHUNK = 4096  # examples counted at a time: bincount makes an int64 copy of what it counts
+_CHUNK_BYTES = 2**24  # of pixels counted at a time: bincount makes an int64 copy of them
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set for classification, in memory.
+    """A data set for classification.
 
     Attributes:
         name: such as `mnist`.
-        train_images: the pool that is labelled image by image, uint8, NCHW.
+        train_images: the pool that is labelled image by image, uint8, NCHW; an array, or images
+            that stay on disk and are decoded where they are read.
         train_labels: class of each train image, 0 to classes-1.
         test_images: never queried, same size and channels.
         test_labels: class of each test image.
@@ -44,9 +48,9 @@ class Dataset:
     """
 
     name: str
-    train_images: UInt8[np.ndarray, "examples channels height width"]
+    train_images: UInt8[np.ndarray, "examples channels height width"] | DiskImages
     train_labels: Int64[np.ndarray, " examples"]
-    test_images: UInt8[np.ndarray, "tests channels height width"]
+    test_images: UInt8[np.ndarray, "tests channels height width"] | DiskImages
     test_labels: Int64[np.ndarray, " tests"]
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
@@ -89,9 +93,10 @@ class Dataset:
         """Digests of all that a result depends on, beside the names of the classes."""
         digests = {}
         for name in ("train_images", "train_labels", "test_images", "test_labels"):
-            array = np.ascontiguousarray(getattr(self, name))
+            array = getattr(self, name)
             digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
-            digest.update(array.data)
+            on_disk = isinstance(array, DiskImages)
+            digest.update(array.digest() if on_disk else np.ascontiguousarray(array).data)
             digests[name] = f"sha256:{digest.hexdigest()[:16]}"
         normalisation = hashlib.sha256(json.dumps([self.mean, self.std]).encode())
         return {**digests, "normalisation": f"sha256:{normalisation.hexdigest()[:16]}"}
@@ -163,7 +168,7 @@ def assemble(
 
 
 def moments(
-    images: UInt8[np.ndarray, "examples channels height width"],
+    images: UInt8[np.ndarray, "examples channels height width"] | DiskImages,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, pixels in [0, 1], from exact counts.
 
@@ -171,8 +176,9 @@ def moments(
     """
     channels = images.shape[1]
     counts = np.zeros((channels, 256))
-    for start in range(0, len(images), _CHUNK):
-        chunk = images[start : start + _CHUNK]
+    each = max(1, _CHUNK_BYTES // max(1, math.prod(images.shape[1:])))
+    for start in range(0, len(images), each):
+        chunk = images[start : start + each]
         for channel in range(channels):
             counts[channel] += np.bincount(chunk[:, channel].ravel(), minlength=256)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -221,7 +227,7 @@ def _check(
 
 
 def _check_split(
-    what: str, images: np.ndarray, labels: np.ndarray, classes: int, least: int = 0
+    what: str, images: Pixels, labels: np.ndarray, classes: int, least: int = 0
 ) -> None:
     if len(images) == 0:
         raise DataError(f"{what} has no images; at least one is needed.")

@@ -88,6 +88,19 @@ def decode(
         return _fit(plain, height, width)
 
 
+def read_whole(stream: Stream, name: str, longest: int) -> UInt8[np.ndarray, "3 height width"]:
+    """An image as it is, RGB and upright, reduced so that no side is longer than `longest` pixels.
+
+    Raises:
+        DataError: as `decode`.
+    """
+    with _named(name), Image.open(stream) as image:
+        image.draft(None, (2 * longest, 2 * longest))
+        picture = _to_mode(ImageOps.exif_transpose(image), "RGB")
+        picture.thumbnail((longest, longest), Image.Resampling.BILINEAR)
+        return np.asarray(picture).transpose(2, 0, 1)
+
+
 def resize(
     images: UInt8[np.ndarray, "examples channels height width"], size: int
 ) -> UInt8[np.ndarray, "examples channels size size"]:
@@ -103,7 +116,7 @@ def resize(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence Pillow's remarks on odd metadata and on images that are large but not refused."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -173,7 +186,7 @@ def read_headers(tree: FileTree, files: Sequence[Parts]) -> tuple[Header, ...]:
         DataError: a file is no image; the message names it.
     """
     headers: dict[int, Header] = {}
-    with _quiet():
+    with quiet():
         for position, stream in tree.read(files):
             headers[position] = read_header(stream, tree.name(files[position]))
     return tuple(headers[position] for position in range(len(files)))
@@ -195,7 +208,7 @@ def read_pixels(
         DataError: an image is corrupt; the message names it.
     """
     result = np.empty((len(files), channels, height, width), np.uint8)
-    with _quiet():
+    with quiet():
         for position, stream in tree.read(files):
             name = tree.name(files[position])
             result[position] = decode(stream, name, height, width, channels)

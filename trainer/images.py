@@ -14,8 +14,9 @@ import numpy as np
 
 from trainer.containers import SPLITS, UNLABELLED_FOLDERS, FileTree, Parts, composed
 from trainer.dataset import UNLABELLED, Dataset, assemble
+from trainer.disk_images import images_of, list_items
 from trainer.errors import DataError, some
-from trainer.image_files import Header, read_headers, read_pixels
+from trainer.image_files import Header
 
 DEFAULT_SIZE = 64
 LARGEST_KEPT = 256
@@ -104,17 +105,19 @@ def _assembled(
 ) -> Dataset:
     """The data set of these images; not complete if one has no class."""
     files = [image.parts for image in images]
-    headers = read_headers(tree, files)
+    headers, table = list_items(tree, files)
     height, width = _choose_size(headers, image_size)
     channels = 1 if all(header.grayscale for header in headers) else 3
-    pixels = read_pixels(tree, files, height, width, channels)
+    pixels = images_of(tree, files, table, (channels, height, width))
     index = {name: label for label, name in enumerate(class_names)} | {None: UNLABELLED}
     labels = np.array([index[image.name] for image in images], np.int64)
+    if not table.random:
+        remarks = [*remarks, "a compressed tar cannot be read at random: its images are in memory."]
     train = np.array([image.train for image in images], bool)
     return assemble(
         "images",
-        (pixels[train], labels[train]),
-        (pixels[~train], labels[~train]),
+        (pixels.take(np.flatnonzero(train)), labels[train]),
+        (pixels.take(np.flatnonzero(~train)), labels[~train]),
         class_names,
         flip=False,
         complete=UNLABELLED not in labels,

@@ -23,6 +23,7 @@ from rich.text import Text
 
 from trainer.containers import composed
 from trainer.dataset import UNLABELLED
+from trainer.disk_images import DiskImages
 from trainer.errors import DataError, some
 
 
@@ -211,7 +212,8 @@ class PersonOracle:
     """Labels typed by a person at the terminal.
 
     Attributes:
-        images: of the whole data set, as they are before normalisation.
+        images: of the whole data set, as they are before normalisation; those on disk are shown by
+            name, as their files have them.
         class_names: in the order of the labels.
         file: where the image in question is written, as PNG; replaced with each question.
         console: where it is shown; in coloured characters if it is a terminal with colours.
@@ -219,7 +221,7 @@ class PersonOracle:
         write: replaces a file atomically.
     """
 
-    images: UInt8[np.ndarray, "examples channels height width"]
+    images: UInt8[np.ndarray, "examples channels height width"] | DiskImages
     class_names: Sequence[str]
     file: Path
     console: Console
@@ -252,13 +254,16 @@ class PersonOracle:
             self._help()
 
     def _show(self, index: int, heading: str) -> None:
-        self.write(self.file, as_png(self.images[index]))
+        image, name = self.images[index], f"image {index}"
+        if isinstance(self.images, DiskImages):
+            image, name = self.images.original(index, LARGE), self.images.name(index)
+        self.write(self.file, as_png(image))
         self.console.print(escape(heading), style="bold", highlight=False)
         if self.console.is_terminal and self.console.color_system is not None:
             columns = min(_WIDEST, self.console.width)
-            self.console.print(as_blocks(self.images[index], columns, _HIGHEST), end="")
+            self.console.print(as_blocks(image, columns, _HIGHEST), end="")
         self.console.print(
-            f"image {index}: {self.file}",
+            f"{name}: {self.file}",
             style="dim",
             markup=False,
             highlight=False,

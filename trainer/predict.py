@@ -40,7 +40,7 @@ class Images(Protocol):
 class Piecewise:
     """Images made when they are read, and not kept."""
 
-    def __init__(self, make: Callable[[np.ndarray], np.ndarray], of: np.ndarray):
+    def __init__(self, make: Callable[[np.ndarray], np.ndarray], of: Images):
         """Nothing is made yet.
 
         Args:

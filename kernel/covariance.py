@@ -371,24 +371,27 @@ def sum_blocks(
     sample, count, symmetric = covariance.sample, covariance.candidates, covariance.whole
     assert covariance.source is not None
     dtype = covariance.source.a.dtype
-    across, down = row_blocks(count, EDGE), row_blocks(len(sample), EDGE)
+    # a few rows are a few shapes of blocks, so that not many are compiled
+    few = [size for size in (EDGE // 12, EDGE // 4) if len(sample) <= size and not symmetric]
+    height = min([EDGE, *few])
+    across, down = row_blocks(count, EDGE), row_blocks(len(sample), height)
     # what each row of blocks adds: summed in one order, whichever thread was first
     parts = np.zeros((len(down), len(across), EDGE))
     nothing = np.zeros(EDGE, dtype)
 
-    def filled(arrays: Sequence[np.ndarray], own: Chosen) -> list[np.ndarray]:
-        return [_filled(array[own], (EDGE, *array.shape[1:]), dtype) for array in arrays]
+    def filled(arrays: Sequence[np.ndarray], own: Chosen, size: int) -> list[np.ndarray]:
+        return [_filled(array[own], (size, *array.shape[1:]), dtype) for array in arrays]
 
     def work(i: int, j: int) -> None:
         others = slice(*across[j])
         own = slice(*down[i]) if symmetric else sample[slice(*down[i])]
-        values = _filled(covariance.block(own, others), (EDGE, EDGE), dtype)
-        mask = _filled(np.ones(down[i][1] - down[i][0]), (EDGE,), dtype)
-        given = *filled(rows, own), *filled(columns, others), *constants
+        values = _filled(covariance.block(own, others), (height, EDGE), dtype)
+        mask = _filled(np.ones(down[i][1] - down[i][0]), (height,), dtype)
+        given = *filled(rows, own, height), *filled(columns, others, EDGE), *constants
         parts[i, j] = _added(add, nothing, mask, values, *given)
         if symmetric and i != j:
             mask = _filled(np.ones(others.stop - others.start), (EDGE,), dtype)
-            given = *filled(rows, others), *filled(columns, own), *constants
+            given = *filled(rows, others, EDGE), *filled(columns, own, EDGE), *constants
             parts[j, i] = _turned(add, nothing, mask, values, *given)
 
     first = lambda i: i if symmetric else 0

@@ -10,7 +10,7 @@ compiled. Which of the two is decided where arrays are placed; from then on thei
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 from jaxtyping import Array, Float
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from kernel import x64  # noqa: F401
 
@@ -224,6 +224,12 @@ def cores() -> int:
 
 def in_threads(tiles: list[tuple[int, ...]], work: Callable[..., None]) -> None:
     """Work on every tile, on all cores, each product of matrices on one of them."""
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(cores()) as pool:
+    with _libraries().limit(limits=1, user_api="blas"), ThreadPoolExecutor(cores()) as pool:
         for done in [pool.submit(work, *tile) for tile in tiles]:
             done.result()
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    """NumPy's and SciPy's BLAS, which are loaded by now; looking for them takes milliseconds."""
+    return ThreadpoolController()

@@ -28,7 +28,7 @@ from kernel.jacobian import (
     sketch_gradients,
     tile_images,
 )
-from kernel.model import Model, require_rng
+from kernel.model import Images, Model, require_rng
 from kernel.param_groups import Block
 from kernel.plan import Pass, Plan, Progress, Report, threads_of
 from kernel.scratch import Scratch, load_sums, save_sums
@@ -137,7 +137,7 @@ class Sketches(NamedTuple):
 
 def sketches(
     model: Model,
-    images: Float[np.ndarray, "examples ..."],
+    images: Images,
     plan: Plan,
     rng: np.random.Generator | None,
     report: Report | None,
@@ -297,7 +297,7 @@ def _cut(factors: KroneckerFactors, start: int, tile: int) -> KroneckerFactors:
 
 def contract(
     model: Model,
-    images: Float[np.ndarray, "examples ..."],
+    images: Images,
     plan: Plan,
     progress: Progress,
     scratch: Scratch | None,
@@ -372,7 +372,7 @@ class _HostPass(NamedTuple):
     """One pass of a plan."""
 
     model: Model
-    images: np.ndarray
+    images: Images
     plan: Plan
     number: int
     progress: Progress

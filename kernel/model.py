@@ -1,7 +1,7 @@
 """A network as a pure function, and the kinds of kernel as projections of its logits."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -14,6 +14,72 @@ from kernel.options import KINDS, PROBES, Precision
 Params = PyTree[Float[Array, "..."]]
 Frozen = PyTree[Array]
 Function = Callable[[Params, Frozen, Array], Array]
+
+
+@runtime_checkable
+class Piecewise(Protocol):
+    """Images that are made when they are read, as an array of them would be."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of all of them, (examples, ...)."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of what is read."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of images."""
+        ...
+
+    def __getitem__(self, some: Any, /) -> np.ndarray:
+        """Those at a slice or an array of positions."""
+        ...
+
+
+Images = Float[np.ndarray, "examples ..."] | Piecewise
+
+
+class Selection:
+    """Images in an order and a dtype, which are made when they are read.
+
+    Attributes:
+        dtype: of what is read.
+    """
+
+    def __init__(self, images: Images, order: np.ndarray, dtype: str):
+        """Nothing is read yet.
+
+        Args:
+            images: from which they are taken.
+            order: positions among them.
+            dtype: of what is read.
+        """
+        self._images, self._order, self.dtype = images, order, np.dtype(dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of all of them, (examples, ...)."""
+        return (len(self._order), *self._images.shape[1:])
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._order)
+
+    def __getitem__(self, some: Any, /) -> np.ndarray:
+        """Those at a slice or an array of positions, or one at a position."""
+        positions = self._order[some]
+        found = np.asarray(self._images[np.atleast_1d(positions)], self.dtype)
+        return found if np.ndim(positions) else found[0]
+
+
+def selection(images: Images, order: np.ndarray | None, dtype: str) -> Images:
+    """Images in an order and a dtype: an array of an array, else read piece by piece."""
+    if isinstance(images, np.ndarray):
+        return np.asarray(images if order is None else images[order], dtype)
+    return Selection(images, np.arange(len(images)) if order is None else order, dtype)
 
 
 class Model(NamedTuple):

@@ -18,7 +18,7 @@ from kernel.contract import Sketches, contract, sketches
 from kernel.covariance import AnyKernel, Cross, Features, Kernel
 from kernel.errors import KernelError
 from kernel.linalg import Matrix, add_gram, on_host
-from kernel.model import Model, dtype_of, matmul_precision
+from kernel.model import Images, Model, dtype_of, matmul_precision, selection
 from kernel.options import Precision, Request
 from kernel.plan import Plan, Progress, Report, Sizes, cast, plan_kernel, plan_query
 from kernel.scratch import Scratch, key_of
@@ -33,7 +33,7 @@ TF32_IMAGES = 64
 
 def empirical_ntk(
     model: Model,
-    images: Float[np.ndarray, "examples ..."],
+    images: Images,
     request: Request | None = None,
     *,
     rng: np.random.Generator | None = None,
@@ -68,7 +68,7 @@ def empirical_ntk(
 
 def query_kernel(
     model: Model,
-    images: Float[np.ndarray, "examples ..."],
+    images: Images,
     labelled: int,
     request: Request,
     *,
@@ -106,7 +106,7 @@ def query_kernel(
 
 def compute_kernel(
     model: Model,
-    images: Float[np.ndarray, "examples ..."],
+    images: Images,
     plan: Plan,
     *,
     sample: Int64[np.ndarray, " sample"] | None = None,
@@ -167,10 +167,11 @@ def _whole(model, images, plan: Plan, rng, progress, scratch: Scratch | None) ->
     return Kernel(values, plan.request.precision)
 
 
-def _of_head(model: Model, images: np.ndarray, plan: Plan, head: LinearHead) -> Matrix:
+def _of_head(model: Model, images: Images, plan: Plan, head: LinearHead) -> Matrix:
     """Features of a network that is one linear layer, on the default device."""
     projections, scale, _ = plan.problem.directions
-    features = head.features(_typed(images, plan), float(scale * (projections**2).sum()) ** 0.5)
+    rows = np.asarray(images[:], dtype_of(plan.request.precision))
+    features = head.features(rows, float(scale * (projections**2).sum()) ** 0.5)
     finite = np.asarray(np.isfinite(features).all(axis=1))
     check_gradients(model, images, np.arange(len(images)), finite, projections)
     return features if on_host() else jnp.asarray(features)
@@ -181,7 +182,7 @@ def _cross(model, images, plan: Plan, sample, progress, scratch: Scratch | None)
     labelled, scale = plan.problem.anchors - len(sample), plan.problem.directions.scale
     anchors = np.concatenate([np.arange(labelled), labelled + sample])
     order = np.concatenate([anchors, np.setdiff1d(np.arange(len(images)), anchors)])
-    values, others = _contracted(model, images[order], plan, progress, scratch)
+    values, others = _contracted(model, images, plan, progress, scratch, order)
     diagonal = np.concatenate([values.diagonal(), others[:, 0, 0]]) * scale
     back = np.argsort(order)
     precision = plan.request.precision
@@ -189,11 +190,19 @@ def _cross(model, images, plan: Plan, sample, progress, scratch: Scratch | None)
 
 
 def _contracted(
-    model: Model, images: np.ndarray, plan: Plan, report: Report | None, scratch: Scratch | None
+    model: Model,
+    images: Images,
+    plan: Plan,
+    report: Report | None,
+    scratch: Scratch | None,
+    order: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All passes of the plan, on the devices asked for; the anchors come first."""
+    """All passes of the plan, on the devices asked for; the anchors come first in the order."""
     matmul_precision(plan.request.precision)  # refused before anything is computed
-    model, typed = cast(model, plan.request.precision), _typed(images, plan)
+    model, typed = (
+        cast(model, plan.request.precision),
+        selection(images, order, dtype_of(plan.request.precision)),
+    )
     progress, devices = Progress(plan, report), plan.request.devices
     if _one_cpu(devices):
         return contract(model, typed, plan, progress, scratch)
@@ -202,7 +211,7 @@ def _contracted(
 
 def _sketched(
     model: Model,
-    images: np.ndarray,
+    images: Images,
     plan: Plan,
     rng: np.random.Generator | None,
     report: Report | None,
@@ -214,7 +223,10 @@ def _sketched(
             "TF32 is for products between whole gradients, and a sketch has none: use float32 "
             "with a sketch."
         )
-    model, typed = cast(model, plan.request.precision), _typed(images, plan)
+    model, typed = (
+        cast(model, plan.request.precision),
+        selection(images, None, dtype_of(plan.request.precision)),
+    )
     devices = plan.request.devices
     if _one_cpu(devices):
         return sketches(model, typed, plan, rng, report, scratch)
@@ -225,10 +237,6 @@ def _one_cpu(devices: int | None) -> bool:
     """Whether one CPU computes, for which NumPy's products are the faster ones."""
     count = jax.device_count() if devices is None else devices
     return on_host() and count == 1 and jax.process_count() == 1
-
-
-def _typed(images: np.ndarray, plan: Plan) -> np.ndarray:
-    return np.asarray(images, dtype_of(plan.request.precision))
 
 
 def _own(scratch: Scratch | None) -> Scratch | None:
@@ -249,7 +257,7 @@ def gram(rows: Float[jax.Array | np.ndarray, "rows columns"]) -> Float[np.ndarra
 
 def tf32_error(
     model: Model,
-    images: Float[np.ndarray, "examples ..."],
+    images: Images,
     request: Request,
     rng: np.random.Generator | None = None,
     *,

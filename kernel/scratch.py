@@ -22,10 +22,12 @@ import numpy as np
 from kernel.errors import KernelError
 from kernel.files import write_file
 from kernel.linalg import row_blocks
+from kernel.model import Piecewise
 
 _RESERVE = "reserve"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PIECE_BYTES = 2**26
+_PIECE_IMAGES = 256
 _DIGEST = 32
 
 
@@ -202,7 +204,12 @@ def key_of(arrays: Iterable[Any], settings: Any) -> str:
     digest = hashlib.sha256(repr(settings).encode())
     for array in arrays:
         for leaf in jax.tree.leaves(array):
-            own = np.ascontiguousarray(leaf)
-            digest.update(f"{own.shape}{own.dtype}".encode())
-            digest.update(own.data)
+            pieces = [leaf]
+            if isinstance(leaf, Piecewise) and not hasattr(leaf, "__array__"):
+                spans = row_blocks(len(leaf), _PIECE_IMAGES)
+                pieces = (leaf[start:stop] for start, stop in spans)
+            for piece in pieces:
+                own = np.ascontiguousarray(piece)
+                digest.update(f"{own.shape}{own.dtype}".encode())
+                digest.update(own.data)
     return digest.hexdigest()

@@ -32,7 +32,7 @@ from kernel.jacobian import (
     tile_images,
 )
 from kernel.linalg import on_host
-from kernel.model import Frozen, Function, Model, Params, matmul_precision, require_rng
+from kernel.model import Frozen, Function, Images, Model, Params, matmul_precision, require_rng
 from kernel.param_groups import Block, ParamGroup
 from kernel.plan import Pass, Plan, Progress, Report
 from kernel.scratch import Scratch
@@ -329,7 +329,7 @@ class _Formed(NamedTuple):
 
 def contract_sharded(
     model: Model,
-    images: Float[np.ndarray, "examples ..."],
+    images: Images,
     plan: Plan,
     progress: Progress,
     mesh: Mesh,
@@ -367,7 +367,7 @@ class _MeshPass(NamedTuple):
 
     model: Model
     placed: Model
-    images: np.ndarray
+    images: Images
     plan: Plan
     one: Pass
     mesh: Mesh
@@ -465,7 +465,7 @@ def _unpadded(
 
 def sketches_sharded(
     model: Model,
-    images: Float[np.ndarray, "examples ..."],
+    images: Images,
     plan: Plan,
     rng: np.random.Generator | None,
     report: Report | None,

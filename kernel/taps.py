@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from kernel.errors import NotFiniteError
-from kernel.model import Frozen, Function, Model, Params
+from kernel.model import Frozen, Function, Images, Model, Params
 
 
 @dataclass(frozen=True)
@@ -350,7 +350,7 @@ _NAMED = 5  # of the weights
 
 
 def not_finite(
-    model: Model, images: np.ndarray, bad: list[int], projections: np.ndarray
+    model: Model, images: Images, bad: list[int], projections: np.ndarray
 ) -> NotFiniteError:
     """The error for images whose gradients are not finite.
 
@@ -365,7 +365,7 @@ def not_finite(
 
 
 def check_gradients(
-    model: Model, images: np.ndarray, idx: np.ndarray, finite: np.ndarray, projections: np.ndarray
+    model: Model, images: Images, idx: np.ndarray, finite: np.ndarray, projections: np.ndarray
 ) -> None:
     """Refuse gradients that are not finite.
 

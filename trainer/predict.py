@@ -38,7 +38,11 @@ class Images(Protocol):
 
 
 class Piecewise:
-    """Images made when they are read, and not kept."""
+    """Images made when they are read, and not kept.
+
+    Attributes:
+        dtype: float32.
+    """
 
     def __init__(self, make: Callable[[np.ndarray], np.ndarray], of: Images):
         """Nothing is made yet.
@@ -48,13 +52,22 @@ class Piecewise:
             of: data-set indices, or pixels as they are stored.
         """
         self._make, self._of = make, of
+        self._shape: tuple[int, ...] | None = None
+        self.dtype = np.dtype(np.float32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of all of them, (examples, ...); the first is made for it."""
+        if self._shape is None:
+            self._shape = (len(self._of), *self[:1].shape[1:])
+        return self._shape
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self._of)
 
-    def __getitem__(self, some: slice, /) -> np.ndarray:
-        """A run of them."""
+    def __getitem__(self, some: Any, /) -> np.ndarray:
+        """Those at a slice or an array of positions."""
         return self._make(self._of[some])
 
 

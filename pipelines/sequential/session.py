@@ -62,7 +62,7 @@ from pipelines.strategies.base import (
 from pipelines.strategies.options import KernelConfig
 from trainer.errors import lookup
 from trainer.pool import Pool
-from trainer.predict import logits
+from trainer.predict import Piecewise, logits
 
 
 class Exhausted(PipelineError):
@@ -497,24 +497,34 @@ def build_state(
     labelled = np.fromiter(data.labelled, np.int64, len(data.labelled))
     classes = np.array([data.labelled[int(index)] for index in labelled], np.int64)
     candidates, tests, settings = data.candidates, len(data.test_labels), options.kernel
-    others = data.images(candidates)
-    if data.test_images is not None:
-        others = np.concatenate([others, data.test_images])
     sizes = (len(labelled), len(candidates), tests)
-    plan = plan_sequential(mirror, others[0], *sizes, settings, kernel_rng)
+    both = np.concatenate([labelled, candidates])
+
+    def read(positions: np.ndarray) -> np.ndarray:
+        """Labelled images, candidates, test images."""
+        own = positions < len(both)
+        found = data.images(both[positions[own]])
+        if own.all():
+            return found
+        assert data.test_images is not None
+        every = np.empty((len(positions), *found.shape[1:]), np.float32)
+        every[own], every[~own] = found, data.test_images[positions[~own] - len(both)]
+        return every
+
+    images = Piecewise(read, np.arange(len(both) + tests))
+    plan = plan_sequential(mirror, images[:1][0], *sizes, settings, kernel_rng)
     sample = reference_sample(len(candidates), settings.sample, sample_rng)
     sample = np.arange(len(candidates)) if sample is None else sample
     with progress("predict"):
-        own = data.images(labelled)
+        every = np.arange(len(images))
         with named_images(labelled):
-            labelled_logits = logits(data.network, own)
+            labelled_logits = logits(data.network, Piecewise(read, every[: len(labelled)]))
         with named_images(candidates, range(tests)):
-            other_logits = logits(data.network, others)
-    both = np.concatenate([labelled, candidates])
+            other_logits = logits(data.network, Piecewise(read, every[len(labelled) :]))
     with progress("kernel") as advance, named_images(both, range(tests)):
         kernel = compute_kernel(
             mirror.model(),
-            np.concatenate([own, others]),
+            images,
             plan,
             sample=sample,
             rng=kernel_rng,

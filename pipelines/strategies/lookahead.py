@@ -33,6 +33,7 @@ from pipelines.strategies.base import (
     reference_sample,
 )
 from pipelines.strategies.options import LookAheadConfig, StrategyOptions
+from trainer.predict import Piecewise
 
 
 def require(
@@ -162,7 +163,7 @@ def _empirical_kernel(
     rounded = {}
     both = np.concatenate([context.labelled, context.candidates])
     with context.progress("kernel") as advance:
-        images = context.images(both)
+        images = Piecewise(context.images, both)
         if settings.precision == "tf32":
             error = tf32_error(mirror.model(), images, settings, error_rng)
             rounded["tf32_error"] = error

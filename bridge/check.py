@@ -24,12 +24,17 @@ class Check:
     """Arguments of `python -m bridge.check`.
 
     Attributes:
-        network: wide_resnet, resnet18, vgg11_bn, cnn, or your own as module:factory.
+        network: wide_resnet, resnet18, vgg11_bn, cnn, timm:NAME, torchvision:NAME, or your own as
+            module:factory.
         shape: channels,height,width of one image.
         classes: how many logits.
         network_args: arguments of the network, as name=value.
-        weights: a file of this network's weights, as a run leaves it; without one, the initial
-            weights are used.
+        weights: a file of weights, as a run leaves it or as others publish it; none for random
+            ones. By default those that timm and torchvision download; other networks have random
+            ones.
+        trainable: what is trained, and so what the kernel is of: head, all, last:N (of the blocks
+            that are listed) or a regular expression of parameters' names; by default what requires
+            a gradient.
         examples: how many random images are compared.
         seed: of the initial weights and of the images.
         route: torch.export, torch2jax, or auto: the second only if the first refuses the module.
@@ -46,7 +51,8 @@ class Check:
     shape: str
     classes: int = 10
     network_args: tuple[str, ...] = ()
-    weights: Path | None = None
+    weights: str | None = None
+    trainable: str | None = None
     examples: int = 4
     seed: int = 0
     route: str = "auto"
@@ -82,17 +88,16 @@ def check(settings: Check, console: Console) -> int:
     import numpy as np
 
     from bridge import portable, report
-    from bridge.module import restore
     from bridge.parity import compare
     from bridge.trace import mirror
     from bridge.twin import build_twin
-    from bridge.weights import read
     from kernel.estimate import estimate_cost
     from kernel.model import dtype_of
     from kernel.options import Request
     from kernel.plan import plan_kernel
     from trainer import networks
     from trainer.config import parse_arguments
+    from trainer.trainable import blocks, set_trainable
 
     shape = _shape(settings.shape)
     for name, least in (("examples", 2), ("images", 1)):
@@ -100,10 +105,22 @@ def check(settings: Check, console: Console) -> int:
             raise BridgeError(f"{name} is {getattr(settings, name)}; it must be {least} or more")
     rng = np.random.default_rng(settings.seed)
     arguments = parse_arguments(settings.network_args)
-    network = networks.build(settings.network, shape, settings.classes, rng, arguments)
-    if settings.weights is not None:
-        restore(network, read(settings.weights))
+    network, notes = networks.build_from(
+        settings.network, shape, settings.classes, rng, arguments, settings.weights
+    )
+    for note in notes:
+        console.print(f"Note: {note}", highlight=False)
     probe = rng.normal(size=(settings.examples, *shape)).astype(np.float32)
+    if settings.trainable is not None:
+        set_trainable(network, settings.trainable, probe)
+    arrays = dict(network.named_parameters())
+    rows = []
+    for block in blocks(network, probe):
+        own = [arrays[name] for name in block.parameters]
+        names = ", ".join(name or "the network itself" for name in block.modules)
+        trained = sum(p.numel() for p in own if p.requires_grad)
+        rows.append((names, sum(p.numel() for p in own), trained))
+    console.print(report.block_table(rows))
     with console.status("mirroring"):
         if settings.twin is None:
             mirrored = mirror(network, probe, route=settings.route)

@@ -163,14 +163,48 @@ def check_output(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
     Raises:
         BridgeError: the network cannot be run, or what it returns is something else.
     """
+    return _checked(_output(network, images), images)
+
+
+def logits_in(output: Any) -> Any:
+    """The tensor `logits` of an object or dictionary, as Hugging Face's models return them.
+
+    Anything else is returned as it is. As in `trainer.predict`, which the bridge does not import.
+    """
+    if isinstance(output, torch.Tensor | tuple | list):
+        return output
+    found = output.get("logits") if isinstance(output, Mapping) else None
+    found = getattr(output, "logits", None) if found is None else found
+    return found if isinstance(found, torch.Tensor) else output
+
+
+def returning_logits(network: nn.Module, images: torch.Tensor) -> nn.Module:
+    """A copied network that returns its logits alone, where it returns an object that holds them.
+
+    Raises:
+        BridgeError: as `check_output`.
+    """
+    output = _output(network, images)
+    _checked(output, images)
+    if not isinstance(output, torch.Tensor):
+        forward = network.forward
+        network.forward = lambda images: logits_in(forward(images))
+    return network
+
+
+def _output(network: nn.Module, images: torch.Tensor) -> Any:
     try:
         with torch.no_grad():
-            logits = network(images)
+            return network(images)
     except Exception as error:
         raise BridgeError(
             f"the network cannot be run on images of shape {tuple(images.shape)}: "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+def _checked(output: Any, images: torch.Tensor) -> torch.Tensor:
+    logits = logits_in(output)
     if isinstance(logits, (dict, tuple, list)):
         keys = f"({', '.join(map(str, logits))})"
         parts = keys if isinstance(logits, dict) else f"of {len(logits)}"

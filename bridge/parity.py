@@ -30,7 +30,14 @@ from torch.utils._pytree import tree_leaves
 
 from bridge.errors import BridgeError, ParityError
 from bridge.mirror import Mirror
-from bridge.module import CoarsestDtype, copy_module, copy_to_cpu, one_dtype, to_numpy
+from bridge.module import (
+    CoarsestDtype,
+    copy_module,
+    copy_to_cpu,
+    logits_in,
+    one_dtype,
+    to_numpy,
+)
 from bridge.prefix import FrozenPrefix
 from bridge.program import Arrays, Program, Site, Weight, references
 from kernel.files import write_file
@@ -435,7 +442,7 @@ def _recorded(
 
 def _run(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
     try:
-        return network(x)
+        return logits_in(network(x))
     except Exception as error:
         raise BridgeError(
             f"the network cannot be run on images of shape {tuple(x.shape)} in {x.dtype}, which "

@@ -1,6 +1,7 @@
 """Certificate of a mirror and cost of its kernel, as tables and sentences at a terminal."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 from rich.table import Table
 from rich.text import Text
@@ -9,6 +10,20 @@ from bridge.mirror import Mirror
 from bridge.parity import Certificate, Layer
 from kernel.estimate import Cost
 from kernel.plan import Plan
+
+
+def block_table(blocks: Sequence[tuple[str, int, int]]) -> Table:
+    """Table of the blocks in order of execution, with the N of `--trainable last:N`.
+
+    Args:
+        blocks: names of modules, number of parameters, and of those that are trained.
+    """
+    title = "Blocks, in order of execution"
+    table = Table("last:N", "block", "parameters", "trainable", title=title)
+    for count, (names, parameters, trained) in zip(range(len(blocks), 0, -1), blocks, strict=True):
+        shown = f"{trained:,}" if trained else "—"
+        table.add_row(str(count), Text(names), f"{parameters:,}", shown)
+    return table
 
 
 def verdict_table(certificate: Certificate) -> Table:

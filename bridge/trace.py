@@ -27,11 +27,11 @@ from bridge.mirror import Mirror
 from bridge.module import (
     canonical_names,
     check_eval,
-    check_output,
     check_stateless,
     copy_module,
     copy_to_cpu,
     module_arrays,
+    returning_logits,
     to_numpy,
 )
 
@@ -210,7 +210,7 @@ def mirror(module: nn.Module, example: np.ndarray | torch.Tensor, route: str = "
     check_eval(module)
     _check_python(module)
     network, images = copy_to_cpu(module, example)
-    check_output(network, images)
+    network = returning_logits(network, images)
     if route == "torch2jax":
         made = convert(module, images)
     else:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import tyro
 from rich.console import Console
 
-from pipelines.config import MeasurementSettings, RunConfig
+from pipelines.config import MeasurementSettings, NetworkSettings, RunConfig
 from pipelines.core.terminal import GOES_ON, plainly
 
 Settings = TypeVar("Settings")
@@ -108,7 +108,16 @@ def dataset_in(words: Sequence[str], default: str) -> str:
 def without_foreign_arguments(
     config: Settings, defaults: Settings | None, given: Sequence[str]
 ) -> Settings:
-    """Leave out the script's arguments for its own network where another is named."""
+    """Leave out what the script says for its own network where another is named.
+
+    These are the network's arguments, and the augmentation where a pretrained one is finetuned.
+    """
+    if not isinstance(config, NetworkSettings) or not isinstance(defaults, NetworkSettings):
+        return config
+    augmented = any(word.startswith("--train.augmentation") for word in given)
+    if config.train.recipe == "finetune" and not augmented:
+        train = dataclasses.replace(config.train, augmentation="none")
+        config = dataclasses.replace(config, train=train)
     if not (isinstance(config, RunConfig) and isinstance(defaults, RunConfig)):
         return config
     chosen = any(word.replace("_", "-").startswith("--network-args") for word in given)

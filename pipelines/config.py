@@ -15,10 +15,11 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import tyro
 
+from pipelines.core.entries import digest
 from pipelines.core.errors import PipelineError
 from pipelines.strategies import STRATEGIES, help_text, methods_of, needs_of
 from pipelines.strategies.options import StrategyOptions
-from trainer.config import Argument, TrainConfig, parse_arguments
+from trainer.config import Argument, TrainConfig, is_pretrained, last_blocks, parse_arguments
 from trainer.data import DATASETS
 from trainer.errors import lookup
 
@@ -57,6 +58,12 @@ def machine_settings(config: Any) -> dict[str, Any]:
     return left_out
 
 
+def _contents(weights: str | None) -> str | None:
+    """A file of weights by its digest, so that a renamed one is the same and another is not."""
+    path = None if weights is None else Path(weights).expanduser()
+    return digest(path.read_bytes()) if path is not None and path.is_file() else weights
+
+
 @dataclass(frozen=True)
 class NetworkSettings:
     """A data set, a network and its first training: what runs and measurements have in common.
@@ -65,14 +72,24 @@ class NetworkSettings:
         dataset: digits, mnist, fashion_mnist, svhn, cifar10, cifar100, caltech101 or images.
         seed: the one seed of everything random.
         initial: labels at the start, drawn uniformly.
-        network: wide_resnet, resnet18, vgg11_bn, cnn, or your own as module:factory.
+        network: wide_resnet, resnet18, vgg11_bn, cnn, timm:NAME, torchvision:NAME, or your own as
+            module:factory.
         network_args: arguments of the network, as name=value; those of a data set's script are for
             its own network, and another has none by default.
+        weights: a file of pretrained weights, safetensors or .pt/.pth; none for random ones. By
+            default those that timm and torchvision download; other networks have random ones. The
+            head is a new one where its size differs.
+        trainable: what is trained: head, all, last:N (the last N of the blocks that bridge.check
+            lists), or a regular expression of parameters' names. By default the head of a
+            pretrained network, and of others what requires a gradient.
+        mean: of each channel, pixels in [0, 1]; by default that of the pretrained model's own
+            configuration, else of the images.
+        std: likewise.
         twin: your own JAX function in place of the mirror that is made of the network, as
             module:function, called with the network and a few images; it returns what
             bridge.twin.twin does. For a network that cannot be mirrored.
         image_size: pixels of a side that images are resized to, for data sets whose images differ
-            in size.
+            in size; by default that of the model's own configuration for timm and torchvision.
         data_dir: folder of the data set (for `images`: the folder or archive of images itself);
             by default the environment variable NTK_DATA_DIR, then ./data.
         download: fetch the data set into data_dir when it is not there and can be fetched.
@@ -87,6 +104,10 @@ class NetworkSettings:
     initial: int = 100
     network: str = "wide_resnet"
     network_args: tuple[str, ...] = field(default=(), metadata={"identity": parse_arguments})
+    weights: str | None = field(default=None, metadata={"identity": _contents})
+    trainable: str | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     twin: str | None = None
     image_size: int | None = None
     data_dir: Path | None = field(default=None, metadata=_MACHINE)
@@ -97,11 +118,35 @@ class NetworkSettings:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self):
-        """Take the data set's augmentation where none is named."""
+        """Choose what is not named: the data set's augmentation, a pretrained network's recipe.
+
+        Raises:
+            NetworkError: trainable is no such choice.
+            PipelineError: it is to start from pretrained weights, and there are none.
+        """
+        own: dict[str, Any] = {}
+        if self.pretrained:
+            own["recipe"] = self.train.recipe or "finetune"
+            if own["recipe"] == "finetune":
+                own["init"] = self.train.init or "pretrained"
+            object.__setattr__(self, "trainable", self.trainable or "head")
+        elif self.train.init == "pretrained":
+            raise PipelineError(
+                "train.init is pretrained and the network has no pretrained weights: give "
+                "--weights FILE, or --train.init initial."
+            )
         if self.train.augmentation == "auto":
-            known = self.dataset in DATASETS
-            own = defaults_of(self.dataset).train.augmentation if known else "none"
-            object.__setattr__(self, "train", replace(self.train, augmentation=own))
+            plain = own.get("recipe", self.train.recipe) == "finetune"
+            known = self.dataset in DATASETS and not plain
+            own["augmentation"] = defaults_of(self.dataset).train.augmentation if known else "none"
+        object.__setattr__(self, "train", replace(self.train, **own))
+        if self.trainable is not None:
+            last_blocks(self.trainable)
+        for name in ("mean", "std"):
+            if not all(math.isfinite(value) for value in getattr(self, name)):
+                raise PipelineError(f"{name} must be finite, not {getattr(self, name)}.")
+        if not all(value > 0 for value in self.std):
+            raise PipelineError(f"std must be above 0, not {self.std}.")
 
     def check_at_least(self, **least: int) -> None:
         """Refuse settings below their minimum; None passes.
@@ -113,6 +158,11 @@ class NetworkSettings:
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise PipelineError(f"{name} must be {bound} or more, not {value}.")
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether the network starts from weights that were trained before."""
+        return is_pretrained(self.network, self.weights)
 
     @property
     def network_arguments(self) -> dict[str, Argument]:
@@ -164,6 +214,11 @@ class RunConfig(StrategyOptions, NetworkSettings):
                 "than the candidates it is chosen from; raise subset or lower query."
             )
         self.check(self.strategy)
+        if "hooks" in self.needs and self.train.recipe == "finetune":
+            raise PipelineError(
+                f"{self.strategy} trains a module of its own along with the network, which the "
+                "recipe finetune does not: give --train.recipe scratch, or another strategy."
+            )
         _ = self.network_arguments
 
     def with_budget(self) -> "RunConfig":

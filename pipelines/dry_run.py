@@ -16,7 +16,7 @@ from kernel.options import CRITERIA, GREEDY, STREAMED
 from kernel.plan import Sizes, plan_query
 from pipelines.config import RunConfig
 from pipelines.core.progress import keep_compiled
-from pipelines.run import build_auxiliary_module, mirrored, prepared
+from pipelines.run import build_auxiliary_module, mirrored, prepared, pretrained_words
 from pipelines.strategies import needs_mirror
 from pipelines.strategies.base import PROBE, reads_rows
 from pipelines.strategies.infinite import shrink
@@ -43,6 +43,8 @@ def dry_run(config: RunConfig, console: Console) -> None:
         f"in the end; {parameter_count(network):,} parameters. Nothing was trained or recorded.",
         highlight=False,
     )
+    if config.pretrained:
+        console.print(pretrained_words(config), highlight=False, soft_wrap=True)
     for note in dataset.notes:
         console.print(f"note: {note}", style="yellow", markup=False, highlight=False)
     module = build_auxiliary_module(config, dataset, network)

@@ -24,14 +24,13 @@ from pipelines.core.entries import digest
 from pipelines.core.errors import PipelineError
 from pipelines.core.progress import Advance, Stages, generator
 from pipelines.frontier import FrontierRows
-from pipelines.run import describe, prepared
+from pipelines.run import describe, prepared, start_training, with_network
+from pipelines.strategies.base import PROBE
 from trainer.config import TrainConfig
 from trainer.data import Dataset
 from trainer.fit import fit
-from trainer.networks import build
 from trainer.oracle import DatasetOracle
 from trainer.pool import Pool
-from trainer.predict import placement
 
 _NOTES, _WEIGHTS = "network", "weights.safetensors"
 
@@ -65,6 +64,10 @@ def schedule_seconds(
 ) -> float:
     """Seconds of one schedule of training here, extrapolated from a few steps on a copy."""
     network = copy_module(network, device=None)
+    if train.recipe == "finetune":
+        began = time.perf_counter()
+        fit(network, images, labels, train, np.random.default_rng(0))
+        return time.perf_counter() - began
     batches, epochs = train.plan(len(labels))
     few = math.ceil(steps / batches)
     short = dataclasses.replace(train, epochs=few, min_steps=few * batches, extensions=0)
@@ -116,14 +119,23 @@ class NetworkTask:
         return {
             "data": describe(self.dataset),
             "network": [self.run.network, self.run.network_arguments],
+            **self._origin_of_weights,
             "train": identity(self.run)["train"],
             "seed": self.run.seed,
             "labelled": [self.labelled.tolist(), self.labels.tolist()],
         }
 
+    @property
+    def _origin_of_weights(self) -> dict[str, Any]:
+        """Pretrained weights and what is trained of them; nothing where neither was said."""
+        settings = identity(self.run)
+        said = {name: settings[name] for name in ("weights", "trainable")}
+        return {name: value for name, value in said.items() if value is not None}
+
     def fit(self, train: TrainConfig, stages: Stages) -> tuple[nn.Module, dict[str, Any]]:
         """A copy trained with the randomness of a run's first round, and how its training ended."""
         network = copy_module(self.network, device=None)
+        start_training(network, train, self.labelled_images[:PROBE])
         with stages("train") as advance:
             rng = generator(self.run.seed, "fit")
             notes = noted_fit(network, self.labelled_images, self.labels, train, rng, advance)
@@ -171,9 +183,7 @@ def build_networks(runs: Sequence[RunConfig], console: Console) -> tuple[Dataset
     dataset, first = prepared(runs[0], console)
     networks = [first]
     for run in runs[1:]:
-        rng, shape = generator(run.seed, "weights"), dataset.image_shape
-        network = build(run.network, shape, dataset.classes, rng, run.network_arguments)
-        networks.append(network.to(placement(first)[0]))
+        networks.append(with_network(run, dataset)[1])
     return dataset, networks
 
 

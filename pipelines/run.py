@@ -1,7 +1,7 @@
 """Active-learning runs: train, evaluate, query and label until the budget is spent; resumable."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,15 +12,15 @@ from torch import nn
 from bridge import trace
 from bridge.errors import BridgeError
 from bridge.mirror import Mirror
-from bridge.module import restore, save_module
+from bridge.module import restore, save_module, weights_of
 from bridge.parity import certify
 from bridge.prefix import FrozenPrefix
 from bridge.twin import build_twin
-from bridge.weights import read
+from bridge.weights import Weights, read
 from kernel.model import matmul_precision
 from kernel.sharded import mesh
 from pipelines import strategies
-from pipelines.config import RunConfig, identity, machine_settings
+from pipelines.config import NetworkSettings, RunConfig, identity, machine_settings
 from pipelines.core import json_io, record
 from pipelines.core.entries import digest
 from pipelines.core.errors import PipelineError
@@ -37,13 +37,18 @@ from pipelines.strategies.base import (
     trains_rows,
 )
 from trainer import data
+from trainer.config import TrainConfig
 from trainer.data import Dataset
+from trainer.dataset import with_preprocessing
+from trainer.finetune import zero_head
 from trainer.fit import fit, keep_freed_blocks
-from trainer.networks import build, load
+from trainer.networks import build_from, load
 from trainer.networks.loss_prediction import LossPrediction
+from trainer.networks.sources import preprocessing_in, preprocessing_of
 from trainer.oracle import DatasetOracle, missing_classes
 from trainer.pool import Pool
 from trainer.predict import Piecewise, logits
+from trainer.trainable import set_trainable
 
 
 def prepared(
@@ -64,7 +69,7 @@ def prepared(
     _check_fit(config, dataset)
     if config.twin is not None:
         load(config.twin, "twin")
-    network = _network(config, dataset)
+    dataset, network = with_network(config, dataset)
     if config.cycles:
         methods = methods_of(config.strategy, config.albl.arms)
         probe = dataset.normalise(dataset.train_images[:PROBE])
@@ -74,8 +79,18 @@ def prepared(
 
 def _loaded(config: RunConfig) -> Dataset:
     return data.load(
-        config.dataset, config.data_folder, image_size=config.image_size, download=config.download
+        config.dataset,
+        config.data_folder,
+        image_size=image_size_of(config),
+        download=config.download,
     )
+
+
+def image_size_of(config: NetworkSettings) -> int | None:
+    """Pixels of a side: as the settings say, or the model's own configuration."""
+    if config.image_size is not None:
+        return config.image_size
+    return preprocessing_of(config.network).size
 
 
 def _check_fit(config: RunConfig, dataset: Dataset) -> None:
@@ -95,19 +110,34 @@ def _check_fit(config: RunConfig, dataset: Dataset) -> None:
         )
 
 
-def _network(config: RunConfig, dataset: Dataset) -> nn.Module:
-    _, channels, height, width = dataset.train_images.shape
-    network = build(
+def with_network(config: RunConfig, dataset: Dataset) -> tuple[Dataset, nn.Module]:
+    """The untrained network of a run, and its data set with the preprocessing of the network.
+
+    Raises:
+        TrainerError: a network or weights that cannot be had, or do not fit the images.
+        PipelineError: there is no GPU, and one was asked for.
+    """
+    known = preprocessing_of(config.network)
+    mean, std = config.mean or known.mean, config.std or known.std
+    channels = max(dataset.train_images.shape[1], len(mean or ()), len(std or ()))
+    network, notes = build_from(
         config.network,
-        (channels, height, width),
+        (channels, *dataset.image_shape[1:]),
         dataset.classes,
         generator(config.seed, "weights"),
         config.network_arguments,
+        config.weights,
     )
+    own = preprocessing_in(network)
+    dataset = with_preprocessing(dataset, mean or own.mean, std or own.std, channels)
+    dataset = replace(dataset, remarks=(*dataset.remarks, *notes))
+    if config.trainable is not None:
+        probe = dataset.normalise(dataset.train_images[:PROBE])
+        set_trainable(network, config.trainable, probe)
     if config.device == "cuda" and not torch.cuda.is_available():
         raise PipelineError("device is cuda and torch sees no GPU here; use --device cpu or auto.")
     on_gpu = config.device != "cpu" and torch.cuda.is_available()
-    return network.to("cuda" if on_gpu else "cpu")
+    return dataset, network.to("cuda" if on_gpu else "cpu")
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
@@ -201,6 +231,7 @@ class RunSetup:
         first: cache of first trainings; without one each run trains its own.
         frontier: rows of the network's frozen prefix, of the train images and then the test
             images; None where it has none.
+        start: the run's first weights, where every round starts from them.
     """
 
     config: RunConfig
@@ -211,6 +242,7 @@ class RunSetup:
     auxiliary_module: LossPrediction | None = None
     first: FirstTrainingCache | None = None
     frontier: FrontierRows | None = None
+    start: Weights | None = None
 
     def images(self, indices: np.ndarray) -> np.ndarray:
         """Training images by data-set index, as the network takes them, float32."""
@@ -234,7 +266,7 @@ class RunSetup:
     def train(
         self, run: Run, indices: np.ndarray, labels: np.ndarray, stages: Stages
     ) -> dict[str, Any]:
-        """Train on the labelled set from the last round's weights, or load a finished training.
+        """Train on the labelled set from where rounds start, or load a finished training.
 
         The weights are on the disk when it returns. Indices and labels are int64 (labelled,).
 
@@ -251,6 +283,9 @@ class RunSetup:
             if number:
                 run.check_weights(number - 1)
                 self.restore(run, number - 1)
+                if self.start is not None:
+                    restore(self.network, self.start)
+            start_training(self.network, self.config.train, self.images(indices[:PROBE]))
             trained = self.fit_and_save(run, indices, labels, stages)
             in_progress.save_training(trained)
         else:
@@ -317,6 +352,21 @@ class RunSetup:
         with stages("evaluate"):
             tests = Piecewise(self.dataset.normalise, self.dataset.test_images)
             return logits(self.network, tests).argmax(axis=1)
+
+
+def start_training(network: nn.Module, train: TrainConfig, images: np.ndarray) -> None:
+    """Zero the head of a network with pretrained weights, unless its recipe does.
+
+    Raises:
+        NetworkError: there is no layer that makes the logits of these images.
+    """
+    if train.init == "pretrained" and train.recipe != "finetune":
+        zero_head(network, images)
+
+
+def first_weights(config: NetworkSettings, network: nn.Module) -> Weights | None:
+    """Weights that every round starts from; None where a round starts from the last one's."""
+    return weights_of(network) if config.train.init in ("initial", "pretrained") else None
 
 
 def round_in_progress(run: Run, indices: np.ndarray, labels: np.ndarray) -> RoundInProgress:
@@ -430,6 +480,7 @@ def run(
             auxiliary_module=auxiliary_module,
             first=first,
             frontier=frontier,
+            start=first_weights(config, network),
         )
         return _rounds(setup, run)
 
@@ -512,6 +563,18 @@ def print_heading(console: Console, config: RunConfig, mode: str = "") -> None:
         f"[bold]{config.dataset}[/bold] · {mode}{config.strategy} · seed {config.seed} · "
         f"{config.network} {' '.join(config.network_args)}",
         highlight=False,
+    )
+    if config.pretrained:
+        console.print(pretrained_words(config), highlight=False, soft_wrap=True)
+
+
+def pretrained_words(config: NetworkSettings) -> str:
+    """What a pretrained network changes in the settings of a run."""
+    train, origin = config.train, config.weights or "downloaded"
+    return (
+        f"pretrained weights ({origin}) · trainable {config.trainable} · recipe "
+        f"{train.recipe} ({train.loss}) · rounds start from {train.init or 'previous'} weights · "
+        f"augmentation {train.augmentation}"
     )
 
 

@@ -16,6 +16,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from trainer.predict import Images, answers, forward, hooks, placement, refuse_training, to_tensor
 from trainer.randomness import seeded
+from trainer.trainable import is_frozen
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -25,7 +26,9 @@ def reestimate(
     images: Float[np.ndarray, "examples channels height width"],
     batch_size: int = 512,
 ) -> None:
-    """Set every running mean and variance to those of the given images; leave it in eval mode.
+    """Set running means and variances to those of the given images; leave it in eval mode.
+
+    Those of layers that are frozen stay as they are.
 
     The statistics are exact for any batch size: layers are counted in the order in which they
     run, each on inputs that the layers before it have already normalised by their new statistics.
@@ -87,7 +90,8 @@ def _in_order_of_use(network: nn.Module, image: torch.Tensor) -> list[nn.BatchNo
             order.append(module)  # pyright: ignore[reportArgumentType]
 
     norms = [m for m in network.modules() if isinstance(m, BATCH_NORMS)]
-    registered = (m.register_forward_pre_hook(note) for m in norms if m.running_mean is not None)
+    watched = [m for m in norms if m.running_mean is not None and not is_frozen(m)]
+    registered = (m.register_forward_pre_hook(note) for m in watched)
     with hooks(network, registered):
         forward(network, image)
     return order

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float32, Int64, Shaped, UInt8
@@ -108,30 +108,74 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of every image."""
-        _, channels, height, width = self.train_images.shape
-        return channels, height, width
+        """Channels, height and width of every image, as `normalise` gives it."""
+        _, _, height, width = self.train_images.shape
+        return len(self.mean), height, width
 
     def normalise(
         self, images: Shaped[np.ndarray, "batch channels height width"]
-    ) -> Float32[np.ndarray, "batch channels height width"]:
+    ) -> Float32[np.ndarray, "batch seen height width"]:
         """Pixels as a network sees them: (x/255 - mean) / std, float32.
+
+        Where there is a mean for each of several channels, images of one are given them all.
 
         Raises:
             DataError: images that are not uint8, or have another number of channels.
         """
-        if images.dtype != np.uint8 or images.shape[1] != len(self.mean):
+        if images.dtype != np.uint8 or images.shape[1] not in (1, len(self.mean)):
             raise DataError(
                 f"got images of type {images.dtype} with {images.shape[1]} channel(s); {self.name} "
                 f"normalises uint8 images (0 to 255) with {len(self.mean)} channel(s)."
             )
         mean = np.array(self.mean, np.float32)[:, None, None]
         std = np.array(self.std, np.float32)[:, None, None]
-        result = images.astype(np.float32)
+        shape = (len(images), len(self.mean), *images.shape[2:])
+        result = np.broadcast_to(images, shape).astype(np.float32, order="C")
         result /= 255
         result -= mean
         result /= std
         return result
+
+
+def with_preprocessing(
+    dataset: Dataset,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    channels: int,
+) -> Dataset:
+    """The data set, normalised for a network: by another mean, deviation and number of channels.
+
+    Args:
+        dataset: as it was read.
+        mean: of each channel, or one for all; None keeps that of the images.
+        std: likewise.
+        channels: of the network; grayscale images are repeated where it takes three.
+
+    Raises:
+        DataError: another number of values than there are channels.
+    """
+    if len(dataset.mean) == channels and mean is None and std is None:
+        return dataset
+    stored = dataset.train_images.shape[1]
+    remarks = dataset.remarks
+    if stored == 1 < channels:
+        remarks += (f"grayscale images are given to the network as {channels} equal channels.",)
+    elif stored != channels:
+        raise DataError(
+            f"{dataset.name} has {stored} channel(s) and the network takes {channels}: give "
+            "another network, or images of as many channels."
+        )
+    values = {}
+    for name, given in (("mean", mean), ("std", std)):
+        own = getattr(dataset, name) if given is None else tuple(map(float, given))
+        own = own * channels if len(own) == 1 else own
+        if len(own) != channels:
+            raise DataError(
+                f"{name} has {len(own)} values and images have {channels} channel(s): give one for "
+                "each."
+            )
+        values[name] = own
+    return replace(dataset, **values, remarks=remarks)
 
 
 def assemble(

@@ -14,6 +14,10 @@ are, within limits, and the result says whether it got there:
 
 Crops and flips are those of torchvision's RandomCrop and RandomHorizontalFlip for a whole batch,
 drawn from the passed generator alone; images that are scored are never augmented.
+
+The recipe `finetune` has a head fitted to convergence in place of all this (`trainer.finetune`),
+and then, if more is trainable or images are augmented, one schedule of Adam at a small rate that
+falls to zero. It trains in eval mode, so that what is trained is the function that is mirrored.
 """
 
 import ctypes
@@ -22,6 +26,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -34,9 +39,11 @@ from torch.nn import functional
 from trainer.batchnorm import BATCH_NORMS, reestimate
 from trainer.config import Loss, TrainConfig
 from trainer.errors import FitError
+from trainer.finetune import HeadFit, fit_head
 from trainer.predict import NotFiniteError, flops, forward, logits, placement, to_tensor
 from trainer.randomness import seeded
 from trainer.threads import limited
+from trainer.trainable import is_frozen, train_mode
 
 
 def crop(
@@ -171,14 +178,15 @@ def _epochs(
     batches, count = config.plan(len(labels))
     optimiser, scheduler = _optimiser(network, config, rate, batches * count, auxiliary_module)
     for epoch in range(count):
-        network.train()
+        train_mode(network)
         total, extra = torch.zeros(2, device=pixels.device)
         if auxiliary_module is not None:
             auxiliary_module.train()
         for chosen in np.array_split(rng.permutation(len(labels)), batches):
             where = torch.tensor(chosen, device=pixels.device)
             batch = _augmented(pixels[where], config, rng)
-            batch = batch.contiguous(memory_format=torch.channels_last)
+            if batch.ndim == 4:
+                batch = batch.contiguous(memory_format=torch.channels_last)
             watched = (
                 nullcontext(()) if auxiliary_module is None else auxiliary_module.watch(network)
             )
@@ -250,7 +258,7 @@ def _augmented(batch: torch.Tensor, config: TrainConfig, rng: np.random.Generato
     return flip(shifted, rng) if config.augmentation == "flip_crop" else shifted
 
 
-def _check(network: nn.Module, images: np.ndarray, labels: np.ndarray, config: TrainConfig) -> None:
+def _check(network: nn.Module, images: np.ndarray, labels: np.ndarray) -> None:
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise FitError(
             f"labels have shape {labels.shape} and dtype {labels.dtype}; they must be one whole "
@@ -260,7 +268,7 @@ def _check(network: nn.Module, images: np.ndarray, labels: np.ndarray, config: T
         raise FitError(f"there are {len(images)} images and {len(labels)} labels; label each image")
     if len(labels) == 0:
         raise FitError("the labelled set is empty; label at least two images before training")
-    finite = np.isfinite(images).all(axis=(1, 2, 3))
+    finite = np.isfinite(images).all(axis=tuple(range(1, images.ndim)))
     if not finite.all():
         raise FitError(
             f"image {int(np.argmin(finite))} of the labelled set (counted from 0) has pixels that "
@@ -270,8 +278,12 @@ def _check(network: nn.Module, images: np.ndarray, labels: np.ndarray, config: T
         raise FitError(
             "the network has no trainable parameters; set requires_grad on those to train"
         )
+
+
+def _check_batches(network: nn.Module, labels: np.ndarray, config: TrainConfig) -> None:
     smallest = len(labels) // config.plan(len(labels))[0]
-    if smallest < 2 and any(isinstance(module, BATCH_NORMS) for module in network.modules()):
+    norms = [m for m in network.modules() if isinstance(m, BATCH_NORMS) and not is_frozen(m)]
+    if smallest < 2 and norms:
         raise FitError(
             f"a batch of {smallest} image cannot train BatchNorm, whose statistics need several: "
             "label at least two images, and set batch_size and smallest_batch to 2 or more"
@@ -316,7 +328,7 @@ class FitResult(NamedTuple):
 
 def fit(
     network: nn.Module,
-    images: Num[np.ndarray, "labelled channels height width"],
+    images: Num[np.ndarray, "labelled ..."],
     labels: Integer[np.ndarray, " labels"],
     config: TrainConfig,
     rng: np.random.Generator,
@@ -331,7 +343,8 @@ def fit(
 
     Args:
         network: trained on its own device; the weights that it comes with are the start.
-        images: normalised, floating point.
+        images: normalised, floating point; or rows, as a network takes them that is the rest of
+            another.
         labels: class of each image, from 0.
         config: see `TrainConfig`.
         rng: draws the order of the images, the augmentation and the network's dropout.
@@ -348,7 +361,12 @@ def fit(
         NetworkError: the network does not return one row of finite logits an image.
     """
     network.eval()
-    _check(network, images, labels, config)
+    if config.recipe == "finetune":
+        _check(network, images, labels)
+        _check_range(labels, logits(network, images[:2]).shape[1])
+        return _finetuned(network, images, labels, config, rng, _throttled(progress))
+    _check(network, images, labels)
+    _check_batches(network, labels, config)
     _lay_out(network, torch.channels_last)
     batch = -(-len(labels) // config.plan(len(labels))[0])
     of_a_step = lambda: 3 * batch * flops(network, images[:1])  # a backward pass costs two forward
@@ -360,6 +378,103 @@ def fit(
     finally:
         network.eval()
         _lay_out(network, torch.contiguous_format)
+
+
+def _finetuned(
+    network: nn.Module,
+    images: np.ndarray,
+    labels: np.ndarray,
+    config: TrainConfig,
+    rng: np.random.Generator,
+    report: Progress,
+) -> FitResult:
+    """The head to convergence; then all that is trainable, if that is more, at a small rate."""
+    device, _ = placement(network)
+    targets = torch.tensor(labels, device=device, dtype=torch.int64)
+    own_loss = lambda answers: mean_loss(answers, targets, config.loss)
+    head = fit_head(network, images, own_loss, config.loss, config.penalty)
+    history, steps = list(head.history), 0
+    report(len(history), len(history), f"loss {history[-1]:.4f}" if history else "")
+    how = f"{len(history)} steps of L-BFGS on the head"
+    if not head.converged:
+        how += ", which did not converge"
+    if head.rest or config.augmentation not in ("auto", "none"):
+        small = replace(config, batch_size=_SMALL.batch, smallest_batch=1, epochs=_SMALL.epochs)
+        small = replace(small, min_steps=_SMALL.steps)
+        batches, epochs = small.plan(len(labels))
+        passes = _small_steps(network, (images, targets), small, head, rng)
+        for done, average in enumerate(passes, start=1):
+            history.append(average)
+            report(done * batches, epochs * batches, f"loss {average:.4f}")
+        steps = epochs * batches
+        how += f" and {steps} of Adam on all that is trained"
+    answers = logits(network, images)
+    train_accuracy = accuracy(answers, labels)
+    residual = residual_rms(answers, labels, config.loss)
+    fitted = train_accuracy >= config.target_accuracy
+    stopped = (
+        f"{'fitted' if fitted else 'NOT fitted'}: train accuracy {train_accuracy:.3f} (target "
+        f"{config.target_accuracy:g}), residual {residual:.3g}, after {how}"
+    )
+    report(len(history), len(history), stopped)
+    return FitResult(
+        steps=len(head.history) + steps,
+        epochs=len(history),
+        learning_rate=_SMALL.rate if steps else 0.0,
+        train_accuracy=train_accuracy,
+        residual_rms=residual,
+        loss_history=tuple(history),
+        fitted=fitted,
+        stopped=stopped,
+    )
+
+
+class _Small(NamedTuple):
+    """Adam's schedule for the parameters of a pretrained network."""
+
+    rate: float = 1e-4
+    batch: int = 32
+    epochs: int = 20
+    steps: int = 200
+
+
+_SMALL = _Small()
+
+
+def _small_steps(
+    network: nn.Module,
+    data: tuple[np.ndarray, torch.Tensor],
+    config: TrainConfig,
+    head: HeadFit,
+    rng: np.random.Generator,
+) -> Iterator[float]:
+    """Train in place in eval mode, the rate falling to zero as a cosine; yield each epoch's loss.
+
+    The weights of the head keep the penalty that they were fitted with.
+    """
+    images, targets = data
+    pixels = to_tensor(images, network)
+    batches, epochs = config.plan(len(targets))
+    apart = {id(parameter) for parameter in head.weights}
+    others = [parameter for parameter in _trained(network) if id(parameter) not in apart]
+    groups = [{"params": others}, {"params": list(head.weights), "weight_decay": head.decay}]
+    optimiser = torch.optim.Adam([group for group in groups if group["params"]], _SMALL.rate)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, batches * epochs)
+    half = config.precision == "bfloat16"
+    for _ in range(epochs):
+        total = torch.zeros((), device=pixels.device)
+        for chosen in np.array_split(rng.permutation(len(targets)), batches):
+            where = torch.tensor(chosen, device=pixels.device)
+            batch = _augmented(pixels[where], config, rng)
+            with torch.autocast(batch.device.type, torch.bfloat16, half):
+                answers = forward(network, batch)
+            loss = mean_loss(answers.float() if half else answers, targets[where], config.loss)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            scheduler.step()
+            total += loss.detach() * len(chosen)
+        yield total.item() / len(targets)
 
 
 def _fit(

@@ -7,7 +7,7 @@ penultimate layer is recognised by the values it passes on, not by its name.
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from itertools import chain
@@ -144,11 +144,24 @@ def to_tensor(images: Num[np.ndarray, "examples ..."], network: nn.Module) -> to
     return torch.from_numpy(np.array(images, order="C")).to(device, dtype)
 
 
+def logits_in(output: Any) -> Any:
+    """The tensor `logits` of an object or dictionary, as Hugging Face's models return them.
+
+    Anything else is returned as it is.
+    """
+    if isinstance(output, torch.Tensor | tuple | list):
+        return output
+    found = output.get("logits") if isinstance(output, Mapping) else None
+    found = getattr(output, "logits", None) if found is None else found
+    return found if isinstance(found, torch.Tensor) else output
+
+
 def forward(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """The network's logits for one batch, in whatever mode and gradient context it is called.
 
     Args:
-        network: maps (batch, channels, height, width) to (batch, classes).
+        network: maps (batch, channels, height, width) to (batch, classes), or to an object or
+            dictionary with these as `logits`.
         images: one batch.
 
     Raises:
@@ -163,6 +176,7 @@ def forward(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
             f"the network failed on images of shape {tuple(images.shape)} "
             f"(batch, channels, height, width): {type(error).__name__}: {error}"
         ) from error
+    output = logits_in(output)
     if not isinstance(output, torch.Tensor):
         raise NetworkError(
             f"the network returned a {type(output).__name__}; it must return one tensor of logits "
@@ -347,7 +361,7 @@ def find_head(network: nn.Module, images: Num[np.ndarray, "examples ..."]) -> He
     with hooks(network, registered):
         answers = torch.from_numpy(logits(network, images, max(len(images), 1)))
     for name, layer, output in reversed(called):
-        if any(_same(end, answers) for end in _ends(layer, output)):
+        if any(_same(end, answers) for end in ends(layer, output)):
             return Head(name, output=False)
     last = f", the last of them {called[-1][0]!r}," if called else ""
     parts = [name for name, _ in network.named_children()]
@@ -388,7 +402,8 @@ def predictions(
                 f"{head.name!r} returns a {type(taken).__name__}; features must be one tensor, "
                 "with a row an image"
             )
-        seen[:] = [_rows(layer, taken, head)]  # a layer used twice makes the logits at the last
+        # a layer used twice makes the logits at the last
+        seen[:] = [pooled(layer, taken, output=head.output)]
 
     layer = submodule(network, head.name, NAMED)
     refuse_training(network)
@@ -403,16 +418,16 @@ def predictions(
     return Predictions(outputs, features)
 
 
-def _rows(layer: nn.Module, taken: torch.Tensor, head: Head) -> torch.Tensor:
-    """One row an image: averaged over positions, which are last but for a linear layer."""
+def pooled(layer: nn.Module, taken: torch.Tensor, *, output: bool) -> torch.Tensor:
+    """One row an image: averaged over positions, which are last but for a linear layer's input."""
     taken = taken.detach()
-    if isinstance(layer, nn.Linear) and not head.output:
+    if isinstance(layer, nn.Linear) and not output:
         return taken.flatten(1, -2).mean(1) if taken.ndim > 2 else taken.clone()
     return taken.flatten(2).mean(2) if taken.ndim > 2 else taken.clone()
 
 
-def _ends(layer: nn.Module, output: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Logits if nothing but a usual ending followed a layer."""
+def ends(layer: nn.Module, output: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Logits from a layer's output, if nothing but a usual ending followed it: the candidates."""
     if isinstance(layer, nn.Conv2d):
         if layer.kernel_size != (1, 1) or output.ndim != 4:
             return

@@ -44,9 +44,9 @@ class AuditConfig(MeasurementSettings):
         width_argument: name of that argument.
         train_steps: lengths of training, first and again, in optimiser steps; each in place of
             train.epochs and train.min_steps and without train.extensions.
-        weights: a file of weights, or a run directory, in place of training. Of a run, its data,
-            network, training and labelled set are taken too; a file belongs to the labelled set in
-            `labelled`, or else to the one that `seed` and `initial` draw.
+        trained: a file of trained weights, or a run directory, in place of training. Of a run, its
+            data, network, training and labelled set are taken too; a file belongs to the labelled
+            set in `labelled`, or else to the one that `seed` and `initial` draw.
         labelled: a text file of data-set indices, one a line, that are labelled.
         run: directory of the audit; by default audits/DATASET-NETWORK-seedN. Trainings found there
             are not done again, whichever settings they do not depend on have changed.
@@ -67,7 +67,7 @@ class AuditConfig(MeasurementSettings):
     widths: tuple[int, ...] = ()
     width_argument: str = "widen"
     train_steps: tuple[int, ...] = ()
-    weights: Path | None = field(default=None, metadata={"identity": _name})
+    trained: Path | None = field(default=None, metadata={"identity": _name})
     labelled: Path | None = field(default=None, metadata={"identity": _name})
     ridge: float = 0.0
 
@@ -93,10 +93,15 @@ class AuditConfig(MeasurementSettings):
             )
         for name in ("widths", "train_steps", "kinds", "probes", "sketches"):
             check_list(name, getattr(self, name), empty=name in ("widths", "train_steps"))
-        if self.weights is not None and (self.widths or self.train_steps):
+        if self.trained is not None and (self.widths or self.train_steps):
             raise PipelineError(
-                "weights are of one width and one training: leave out widths and train_steps, or "
-                "leave out weights and let the audit train."
+                "trained is of one width and one training: leave out widths and train_steps, or "
+                "leave out trained and let the audit train."
+            )
+        if self.train_steps and self.train.recipe == "finetune":
+            raise PipelineError(
+                "train_steps are of the recipe scratch, and the recipe finetune ends when it "
+                "converges: leave out train_steps, or give --train.recipe scratch."
             )
         _ = self.kernels
 

@@ -33,7 +33,7 @@ from pipelines.measurement import (
     noted_fit,
 )
 from pipelines.strategies.options import KernelConfig
-from trainer.config import TrainConfig
+from trainer.config import RANDOM, TrainConfig
 from trainer.fit import accuracy, residual_rms
 from trainer.oracle import DatasetOracle
 from trainer.pool import Pool
@@ -41,6 +41,7 @@ from trainer.predict import logits
 
 # Settings of a run that an audit of it takes over.
 _OF_RUN = ("dataset", "network", "network_args", "image_size", "twin", "train")
+_LATER = {"trainable": None, "mean": (), "std": ()}  # settings that older records lack
 
 
 class Pretrained(NamedTuple):
@@ -170,16 +171,16 @@ def read_pretrained(config: AuditConfig) -> Pretrained:
         PipelineError: files that cannot be read, or settings that contradict the run.
         BridgeError: weights that cannot be read.
     """
-    if config.weights is not None and config.weights.is_dir():
+    if config.trained is not None and config.trained.is_dir():
         if config.labelled is not None:
             raise PipelineError(
-                f"{config.weights} is a run, whose record has its labelled set: leave out labelled."
+                f"{config.trained} is a run, whose record has its labelled set: leave out labelled."
             )
-        return _last_round(config, record.read(config.weights))
+        return _last_round(config, record.read(config.trained))
     labelled = None if config.labelled is None else _read_indices(config.labelled)
     if labelled is not None:
         config = dataclasses.replace(config, initial=len(labelled))
-    weights = None if config.weights is None else read_weights(config.weights)
+    weights = None if config.trained is None else read_weights(config.trained)
     return Pretrained(config, labelled, None, weights)
 
 
@@ -195,7 +196,12 @@ def _last_round(config: AuditConfig, run: Run) -> Pretrained:
     arguments = run.config["network_args"]
     own = {name: run.config[name] for name in _OF_RUN}
     own["network_args"] = tuple(f"{name}={value}" for name, value in arguments.items())
+    own |= {name: run.config.get(name) or default for name, default in _LATER.items()}
+    own |= {name: tuple(own[name]) for name in ("mean", "std")}
     own["train"] = TrainConfig(**run.config["train"])
+    # the run's own weights follow, and retrainings go on from them
+    if own["train"].init == "pretrained":
+        own["train"] = dataclasses.replace(own["train"], init=None)
     defaults = AuditConfig()
     given = config
     if config.train == AuditConfig.of_dataset(config.dataset).train:  # not asked for by itself
@@ -205,9 +211,9 @@ def _last_round(config: AuditConfig, run: Run) -> Pretrained:
         if asked not in (getattr(defaults, name), value):
             raise PipelineError(
                 f"{name} is {value!r} in {run.path} and {asked!r} here: leave it out, or leave out "
-                "weights and let the audit train."
+                "trained and let the audit train."
             )
-    config = dataclasses.replace(config, **own, initial=len(labelled))
+    config = dataclasses.replace(config, **own, initial=len(labelled), weights=RANDOM)
     run.check_weights(len(run.rounds) - 1)
     weights = read_weights(run.weights(len(run.rounds) - 1))
     return Pretrained(config, labelled, labels, weights, run.config["data"])
@@ -282,7 +288,7 @@ def _check_data(pretrained: Pretrained, data: dict[str, Any]) -> None:
     differing = [] if own is None else record.differences(own, data, "data.")
     if differing:
         raise PipelineError(
-            f"the run in {pretrained.config.weights} was made with other data than these: "
+            f"the run in {pretrained.config.trained} was made with other data than these: "
             f"{'; '.join(differing)}. Give --data-dir the folder that it read."
         )
 

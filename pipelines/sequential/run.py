@@ -32,6 +32,8 @@ from pipelines.run import (
     FirstTrainingCache,
     RunSetup,
     describe,
+    first_weights,
+    image_size_of,
     mirror_and_rows,
     prepared,
     print_caveats,
@@ -360,6 +362,7 @@ def run(
             tests=tests,
             first=first,
             frontier=frontier,
+            start=first_weights(config, network),
         )
         initial = initial_labels(setup)
         finished = initial is not None and _spend_budget(replace(setup, initial=initial))
@@ -375,7 +378,7 @@ def _own_images(config: SequentialConfig) -> Dataset:
             f"{config.data_folder} does not exist: give --data-dir the folder, zip or tar of your "
             "images."
         )
-    return read_partly_labelled(config.data_folder, config.image_size, config.class_names)
+    return read_partly_labelled(config.data_folder, image_size_of(config), config.class_names)
 
 
 def _mirror(

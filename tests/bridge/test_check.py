@@ -103,7 +103,10 @@ def test_a_mirror_that_disagrees_ends_with_1(monkeypatch, capsys) -> None:
         (("my_nets:make", "--shape", "3,8,8", "--examples", "1"), "examples is 1; it must be 2"),
         (("my_nets:make", "--shape", "3,8,8", "--images", "0"), "images is 0"),
         (("my_nets:make", "--shape", "3,8,8", "--route", "onnx"), "unknown route 'onnx'"),
-        (("my_nets:make", "--shape", "3,8,8", "--weights", "none"), "cannot read the weights"),
+        (
+            ("my_nets:make", "--shape", "3,8,8", "--weights", "missing.safetensors"),
+            "cannot read the weights",
+        ),
         (("my_nets:make", "--shape", "3,8,8", "--memory-gib", "1e-9"), "needs at least"),
         (("my_nets:unsupported", "--shape", "3,8,8"), "aten.special_bessel_j0.default"),
     ],

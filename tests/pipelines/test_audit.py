@@ -247,7 +247,7 @@ def test_a_kernel_that_does_not_fit_is_left_out_and_named(whole, monkeypatch, ca
 def test_weights_of_a_file_and_of_a_run(whole, tmp_path):
     (network,) = whole.networks
     weights = next(whole.config.run_folder.glob("trainings/*/weights.safetensors"))
-    given = measure(small(tmp_path / "file", weights=weights, repeats=1))
+    given = measure(small(tmp_path / "file", trained=weights, repeats=1))
     np.testing.assert_array_equal(given.networks[0].before, network.before)
     assert given.networks[0].notes["residual_rms"] == network.notes["residual_rms"]
 
@@ -264,7 +264,7 @@ def test_weights_of_a_file_and_of_a_run(whole, tmp_path):
     )
     run = runs.run(config)
     asked = AuditConfig(
-        weights=tmp_path / "run", subset=30, candidates=8, repeats=1, controls=2, kinds=("single",)
+        trained=tmp_path / "run", subset=30, candidates=8, repeats=1, controls=2, kinds=("single",)
     )
     asked = dataclasses.replace(asked, run=tmp_path / "of-run")
     (of_run,) = measure(asked).networks
@@ -277,7 +277,7 @@ def test_weights_of_a_file_and_of_a_run(whole, tmp_path):
 
     indices = tmp_path / "labelled.txt"
     indices.write_text("\n".join(map(str, bought)) + "\n")
-    own = small(tmp_path / "own", labelled=indices, repeats=1, weights=run.weights(1))
+    own = small(tmp_path / "own", labelled=indices, repeats=1, trained=run.weights(1))
     (same,) = measure(own).networks
     np.testing.assert_array_equal(same.before, of_run.before)
     indices.write_text("1\n2x\n")
@@ -304,7 +304,7 @@ def test_a_file_that_something_else_changed_is_named(whole, tmp_path):
         ({"kinds": ()}, PipelineError, "kinds is empty"),
         ({"kinds": ("sum", "sum")}, PipelineError, "kinds names something twice"),
         ({"train_steps": (0,)}, PipelineError, "train_steps must be 1 or more"),
-        ({"weights": Path("w"), "widths": (1,)}, PipelineError, "leave out widths"),
+        ({"trained": Path("w"), "widths": (1,)}, PipelineError, "leave out widths"),
         ({"subset": 1790}, PipelineError, "1790 reference points were asked for"),
         ({"widths": (2,)}, TrainerError, "has no argument 'widen'"),
     ],

@@ -61,7 +61,7 @@ def test_stopped_early_there_is_drift_and_the_prediction_holds_it(tmp_path):
     (short,) = first.networks
     assert short.notes["residual_rms"] > 0.1
     weights = next(tmp_path.glob("trainings/*/weights.safetensors"))
-    given = dataclasses.replace(config, weights=weights, run=tmp_path / "given")
+    given = dataclasses.replace(config, trained=weights, run=tmp_path / "given")
     exact = {r.reference: r for r in measure(given).rows if r.kind == "single"}
     assert exact["network"].error < 1e-3
     assert exact["linearised"].error < 1e-3

@@ -75,7 +75,7 @@ def test_train_mode_is_refused_by_name(network, images):
     ("function", "message"),
     [
         (lambda x: (x.flatten(1), x), "returned a tuple; it must return one tensor"),
-        (lambda x: {"logits": x.flatten(1)}, "returned a dict"),
+        (lambda x: {"answers": x.flatten(1)}, "returned a dict"),
         (lambda x: x.flatten(1)[:, 0], r"shape \(11,\) for 11 images.*\(11, classes\)"),
         (lambda x: x, r"shape \(11, 1, 8, 8\) for 11 images"),
         (lambda x: x.flatten(1)[:4], r"shape \(4, 64\) for 11 images"),

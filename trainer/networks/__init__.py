@@ -1,26 +1,31 @@
 """Networks by name, image shape and number of classes.
 
-The networks of both papers with stems for small images (docs/mathematics.md, 5); `module:factory`
-is a user's own. Every network is probed before it is handed out.
+The networks of both papers with stems for small images (docs/mathematics.md, 5); `timm:NAME` and
+`torchvision:NAME` are those libraries', `module:factory` is a user's own. Every network is probed
+before it is handed out.
 """
 
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 import torch
 from torch import nn
 
-from trainer.config import Argument
+from trainer.config import RANDOM, Argument, is_pretrained, source_of
 from trainer.errors import NetworkError, lookup
 from trainer.networks.cnn import cnn
 from trainer.networks.resnet import resnet18
+from trainer.networks.sources import factory_of
 from trainer.networks.vgg import vgg11_bn
+from trainer.networks.weights import load_state, read_state
 from trainer.networks.wide_resnet import wide_resnet
 from trainer.predict import forward, placement
 from trainer.randomness import seeded
+from trainer.trainable import head_parameters
 
 
 def load(name: str, what: str = "network") -> Callable[..., object]:
@@ -107,17 +112,20 @@ def build(
     classes: int,
     rng: np.random.Generator,
     arguments: Mapping[str, Argument] = MappingProxyType({}),
+    *,
+    pretrained: bool = False,
 ) -> nn.Module:
     """A freshly initialised network, in eval mode, on the CPU.
 
     Args:
-        name: a row of NETWORKS, or `module:factory`, which is imported and called as
-            `factory(input_shape=…, classes=…, **arguments)`, without those of the first two that
-            it does not take.
+        name: a row of NETWORKS, `timm:NAME` or `torchvision:NAME`, or `module:factory`, which is
+            imported and called as `factory(input_shape=…, classes=…, **arguments)`, without those
+            of the first two that it does not take.
         input_shape: (channels, height, width) of one image.
         classes: how many logits.
         rng: where the initial weights come from; torch's global seed is left as it was.
         arguments: of the network, such as `{"stages": 1, "widen": 4}`.
+        pretrained: of timm's and torchvision's networks: with the weights that they download.
 
     Raises:
         UnknownNameError: the name is in no row.
@@ -131,7 +139,10 @@ def build(
         )
     if classes < 2:
         raise NetworkError(f"classes is {classes}; a classifier needs at least 2")
-    factory = load(name) if ":" in name else lookup(NETWORKS, name, "network")
+    if source_of(name) is not None:
+        factory = factory_of(name, pretrained=pretrained)
+    else:
+        factory = load(name) if ":" in name else lookup(NETWORKS, name, "network")
     keywords = keywords_for(name, factory, tuple(input_shape), classes, arguments)
     with seeded(rng, torch.device("cpu")):
         try:
@@ -148,6 +159,40 @@ def build(
     network.eval()
     _probe(name, network, input_shape, classes)
     return network
+
+
+def build_from(
+    name: str,
+    input_shape: tuple[int, int, int],
+    classes: int,
+    rng: np.random.Generator,
+    arguments: Mapping[str, Argument] = MappingProxyType({}),
+    weights: str | None = None,
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """A network as `build` makes it, with pretrained weights, and notes on them.
+
+    Args:
+        name: as of `build`.
+        input_shape: likewise.
+        classes: likewise.
+        rng: likewise.
+        arguments: likewise.
+        weights: a file (`trainer.networks.weights`); `none` for random ones; None for those that
+            timm and torchvision download, and random ones of other networks.
+
+    Raises:
+        UnknownNameError, NetworkError: as `build`; weights that cannot be had or do not fit.
+    """
+    download = weights is None and is_pretrained(name, weights)
+    network = build(name, input_shape, classes, rng, arguments, pretrained=download)
+    if weights is None or weights == RANDOM:
+        return network, ()
+    path = Path(weights).expanduser()
+    images = np.random.default_rng(0).normal(size=(2, *input_shape)).astype(np.float32)
+    head = head_parameters(network, images)
+    notes = load_state(network, read_state(path), path.name, head)
+    _probe(name, network, input_shape, classes)
+    return network, notes
 
 
 def parameter_count(network: nn.Module) -> int:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -41,9 +41,25 @@ if TYPE_CHECKING:
 __all__ = ["Query", "QueryOptions", "compare", "query", "query_context"]
 
 
+@runtime_checkable
+class DataSet(Protocol):
+    """A data set of items, such as torch's."""
+
+    def __len__(self) -> int:
+        """Number of items."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Any:
+        """One of them."""
+        ...
+
+
+OwnImages = np.ndarray | torch.Tensor | DataSet
+
+
 def query(
     model: nn.Module,
-    images: np.ndarray | torch.Tensor,
+    images: OwnImages,
     labelled: Mapping[int, int],
     batch_size: int,
     strategy: str = "mlmoc",
@@ -62,7 +78,8 @@ def query(
         model: your trained network in eval mode: (batch, channels, height, width) → (batch,
             classes) logits.
         images: float (examples, channels, height, width), all of them, labelled or not, exactly
-            as the network takes them (normalised, not augmented).
+            as the network takes them (normalised, not augmented); or a data set of such images,
+            torch's or any other with a length and items, which is read when it is needed.
         labelled: the labels so far, {index into images: class from 0}.
         batch_size: how many to choose.
         strategy: a name in `pipelines.strategies.STRATEGIES`.
@@ -102,7 +119,7 @@ def query(
 
 def compare(
     model: nn.Module,
-    images: np.ndarray | torch.Tensor,
+    images: OwnImages,
     labelled: Mapping[int, int],
     batch_size: int,
     strategies: Sequence[str],
@@ -174,7 +191,7 @@ def _resources(
 
 def query_context(
     model: nn.Module,
-    images: np.ndarray | torch.Tensor,
+    images: OwnImages,
     labelled: Mapping[int, int],
     batch_size: int,
     methods: Sequence[Method] = (),
@@ -228,20 +245,143 @@ def query_context(
     )
 
 
-def checked_images(images: object) -> np.ndarray:
+_NAMED = "pixel_values"  # of what image processors make
+_TRANSFORM = (
+    "give the data set a transform that makes what the network takes, such as torchvision's v2 "
+    "ToImage, ToDtype(torch.float32, scale=True), Resize and Normalize (a Hugging Face data set "
+    "takes it by with_transform)"
+)
+
+
+class Items:
+    """float32 images (examples, ...) of a data set, read item by item whenever they are needed.
+
+    An item is an image, a tuple or list that begins with one, or a dict with the entry
+    `pixel_values` or a single entry of floating point numbers. Labels in it are not read.
+    """
+
+    def __init__(self, items: DataSet):
+        """Read the first item.
+
+        Args:
+            items: at whole numbers from 0.
+
+        Raises:
+            PipelineError: there is none, or it holds no image.
+        """
+        if not len(items):
+            raise PipelineError("images are a data set without items; at least one is needed.")
+        self._items = items
+        self._of_one = self._image(0).shape
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of all of them."""
+        return (len(self), *self._of_one)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._items)
+
+    def __getitem__(self, some: Any) -> np.ndarray:
+        """The images at a slice or an array of indices.
+
+        Raises:
+            PipelineError: an item holds no image, one of another shape, or one that is not finite.
+        """
+        indices = np.atleast_1d(np.arange(len(self))[some])
+        images = np.empty((len(indices), *self._of_one), np.float32)
+        for position, index in enumerate(indices.tolist()):
+            found = self._image(index)
+            if found.shape != self._of_one:
+                raise PipelineError(
+                    f"item {index} is an image of shape {found.shape} and item 0 one of shape "
+                    f"{self._of_one}; resize or crop them in the data set's transform."
+                )
+            images[position] = found
+            if not np.isfinite(images[position]).all():
+                raise PipelineError(f"images [{index}] hold NaN or infinite values.")
+        return images
+
+    def _image(self, index: int) -> np.ndarray:
+        try:
+            item = self._items[index]
+        except Exception as error:
+            raise PipelineError(
+                f"item {index} of the images cannot be read ({type(error).__name__}: {error}); "
+                "they must be a data set with items at whole numbers from 0 to its length."
+            ) from error
+        return _floating(_as_array(_entry(item, index), f"item {index}"), f"item {index}")
+
+
+def _entry(item: Any, index: int) -> Any:
+    """What is an image of an item."""
+    if isinstance(item, Mapping):
+        if _NAMED in item:
+            return item[_NAMED]
+        floats = [name for name, value in item.items() if _is_floating(value)]
+        if len(floats) == 1:
+            return item[floats[0]]
+        names = ", ".join(map(str, floats or item))
+        raise PipelineError(
+            f"item {index} is a dict with {len(floats)} entries of floating point numbers "
+            f"({names}); name the image {_NAMED}, or {_TRANSFORM}."
+        )
+    if isinstance(item, tuple | list):
+        if not item:
+            raise PipelineError(f"item {index} is empty; it must begin with the image.")
+        return item[0]
+    return item
+
+
+def _is_floating(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.is_floating_point() and value.ndim > 0
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.ndim > 0
+
+
+def _as_array(value: Any, who: str) -> np.ndarray:
+    if isinstance(value, torch.Tensor) and value.layout == torch.strided:
+        value = (value.float() if value.is_floating_point() else value).detach().cpu().numpy()
+    if not isinstance(value, np.ndarray) or not value.ndim:
+        raise PipelineError(
+            f"{who} is a {type(value).__name__} and no array or tensor: {_TRANSFORM}."
+        )
+    return value
+
+
+def _floating(array: np.ndarray, who: str) -> np.ndarray:
+    if not np.issubdtype(array.dtype, np.floating):
+        raise PipelineError(
+            f"{who} has dtype {array.dtype}; give images as the network takes them, floating point "
+            f"and normalised: {_TRANSFORM}."
+        )
+    if np.ma.is_masked(array):
+        raise PipelineError(f"{who} is masked in part; fill these pixels as the network expects.")
+    return array
+
+
+def checked_images(images: OwnImages) -> np.ndarray | Items:
     """Images as float32 (examples, channels, height, width), or rows of any other shape.
 
+    Args:
+        images: an array or tensor, or a data set (`Items`), such as torch's or Hugging Face's.
+
     Raises:
-        PipelineError: they are no array or tensor of finite, normalised images.
+        PipelineError: they are none of these, or not finite and normalised.
     """
-    array = images
+    array: Any = images
     if isinstance(images, torch.Tensor) and images.layout == torch.strided:
         array = (images.float() if images.is_floating_point() else images).detach().cpu().numpy()
+    plain = isinstance(array, np.ndarray | torch.Tensor | list | tuple | str | bytes | Mapping)
+    if not plain and isinstance(array, DataSet):
+        return Items(array)
     if not isinstance(array, np.ndarray) or array.ndim < 2 or not len(array):
         shaped = isinstance(array, np.ndarray)
         raise PipelineError(
             f"images are {f'shape {array.shape}' if shaped else type(images).__name__}; they must "
-            "be an array or tensor of shape (examples, ...): channels, height, width, or rows."
+            "be an array or tensor of shape (examples, ...): channels, height, width, or rows; or "
+            "a data set with a length and items."
         )
     if not np.issubdtype(array.dtype, np.floating):
         raise PipelineError(

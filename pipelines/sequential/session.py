@@ -3,13 +3,11 @@
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import torch
 from torch import nn
 
 from bridge import trace
@@ -39,7 +37,7 @@ from pipelines.core.errors import PipelineError
 from pipelines.core.json_io import digest_arrays
 from pipelines.core.progress import Stages, generator, named_images
 from pipelines.frontier import FrontierRows, frontier_of
-from pipelines.query import checked_images, checked_labels
+from pipelines.query import Items, OwnImages, checked_images, checked_labels
 from pipelines.sequential.config import STRATEGIES, SequentialOptions, criterion_options
 from pipelines.sequential.learner import (
     Answer,
@@ -456,7 +454,7 @@ class SequentialData(NamedTuple):
     images: Callable[[np.ndarray], np.ndarray]
     labelled: Mapping[int, int]
     candidates: np.ndarray
-    test_images: np.ndarray | None
+    test_images: np.ndarray | Items | None
     test_labels: np.ndarray
     classes: int
 
@@ -605,12 +603,12 @@ def plan_sequential(
 
 def start(
     model: nn.Module,
-    images: np.ndarray | torch.Tensor,
+    images: OwnImages,
     labelled: Mapping[int, int],
     strategy: str = "mlmoc",
     options: SequentialOptions | None = None,
     *,
-    tests: tuple[np.ndarray | torch.Tensor, np.ndarray] | None = None,
+    tests: tuple[OwnImages, np.ndarray] | None = None,
     mirror: Mirror | None = None,
     seed: int = 0,
     progress: Stages | None = None,
@@ -620,8 +618,7 @@ def start(
     Args:
         model: your trained network in eval mode: (batch, channels, height, width) → (batch,
             classes) logits.
-        images: float (examples, channels, height, width), all of them, labelled or not, exactly
-            as the network takes them (normalised, not augmented).
+        images: as of `pipelines.query.query`.
         labelled: what the network was trained on, {index into images: class from 0}.
         strategy: a look-ahead criterion, or random, entropy, margin or least_confident of the
             linearised network.
@@ -667,7 +664,7 @@ def start(
     certificate = certify(model, twin, probe, prefix).summary()
     if prefix is not None and test_images is not None:
         of_tests = FrontierRows(
-            prefix, partial(np.take, test_images, axis=0), len(test_labels), "", options.frozen
+            prefix, test_images.__getitem__, len(test_labels), "", options.frozen
         )
         test_images = of_tests(np.arange(len(test_labels)))
     state = build_state(
@@ -690,9 +687,7 @@ def start(
     return SequentialSession(state)
 
 
-def _checked(
-    images: np.ndarray | torch.Tensor, labels: np.ndarray
-) -> tuple[np.ndarray | None, np.ndarray]:
+def _checked(images: OwnImages, labels: np.ndarray) -> tuple[np.ndarray | Items | None, np.ndarray]:
     array, classes = checked_images(images), np.asarray(labels)
     if classes.shape != (len(array),) or not np.issubdtype(classes.dtype, np.integer):
         raise PipelineError(

@@ -8,9 +8,11 @@ h_i the layer's input for labelled image i, s their mean squared distance from t
 makes μ a number without unit, and ℓ the cross-entropy (logistic regression with C = 1/(μ s)) or
 half of the squared error to the one-hot label (ridge regression). Both are convex, so start and
 rate do not matter: the head begins at zero and L-BFGS (Liu & Nocedal 1989) goes on until it
-converges. The inputs are computed once. Nothing is random.
+converges. (A ReLU after the head, as in SqueezeNet, begins at biases of one, where it has a
+gradient.) The inputs are computed once. Nothing is random.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -85,7 +87,7 @@ def fit_head(
     if not own:
         return HeadFit((), True, (), 0.0, rest)
     weights = tuple(p for p in own.values() if p.ndim > 1)
-    inputs, ending, classes = _inputs(network, layer, images)
+    inputs, ending, classes, rectified = _inputs(network, layer, images)
     with torch.no_grad():
         for parameter in own.values():
             parameter.zero_()
@@ -93,8 +95,12 @@ def fit_head(
     fixed |= {name: buffer.double() for name, buffer in layer.named_buffers()}
     sizes = [p.numel() for p in own.values()]
     features = pooled(layer, inputs, output=False)
-    spread = float((features - features.mean(0)).square().sum(1).mean()) or 1.0
-    decay = penalty * spread / len(images)
+    unit = (
+        math.sqrt(float((features - features.mean(0)).square().sum(1).mean())) if weights else 0.0
+    )
+    unit = unit or 1.0
+    inputs = inputs / unit  # and the weights in that unit: then tolerances have none
+    decay = penalty / len(images)
     if loss == "l2":
         decay *= 2 / classes  # it is a mean over classes, and not half of their sum
 
@@ -115,7 +121,9 @@ def fit_head(
     history: list[float] = []
     found = scipy.optimize.minimize(
         value_and_gradient,
-        np.zeros(sum(sizes)),
+        np.concatenate(
+            [np.full(p.numel(), float(rectified and p.ndim == 1)) for p in own.values()]
+        ),
         jac=True,
         method="L-BFGS-B",
         callback=lambda intermediate_result: history.append(float(intermediate_result.fun)),
@@ -129,8 +137,8 @@ def fit_head(
     )
     with torch.no_grad():
         for name, fitted in named(torch.tensor(found.x, device=inputs.device)).items():
-            own[name].copy_(fitted)
-    return HeadFit(tuple(history), bool(found.success), weights, decay, rest)
+            own[name].copy_(fitted / unit if fitted.ndim > 1 else fitted)
+    return HeadFit(tuple(history), bool(found.success), weights, decay * unit**2, rest)
 
 
 def zero_head(network: nn.Module, images: np.ndarray) -> None:
@@ -156,8 +164,8 @@ def zero_head(network: nn.Module, images: np.ndarray) -> None:
 
 def _inputs(
     network: nn.Module, layer: nn.Module, images: np.ndarray
-) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor], int]:
-    """What a layer is given for each image, in float64; logits of its output; how many they are.
+) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor], int, bool]:
+    """What a layer is given for each image, in float64; logits of its output, their number, ReLU.
 
     Raises:
         FitError: it is called more than once an image, or of the logits nothing is found.
@@ -187,4 +195,6 @@ def _inputs(
             "the recipe finetune found no function from the head to the logits; give "
             "--train.recipe scratch"
         )
-    return inputs.double(), lambda output: [*ends(layer, output)][which], logits.shape[1]
+    rectified = isinstance(layer, nn.Conv2d) and which == 1
+    last = lambda output: [*ends(layer, output)][which]
+    return inputs.double(), last, logits.shape[1], rectified

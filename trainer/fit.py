@@ -364,6 +364,11 @@ def fit(
     if config.recipe == "finetune":
         _check(network, images, labels)
         _check_range(labels, logits(network, images[:2]).shape[1])
+        if auxiliary_module is not None:
+            raise FitError(
+                "the recipe finetune trains no module along with the network: give the recipe "
+                "scratch"
+            )
         return _finetuned(network, images, labels, config, rng, _throttled(progress))
     _check(network, images, labels)
     _check_batches(network, labels, config)

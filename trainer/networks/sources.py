@@ -66,7 +66,8 @@ def preprocessing_of(name: str) -> Preprocessing:
         config = timm.models.get_pretrained_cfg(own)
         return of_configuration({} if config is None else config.to_dict())
     models = _torchvision_models()
-    _check_name(name, own, own in models.list_models(module=models), models.list_models)
+    listed = lambda pattern="*": models.list_models(module=models, include=pattern)
+    _check_name(name, own, own in listed(), listed)
     try:
         transforms = models.get_model_weights(own).DEFAULT.transforms()
     except (ValueError, AttributeError):

@@ -183,7 +183,7 @@ def build_networks(runs: Sequence[RunConfig], console: Console) -> tuple[Dataset
     dataset, first = prepared(runs[0], console)
     networks = [first]
     for run in runs[1:]:
-        networks.append(with_network(run, dataset)[1])
+        networks.append(with_network(run, dataset, console)[1])
     return dataset, networks
 
 

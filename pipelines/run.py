@@ -1,7 +1,7 @@
 """Active-learning runs: train, evaluate, query and label until the budget is spent; resumable."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,6 +40,7 @@ from trainer import data
 from trainer.config import TrainConfig
 from trainer.data import Dataset
 from trainer.dataset import with_preprocessing
+from trainer.errors import NetworkError, TrainerError
 from trainer.finetune import zero_head
 from trainer.fit import fit, keep_freed_blocks
 from trainer.networks import build_from, load
@@ -69,7 +70,7 @@ def prepared(
     _check_fit(config, dataset)
     if config.twin is not None:
         load(config.twin, "twin")
-    dataset, network = with_network(config, dataset)
+    dataset, network = with_network(config, dataset, console)
     if config.cycles:
         methods = methods_of(config.strategy, config.albl.arms)
         probe = dataset.normalise(dataset.train_images[:PROBE])
@@ -110,7 +111,9 @@ def _check_fit(config: RunConfig, dataset: Dataset) -> None:
         )
 
 
-def with_network(config: RunConfig, dataset: Dataset) -> tuple[Dataset, nn.Module]:
+def with_network(
+    config: RunConfig, dataset: Dataset, console: Console
+) -> tuple[Dataset, nn.Module]:
     """The untrained network of a run, and its data set with the preprocessing of the network.
 
     Raises:
@@ -120,17 +123,26 @@ def with_network(config: RunConfig, dataset: Dataset) -> tuple[Dataset, nn.Modul
     known = preprocessing_of(config.network)
     mean, std = config.mean or known.mean, config.std or known.std
     channels = max(dataset.train_images.shape[1], len(mean or ()), len(std or ()))
-    network, notes = build_from(
-        config.network,
-        (channels, *dataset.image_shape[1:]),
-        dataset.classes,
-        generator(config.seed, "weights"),
-        config.network_arguments,
-        config.weights,
-    )
+
+    def built(channels: int) -> tuple[nn.Module, tuple[str, ...]]:
+        shape = (channels, *dataset.image_shape[1:])
+        rng, arguments = generator(config.seed, "weights"), config.network_arguments
+        return build_from(config.network, shape, dataset.classes, rng, arguments, config.weights)
+
+    try:
+        network, notes = built(channels)
+    except NetworkError as refusal:
+        if channels != 1:
+            raise
+        try:  # grayscale images, and a user's own network that takes three channels
+            channels = 3
+            network, notes = built(channels)
+        except TrainerError:
+            raise refusal from None
     own = preprocessing_in(network)
     dataset = with_preprocessing(dataset, mean or own.mean, std or own.std, channels)
-    dataset = replace(dataset, remarks=(*dataset.remarks, *notes))
+    for note in notes:
+        console.print(f"note: {note}", style="yellow", markup=False, highlight=False)
     if config.trainable is not None:
         probe = dataset.normalise(dataset.train_images[:PROBE])
         set_trainable(network, config.trainable, probe)

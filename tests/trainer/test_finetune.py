@@ -76,10 +76,10 @@ def test_neither_start_nor_generator_nor_unit_matters(config):
     rows, labels = data()
     one, other, scaled = head(), head(), head()
     with torch.no_grad():
-        other[0].weight.normal_(std=10)
+        other.get_parameter("0.weight").normal_(std=10)
     fitted(one, rows, labels, config)
     fitted(other, rows, labels, config, seed=7)
-    assert torch.equal(one[0].weight, other[0].weight)
+    assert torch.equal(one.get_parameter("0.weight"), other.get_parameter("0.weight"))
     fitted(scaled, 1000 * rows, labels, config)
     np.testing.assert_allclose(logits(scaled, 1000 * rows), logits(one, rows), atol=0.02)
 
@@ -158,7 +158,7 @@ def test_a_pooled_convolution_is_a_head():
     images, labels = pictures()
     network = PooledConvolution().eval()
     with torch.no_grad():
-        network.classifier.bias.fill_(1)
+        network.get_parameter("classifier.bias").fill_(1)
     result = fitted(network, np.abs(images), labels, CROSS)
     assert result.loss_history[-1] <= np.log(3) + 1e-6
 

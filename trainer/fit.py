@@ -258,7 +258,7 @@ def _augmented(batch: torch.Tensor, config: TrainConfig, rng: np.random.Generato
     return flip(shifted, rng) if config.augmentation == "flip_crop" else shifted
 
 
-def _check(network: nn.Module, images: np.ndarray, labels: np.ndarray) -> None:
+def _check(network: nn.Module, images: np.ndarray, labels: np.ndarray, config: TrainConfig) -> None:
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise FitError(
             f"labels have shape {labels.shape} and dtype {labels.dtype}; they must be one whole "
@@ -277,6 +277,11 @@ def _check(network: nn.Module, images: np.ndarray, labels: np.ndarray) -> None:
     if not any(p.requires_grad for p in network.parameters()):
         raise FitError(
             "the network has no trainable parameters; set requires_grad on those to train"
+        )
+    if config.augmentation in ("crop", "flip_crop") and images.ndim != 4:
+        raise FitError(
+            f"augmentation is {config.augmentation} and the images have shape {images.shape}: only "
+            "(images, channels, height, width) can be shifted; use augmentation none"
         )
 
 
@@ -362,7 +367,7 @@ def fit(
     """
     network.eval()
     if config.recipe == "finetune":
-        _check(network, images, labels)
+        _check(network, images, labels, config)
         _check_range(labels, logits(network, images[:2]).shape[1])
         if auxiliary_module is not None:
             raise FitError(
@@ -370,7 +375,7 @@ def fit(
                 "scratch"
             )
         return _finetuned(network, images, labels, config, rng, _throttled(progress))
-    _check(network, images, labels)
+    _check(network, images, labels, config)
     _check_batches(network, labels, config)
     _lay_out(network, torch.channels_last)
     batch = -(-len(labels) // config.plan(len(labels))[0])

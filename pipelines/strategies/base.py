@@ -425,10 +425,7 @@ def reads_rows(needs: Set[str], network: nn.Module, train: TrainConfig) -> bool:
 
 def trains_rows(train: TrainConfig) -> bool:
     """Whether a training can start from rows: in eval mode, on images that are not augmented."""
-    return getattr(train, "recipe", "scratch") == "finetune" and train.augmentation in (
-        "auto",
-        "none",
-    )
+    return train.recipe == "finetune" and train.augmentation in ("auto", "none")
 
 
 def _certified(

@@ -6,6 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from kernel.covariance import Kernel
 from kernel.criteria import mlmoc
@@ -100,6 +101,43 @@ def test_naive_is_retraining(images):
     assert expected.std() > 0
     after = context.network.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_naive_of_a_finetuned_head_is_ridge_regression_with_one_label_more(images):
+    rows = images.reshape(len(images), -1)
+    network, train = nn.Linear(36, 3).eval(), TrainConfig(recipe="finetune")
+    pool, labels = Pool.of(len(rows), LABELLED), np.arange(len(LABELLED)) % 3
+    fit(network, rows[LABELLED], labels, train, np.random.default_rng(6))
+    context = build_context(
+        network,
+        lambda indices: rows[indices],
+        Labelling(pool.labelled, labels, pool.unlabelled),
+        [],
+        train=train,
+        options=OPTIONS,
+        resources=Resources(),
+    )
+
+    def predicted(labelled: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        given, wanted = rows[labelled].astype(np.float64), one_hot(classes, 3)
+        away, points = given - given.mean(0), rows[context.candidates] - given.mean(0)
+        kernel = away @ away.T
+        ridge = train.penalty * np.trace(kernel) / len(kernel)
+        wanted, mean = wanted - wanted.mean(0), wanted.mean(0)
+        return (
+            points @ away.T @ np.linalg.solve(kernel + ridge * np.eye(len(kernel)), wanted) + mean
+        )
+
+    before = predicted(LABELLED, labels)
+    np.testing.assert_allclose(context.candidate_logits, before, atol=1e-4)
+    found = STRATEGIES["naive"](context, 2, np.random.default_rng(1))
+    guesses = before.argmax(axis=1)
+    after = [
+        predicted(np.append(LABELLED, candidate), np.append(labels, guess))
+        for candidate, guess in zip(context.candidates, guesses, strict=True)
+    ]
+    expected = [np.linalg.norm(one - before, axis=1).sum() for one in after]
+    np.testing.assert_allclose(found.candidate_scores, expected, rtol=2e-3)
 
 
 def test_naive_from_a_copy_without_candidates_has_less_to_move(images):

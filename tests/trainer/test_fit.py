@@ -288,6 +288,18 @@ BAD_SETTINGS = [
 ]
 
 
+@pytest.mark.parametrize("shape", [(40, 64), (40, 8, 8)])
+def test_examples_of_any_shape_are_fitted_and_not_augmented(digits, shape):
+    images, labels = digits
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    rate = TrainConfig(learning_rate=0.1, epochs=100, min_steps=100)
+    assert fit(network, images.reshape(shape), labels, rate, generator()).fitted
+    for recipe in ("scratch", "finetune"):
+        crops = dataclasses.replace(rate, recipe=recipe, augmentation="crop")
+        with pytest.raises(FitError, match="augmentation is crop and the images have shape"):
+            fit(network, images.reshape(shape), labels, crops, generator())
+
+
 @pytest.mark.parametrize(("field", "value", "message"), BAD_SETTINGS)
 @pytest.mark.usefixtures("without_type_checks")
 def test_settings_are_checked(field, value, message):

@@ -39,7 +39,7 @@ from bridge.module import (
     to_numpy,
 )
 from bridge.prefix import FrozenPrefix
-from bridge.program import Arrays, Program, Site, Weight, references
+from bridge.program import SITE, Arrays, Program, Site, Weight, references
 from kernel.files import write_file
 from kernel.linalg import on_host
 from kernel.model import Function
@@ -215,15 +215,15 @@ def jax_outputs(
     together, activations, leaks = _compiled(_observed)(function, params, frozen, x)
     first = x[:GRADIENT_EXAMPLES]
     if isinstance(function, Program):
-        gradients, summed = _tap_gradients(function, params, frozen, first, direction)
+        gradients, summed, alone = _tap_gradients(function, params, frozen, first, direction)
     else:
         gradients = _compiled(_image_gradients)(function, params, frozen, first, direction)
-        summed = {}
+        summed, alone = {}, _compiled(_alone)(function, params, frozen, first)
     return JaxOutputs(
         logits=together,
         activations=activations,
         leaks=leaks,
-        alone=_compiled(_alone)(function, params, frozen, first),
+        alone=alone,
         gradients=gradients,
         summed=summed,
     )
@@ -269,25 +269,40 @@ def _image_gradients(
     return dict(zip(sorted(params), leaves, strict=True))
 
 
-_SITES = 8  # that are compiled together: memory and time of XLA grow faster than the sites
-
-
 def _tap_gradients(
     function: Program, params: Arrays, frozen: Arrays, x: Array, direction: Array
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Gradients of each image as kernels form them, and the sizes of the terms they sum."""
+) -> tuple[dict[str, Array], dict[str, Array], Array]:
+    """Gradients of each image as kernels form them, the sizes of the terms they sum, and logits."""
     names = tuple(site.name for site in function.sites if site.parameters)
-    inputs, cotangents = _compiled(_tapped, 5)(function, params, frozen, x, direction, names)
+    tapped = _compiled(_tapped, 5)(function, params, frozen, x, direction, names)
+    inputs, cotangents, logits = tapped
+    # Rounding errs in each entry of δ_s by itself, so that the error of a sum Σ_p J_pᵀδ_p is
+    # proportional to √Σ_p(J_pᵀδ_p)² even where the terms cancel. With independent signs ±1,
+    # E(Σ_p ±J_pᵀδ_p)² is that sum of squares. NumPy draws them: XLA compiles longer than it draws.
+    signs = {
+        name: [
+            np.random.default_rng(k).choice([-1.0, 1.0], own.shape[1:]) for own in cotangents[name]
+        ]
+        for k, name in enumerate(names)
+    }
     gradients = {name: jnp.zeros((len(x), *array.shape)) for name, array in params.items()}
     squares = dict(gradients)
-    for start in range(0, len(names), _SITES):
-        some = names[start : start + _SITES]
-        own = {name: inputs[name] for name in some}, {name: cotangents[name] for name in some}
-        for pulled in _compiled(_pulled, 5)(function, params, frozen, *own, some):
-            for name, (gradient, terms) in pulled.items():
-                gradients[name] += gradient
-                squares[name] += terms
-    return gradients, {name: jnp.sqrt(jnp.max(square)) for name, square in squares.items()}
+    for site in names:
+        single, renamed = function.single(site)
+        own = {renamed[name]: array for name, array in params.items() if name in renamed}
+        others = {renamed[name]: array for name, array in frozen.items() if name in renamed}
+        leaves, tree = jax.tree.flatten(inputs[site])
+        # sizes, plain numbers in the program, are arrays of weak type once they were compiled
+        numbers = tuple(leaf[0].item() if leaf.weak_type else None for leaf in leaves)
+        arrays = [leaf for leaf in leaves if not leaf.weak_type]
+        given = arrays, cotangents[site], signs[site]
+        pulled = _compiled(_pulled, 1, 2)(single, tree, numbers, own, others, *given)
+        for name in params.keys() & renamed.keys():
+            gradient, terms = pulled[renamed[name]]
+            gradients[name] += gradient
+            squares[name] += terms
+    summed = {name: jnp.sqrt(jnp.max(square)) for name, square in squares.items()}
+    return gradients, summed, logits
 
 
 def _tapped(
@@ -297,42 +312,39 @@ def _tapped(
     x: Array,
     direction: Array,
     names: tuple[str, ...],
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Inputs and cotangents of sites for each image."""
+) -> tuple[dict[str, Any], dict[str, Any], Array]:
+    """Inputs and cotangents of sites for each image in a batch of its own, and its logits."""
 
-    def of_one(image: Array) -> tuple[dict[str, Any], dict[str, Any]]:
-        return taps(function, params, frozen, image, direction[None], names)[:2]
+    def of_one(image: Array) -> tuple[dict[str, Any], dict[str, Any], Array]:
+        return taps(function, params, frozen, image, direction[None], names)
 
     return jax.vmap(of_one)(x)
 
 
 def _pulled(
-    function: Program,
+    site: Program,
+    tree: Any,
+    numbers: tuple[int | float | None, ...],
     params: Arrays,
     frozen: Arrays,
-    inputs: dict[str, Any],
-    cotangents: dict[str, Any],
-    names: tuple[str, ...],
-) -> list[dict[str, tuple[Array, Array]]]:
-    """For each site, gradients of its parameters and squares of the sizes of their terms."""
-    # Rounding errs in each entry of δ_s by itself, so that the error of a sum Σ_p J_pᵀδ_p is
-    # proportional to √Σ_p(J_pᵀδ_p)² even where the terms cancel. With independent signs ±1,
-    # E(Σ_p ±J_pᵀδ_p)² is that sum of squares.
-    results = []
-    for site in names:
-        number = [s.name for s in function.sites if s.parameters].index(site)
-        key = jax.random.key(number)
+    arrays: list[Array],
+    cotangents: list[Array],
+    signs: list[Array],
+) -> dict[str, tuple[Array, Array]]:
+    """Gradients of one site's parameters, and squares of the sizes of their terms.
 
-        def of_one(values: Any, own: Any, site=site, key=key) -> dict[str, tuple[Array, Array]]:
-            signed = [
-                jnp.concatenate([each, each * jax.random.rademacher(key, each.shape, each.dtype)])
-                for each in own
-            ]
-            both = site_gradients(function, site, params, frozen, values, signed)
-            return {name: (gradient, terms**2) for name, (gradient, terms) in both.items()}
+    Its inputs are those arrays, a row an image, in the places where there is no number.
+    """
 
-        results.append(jax.vmap(of_one)(inputs[site], cotangents[site]))
-    return results
+    def of_one(rows: list[Array], own: list[Array]) -> dict[str, tuple[Array, Array]]:
+        remaining = iter(rows)
+        leaves = [next(remaining) if number is None else number for number in numbers]
+        values = jax.tree.unflatten(tree, leaves)
+        signed = [jnp.concatenate([d, d * sign]) for d, sign in zip(own, signs, strict=True)]
+        both = site_gradients(site, SITE, params, frozen, values, signed)
+        return {name: (gradient, terms**2) for name, (gradient, terms) in both.items()}
+
+    return jax.vmap(of_one)(arrays, cotangents)
 
 
 def jax_logits(function: Function, params: Arrays, frozen: Arrays, x: Array) -> Array:

@@ -9,6 +9,7 @@ site is the vjp of its operator.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from bridge.ops.pooling import per_axis
 from kernel.taps import AffineRule, LinearHead, Window
 
 IMAGES = "images"
+SITE = "site"
 # Prefix of the names of the graph's own constants, which are in no state dict.
 CONSTANT = "constant:"
 
@@ -262,6 +264,33 @@ class Program:
         _, vjp = jax.vjp(outputs, {name: params[name] for name in chosen.parameters})
         return vjp(cotangents)[0]
 
+    def single(self, site: str) -> tuple["Program", dict[str, str]]:
+        """A program of a site alone, named `SITE`, and what it calls the site's arrays.
+
+        It is the same object for every site of any program that calls an operator in the same way,
+        so that JAX compiles their gradients once for each shape.
+        """
+        (chosen,) = [s for s in self.sites if s.name == site]
+        (node,) = [n for n in self.nodes if n.name == chosen.node]
+        names = {}
+        weights = [weight.name for weight in references(node, Weight)]
+        for name in dict.fromkeys((*weights, *chosen.parameters)):
+            names[name] = f"{CONSTANT if name.startswith(CONSTANT) else ''}{len(names)}"
+        refs = {ref.node: f"input {k}" for k, ref in enumerate(references(node, Ref))}
+
+        def renamed(value: Any) -> Any:
+            if isinstance(value, Ref):
+                return Ref(refs[value.node])
+            if isinstance(value, Weight):
+                return Weight(names[value.name])
+            return tuple(map(renamed, value)) if type(value) is tuple else value
+
+        trained = tuple(names[name] for name in chosen.parameters)
+        kwargs = tuple((key, renamed(value)) for key, value in sorted(node.kwargs.items()))
+        args = renamed(node.args)
+        # 1, 1.0 and True are equal, and not the same argument
+        return _single(node.op, args, kwargs, trained, repr((args, kwargs))), names
+
     def rule(self, site: str, params: Arrays) -> AffineRule | None:
         """The product rule of a site whose parameters only multiply its input, else None."""
         (chosen,) = [s for s in self.sites if s.name == site]
@@ -305,6 +334,18 @@ class Program:
             output = _call(node, params, frozen, values, x.dtype)
             values[node.name] = observe(node, inputs, output)
         return values[self.output.node]
+
+
+@cache
+def _single(
+    op: str,
+    args: tuple[Any, ...],
+    kwargs: tuple[tuple[str, Any], ...],
+    trained: tuple[str, ...],
+    _text: str,
+) -> Program:
+    node = Node(SITE, op, args, dict(kwargs), "", "")
+    return Program("", (node,), Ref(SITE), (Site(SITE, op, trained, (), SITE, ""),))
 
 
 def _differentiable(leaf: Any) -> bool:

@@ -322,16 +322,17 @@ class RunSetup:
             training is cached in `first`.
         """
         network, module, number = self.network, self.auxiliary_module, len(run.rounds)
-        trained_part, images = network, self.images(indices)
         if self.frontier is not None and module is None and trains_rows(self.config.train):
-            trained_part = self.frontier.prefix.tail
+            part: nn.Module = self.frontier.prefix.tail
             with stages("frozen part") as advance:
                 images = self.frontier(indices, advance)
+        else:
+            part, images = network, self.images(indices)
 
         def train() -> dict[str, Any]:
             rng = generator(self.config.seed, "fit", number)
             with stages("fit") as advance:
-                fitted = fit(trained_part, images, labels, self.config.train, rng, advance, module)
+                fitted = fit(part, images, labels, self.config.train, rng, advance, module)
             names = ("steps", "epochs", "fitted", "stopped", "residual_rms")
             return {
                 "train_accuracy": fitted.train_accuracy,
@@ -347,8 +348,8 @@ class RunSetup:
         saved = {"weights": (network, run.weights(number))}
         if module is not None:
             saved["auxiliary_weights"] = (module, run.auxiliary_weights(number))
-        for name, (part, path) in saved.items():
-            save_module(part, path, provenance)
+        for name, (saved_part, path) in saved.items():
+            save_module(saved_part, path, provenance)
             trained[name] = digest(path.read_bytes())
         return trained
 

@@ -42,8 +42,8 @@ class TrainConfig:
     of the run's start; pretrained: the same with a zeroed head. By default pretrained for a
     pretrained network that is finetuned, previous elsewhere."""
     head_penalty: float | None = None
-    """Of finetune: how much large weights of the head cost, μ of `trainer.finetune`; without unit.
-    By default 0.001 for cross_entropy and 0.3 for l2."""
+    """Of finetune: how much large weights of the head cost, μ of `trainer.finetune`, in units of
+    the spread of its inputs. By default 0.001 for cross_entropy and 0.3 for l2."""
     loss: Loss = "l2"
     """l2: squared error to one-hot labels, mean over batch and classes ([L]); or cross-entropy."""
     optimiser: Optimiser = "sgd"

@@ -2,14 +2,19 @@
 
 What is minimised over the weights W and biases b of the layer that makes the logits is
 
-    Σ_i ℓ(W h_i + b, y_i) + ½ μ s ‖W‖²,
+    Σ_i ℓ(W h_i + b, y_i) + ½ μ s (‖W‖² + ‖b‖²),
 
-h_i the layer's input for labelled image i, s their mean squared distance from their mean, which
-makes μ a number without unit, and ℓ the cross-entropy (logistic regression with C = 1/(μ s)) or
-half of the squared error to the one-hot label (ridge regression). Both are convex, so start and
-rate do not matter: the head begins at zero and L-BFGS (Liu & Nocedal 1989) goes on until it
-converges. (A ReLU after the head, as in SqueezeNet, begins at biases of one, where it has a
-gradient.) The inputs are computed once. Nothing is random.
+h_i the layer's input for labelled image i, s their mean squared distance from their mean, and ℓ the
+cross-entropy (logistic regression with C = 1/(μ s)) or half of the squared error to the one-hot
+label (ridge regression). Both are convex, so start and rate do not matter: the head begins at zero
+and L-BFGS (Liu & Nocedal 1989) goes on until it converges. (Where a ReLU follows the head, as in
+SqueezeNet, biases begin at one, where it has a gradient, and are free.) The inputs are computed
+once. Nothing is random.
+
+With l2 the logits are kernel regression from zero with ridge λ = μ s and k(h, h') = h·h' + 1, the
+NTK of a linear head: f(x) = k_xL (K_LL + λI)⁻¹ Y, the prediction of `kernel.ridge` λ for a head of
+zeros. The residual is Y − f_L = λ (K_LL + λI)⁻¹ Y. Look-ahead, which supposes that it is small,
+regresses it once more; `residual_rms` says how large it is.
 """
 
 import math
@@ -37,14 +42,14 @@ class HeadFit(NamedTuple):
     Attributes:
         history: the mean of what is minimised after each iteration.
         converged: whether the gradient vanished before the limit of iterations.
-        weights: the matrices that were penalised; the network's own parameters.
+        penalised: weights and biases that were penalised; the network's own parameters.
         decay: half of it times their squares was added to the mean loss.
         rest: whether parameters outside the head are trainable.
     """
 
     history: tuple[float, ...]
     converged: bool
-    weights: tuple[nn.Parameter, ...]
+    penalised: tuple[nn.Parameter, ...]
     decay: float
     rest: bool
 
@@ -86,7 +91,7 @@ def fit_head(
     rest = any(p.requires_grad and id(p) not in inside for p in network.parameters())
     if not own:
         return HeadFit((), True, (), 0.0, rest)
-    weights = tuple(p for p in own.values() if p.ndim > 1)
+    weighted = any(p.ndim > 1 for p in own.values())
     inputs, ending, classes, rectified = _inputs(network, layer, images)
     with torch.no_grad():
         for parameter in own.values():
@@ -95,25 +100,29 @@ def fit_head(
     fixed |= {name: buffer.double() for name, buffer in layer.named_buffers()}
     sizes = [p.numel() for p in own.values()]
     features = pooled(layer, inputs, output=False)
-    unit = (
-        math.sqrt(float((features - features.mean(0)).square().sum(1).mean())) if weights else 0.0
-    )
-    unit = unit or 1.0
-    inputs = inputs / unit  # and the weights in that unit: then tolerances have none
+    spread = float((features - features.mean(0)).square().sum(1).mean()) if weighted else 0.0
+    unit = math.sqrt(spread) or 1.0
+    inputs = inputs / unit  # and what is penalised in that unit: then tolerances have none
     decay = penalty / len(images)
     if loss == "l2":
         decay *= 2 / classes  # it is a mean over classes, and not half of their sum
 
+    penalised = [n for n, p in own.items() if p.ndim > 1 or not rectified]
+    scales = {n: unit if p.ndim == 1 and n in penalised else 1.0 for n, p in own.items()}
+
     def named(flat: torch.Tensor) -> dict[str, torch.Tensor]:
         parts = flat.split(sizes)
-        return {n: part.view(p.shape) for (n, p), part in zip(own.items(), parts, strict=True)}
+        return {
+            n: part.view(p.shape) / scales[n]
+            for (n, p), part in zip(own.items(), parts, strict=True)
+        }
 
     def value_and_gradient(point: np.ndarray) -> tuple[float, np.ndarray]:
         flat = torch.tensor(point, device=inputs.device, requires_grad=True)
         with torch.enable_grad():
             arrays = named(flat)
             logits = ending(functional_call(layer, arrays | fixed, (inputs,)))
-            squares = [a.square().sum() for a in arrays.values() if a.ndim > 1]
+            squares = [(scales[n] * arrays[n]).square().sum() for n in penalised]
             total = mean_loss(logits) + decay / 2 * sum(squares)
             (gradient,) = torch.autograd.grad(total, flat)
         return total.item(), gradient.cpu().numpy()
@@ -138,7 +147,8 @@ def fit_head(
     with torch.no_grad():
         for name, fitted in named(torch.tensor(found.x, device=inputs.device)).items():
             own[name].copy_(fitted / unit if fitted.ndim > 1 else fitted)
-    return HeadFit(tuple(history), bool(found.success), weights, decay * unit**2, rest)
+    kept = tuple(own[n] for n in penalised)
+    return HeadFit(tuple(history), bool(found.success), kept, decay * unit**2, rest)
 
 
 def zero_head(network: nn.Module, images: np.ndarray) -> None:

@@ -460,14 +460,14 @@ def _small_steps(
 ) -> Iterator[float]:
     """Train in place in eval mode, the rate falling to zero as a cosine; yield each epoch's loss.
 
-    The weights of the head keep the penalty that they were fitted with.
+    What of the head was penalised keeps its penalty.
     """
     images, targets = data
     pixels = to_tensor(images, network)
     batches, epochs = config.plan(len(targets))
-    apart = {id(parameter) for parameter in head.weights}
+    apart = {id(parameter) for parameter in head.penalised}
     others = [parameter for parameter in _trained(network) if id(parameter) not in apart]
-    groups = [{"params": others}, {"params": list(head.weights), "weight_decay": head.decay}]
+    groups = [{"params": others}, {"params": list(head.penalised), "weight_decay": head.decay}]
     optimiser = torch.optim.Adam([group for group in groups if group["params"]], _SMALL.rate)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, batches * epochs)
     half = config.precision == "bfloat16"

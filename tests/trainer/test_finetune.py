@@ -25,13 +25,17 @@ def data(count=24, width=40, classes=3, seed=0):
     return (5 * rows).astype(np.float32), labels
 
 
-def head(width=40, classes=3):
+def head(width=40, classes=3, *, bias=True):
     torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(width, classes)).eval()
+    return nn.Sequential(nn.Linear(width, classes, bias)).eval()
 
 
 def weights_of(network):
     return network[-1].weight.detach().numpy(), network[-1].bias.detach().numpy()
+
+
+def with_ones(rows):
+    return np.append(rows.astype(np.float64), np.ones((len(rows), 1)), axis=1)
 
 
 def spread(rows):
@@ -47,23 +51,28 @@ def test_cross_entropy_is_logistic_regression():
     config = dataclasses.replace(CROSS, head_penalty=0.02)
     network = head()
     fitted(network, rows, labels, config)
-    theirs = LogisticRegression(C=1 / (0.02 * spread(rows)), max_iter=10_000, tol=1e-10)
-    theirs.fit(rows.astype(np.float64), labels)
+    theirs = LogisticRegression(
+        C=1 / (0.02 * spread(rows)), fit_intercept=False, max_iter=10_000, tol=1e-10
+    )
+    theirs.fit(with_ones(rows), labels)
     weight, bias = weights_of(network)
-    np.testing.assert_allclose(weight, theirs.coef_, atol=2e-4)
-    np.testing.assert_allclose(bias - bias.mean(), theirs.intercept_, atol=2e-3)
+    np.testing.assert_allclose(weight, theirs.coef_[:, :-1], atol=2e-4)
+    np.testing.assert_allclose(bias, theirs.coef_[:, -1], atol=2e-4)
 
 
-def test_l2_is_ridge_regression():
+def test_l2_is_kernel_regression_with_the_ntk_of_the_head():
     rows, labels = data()
     network = head()
     result = fitted(network, rows, labels, dataclasses.replace(FINETUNE, head_penalty=0.5))
-    centred, targets = rows - rows.mean(0, dtype=np.float64), np.eye(3)[labels]
-    gram = centred.T @ centred + 0.5 * spread(rows) * np.eye(40)
-    expected = np.linalg.solve(gram, centred.T @ (targets - targets.mean(0))).T
+    kernel, ridge = with_ones(rows) @ with_ones(rows).T, 0.5 * spread(rows)
+    expected = kernel @ np.linalg.solve(kernel + ridge * np.eye(len(rows)), np.eye(3)[labels])
+    np.testing.assert_allclose(logits(network, rows), expected, atol=1e-5)
     weight, bias = weights_of(network)
-    np.testing.assert_allclose(weight, expected, atol=1e-5)
-    np.testing.assert_allclose(bias, targets.mean(0) - expected @ rows.mean(0), atol=1e-4)
+    dual = with_ones(rows).T @ np.linalg.solve(
+        kernel + ridge * np.eye(len(rows)), np.eye(3)[labels]
+    )
+    np.testing.assert_allclose(weight, dual[:-1].T, atol=1e-5)
+    np.testing.assert_allclose(bias, dual[-1], atol=1e-5)
     answers = logits(network, rows)
     assert result.residual_rms == pytest.approx(residual_rms(answers, labels, "l2"))
     assert result.fitted
@@ -74,14 +83,17 @@ def test_l2_is_ridge_regression():
 @pytest.mark.parametrize("config", [FINETUNE, CROSS], ids=["l2", "cross_entropy"])
 def test_neither_start_nor_generator_nor_unit_matters(config):
     rows, labels = data()
-    one, other, scaled = head(), head(), head()
+    one, other = head(), head()
     with torch.no_grad():
         other.get_parameter("0.weight").normal_(std=10)
     fitted(one, rows, labels, config)
     fitted(other, rows, labels, config, seed=7)
     assert torch.equal(one.get_parameter("0.weight"), other.get_parameter("0.weight"))
+    # a bias has a unit of its own
+    plain, scaled = head(bias=False), head(bias=False)
+    fitted(plain, rows, labels, config)
     fitted(scaled, 1000 * rows, labels, config)
-    np.testing.assert_allclose(logits(scaled, 1000 * rows), logits(one, rows), atol=0.02)
+    np.testing.assert_allclose(logits(scaled, 1000 * rows), logits(plain, rows), atol=0.02)
 
 
 def convolutional():

@@ -92,8 +92,8 @@ def blocks(network: nn.Module, images: np.ndarray) -> list[Block]:
     """The blocks of a network in the order in which a forward pass enters them.
 
     Children of an nn.Sequential, ModuleList or ModuleDict are blocks, unless they are such
-    containers themselves. A module that holds a container somewhere is opened, so the network
-    itself is; any other is a block. One whose parameters have fewer than two dimensions, such as a
+    containers themselves. The network itself is opened, and so is a module that holds a container
+    somewhere; any other is a block. One whose parameters have fewer than two dimensions, such as a
     norm, belongs to the block before it, and so do parameters that an opened module holds itself
     to the first block in it. What has no parameters, or is not called, is in no block.
 
@@ -139,13 +139,14 @@ def blocks(network: nn.Module, images: np.ndarray) -> list[Block]:
     return [Block(tuple(modules), tuple(parameters)) for modules, parameters in listed]
 
 
-def _holds_container(module: nn.Module) -> bool:
-    return any(type(part) in _CONTAINERS for part in module.modules())
+def _is_opened(module: nn.Module, root: bool) -> bool:
+    holds_container = any(type(part) in _CONTAINERS for part in module.modules())
+    return holds_container or (root and any(True for _ in module.children()))
 
 
 def _parts(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
     """The modules that are blocks, or norms beside them, in the order of definition."""
-    if not _holds_container(module):
+    if not _is_opened(module, root=not name):
         yield name, module
         return
     of_container = type(module) in _CONTAINERS
@@ -157,14 +158,14 @@ def _parts(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
             yield from _parts(child, path)
 
 
-def _loose(module: nn.Module) -> Iterator[nn.Parameter]:
+def _loose(module: nn.Module, root: bool = True) -> Iterator[nn.Parameter]:
     """Parameters that opened modules hold themselves, such as a position's embedding."""
-    if not _holds_container(module):
+    if not _is_opened(module, root):
         return
     yield from module.parameters(recurse=False)
     for child in module.children():
         if type(module) not in _CONTAINERS or type(child) in _CONTAINERS:
-            yield from _loose(child)
+            yield from _loose(child, root=False)
 
 
 def is_frozen(module: nn.Module) -> bool:

@@ -54,6 +54,26 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return ended.value.code
 
 
+def test_blocks_are_listed_and_what_is_trained_of_them(monkeypatch, capsys) -> None:
+    options = ("--shape", "3,8,8", "--classes", "3", "--images", "50", "--trainable", "last:1")
+    assert run(monkeypatch, "my_nets:make", *options) == 0
+    text = capsys.readouterr().out
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines()]
+    assert ["2", "conv", "112", "—"] in cells
+    assert ["1", "head", "15", "15"] in cells
+    assert "15 trainable parameters in 2 arrays" in text
+    assert run(monkeypatch, "my_nets:make", *options[:-1], "last:3") == 2
+    assert "the network has 2 block(s): conv, head" in capsys.readouterr().err
+
+
+def test_weights_of_another_head_are_taken_with_a_note(monkeypatch, capsys, tmp_path) -> None:
+    network = networks.build("my_nets:make", (3, 8, 8), 5, np.random.default_rng(1))
+    module.save_module(network, tmp_path / "five.safetensors")
+    options = ("--shape", "3,8,8", "--classes", "3", "--images", "50")
+    assert run(monkeypatch, "my_nets:make", *options, "--weights", "five.safetensors") == 0
+    assert "head.weight of 5 × 4" in capsys.readouterr().out
+
+
 def test_a_network_is_certified_and_its_cost_told(monkeypatch, capsys) -> None:
     arguments = ("--classes", "3", "--network-args", "width=5", "--images", "300")
     assert run(monkeypatch, "my_nets:make", "--shape", "3,8,8", *arguments) == 0

@@ -329,7 +329,7 @@ DEFECTS = (
     Defect(
         "kept-mirror",
         "a mirror kept from an earlier query keeps its weights",
-        "made = mirror.with_weights(module.weights_of(network))",
+        "made = mirror.with_weights(module.weights_of(prefix.tail if prefix else network))",
         "made = mirror",
         ("test_a_mirror_that_is_kept_is_given_the_present_weights",),
     ),
@@ -395,6 +395,20 @@ DEFECTS = (
         "array.std(ddof=1)",
         "array.std(ddof=0)",
         ("test_interval_by_hand",),
+    ),
+    Defect(
+        "frozen-in-train-mode",
+        "the statistics of a frozen BatchNorm move, and its dropout drops",
+        "if is_frozen(part):",
+        "if False:",
+        ("test_what_is_frozen_stays_in_eval_mode",),
+    ),
+    Defect(
+        "all-is-trained",
+        "a choice of what is trained freezes nothing",
+        "parameter.requires_grad_(name in chosen and",
+        "parameter.requires_grad_(",
+        ("test_what_is_trained[head]",),
     ),
     Defect(
         "difference-sign",

@@ -24,6 +24,7 @@ from pipelines.config import RunConfig, identity
 from pipelines.core import json_io
 from pipelines.core.errors import PipelineError
 from pipelines.core.record import only_writer
+from pipelines.run import image_size_of
 from trainer import data
 from trainer.data import Dataset
 from trainer.predict import placement
@@ -39,7 +40,7 @@ def read_dataset(config: RunConfig) -> Dataset:
         DataError: it cannot be had.
     """
     folder = config.data_folder.absolute()
-    return load_dataset(config.dataset, folder, config.image_size, config.download)
+    return load_dataset(config.dataset, folder, image_size_of(config), config.download)
 
 
 @functools.lru_cache(maxsize=2)
@@ -130,6 +131,7 @@ def _inputs(
         "modules": _digest(str(network).encode()),
         "source": _source_of(network),
         "start": start.hexdigest(),
+        "trainable": _digest(str([p.requires_grad for p in network.parameters()]).encode()),
         "seed": config.seed,
         "train": identity(config)["train"],
         "trainer": source_digest("trainer"),

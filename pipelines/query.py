@@ -227,7 +227,8 @@ def query_context(
         candidates = unlabelled if drawn is None else unlabelled[drawn]
     read: Images = lambda indices: array[indices]
     resources = resources or Resources()
-    if mirror is None and needs_mirror(needs_of(methods)):
+    frozen = not all(parameter.requires_grad for parameter in model.parameters())
+    if frozen and mirror is None and needs_mirror(needs_of(methods)):
         from pipelines.frontier import frontier_of  # JAX
 
         with resources.progress("certificate"):

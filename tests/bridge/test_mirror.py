@@ -230,8 +230,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         r"returns a tuple of 2; it must return the logits alone",
     ),
     "dict": (
-        lambda: Net(lambda self, x: {"logits": self.head(x.flatten(1)), "loss": x}),
-        r"returns a dict \(logits, loss\)",
+        lambda: Net(lambda self, x: {"scores": self.head(x.flatten(1)), "loss": x}),
+        r"returns a dict \(scores, loss\)",
     ),
     "number": (lambda: Net(lambda self, x: 3.0), r"returns a float; it must return a tensor"),
     "not 2-D": (lambda: Net(lambda self, x: x), r"returns shape \(2, 3, 8, 8\) for 2 images"),

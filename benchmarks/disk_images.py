@@ -24,7 +24,7 @@ from benchmarks.measuring import apart, load, machine, markdown, read, turns, wa
 from trainer.containers import FileTree
 from trainer.disk_images import DiskImages, list_items
 
-RATIO, GIB = 1.15, 2.0
+RATIO, GIB = 1.15, 2e9 / 2**30
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def memory_of_pool(settings: Settings) -> tuple[list[tuple[object, ...]], dict[s
         found = apart(read_through, settings, Path(name))
     met = "yes" if found["peak"] < GIB else "**no**"
     seconds = (f"{found['listing']:.0f} s", f"{found['decoding']:.0f} s")
-    return [(f"{settings.pool:,}", *seconds, f"{found['peak']:.2f}", f"< {GIB:g}", met)], found
+    return [(f"{settings.pool:,}", *seconds, f"{found['peak']:.2f}", f"< {GIB:.2f}", met)], found
 
 
 DECODING = ("images", "threads", "clock", "clock over Pillow's", "processor", "target", "met")

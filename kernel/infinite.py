@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, Int64
 from kernel.contract import reserved
 from kernel.covariance import AnyKernel, Cross, Kernel
 from kernel.errors import KernelError
+from kernel.model import Images, selection
 from kernel.plan import GIB, Report, enough
 from kernel.scratch import Scratch, key_of
 
@@ -211,7 +212,7 @@ class Tiling(NamedTuple):
 
 
 def tiling(
-    images: Float[np.ndarray, "examples channels height width"] | jax.ShapeDtypeStruct,
+    images: Images | jax.ShapeDtypeStruct,
     labelled: int,
     sample: int | None,
     memory_gib: float,
@@ -246,7 +247,7 @@ def tiling(
 
 def infinite_kernel(
     architecture: Architecture,
-    images: Float[np.ndarray, "examples channels height width"],
+    images: Images,
     labelled: int,
     *,
     sample: Int64[np.ndarray, " sample"] | None = None,
@@ -258,7 +259,7 @@ def infinite_kernel(
 
     Args:
         architecture: of the network.
-        images: the labelled images, then the candidates, normalised.
+        images: the labelled images, then the candidates, normalised; read tile by tile.
         labelled: how many are labelled.
         sample: candidates over which changes are summed; all if None. Then the
             kernel is between all images, else between anchors and all.
@@ -275,16 +276,16 @@ def infinite_kernel(
         return Kernel(infinite_rows(architecture, images, len(images), **how), "float64")
     anchors = np.concatenate([np.arange(labelled), labelled + sample])
     order = np.concatenate([anchors, np.setdiff1d(np.arange(len(images)), anchors)])
-    values = infinite_rows(architecture, images[order], len(anchors), **how)
+    values = infinite_rows(architecture, selection(images, order, "float64"), len(anchors), **how)
     back = np.argsort(order)
-    others = _diagonal(architecture, images[order[len(anchors) :]])
+    others = _diagonal(architecture, selection(images, order[len(anchors) :], "float64"))
     diagonal = np.concatenate([values.diagonal(), others])
     return Cross(values[:, back], diagonal[back], "float64")
 
 
 def infinite_rows(
     architecture: Architecture,
-    images: Float[np.ndarray, "examples channels height width"],
+    images: Images,
     anchors: int,
     *,
     memory_gib: float = 4.0,
@@ -305,13 +306,13 @@ def infinite_rows(
         KernelError: as `infinite_kernel`.
     """
     cut = tiling(images, anchors, None if anchors == len(images) else 0, memory_gib)
-    pixels, size = _last_channels(images), cut.size
+    size = cut.size
     kept = None
     if folder is not None:
-        kept = Scratch(folder, key_of((pixels,), ("infinite", architecture, cut)))
+        kept = Scratch(folder, key_of((images,), ("infinite", architecture, cut)))
     values = np.zeros((cut.anchors, cut.examples))
     function = pairs(architecture, min(images.shape[2:]))
-    first = _tile(pixels, 0, size)
+    first = _tile(images, 0, size)
     jax.block_until_ready(function(first, first))  # compiled before the clock starts
     with reserved(kept, values.nbytes):
         done = 0
@@ -321,7 +322,7 @@ def infinite_rows(
                 for number, left in enumerate(corners):
                     if progress is not None:
                         progress(done + number, cut.tiles)
-                    made = np.asarray(function(_tile(pixels, top, size), _tile(pixels, left, size)))
+                    made = np.asarray(function(_tile(images, top, size), _tile(images, left, size)))
                     tile = (made + made.T) / 2 if left == top else made
                     own = values[top : top + size, left : left + size]
                     own[...] = tile[: own.shape[0], : own.shape[1]]
@@ -364,16 +365,14 @@ def _options() -> dict[str, int]:
     return {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
 
 
-def _diagonal(architecture: Architecture, images: np.ndarray) -> np.ndarray:
+def _diagonal(architecture: Architecture, images: Images) -> np.ndarray:
     """Θ(x, x) of each image."""
-    function, pixels = pairs(architecture, min(images.shape[2:])), _last_channels(images)
-    return np.array([np.asarray(function(one[None], one[None]))[0, 0] for one in pixels])
+    function = pairs(architecture, min(images.shape[2:]))
+    ones = (_tile(images, number, 1) for number in range(len(images)))
+    return np.array([np.asarray(function(one, one))[0, 0] for one in ones])
 
 
-def _tile(pixels: np.ndarray, start: int, size: int) -> np.ndarray:
-    """A tile of images, padded by repeating the last."""
-    return pixels[np.minimum(np.arange(start, start + size), len(pixels) - 1)]
-
-
-def _last_channels(images: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(images.transpose(0, 2, 3, 1), np.float64)
+def _tile(images: Images, start: int, size: int) -> np.ndarray:
+    """A tile of images, channels last, padded by repeating the last."""
+    some = images[np.minimum(np.arange(start, start + size), len(images) - 1)]
+    return np.ascontiguousarray(some.transpose(0, 2, 3, 1), np.float64)

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int64
 from kernel.contract import Sketches, contract, sketches
 from kernel.covariance import AnyKernel, Cross, Features, Kernel
 from kernel.errors import KernelError
-from kernel.linalg import Matrix, add_gram, on_host
+from kernel.linalg import Matrix, add_gram, on_host, row_blocks
 from kernel.model import Images, Model, dtype_of, matmul_precision, selection
 from kernel.options import Precision, Request
 from kernel.plan import Plan, Progress, Report, Sizes, cast, plan_kernel, plan_query
@@ -29,6 +29,7 @@ from kernel.taps import LinearHead, check_gradients
 LONG = 1e12
 # Images between which the error of TF32 is measured, at most.
 TF32_IMAGES = 64
+_ROWS = 4096  # of a linear layer, read at a time
 
 
 def empirical_ntk(
@@ -170,8 +171,10 @@ def _whole(model, images, plan: Plan, rng, progress, scratch: Scratch | None) ->
 def _of_head(model: Model, images: Images, plan: Plan, head: LinearHead) -> Matrix:
     """Features of a network that is one linear layer, on the default device."""
     projections, scale, _ = plan.problem.directions
-    rows = np.asarray(images[:], dtype_of(plan.request.precision))
-    features = head.features(rows, float(scale * (projections**2).sum()) ** 0.5)
+    dtype, norm = dtype_of(plan.request.precision), float(scale * (projections**2).sum()) ** 0.5
+    features = np.empty((len(images), head.width), dtype)
+    for start, stop in row_blocks(len(images), _ROWS):
+        features[start:stop] = head.features(np.asarray(images[start:stop], dtype), norm)
     finite = np.asarray(np.isfinite(features).all(axis=1))
     check_gradients(model, images, np.arange(len(images)), finite, projections)
     return features if on_host() else jnp.asarray(features)

@@ -49,6 +49,20 @@ DEFECTS = (
         ("test_every_part_of_the_data_is_in_the_fingerprint",),
     ),
     Defect(
+        "changed-file-read",
+        "a file that was changed after it was listed is decoded all the same",
+        "if found.st_mtime_ns != location.changed or (whole and",
+        "if (whole and",
+        ("test_a_file_that_changed_is_named",),
+    ),
+    Defect(
+        "slot-of-another-image",
+        "decoded pixels are kept under the image that was there before",
+        "self._slot[old[old >= 0]] = -1",
+        "self._slot[old[old >= 0]] = slots[old >= 0]",
+        ("test_many_threads_read_the_same_pixels",),
+    ),
+    Defect(
         "entry-given-twice",
         "the later of two entries of an archive with one name is read",
         "if not parts or parts[-1] in folder:",

@@ -22,7 +22,7 @@ from trainer.containers import Contents, FileTree, Location, Parts
 from trainer.image_files import Header, decode, quiet, read_header, read_pixels, read_whole
 
 CACHE_BYTES = 2**30
-"""Of decoded pixels that are kept, for the train images and for the test images each."""
+"""Of decoded pixels that are kept of a data set, its train and test images together."""
 _HASH_BYTES = 16
 _LEAST = 8  # images that are worth a thread
 
@@ -100,8 +100,8 @@ class DiskImages:
         self.shape = (len(items), *shape)
         self._contents, self._table, self._items = contents, table, items
         each = int(np.prod(shape))
-        room = (CACHE_BYTES if cache_bytes is None else cache_bytes) // each
-        self._room = min(len(items), room)
+        self._cache_bytes = CACHE_BYTES if cache_bytes is None else cache_bytes
+        self._room = min(len(items), self._cache_bytes // each)
         if pixels is not None:
             self._room = len(items)
         self._kept = np.empty((self._room, *shape), np.uint8) if pixels is None else pixels
@@ -164,10 +164,10 @@ class DiskImages:
         return hashlib.sha256(self._table.hashes[self._items].tobytes()).digest()
 
     def take(self, indices: np.ndarray) -> "DiskImages":
-        """Some of the images, which keep their own pixels."""
+        """Some of the images, which keep their own pixels, up to their share of the bound."""
         pixels = None if self._table.random else self[indices]
-        items = self._items[indices]
-        return DiskImages(self._contents, self._table, items, self.shape[1:], pixels=pixels)
+        items, share = self._items[indices], self._cache_bytes * len(indices) // len(self)
+        return DiskImages(self._contents, self._table, items, self.shape[1:], share, pixels)
 
     def _named(self, index: int) -> str:
         return self._contents.name(tuple(self.name(index).split("/")))

@@ -58,6 +58,7 @@ from trainer.images import read_partly_labelled
 from trainer.networks import load
 from trainer.oracle import CallableOracle, Command, DatasetOracle, PersonOracle
 from trainer.pool import Pool
+from trainer.predict import Piecewise
 
 Answerer = Callable[[int, str], int | Command]
 """Data-set index and heading → the label, or a command to stop, skip or undo."""
@@ -281,7 +282,9 @@ def linearise(setup: SequentialSetup, number: int, stages: Stages) -> Sequential
             frontier(np.concatenate([pool.labelled, candidates]), advance)
             tests = frontier(setup.test_rows(setup.tests)) if len(setup.tests) else None
     elif len(setup.tests):
-        tests = dataset.normalise(dataset.test_images[setup.tests])
+        tests = Piecewise(
+            lambda positions: dataset.normalise(dataset.test_images[positions]), setup.tests
+        )
     state = build_state(
         weights_of(setup.network),
         (mirror, certificate),

@@ -454,7 +454,7 @@ class SequentialData(NamedTuple):
     images: Callable[[np.ndarray], np.ndarray]
     labelled: Mapping[int, int]
     candidates: np.ndarray
-    test_images: np.ndarray | Items | None
+    test_images: np.ndarray | Items | Piecewise | None
     test_labels: np.ndarray
     classes: int
 

@@ -20,6 +20,7 @@ from pipelines.core.progress import TimeLimit
 from pipelines.strategies.base import Oracle, Query, QueryContext, reference_sample, top
 from pipelines.strategies.options import StrategyOptions
 from trainer.networks.architecture import depths_of
+from trainer.predict import Piecewise
 
 _REMEDIES = (
     "make the images smaller (baseline.image_size), score fewer candidates (subset), sum the "
@@ -96,11 +97,13 @@ def _analytic_kernel(context: QueryContext, rng: np.random.Generator) -> Analyti
     settings = context.options.kernel
     architecture = architecture_of(context.network)
     sample = reference_sample(len(context.candidates), settings.sample, rng)
-    images = context.images(np.concatenate([context.labelled, context.candidates]))
+    both = np.concatenate([context.labelled, context.candidates])
+    size = context.options.baseline.image_size
+    images = Piecewise(lambda some: shrink(context.images(some), size), both)
     with context.progress("kernel") as advance:
         kernel = infinite_kernel(
             architecture,
-            shrink(images, context.options.baseline.image_size),
+            images,
             len(context.labelled),
             sample=sample,
             memory_gib=settings.memory_gib,

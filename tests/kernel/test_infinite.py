@@ -24,6 +24,7 @@ from kernel.infinite import (
 )
 from trainer.networks import build
 from trainer.networks.architecture import depths_of
+from trainer.predict import Piecewise
 
 
 def at_width(network: nn.Module, factor: float) -> nn.Module:
@@ -215,6 +216,11 @@ def test_tiles_do_not_matter(rng, monkeypatch):
     np.testing.assert_allclose(cross.diagonal, whole.diagonal(), rtol=1e-12)
     rows = infinite_rows(architecture, images, 3)
     np.testing.assert_allclose(rows, whole[:3], rtol=1e-12)
+    asked = []
+    read = lambda some: (asked.append(len(some)), images[some])[1]
+    piecewise = infinite_kernel(architecture, Piecewise(read, np.arange(11)), 3, sample=sample)
+    np.testing.assert_array_equal(piecewise.values, cross.values)
+    assert max(asked) == 4
 
 
 def test_an_interrupted_kernel_goes_on(rng, tmp_path, monkeypatch):

@@ -108,7 +108,10 @@ def test_a_frozen_part_reads_each_image_of_a_data_set_once(network):
     assert all(pool.reads.count(index) == 1 for index in range(10, COUNT))  # the first are probes
 
 
-def test_no_more_than_a_chunk_of_images_is_there_at_a_time(network, monkeypatch):
+@pytest.mark.parametrize(
+    ("strategy", "most"), [("mlmoc", 8), ("margin", 512), ("coreset", 512), ("badge", 512)]
+)
+def test_no_more_than_a_chunk_of_images_is_there_at_a_time(network, monkeypatch, strategy, most):
     asked = []
     monkeypatch.setattr(
         "pipelines.query.Items.__getitem__",
@@ -116,8 +119,9 @@ def test_no_more_than_a_chunk_of_images_is_there_at_a_time(network, monkeypatch)
             asked.append(len(np.atleast_1d(np.arange(len(self))[some]))) or real(self, some)
         ),
     )
-    query(network, Tracked(np.concatenate([IMAGES] * 20)), LABELLED, 4, "mlmoc", SKETCH)
-    assert 0 < max(asked) <= 8
+    options = SKETCH if strategy == "mlmoc" else None
+    query(network, Tracked(np.concatenate([IMAGES] * 20)), LABELLED, 4, strategy, options)
+    assert 0 < max(asked) <= most
 
 
 @pytest.mark.parametrize(

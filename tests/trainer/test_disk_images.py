@@ -165,6 +165,18 @@ def test_a_person_sees_the_file_and_not_the_networks_pixels(folder):
     assert as_png(images.original(2, 384))
 
 
+def test_train_and_test_images_share_the_bound(folder, monkeypatch):
+    each = 3 * SIDE * SIDE
+    monkeypatch.setattr(disk_images, "CACHE_BYTES", 10 * each)
+    dataset = read_images(folder, SIDE)
+    kept = []
+    for images in (dataset.train_images, dataset.test_images):
+        assert isinstance(images, DiskImages)
+        images[:]
+        kept.append(images._kept.nbytes)
+    assert kept == [5 * each, 5 * each]
+
+
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
 def test_an_item_takes_at_most_two_hundred_bytes(tmp_path, kind):
     count, content = 1000, jpeg(np.random.default_rng(0), (2, 2))

@@ -84,9 +84,11 @@ def dry_run(config: RunConfig, console: Console) -> None:
 def _repeated_work(config: RunConfig, candidates: int) -> dict[str, str]:
     """Work that a strategy repeats, by strategy; `baseline.hours` stops what takes too long."""
     scored = min(config.baseline.candidates or candidates, candidates)
+    finetuned = config.train.recipe == "finetune"
+    length = "by fine-tuning" if finetuned else f"of {config.baseline.epochs} epochs"
     passes = 3 if config.dynamics.batch == "dissimilar" else 2
     work = {
-        "naive": f"{scored:,} retrainings of {config.baseline.epochs} epochs",
+        "naive": f"{scored:,} retrainings {length}",
         "one_step": f"{scored:,} steps of SGD",
         "ntk_no_blocks": f"{scored:,} systems of linear equations",
         "dynamical": f"{passes} passes, forward and backward",

@@ -77,9 +77,10 @@ def naive(context: QueryContext, batch_size: int, rng: np.random.Generator) -> Q
             if kept is not None:
                 kept.save(f"score-{number}", own)
         limit(len(scored), len(scored))
+    finetuned = config.recipe == "finetune"  # which reads neither
     diagnostics = {
-        "epochs": config.epochs,
-        "learning_rate": config.peak_learning_rate,
+        "epochs": None if finetuned else config.epochs,
+        "learning_rate": None if finetuned else config.peak_learning_rate,
         "reference": context.options.kernel.reference,
         "sample": context.options.kernel.sample,
         "scored": len(scored),

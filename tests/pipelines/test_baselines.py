@@ -134,6 +134,7 @@ def test_naive_of_a_finetuned_head_is_ridge_regression_with_one_label_more(image
     ]
     expected = [np.linalg.norm(one - before, axis=1).sum() for one in after]
     np.testing.assert_allclose(found.candidate_scores, expected, rtol=2e-3)
+    assert found.diagnostics["epochs"] is None
 
 
 def test_naive_from_a_copy_without_candidates_has_less_to_move(images):

@@ -26,8 +26,8 @@ from torch import nn
 
 from benchmarks.measuring import load, machine, markdown, write
 from pipelines.core.progress import generator
-from pipelines.frontier import FrontierRows, frontier_of
 from pipelines.report.curves import interval
+from pipelines.strategies.frontier import FrontierRows, frontier_of
 from pipelines.strategies.options import FrozenConfig
 from trainer import data
 from trainer.config import TrainConfig

@@ -490,7 +490,7 @@ def compare(
 
 
 def _inputs(probe: np.ndarray, prefix: FrozenPrefix | None) -> tuple[np.ndarray, np.ndarray]:
-    """What the mirror is given of the probe, in float64 and in float32."""
+    """Inputs of the mirror for the probe, in float64 and in float32."""
     exact, single = np.asarray(probe, np.float64), np.asarray(probe, np.float32)
     if prefix is None:
         return exact, single

@@ -23,9 +23,9 @@ from pipelines.core import json_io
 from pipelines.core.entries import digest
 from pipelines.core.errors import PipelineError
 from pipelines.core.progress import Advance, Stages, generator
-from pipelines.frontier import FrontierRows
 from pipelines.run import describe, prepared, start_training, with_network
 from pipelines.strategies.base import PROBE
+from pipelines.strategies.frontier import FrontierRows
 from trainer.config import TrainConfig
 from trainer.data import Dataset
 from trainer.fit import fit

@@ -229,7 +229,7 @@ def query_context(
     resources = resources or Resources()
     frozen = not all(parameter.requires_grad for parameter in model.parameters())
     if frozen and mirror is None and needs_mirror(needs_of(methods)):
-        from pipelines.frontier import frontier_of  # JAX
+        from pipelines.strategies.frontier import frontier_of  # JAX
 
         with resources.progress("certificate"):
             rows = frontier_of(model, array, read, options.frozen)
@@ -316,7 +316,7 @@ class Items:
 
 
 def _entry(item: Any, index: int) -> Any:
-    """What is an image of an item."""
+    """Image of an item."""
     if isinstance(item, Mapping):
         if _NAMED in item:
             return item[_NAMED]

@@ -26,7 +26,6 @@ from pipelines.core.entries import digest
 from pipelines.core.errors import PipelineError
 from pipelines.core.progress import Stages, generator, keep_compiled
 from pipelines.core.record import MACHINE, NOTES, RoundInProgress, Run
-from pipelines.frontier import FrontierRows, certified
 from pipelines.strategies import methods_of, needs_mirror
 from pipelines.strategies.base import (
     PROBE,
@@ -36,6 +35,7 @@ from pipelines.strategies.base import (
     require,
     trains_rows,
 )
+from pipelines.strategies.frontier import FrontierRows, certified
 from trainer import data
 from trainer.config import TrainConfig
 from trainer.data import Dataset
@@ -582,7 +582,7 @@ def print_heading(console: Console, config: RunConfig, mode: str = "") -> None:
 
 
 def pretrained_words(config: NetworkSettings) -> str:
-    """What a pretrained network changes in the settings of a run."""
+    """Settings of a run that a pretrained network changes."""
     train, origin = config.train, config.weights or "downloaded"
     return (
         f"pretrained weights ({origin}) · trainable {config.trainable} · recipe "

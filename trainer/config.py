@@ -38,7 +38,7 @@ class TrainConfig:
     head zeroed and fitted first, to convergence; then, at a small rate, whatever else is trained.
     By default finetune for a pretrained network in a run or measurement, scratch elsewhere."""
     init: Init | None = None
-    """What a round of a run starts from. previous: the weights of the last round; initial: those
+    """Weights that a round of a run starts from. previous: those of the last round; initial: those
     of the run's start; pretrained: the same with a zeroed head. By default pretrained for a
     pretrained network that is finetuned, previous elsewhere."""
     head_penalty: float | None = None

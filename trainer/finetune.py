@@ -175,7 +175,7 @@ def zero_head(network: nn.Module, images: np.ndarray) -> None:
 def _inputs(
     network: nn.Module, layer: nn.Module, images: np.ndarray
 ) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor], int, bool]:
-    """What a layer is given for each image, in float64; logits of its output, their number, ReLU.
+    """Inputs of a layer for each image, in float64; logits of its output, their number, ReLU.
 
     Raises:
         FitError: it is called more than once an image, or of the logits nothing is found.

@@ -1,4 +1,4 @@
-"""What of a network is trained: its head, its last blocks, or parameters by name.
+"""Trainable part of a network: its head, its last blocks, or parameters by name.
 
 Whatever is frozen stays in eval mode while the rest is trained: its BatchNorm keeps the running
 statistics and its dropout drops nothing, so that it is the same function in every round.

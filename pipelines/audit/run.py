@@ -25,10 +25,10 @@ from pipelines.audit.retraining import AuditTask, Prediction, RealOutputs, kerne
 from pipelines.core import json_io
 from pipelines.core.progress import Stages, generator, keep_compiled, named_images
 from pipelines.core.record import only_writer
-from pipelines.frontier import FrontierRows, frozen_prefix
 from pipelines.measurement import duration, schedule_seconds
 from pipelines.run import describe, mirrored
 from pipelines.strategies.base import PROBE, trains_rows
+from pipelines.strategies.frontier import FrontierRows, frozen_prefix
 from pipelines.strategies.options import FrozenConfig, KernelConfig
 from trainer.fit import keep_freed_blocks
 from trainer.networks import parameter_count

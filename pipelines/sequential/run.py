@@ -27,7 +27,6 @@ from pipelines.core import record
 from pipelines.core.entries import changed
 from pipelines.core.errors import PipelineError
 from pipelines.core.progress import Stages, generator, keep_compiled
-from pipelines.frontier import FrontierRows
 from pipelines.run import (
     FirstTrainingCache,
     RunSetup,
@@ -52,6 +51,7 @@ from pipelines.sequential.session import (
     plan_sequential,
 )
 from pipelines.strategies.base import PROBE
+from pipelines.strategies.frontier import FrontierRows
 from trainer.dataset import UNLABELLED, Dataset
 from trainer.fit import keep_freed_blocks
 from trainer.images import read_partly_labelled

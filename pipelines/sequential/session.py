@@ -36,7 +36,6 @@ from pipelines.core.entries import (
 from pipelines.core.errors import PipelineError
 from pipelines.core.json_io import digest_arrays
 from pipelines.core.progress import Stages, generator, named_images
-from pipelines.frontier import FrontierRows, frontier_of
 from pipelines.query import Items, OwnImages, checked_images, checked_labels
 from pipelines.sequential.config import STRATEGIES, SequentialOptions, criterion_options
 from pipelines.sequential.learner import (
@@ -57,6 +56,7 @@ from pipelines.strategies.base import (
     checked_label,
     reference_sample,
 )
+from pipelines.strategies.frontier import FrontierRows, frontier_of
 from pipelines.strategies.options import KernelConfig
 from trainer.errors import lookup
 from trainer.pool import Pool

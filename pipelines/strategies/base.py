@@ -36,7 +36,7 @@ from trainer.predict import (
 if TYPE_CHECKING:
     from bridge.mirror import Mirror
     from bridge.prefix import FrozenPrefix
-    from pipelines.frontier import FrontierRows
+    from pipelines.strategies.frontier import FrontierRows
 
 ROUNDING = 2e-5  # of scores, relative: float32 through a kernel's linear systems
 PROBE = 4  # images on which a mirror is certified, and the layer of the logits is looked for

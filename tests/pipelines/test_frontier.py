@@ -11,9 +11,9 @@ from torch import nn
 from bridge import trace
 from bridge.prefix import split
 from kernel.errors import KernelError
-from pipelines import frontier
-from pipelines.frontier import FrontierRows
 from pipelines.query import QueryOptions, compare, query
+from pipelines.strategies import frontier
+from pipelines.strategies.frontier import FrontierRows
 from pipelines.strategies.options import FrozenConfig, KernelConfig
 from trainer.errors import NetworkError
 

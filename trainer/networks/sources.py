@@ -19,7 +19,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class Preprocessing(NamedTuple):
-    """What a network was trained on; None where nothing is known.
+    """Preprocessing of the images that a network was trained on; None where nothing is known.
 
     Attributes:
         mean: of each channel, pixels in [0, 1].
@@ -88,7 +88,7 @@ def of_configuration(config: Mapping[str, Any]) -> Preprocessing:
 
 
 def preprocessing_in(network: nn.Module) -> Preprocessing:
-    """What a user's own network says by an attribute `pretrained_cfg` or `default_cfg`."""
+    """Preprocessing that a user's own network has as `pretrained_cfg` or `default_cfg`."""
     for attribute in ("pretrained_cfg", "default_cfg"):
         config = getattr(network, attribute, None)
         if isinstance(config, Mapping):

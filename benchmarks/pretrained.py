@@ -23,6 +23,7 @@ from skactiveml.pool import Badge, CoreSet, MaxHerding
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
+from benchmarks.kernel_peers import forward
 from benchmarks.measuring import Times, apart, load, machine, markdown, read, turns, watched, write
 from bridge.mirror import Mirror
 from bridge.prefix import FrozenPrefix, split
@@ -262,14 +263,14 @@ def prefix_of(network: nn.Module, images: torch.Tensor) -> FrozenPrefix:
 
 
 def last_blocks(settings: Settings) -> tuple[list[tuple[object, ...]], dict[str, Any]]:
-    """A row: a sketched kernel of the last blocks in forward passes of these by torch."""
+    """A sketched kernel of the last blocks, in forward passes of these by mirror and by torch."""
     network, images = frozen_network(settings)
     prefix = prefix_of(network, images)
     rows = prefix.rows(images)
     model, given = prefix.mirror.model(), rows.numpy()
     request = Request(sketch=settings.sketch)
 
-    def forward() -> torch.Tensor:
+    def by_torch() -> torch.Tensor:
         with torch.no_grad():
             return prefix.tail(rows)
 
@@ -277,14 +278,16 @@ def last_blocks(settings: Settings) -> tuple[list[tuple[object, ...]], dict[str,
         rng = generator(settings.seed, "signs")
         return query_kernel(model, given, len(given) // 4, request, rng=rng)[0].values
 
-    times = turns({"sketch": kernel, "forward": forward}, settings.repeats)
-    ratio = times["sketch"].processor_over(times["forward"])
-    met = "yes" if ratio and ratio.median <= FORWARD else "**no**"
-    seconds = (f"{np.median(times[name].processor):.2f} s" for name in times)
-    what = f"a sketch of {settings.sketch:,}, last blocks of {settings.network}"
-    return [(what, *seconds, ratio, f"≤ {FORWARD:g}", met)], {
-        n: t._asdict() for n, t in times.items()
-    }
+    works = {"sketch": kernel, "mirror": forward(model, given), "torch": by_torch}
+    times = turns(works, settings.repeats)
+    found = []
+    for by in ("mirror", "torch"):
+        ratio = times["sketch"].processor_over(times[by])
+        met = "yes" if ratio and ratio.median <= FORWARD else "**no**"
+        seconds = (f"{np.median(times[name].processor):.2f} s" for name in ("sketch", by))
+        what = f"a sketch of {settings.sketch:,}, last blocks of {settings.network}, pass by {by}"
+        found.append((what, *seconds, ratio, f"≤ {FORWARD:g}", met))
+    return found, {name: one._asdict() for name, one in times.items()}
 
 
 def prefix_ratio(settings: Settings) -> tuple[list[tuple[object, ...]], dict[str, Any]]:

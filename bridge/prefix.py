@@ -276,7 +276,7 @@ def split(network: nn.Module, mirror: Mirror, images: torch.Tensor) -> FrozenPre
     if program is None or not mirror.params:
         return None
     constants = {
-        name: torch.tensor(np.asarray(array))
+        name: torch.tensor(np.asarray(array), device=images.device)
         for name, array in mirror.frozen.items()
         if name.startswith(CONSTANT)
     }

@@ -277,12 +277,12 @@ def test_the_linear_head_alone_is_one_operator():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a prefix run by CUDA")
 def test_rows_of_a_gpu_are_those_of_the_processor():
     network, images = only(with_statistics(Net()), "blocks.1", "head"), torch.randn(4, *SHAPE)
-    found = split(network, trace.mirror(network, images), images)
-    assert found is not None
-    rows, logits = found.rows(images.double()), found.tail(found.rows(images))
-    network.to("cuda")  # in place, so that the tail moves along
-    own = found.rows(images.double().cuda())
-    torch.testing.assert_close(own.cpu(), rows, rtol=1e-9, atol=1e-12)
-    assert found.is_of(network)
-    again = found.tail(found.rows(images.cuda()))
-    torch.testing.assert_close(again.cpu(), logits, rtol=1e-4, atol=1e-5)
+    mirror = trace.mirror(network, images)
+    here = split(network, mirror, images)
+    there = split(copy_module(network, "cuda"), mirror, images.cuda())
+    assert here is not None
+    assert there is not None
+    exact = there.rows(images.double().cuda()).cpu()
+    torch.testing.assert_close(exact, here.rows(images.double()), rtol=1e-9, atol=1e-12)
+    logits = there.tail(there.rows(images.cuda())).cpu()
+    torch.testing.assert_close(logits, here.tail(here.rows(images)), rtol=1e-4, atol=1e-5)

@@ -86,9 +86,11 @@ def check(settings: Check, console: Console) -> int:
     # torch and JAX, which take seconds, once the arguments are known to be right
     import jax
     import numpy as np
+    import torch
 
     from bridge import portable, report
     from bridge.parity import compare
+    from bridge.prefix import split
     from bridge.trace import mirror
     from bridge.twin import build_twin
     from kernel.estimate import estimate_cost
@@ -126,12 +128,20 @@ def check(settings: Check, console: Console) -> int:
             mirrored = mirror(network, probe, route=settings.route)
         else:
             mirrored = build_twin(networks.load(settings.twin, "twin"), network, probe)
+    prefix = None
+    if settings.twin is None and settings.save is None:  # a file holds the whole network
+        prefix = split(network, mirrored, torch.tensor(probe))
+    used = mirrored if prefix is None else prefix.mirror
     with console.status("comparing with torch (compiles first)"):
-        certificate = compare(network, mirrored, probe)
+        certificate = compare(network, used, probe, prefix)
     console.print(report.verdict_table(certificate))
     if certificate.layers:
         console.print(report.layer_table(certificate, None if settings.layers else _WORST))
-    console.print(report.size_words(mirrored), highlight=False)
+    console.print(report.size_words(used), highlight=False)
+    given = probe
+    if prefix is not None:
+        given = prefix.rows(torch.tensor(probe)).numpy()
+        console.print(report.prefix_words(prefix, network), highlight=False)
     for exception in certificate.exceptions:
         console.print(f"Note: {exception}.", highlight=False)
     if settings.certificate is not None:
@@ -145,9 +155,9 @@ def check(settings: Check, console: Console) -> int:
         console.print(f"Graph and weights written to {settings.save}.", highlight=False)
     with console.status("measuring gradients"):
         request = Request(memory_gib=settings.memory_gib)
-        image = jax.ShapeDtypeStruct(shape, dtype_of(request.precision))
-        plan = plan_kernel(mirrored.model(), image, settings.images, request)
-        cost = estimate_cost(mirrored.model(), probe, plan)
+        image = jax.ShapeDtypeStruct(given.shape[1:], dtype_of(request.precision))
+        plan = plan_kernel(used.model(), image, settings.images, request)
+        cost = estimate_cost(used.model(), given, plan)
     console.print(report.cost_words(cost, plan), highlight=False)
     console.print("Certified: this network can be used in every pipeline.", style="bold green")
     return 0

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 
 from rich.table import Table
 from rich.text import Text
+from torch import nn
 
 from bridge.mirror import Mirror
 from bridge.parity import Certificate, Layer
+from bridge.prefix import FrozenPrefix
 from kernel.estimate import Cost
 from kernel.plan import Plan
 
@@ -80,6 +82,17 @@ def layer_table(certificate: Certificate, shown: int | None) -> Table:
             style="bold red" if wrong else "",
         )
     return table
+
+
+def prefix_words(prefix: FrozenPrefix, network: nn.Module) -> str:
+    """Sentence on the frozen prefix of a network."""
+    own = {name for name, _ in network.named_parameters()}
+    frozen = sum(array.numel() for name, array in prefix.arrays.items() if name in own)
+    total = sum(parameter.numel() for parameter in network.parameters())
+    return (
+        f"Frozen prefix: {frozen:,} of {total:,} parameters, computed once an image by torch; a "
+        f"row has {prefix.frontier.width:,} numbers, and what follows is certified and costed."
+    )
 
 
 def size_words(mirror: Mirror) -> str:

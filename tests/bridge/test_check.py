@@ -62,6 +62,11 @@ def test_blocks_are_listed_and_what_is_trained_of_them(monkeypatch, capsys) -> N
     assert ["2", "conv", "112", "—"] in cells
     assert ["1", "head", "15", "15"] in cells
     assert "15 trainable parameters in 2 arrays" in text
+    assert "Frozen prefix: 112 of 127 parameters" in text
+    assert "a row has 4 numbers" in text
+    assert "1 tap sites" in text
+    assert run(monkeypatch, "my_nets:make", *options, "--save", "whole.safetensors") == 0
+    assert "Frozen prefix" not in capsys.readouterr().out  # the file is of the whole network
     assert run(monkeypatch, "my_nets:make", *options[:-1], "last:3") == 2
     assert "the network has 2 block(s): conv, head" in capsys.readouterr().err
 

@@ -346,7 +346,7 @@ def _as_array(value: Any, who: str) -> np.ndarray:
         value = (value.float() if value.is_floating_point() else value).detach().cpu().numpy()
     if not isinstance(value, np.ndarray) or not value.ndim:
         raise PipelineError(
-            f"{who} is a {type(value).__name__} and no array or tensor: {_TRANSFORM}."
+            f"{who} is of type {type(value).__name__}, and no array or tensor: {_TRANSFORM}."
         )
     return value
 

@@ -45,7 +45,7 @@ CLASSES = (
 )
 # (x - 127) / 128, with which the weights were published
 MEAN, STD = 127 / 255, 128 / 255
-# What the lower end of the interval of the head alone has to reach, in points.
+# Points; least lower end of the interval of the head alone.
 BOUND = -1.5
 # The training beside it, and what of the network it trains.
 ARMS: Mapping[str, tuple[str, TrainConfig]] = MappingProxyType(
@@ -122,7 +122,7 @@ def pretrained(settings: Settings) -> nn.Module:
 
 
 def draw(labels: np.ndarray, each: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions that are labelled, so many of each class, and all others."""
+    """Positions of `each` labelled images a class, and of all others."""
     rng = generator(seed, "labelled")
     chosen = [rng.choice(np.flatnonzero(labels == c), each, False) for c in np.unique(labels)]
     labelled = np.concatenate(chosen)

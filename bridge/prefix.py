@@ -12,6 +12,7 @@ import importlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -127,7 +128,6 @@ class Tail(nn.Module):
         """
         super().__init__()
         self.program = program
-        self._canonical = {v: k for k, v in reversed(canonical_names(network).items())}
         read = {w.name: None for node in program.nodes for w in references(node, Weight)}
         self._layers = {
             node.name: node.module
@@ -144,6 +144,7 @@ class Tail(nn.Module):
                 self.register_buffer(_constant(name), constants[name].clone(), persistent=False)
             elif name not in held:
                 self._place(name, own[name], persistent=name in persistent)
+        self._constants = {name: _constant(name) for name in read if name.startswith(CONSTANT)}
         self._steps = _Steps(program.nodes, [program.output.node])
         self.eval()
 
@@ -170,12 +171,7 @@ class Tail(nn.Module):
 
     def _run(self, rows: torch.Tensor) -> torch.Tensor:
         arrays = dict(self.named_parameters()) | dict(self.named_buffers())
-        arrays |= {
-            w.name: self.get_buffer(_constant(w.name))
-            for node in self.program.nodes
-            for w in references(node, Weight)
-            if w.name.startswith(CONSTANT)
-        }
+        arrays |= {name: self.get_buffer(own) for name, own in self._constants.items()}
         layers = {node: self.get_submodule(path) for node, path in self._layers.items()}
         values = self._steps.run({self.program.images: rows}, arrays, layers, rows)
         return values[self.program.output.node]
@@ -214,6 +210,10 @@ class FrozenPrefix:
     tail: Tail
     mirror: Mirror
     arrays: Mapping[str, torch.Tensor]
+
+    @cached_property
+    def _steps(self) -> _Steps:
+        return _Steps(self.program.nodes, self.frontier.nodes)
 
     def is_of(self, network: nn.Module) -> bool:
         """Whether a network still holds the tensors that were split, trainable ones the same."""
@@ -255,8 +255,7 @@ class FrozenPrefix:
             return self._rows(images, arrays)
 
     def _rows(self, images: torch.Tensor, arrays: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        steps = _Steps(self.program.nodes, self.frontier.nodes)
-        values = steps.run({self.program.images: images}, arrays, {}, images)
+        values = self._steps.run({self.program.images: images}, arrays, {}, images)
         return torch.cat([values[n].reshape(len(images), -1) for n in self.frontier.nodes], 1)
 
 

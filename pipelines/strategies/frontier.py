@@ -91,11 +91,6 @@ class FrontierRows:
             rows[here] = self._rows[part][self._position[indices[here]]]
         return rows
 
-    def missing(self, indices: np.ndarray) -> int:
-        """How many of these images have no row yet."""
-        self._follow_weights()
-        return int((self._part[np.unique(indices)] < 0).sum())
-
     def is_of(self, of: str, config: FrozenConfig) -> bool:
         """Whether these are rows of the same images, kept in the same way."""
         return (self._of, self._config) == (of, config)
